@@ -1,0 +1,7 @@
+"""UniMMAD: one anomaly-detection model for many classes and many imaging modalities.
+
+Folders in the order of the data's way: ``data`` (sets on disk, shards, stream), ``model`` (plain torch),
+``parallel`` (where experts live: DeepSpeed MoE), ``training``, ``checkpoint``, ``evaluation``.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,76 @@
+"""What travels from the shards to the model: one sample, and a batch of them.
+
+Dimension letters, used here and in the model:
+B samples, M modalities of one sample, T tokens = (sample, modality) pairs of a batch, C = 3 colour channels,
+H x W the model's image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded sample: aligned images of 1 to 4 modalities, ready for the model.
+
+    ``class_name`` is ``DATASET/CLASS`` so that classes of two sets never collide; ``defect`` is ``good`` or the
+    defect's folder name.
+    """
+
+    key: str
+    dataset: str
+    class_name: str
+    defect: str
+    anomalous: bool
+    modalities: tuple[str, ...]
+    """Names of the modalities present, in slot order."""
+    slots: tuple[int, ...]
+    """The input slot of each modality present; strictly increasing."""
+    images_MCHW: Tensor
+    """float32, normalised: one 3-channel image a modality."""
+    mask_HW: Tensor | None
+    """bool, True where anomalous; None where the set has no mask for an anomalous sample."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side; tokens (sample, modality pairs) are listed sample by sample, in slot order."""
+
+    samples: tuple[Sample, ...]
+    """The samples without their image tensors (those are in ``images_TCHW``); masks stay."""
+    images_TCHW: Tensor
+    """float32."""
+    sample_of_token_T: Tensor
+    """int64, not decreasing: which sample a token belongs to."""
+    slot_of_token_T: Tensor
+    """int64: the input slot of the token's modality."""
+
+    @property
+    def size(self) -> int:
+        return len(self.samples)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its token tensors on ``device``; masks stay where they are."""
+        return replace(
+            self,
+            images_TCHW=self.images_TCHW.to(device, non_blocking=True),
+            sample_of_token_T=self.sample_of_token_T.to(device, non_blocking=True),
+            slot_of_token_T=self.slot_of_token_T.to(device, non_blocking=True),
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Join samples of any number of modalities into one batch, without padding."""
+    counts = torch.tensor([len(sample.slots) for sample in samples])
+    no_image = torch.empty(0)
+    return Batch(
+        samples=tuple(replace(sample, images_MCHW=no_image) for sample in samples),
+        images_TCHW=torch.cat([sample.images_MCHW for sample in samples]),
+        sample_of_token_T=torch.repeat_interleave(torch.arange(len(samples)), counts),
+        slot_of_token_T=torch.tensor([slot for sample in samples for slot in sample.slots]),
+    )
