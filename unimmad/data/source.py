@@ -1,0 +1,52 @@
+"""A data set as it is found (on disk or drawn by code), before it becomes shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unimmad.data.index import DatasetEntry, Split
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One encoded image or mask; its bytes go into the shard as they are."""
+
+    name: str
+    """For messages: the path, or what drew it."""
+    suffix: str
+    """With the dot, lower case: ``.png``, ``.jpg``, ``.tiff``, ``.npy``."""
+    read: Callable[[], bytes]
+
+    @classmethod
+    def of(cls, path: Path) -> SourceFile:
+        return cls(name=str(path), suffix=path.suffix.lower(), read=path.read_bytes)
+
+
+@dataclass(frozen=True)
+class SourceSample:
+    """One sample of a source; keys are unique within their data set."""
+
+    key: str
+    class_name: str
+    split: Split
+    defect: str
+    """``good`` for normal samples."""
+    images: dict[str, SourceFile]
+    """By modality name."""
+    mask: SourceFile | None
+
+    @property
+    def anomalous(self) -> bool:
+        return self.defect != "good"
+
+
+@dataclass(frozen=True)
+class SourceSet:
+    """One data set: what ``shards.write_shards`` takes."""
+
+    name: str
+    description: str
+    entry: DatasetEntry
+    samples: tuple[SourceSample, ...]
