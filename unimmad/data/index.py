@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 INDEX_NAME = "index.json"
-FORMAT = 1
+FORMAT: Literal[1] = 1
 
 ModalityKind = Literal["rgb", "gray", "depth"]
 Split = Literal["train", "test"]

@@ -1,0 +1,134 @@
+import io
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from unimmad.data.decode import decode_image, decode_mask
+
+
+def encoded(array: np.ndarray, suffix: str) -> bytes:
+    stream = io.BytesIO()
+    if suffix == ".npy":
+        np.save(stream, array)
+    elif suffix == ".tiff":
+        tifffile.imwrite(stream, array, photometric="rgb" if array.shape[2:] == (3,) else "minisblack")
+    else:
+        Image.fromarray(array).save(stream, format=suffix[1:].upper())
+    return stream.getvalue()
+
+
+def pillow(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".npy"])
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 1), (np.uint8, 3), (np.uint16, 1)])
+def test_lossless_types_come_back_exactly(suffix: str, dtype: type, channels: int) -> None:
+    shape = (5, 7) if channels == 1 else (5, 7, channels)
+    array = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype=dtype)
+    decoded = decode_image(encoded(array, suffix), suffix, "x")
+    assert decoded.dtype == dtype
+    np.testing.assert_array_equal(decoded, array)
+
+
+@pytest.mark.parametrize("suffix", [".tiff", ".npy"])
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_real_numbers_and_channels(suffix: str, channels: int) -> None:
+    array = np.random.default_rng(0).standard_normal((20, 30, channels)).astype(np.float32)
+    expected = array[:, :, 0] if channels == 1 else array
+    np.testing.assert_array_equal(decode_image(encoded(array, suffix), suffix, "x"), expected)
+
+
+def test_tiff_with_planes_first() -> None:
+    planes = np.random.default_rng(0).random((3, 20, 30)).astype(np.float32)
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, planes, photometric="minisblack")
+    np.testing.assert_array_equal(decode_image(stream.getvalue(), ".tif", "x"), np.moveaxis(planes, 0, 2))
+
+
+def test_compressed_tiff() -> None:
+    array = np.arange(35, dtype=np.uint8).reshape(5, 7)
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, format="TIFF", compression="tiff_lzw")
+    np.testing.assert_array_equal(decode_image(stream.getvalue(), ".tiff", "x"), array)
+
+
+def test_palette_alpha_and_one_bit() -> None:
+    palette = Image.new("P", (3, 2), 1)
+    palette.putpalette([0, 0, 0, 200, 10, 20])
+    assert decode_image(pillow(palette), ".png", "x")[0, 0].tolist() == [200, 10, 20]
+    assert decode_image(pillow(Image.new("RGBA", (3, 2), (1, 2, 3, 0))), ".png", "x")[0, 0].tolist() == [
+        1,
+        2,
+        3,
+    ]
+    assert decode_image(pillow(Image.new("LA", (3, 2), (9, 0))), ".png", "x").tolist() == [[9] * 3] * 2
+    assert decode_image(pillow(Image.new("1", (3, 2), 1)), ".png", "x").tolist() == [[255] * 3] * 2
+
+
+def test_jpeg_under_the_name_of_png() -> None:
+    data = encoded(np.full((8, 8, 3), 128, dtype=np.uint8), ".jpeg")
+    assert decode_image(data, ".png", "x").shape == (8, 8, 3)
+
+
+def test_pickles_are_refused() -> None:
+    stream = io.BytesIO()
+    np.save(stream, np.array([[{"a": 1}]], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"case\.npy: does not open"):
+        decode_image(stream.getvalue(), ".npy", "case.npy")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpeg", ".tiff", ".npy"])
+def test_broken_files_are_named(suffix: str) -> None:
+    whole = encoded(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8), suffix)
+    for data in (b"", b"nonsense" * 10, whole[: len(whole) // 2]):
+        with pytest.raises(ValueError, match="part/007: does not open"):
+            decode_image(data, suffix, "part/007")
+
+
+def test_shapes_and_types_that_are_no_image() -> None:
+    with pytest.raises(ValueError, match=r"shape is \(4,\)"):
+        decode_image(encoded(np.zeros(4), ".npy"), ".npy", "x")
+    with pytest.raises(ValueError, match="complex"):
+        decode_image(encoded(np.zeros((4, 4), dtype=complex), ".npy"), ".npy", "x")
+    with pytest.raises(ValueError, match=r"type \.gif is not read"):
+        decode_image(b"", ".gif", "x")
+
+
+def test_mask_counts_above_zero_and_resizes_nearest() -> None:
+    array = np.zeros((4, 8), dtype=np.uint8)
+    array[:2, :4] = 1
+    resized = decode_mask(encoded(array, ".png"), ".png", "m", 4, (4, 8, 3))
+    expected = np.zeros((4, 4), dtype=bool)
+    expected[:2, :2] = True
+    np.testing.assert_array_equal(resized.numpy(), expected)
+
+
+def test_bilinear_mask_is_larger() -> None:
+    array = np.zeros((64, 64), dtype=np.uint8)
+    array[20:41, 20:41] = 255
+    data = encoded(array, ".png")
+    nearest, bilinear = (decode_mask(data, ".png", "m", 16, (64, 64), how) for how in ("nearest", "bilinear"))
+    assert bilinear[nearest].all()
+    assert bilinear.sum() > nearest.sum()
+
+
+def test_jpeg_mask_ignores_ripples() -> None:
+    array = np.zeros((64, 64), dtype=np.uint8)
+    array[21:43, 21:43] = 255
+    resized = decode_mask(encoded(array, ".jpeg"), ".jpeg", "m", 64, (64, 64))
+    assert abs(int(resized.sum()) - 22 * 22) < 22
+
+
+def test_opaque_alpha_is_no_mask() -> None:
+    data = pillow(Image.new("RGBA", (4, 4), (0, 0, 0, 255)))
+    assert not decode_mask(data, ".png", "m", 4, (4, 4)).any()
+
+
+def test_mask_of_another_size_names_both() -> None:
+    with pytest.raises(ValueError, match=r"m\.png is 8 x 4 pixels.*its image is 9 x 4"):
+        decode_mask(encoded(np.zeros((4, 8), dtype=np.uint8), ".png"), ".png", "m.png", 4, (4, 9))

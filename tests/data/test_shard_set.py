@@ -1,0 +1,141 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from disk_sets import make_multimodal, make_mvtec, mask, rgb
+from torch.utils.data import DataLoader
+
+from unimmad.data.layouts import find_set
+from unimmad.data.prepare import centred_depth, prepare
+from unimmad.data.sample import Sample
+from unimmad.data.shard_set import SampleRef, ShardSet
+from unimmad.data.shards import write_shards
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    roots = [make_multimodal(tmp_path / "food"), make_mvtec(tmp_path / "parts")]
+    targets = [tmp_path / "shards" / root.name for root in roots]
+    for root, target in zip(roots, targets, strict=True):
+        write_shards([find_set(root).source], target, progress=False)
+    return targets
+
+
+def test_folders_join(folders: list[Path]) -> None:
+    shards = ShardSet.open(folders)
+    assert list(shards.datasets) == ["food", "parts"]
+    assert (shards.max_slot, shards.channels) == (1, 6)
+    assert {name: len(refs) for name, refs in shards.classes("train").items()} == {
+        "food/bagel": 2,
+        "parts/bolt": 3,
+    }
+    assert {name: len(refs) for name, refs in shards.classes("test").items()} == {
+        "food/bagel": 2,
+        "parts/bolt": 3,
+    }
+    assert shards.classes("test")["parts/bolt"][0].class_name == "parts/bolt"
+
+
+def test_samples_come_back_prepared(folders: list[Path]) -> None:
+    shards = ShardSet.open(folders)
+    cut, good = (shards.read(ref, 8) for ref in shards.classes("test")["food/bagel"])
+    assert (cut.key, cut.dataset, cut.class_name) == ("bagel-test-cut-000", "food", "food/bagel")
+    assert (cut.modalities, cut.slots, cut.anomalous) == (("rgb", "depth"), (0, 1), True)
+    assert cut.images_MCHW.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(cut.images_MCHW[0], prepare(rgb(0), shards.datasets["food"].modalities[0], 8))
+    assert cut.mask_HW is not None
+    assert cut.mask_HW.dtype == torch.bool
+    assert cut.mask_HW.any()
+    assert good.mask_HW is not None
+    assert not good.mask_HW.any()
+    own_size = shards.read(shards.classes("test")["parts/bolt"][0], 12)
+    assert own_size.mask_HW is not None
+    np.testing.assert_array_equal(own_size.mask_HW[:, 0].numpy(), mask()[:, 0] > 0)
+
+
+def test_integer_depth_is_metres_with_invalid_background(folders: list[Path]) -> None:
+    shards = ShardSet.open(folders)
+    depth = shards.datasets["food"].modalities[1]
+    stored = np.array([[0, 40000], [50000, 0]], dtype=np.uint16)
+    half = 5000 / 65535 * 0.5 * 100
+    np.testing.assert_allclose(centred_depth(stored, depth), [[0, -half], [half, 0]], rtol=1e-5)
+    image = shards.read(shards.classes("train")["food/bagel"][0], 12).images_MCHW[1]
+    assert (image[:, 2:5] < 0).all()
+    assert (image[:, 7:] > 0).all()
+
+
+def test_missing_modality_and_missing_mask(tmp_path: Path) -> None:
+    root = make_multimodal(tmp_path / "food")
+    (root / "bagel/test/cut/rgb/000.png").unlink()
+    (root / "bagel/test/cut/gt/000.png").unlink()
+    (root / "bagel/test/cut/gt").rmdir()
+    write_shards([find_set(root).source], tmp_path / "shards", allow_missing=True, progress=False)
+    shards = ShardSet.open([tmp_path / "shards"])
+    sample = shards.read(shards.classes("test")["food/bagel"][0], 8)
+    assert (sample.modalities, sample.slots, sample.images_MCHW.shape[0]) == (("depth",), (1,), 1)
+    assert sample.mask_HW is None
+
+
+class Reader(torch.utils.data.Dataset[Sample]):
+    def __init__(self, shards: ShardSet, refs: list[SampleRef]) -> None:
+        self.shards, self.refs = shards, refs
+
+    def __getitem__(self, position: int) -> Sample:
+        return self.shards.read(self.refs[position], 8)
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+
+def test_loader_workers_read_the_same(folders: list[Path]) -> None:
+    shards = ShardSet.open(folders)
+    refs = [ref for group in shards.classes("test").values() for ref in group]
+    here = [shards.read(ref, 8) for ref in refs]  # opens the shards before the workers fork
+    there = DataLoader(Reader(shards, refs), batch_size=None, num_workers=2)
+    for mine, theirs in zip(here, there, strict=True):
+        assert mine.key == theirs.key
+        assert torch.equal(mine.images_MCHW, theirs.images_MCHW)
+
+
+def test_pickled_after_reading(folders: list[Path]) -> None:
+    shards = ShardSet.open(folders)
+    ref = shards.classes("train")["food/bagel"][0]
+    before = shards.read(ref, 8)
+    copy, copied_ref = pickle.loads(pickle.dumps((shards, ref)))
+    assert torch.equal(copy.read(copied_ref, 8).images_MCHW, before.images_MCHW)
+
+
+def test_shard_cut_short(folders: list[Path]) -> None:
+    shards = ShardSet.open(folders)
+    last = shards.classes("test")["food/bagel"][-1]
+    path = folders[0] / "test-000000.tar"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"food/test-000000\.tar is 2000 bytes, .*cut short"):
+        ShardSet.open(folders)
+    with pytest.raises(ValueError, match=r"test-000000\.tar: food/bagel-test-good-000\.0\.png: the shard ends"):
+        shards.read(last, 8)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"food/test-000000\.tar is missing"):
+        ShardSet.open(folders)
+
+
+def test_damaged_member_is_named(folders: list[Path]) -> None:
+    shards = ShardSet.open(folders)
+    ref = shards.classes("test")["food/bagel"][0]
+    path, member = folders[0] / "test-000000.tar", ref.entry.images["depth"]
+    data = bytearray(path.read_bytes())
+    data[member.offset : member.offset + member.length] = bytes(member.length)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"test-000000\.tar: food/bagel-test-cut-000\.1\.png: does not open"):
+        shards.read(ref, 8)
+
+
+def test_folders_that_cannot_join(folders: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="data set food is in both"):
+        ShardSet.open([folders[0], folders[0]])
+    with pytest.raises(ValueError, match="no data folder"):
+        ShardSet.open([])
+    with pytest.raises(ValueError, match="does not exist"):
+        ShardSet.open([tmp_path / "nowhere"])

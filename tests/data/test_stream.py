@@ -1,0 +1,267 @@
+"""The stream: every rank and worker count reads the same list, in order; errors arrive as one line."""
+
+import io
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unimmad.data.index import DatasetEntry, Modality
+from unimmad.data.order import TrainingOrder
+from unimmad.data.sample import Batch, Sample
+from unimmad.data.shard_set import ShardSet
+from unimmad.data.shards import write_shards
+from unimmad.data.source import SourceFile, SourceSample, SourceSet
+from unimmad.data.stream import evaluation_batches, training_batches
+
+# Three workers on fewer cores are what some of these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
+SIZE = 4
+COUNTS = {"a/x": 5, "a/y": 3, "b/z": 8}
+
+
+@dataclass(frozen=True)
+class FakeRef:
+    class_name: str
+    number: int
+
+    @property
+    def entry(self) -> Any:
+        dataset, name = self.class_name.split("/")
+        return SimpleNamespace(key=f"{name}_{self.number}", dataset=dataset, class_name=name)
+
+
+class FakeShards:
+    """Stands in for a ShardSet: one file a sample, so that a test can take one away."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for refs in self.classes("train").values():
+            for ref in refs:
+                np.save(self._path(ref), np.full((SIZE, SIZE), ref.number, dtype=np.float32))
+
+    def classes(self, split: str) -> dict[str, tuple[FakeRef, ...]]:
+        if split != "train":
+            return {}
+        return {name: tuple(FakeRef(name, i) for i in range(count)) for name, count in COUNTS.items()}
+
+    def read(self, ref: FakeRef, image_size: int, mask_resize: str = "nearest") -> Sample:
+        if not self._path(ref).is_file():
+            raise ValueError(f"{self._path(ref).name} is gone")
+        time.sleep(0.001 * ref.number)  # so that workers finish at different times
+        image_HW = torch.from_numpy(np.load(self._path(ref), allow_pickle=False))
+        return Sample(
+            key=ref.entry.key,
+            dataset=ref.entry.dataset,
+            class_name=ref.class_name,
+            defect="good",
+            anomalous=False,
+            modalities=("rgb",),
+            slots=(0,),
+            images_MCHW=image_HW.expand(1, 3, image_size, image_size),
+            mask_HW=torch.full((image_size, image_size), mask_resize == "bilinear"),
+        )
+
+    def _path(self, ref: FakeRef) -> Path:
+        return self.folder / f"{ref.entry.key}.npy"
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Any:
+    return FakeShards(tmp_path)
+
+
+def make_order(shards: Any, batch: int = 4) -> TrainingOrder[Any]:
+    return TrainingOrder(shards.classes("train"), lambda ref: ref.class_name, seed=1, batch=batch)
+
+
+def train(shards: Any, start: int, end: int, *, rank: int = 0, world_size: int = 1, workers: int = 0) -> Any:
+    return training_batches(
+        shards,
+        make_order(shards),
+        image_size=SIZE,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        start_step=start,
+        end_step=end,
+    )
+
+
+def keys(batch: Batch) -> list[str]:
+    return [sample.key for sample in batch.samples]
+
+
+def listed(stream: Iterator[tuple[int, Batch]]) -> list[tuple[int, list[str]]]:
+    return [(step, keys(batch)) for step, batch in stream]
+
+
+def law(shards: Any, start: int, end: int) -> list[tuple[int, list[str]]]:
+    order = make_order(shards)
+    return [(step, [ref.entry.key for ref in order.at(step)]) for step in range(start, end)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_together_read_the_law(shards: Any, world_size: int) -> None:
+    parts = [listed(train(shards, 0, 9, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    joined = [(step, [key for part in parts for key in part[step][1]]) for step, _ in law(shards, 0, 9)]
+    assert joined == law(shards, 0, 9)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("end", [13, 15])
+def test_workers_keep_the_order(shards: Any, workers: int, end: int) -> None:
+    """From the middle of an epoch, over its end, and for a count of steps that workers do not divide."""
+    assert listed(train(shards, 2, end, workers=workers)) == law(shards, 2, end)
+
+
+def test_images_are_those_of_the_samples(shards: Any) -> None:
+    for _, batch in train(shards, 0, 4, workers=1):
+        assert batch.images_TCHW.shape == (4, 3, SIZE, SIZE)
+        assert keys(batch) == [
+            f"{sample.class_name[2:]}_{int(image_CHW[0, 0, 0])}"
+            for sample, image_CHW in zip(batch.samples, batch.images_TCHW, strict=True)
+        ]
+
+
+def test_nothing_to_do_is_an_empty_stream(shards: Any) -> None:
+    assert listed(train(shards, 5, 5, workers=1)) == []
+
+
+def test_fewer_steps_than_workers(shards: Any) -> None:
+    assert listed(train(shards, 7, 8, workers=3)) == law(shards, 7, 8)
+
+
+def test_environment_variables_do_not_split_the_stream(shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER", "1")
+    monkeypatch.setenv("NUM_WORKERS", "2")
+    assert listed(train(shards, 0, 3)) == law(shards, 0, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_random_state_is_left_alone(shards: Any, workers: int) -> None:
+    before = torch.random.get_rng_state()
+    listed(train(shards, 0, 2, workers=workers))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_sizes(shards: Any) -> None:
+    with pytest.raises(ValueError, match=r"4 samples does not divide among 3 ranks.* 3 and 6"):
+        train(shards, 0, 1, world_size=3)
+    with pytest.raises(ValueError, match=r"among 8 ranks; the nearest sizes that do: 8;"):
+        train(shards, 0, 1, world_size=8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_vanished_is_one_readable_line(shards: Any, workers: int) -> None:
+    order = make_order(shards)
+    gone = order.at(3)[0].entry.key
+    first = next(step for step in range(4) if gone in [ref.entry.key for ref in order.at(step)])
+    (shards.folder / f"{gone}.npy").unlink()
+    stream = train(shards, 0, 6, workers=workers)
+    assert [next(stream)[0] for _ in range(first)] == list(range(first))
+    with pytest.raises(ValueError, match=rf"^{gone}\.npy is gone$"):
+        next(stream)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_evaluation_reads_each_sample_once_and_mixes_no_classes(shards: Any, workers: int) -> None:
+    stream = evaluation_batches(shards, "train", image_size=SIZE, batch_size=3, workers=workers)
+    batches = [(batch.samples[0].class_name, keys(batch)) for batch in stream]
+    assert batches == [
+        ("a/x", ["x_0", "x_1", "x_2"]),
+        ("a/x", ["x_3", "x_4"]),
+        ("a/y", ["y_0", "y_1", "y_2"]),
+        ("b/z", ["z_0", "z_1", "z_2"]),
+        ("b/z", ["z_3", "z_4", "z_5"]),
+        ("b/z", ["z_6", "z_7"]),
+    ]
+
+
+def test_evaluation_of_chosen_classes(shards: Any) -> None:
+    stream = evaluation_batches(shards, "train", image_size=SIZE, batch_size=8, workers=0, classes=["b/z", "a/y"])
+    assert [batch.samples[0].class_name for batch in stream] == ["b/z", "a/y"]
+
+
+@pytest.mark.parametrize("mask_resize", ["nearest", "bilinear"])
+def test_evaluation_passes_on_how_masks_are_resized(shards: Any, mask_resize: Any) -> None:
+    stream = evaluation_batches(shards, "train", image_size=SIZE, batch_size=1, workers=0, mask_resize=mask_resize)
+    mask_HW = cast(torch.Tensor, next(stream).samples[0].mask_HW)
+    assert mask_HW.all().item() == (mask_resize == "bilinear")
+
+
+def test_evaluation_names_an_unknown_class_or_an_empty_split(shards: Any) -> None:
+    with pytest.raises(ValueError, match=r"no class 'b/zz'; did you mean b/z"):
+        evaluation_batches(shards, "train", image_size=SIZE, batch_size=1, workers=0, classes=["b/zz"])
+    with pytest.raises(ValueError, match="no sample of the split 'test'"):
+        evaluation_batches(shards, "test", image_size=SIZE, batch_size=1, workers=0)
+    with pytest.raises(ValueError, match="batch of 0"):
+        evaluation_batches(shards, "train", image_size=SIZE, batch_size=0, workers=0)
+
+
+def test_masks_from_workers_hold_no_shared_memory(shards: Any) -> None:
+    stream = evaluation_batches(shards, "train", image_size=SIZE, batch_size=4, workers=1)
+    masks = [cast(torch.Tensor, sample.mask_HW) for batch in stream for sample in batch.samples]
+    assert len(masks) == sum(COUNTS.values())
+    assert not any(mask_HW.is_shared() for mask_HW in masks)
+
+
+@pytest.fixture
+def real_shards(tmp_path: Path) -> ShardSet:
+    """Two classes of one grey modality, eight samples each, in several shards."""
+    samples = tuple(
+        SourceSample(f"{name}_{i}", name, "train", "good", {"gray": _png(name, i)}, None)
+        for name in ("x", "y")
+        for i in range(8)
+    )
+    entry = DatasetEntry(field="industry", modalities=(Modality(name="gray", slot=0, kind="gray"),))
+    folder = tmp_path / "set"
+    source = SourceSet("made", "made by this test", entry, samples)
+    write_shards([source], folder, shard_bytes=10_000, progress=False)
+    return ShardSet.open([folder])
+
+
+def _png(name: str, number: int) -> SourceFile:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), 10 * number).save(file, "png")
+    return SourceFile(f"{name}_{number}", ".png", file.getvalue)
+
+
+def _real_stream(shards: ShardSet, workers: int) -> Iterator[tuple[int, Batch]]:
+    order = TrainingOrder(shards.classes("train"), lambda ref: (ref.folder, ref.entry.shard), seed=0, batch=4)
+    return training_batches(
+        shards, order, image_size=8, rank=0, world_size=1, workers=workers, start_step=0, end_step=12
+    )
+
+
+def test_real_shards_give_the_same_with_workers(real_shards: ShardSet) -> None:
+    assert len(real_shards.indexes[0].shards) > 2
+    alone = list(_real_stream(real_shards, 0))
+    assert len({key for _, batch in alone for key in keys(batch)}) == 16
+    for (step, batch), (expected_step, expected) in zip(_real_stream(real_shards, 2), alone, strict=True):
+        assert step == expected_step
+        assert keys(batch) == keys(expected)
+        assert torch.equal(batch.images_TCHW, expected.images_TCHW)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", ["cut short", "removed"])
+def test_a_shard_damaged_while_training_is_named(real_shards: ShardSet, workers: int, damage: str) -> None:
+    shard = real_shards.folders[0] / real_shards.indexes[0].shards[0].name
+    if damage == "removed":
+        shard.unlink()
+    else:
+        os.truncate(shard, 700)
+    with pytest.raises(ValueError, match=shard.name) as caught:
+        list(_real_stream(real_shards, workers))
+    assert "Traceback" not in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from unimmad.evaluation.metrics import METRIC_KEYS
+from unimmad.evaluation.report import ClassResult, Report, from_json, to_json
+
+IMAGE_KEYS = METRIC_KEYS[:3]
+
+
+def result(dataset, class_name, value, undefined=()):
+    metrics = {key: None if key in undefined else value for key in METRIC_KEYS}
+    return ClassResult(dataset, "industry", class_name, normal=4, anomalous=5, metrics=metrics)
+
+
+def three_classes():
+    return Report(
+        header={"recipe": "demo"},
+        classes=(result("a", "x", 0.2), result("a", "y", 0.4, undefined=IMAGE_KEYS), result("b", "x", 0.9)),
+    )
+
+
+def test_the_three_kinds_of_mean():
+    report = three_classes()
+    assert report.datasets == ("a", "b")
+    assert report.mean_of_dataset("a").metrics["AUPRO"] == pytest.approx(0.3)
+    assert report.mean_of_classes().metrics["AUPRO"] == pytest.approx(0.5)
+    assert report.mean_of_datasets().metrics["AUPRO"] == pytest.approx(0.6)
+
+
+def test_undefined_values_are_left_out_and_counted():
+    report = three_classes()
+    mean = report.mean_of_dataset("a")
+    assert mean.metrics["I-AUROC"] == pytest.approx(0.2)
+    assert (mean.covered["I-AUROC"], mean.covered["AUPRO"], mean.members) == (1, 2, 2)
+    assert mean.incomplete == dict.fromkeys(IMAGE_KEYS, 1)
+    assert report.mean_of_classes().metrics["I-AUROC"] == pytest.approx(0.55)
+
+
+def test_a_data_set_without_a_defined_class_does_not_count():
+    report = Report({}, (result("a", "x", 0.2), result("b", "x", 0.9, undefined=METRIC_KEYS)))
+    mean = report.mean_of_datasets()
+    assert mean.metrics["P-AP"] == pytest.approx(0.2)
+    assert (mean.covered["P-AP"], mean.members) == (1, 2)
+    assert report.mean_of_dataset("b").metrics["P-AP"] is None
+
+
+def test_json_round_trip_with_null_for_undefined():
+    report = three_classes()
+    content = json.loads(to_json(report))
+    assert content["classes"][1]["metrics"]["I-AP"] is None
+    assert content["header"] == {"recipe": "demo"}
+    assert content["means"][-1]["name"] == "mean of data sets"
+    assert from_json(to_json(report)) == report
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": 1, "hea', "no JSON"),
+        ("[]", "not of format 1"),
+        ('{"format": 9}', "not of format 1"),
+        ('{"format": 1, "header": {}}', "no entry 'classes'"),
+        ('{"format": 1, "header": {}, "classes": [3]}', "another form"),
+        ('{"format": 1, "header": {}, "classes": [{"metrics": {"I-AP": 1}}]}', "no entry 'I-AUROC'"),
+    ],
+)
+def test_a_broken_report_says_what_is_wrong(text, message):
+    with pytest.raises(ValueError, match=message):
+        from_json(text)

@@ -1,0 +1,82 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unimmad.data.index import load_index
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "make_shards.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_shards", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def road(tmp_path: Path) -> Path:
+    for part in ("train/good", "test/good", "test/hole"):
+        for modality, array in (
+            ("rgb", np.zeros((8, 8, 3), dtype=np.uint8)),
+            ("disparity", np.full((8, 8), 900, dtype=np.uint16)),
+        ):
+            folder = tmp_path / "road" / "asphalt" / part / modality
+            folder.mkdir(parents=True)
+            Image.fromarray(array).save(folder / "000.png")
+    return tmp_path / "road"
+
+
+def test_writes_and_summarises(tool: ModuleType, road: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = road.parent / "shards"
+    options = ["--target", str(target), "--name", "street", "--field", "traffic"]
+    assert tool.main([str(road), *options, "--modality", "disparity=depth:2:900"]) == 0
+    entry = load_index(target).datasets["street"]
+    assert entry.field == "traffic"
+    assert [(m.name, m.slot, m.scale, m.invalid) for m in entry.modalities] == [
+        ("disparity", 0, 2.0, 900.0),
+        ("rgb", 1, 1.0, None),
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert "  class asphalt: 1 train, 2 test" in lines
+    assert any(line.startswith("note: ") and "without a mask" in line for line in lines)
+    assert lines[-1].endswith(f"unimmad/train.py --deepspeed_config ds_configs/ep1.json --data {target}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--modality", "rgb=blue"], "--modality rgb=blue"),
+        (["--modality", "ir=gray"], "has only disparity, rgb"),
+        (["--shard-mb", "0"], "must be positive"),
+        (["elsewhere"], "elsewhere does not exist"),
+        (["elsewhere", "--name", "x"], "one SOURCE"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    tool: ModuleType, road: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert tool.main([str(road), "--target", str(road.parent / "shards"), *options]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not (road.parent / "shards").exists()
+
+
+def test_as_a_command(road: Path) -> None:
+    command = [sys.executable, str(SCRIPT), str(road), "--target", str(road.parent / "shards")]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    again = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+    assert "Traceback" not in again.stderr

@@ -1,0 +1,112 @@
+"""Make a folder of shards from data sets on disk, or from the synthetic set.
+
+    python tools/make_shards.py FOLDER... --target DIR
+    python tools/make_shards.py synthetic --target DIR
+
+FOLDER holds one folder a class, in the layout of MVTec-AD (CLASS/train/good/*, CLASS/test/DEFECT/*,
+CLASS/ground_truth/DEFECT/*) or its multi-modal sibling (CLASS/SPLIT/DEFECT/MODALITY/*, masks in gt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from unimmad.data.index import Index
+from unimmad.data.layouts import LAYOUTS, FoundSet, find_set
+from unimmad.data.modality import parse_modality
+from unimmad.data.shards import SHARD_BYTES, write_shards
+
+SYNTHETIC = "synthetic"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_intermixed_args(arguments)
+    started = time.perf_counter()
+    try:
+        index, notices = _make(options)
+    except (ValueError, OSError) as error:
+        print(f"make_shards: {error}", file=sys.stderr)
+        return 2
+    _print_summary(index, notices, options.target, time.perf_counter() - started)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"a data set's folder, or {SYNTHETIC!r}")
+    parser.add_argument("--target", type=Path, required=True, metavar="DIR", help="the shard folder to make")
+    parser.add_argument("--name", help="the data set's name (default: the folder's); with one SOURCE only")
+    parser.add_argument("--field", default="unspecified", help="of folders: industry, ... (default: %(default)s)")
+    parser.add_argument("--layout", choices=("auto", *LAYOUTS), default="auto")
+    parser.add_argument(
+        "--modality",
+        action="append",
+        default=[],
+        metavar="NAME=KIND",
+        help="rgb, gray, skip or depth[:SCALE[:INVALID]]; once for each modality, with one SOURCE only. "
+        "Their order is that of the input slots. SCALE: metres that the stored value 1 (integers: the type's "
+        "largest value) stands for; default 1 (integers: 0.5). INVALID: the stored value that says 'not "
+        "measured', or none; default none (integers: 0). Otherwise the folder's name tells the kind.",
+    )
+    parser.add_argument("--allow-missing", action="store_true", help="keep samples that lack a modality")
+    parser.add_argument("--overwrite", action="store_true", help="replace a shard folder of that name")
+    parser.add_argument("--shard-mb", type=float, default=SHARD_BYTES / 2**20, help="size (default: %(default)g)")
+    parser.add_argument("--seed", type=int, default=0, help=f"of {SYNTHETIC} (default: %(default)s)")
+    return parser
+
+
+def _make(options: argparse.Namespace) -> tuple[Index, list[str]]:
+    if len(options.sources) > 1 and (options.name or options.modality):
+        raise ValueError(
+            "--name and --modality speak of one SOURCE; make a shard folder for each (training joins them)"
+        )
+    if not options.shard_mb > 0:
+        raise ValueError(f"--shard-mb {options.shard_mb:g}: must be positive")
+    found = [item for source in options.sources for item in _find(source, options)]
+    index = write_shards(
+        [item.source for item in found],
+        options.target,
+        shard_bytes=int(options.shard_mb * 2**20),
+        allow_missing=options.allow_missing,
+        overwrite=options.overwrite,
+    )
+    return index, [notice for item in found for notice in item.notices]
+
+
+def _find(source: str, options: argparse.Namespace) -> list[FoundSet]:
+    if source == SYNTHETIC:
+        if options.name or options.modality:
+            raise ValueError(f"--name and --modality do not apply to {SYNTHETIC}")
+        from unimmad.data.synthetic import synthetic_sets
+
+        return [FoundSet(item, ()) for item in synthetic_sets(options.seed)]
+    choices = [parse_modality(text) for text in options.modality]
+    return [find_set(Path(source), name=options.name, field=options.field, layout=options.layout, modalities=choices)]
+
+
+def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: float) -> None:
+    counts = Counter((sample.dataset, sample.class_name, sample.split) for sample in index.samples)
+    for name, entry in index.datasets.items():
+        print(f"{name} (field: {entry.field})")
+        for modality in entry.modalities:
+            depth = f", scale {modality.scale:g} m, invalid {modality.invalid}" if modality.kind == "depth" else ""
+            print(f"  slot {modality.slot}: {modality.name}, {modality.kind}{depth}")
+        for class_name in sorted({found for dataset, found, _ in counts if dataset == name}):
+            train, test = (counts[name, class_name, split] for split in ("train", "test"))
+            print(f"  class {class_name}: {train} train, {test} test")
+    for notice in notices:
+        print(f"note: {notice}")
+    size = sum(shard.bytes for shard in index.shards) / 2**20
+    print(f"{target}: {len(index.samples)} samples, {len(index.shards)} shards, {size:.1f} MiB, {seconds:.1f} s")
+    print(f"next: deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json --data {target}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Recipes: every setting of a run, typed, frozen, documented, and checked together at load.
+
+A recipe is a YAML file with the sections ``model``, ``data``, ``training`` and ``evaluation``. Shipped ones (``demo``,
+``tiny``, ``paper``, ``real``) are named; any other is given by its path. Single values are overridden by ``--set KEY=VALUE``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "demo"
+CHANNELS_PER_MODALITY = 3
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(_Section):
+    """METHOD: sizes of the network. Defaults are the paper's."""
+
+    image_size: Positive = 256
+    """Height and width of every image; the learned input embedding ties a model to it. A multiple of 32."""
+    modality_slots: Positive = 4
+    """Images of a sample at most; each slot is three input channels."""
+    backbone: str = "wide_resnet50_2.tv2_in1k"
+    """Any timm network whose features_only form has strides 4, 8 and 16."""
+    backbone_weights: str = "imagenet"
+    """``imagenet`` (timm's, refused when they can't be had), ``imagenet-or-none``, ``none``, or a .pth or .safetensors file."""
+    encoder_batchnorm: Literal["batch", "frozen"] = "batch"
+    """``frozen``: the encoder's BatchNorm stays as loaded (for weights with folded BatchNorm)."""
+    fcm_dim: Positive = 512
+    """Channels at which the feature compression module joins the three stages."""
+    bottleneck_dim: Positive = 2048
+    """Channels of its narrowest map, at stride 32."""
+    decoder_planes: tuple[Positive, Positive, Positive] = (256, 128, 64)
+    """Planes of its three up-sampling stages; each gives 4 times as many channels."""
+    decoder_blocks: tuple[Positive, Positive, Positive] = (3, 4, 6)
+    """Bottleneck blocks of each up-sampling stage."""
+    embed_dim: Positive = 256
+    """Channels inside C-MoE."""
+    kernel_sizes: tuple[Positive, ...] = (1, 3, 5)
+    """One MiMoE branch each; odd."""
+    leaders: Positive = 32
+    """Leader experts of a branch, the experts that the gate routes to."""
+    base_experts: Positive = 8
+    """Base kernels in a bank, which the leaders mix."""
+    top_k: Positive = 2
+    """Leaders that a token is routed to."""
+    banks: Positive = 1
+    """Banks of base kernels a level and kernel size; leader l mixes from bank l // (leaders / banks)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if self.image_size % 32:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of 32")
+        if self.top_k > self.leaders:
+            raise ValueError(f"top_k {self.top_k} is more than leaders {self.leaders}")
+        if self.leaders % self.banks:
+            raise ValueError(f"leaders {self.leaders} can't be shared evenly among banks {self.banks}")
+        if any(size % 2 == 0 for size in self.kernel_sizes):
+            raise ValueError(f"kernel_sizes {self.kernel_sizes} must be odd")
+        return self
+
+
+class DataSettings(_Section):
+    """How shards are read."""
+
+    workers: NotNegative = 2
+    """Loader processes of each rank; 0 decodes in the trainer itself."""
+    dataset_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Loss weight of each data set, by its name; others weigh 1."""
+
+
+class TrainingSettings(_Section):
+    """The optimisation, the same on any number of ranks."""
+
+    seed: int = 0
+    global_batch: Positive = 10
+    """Samples of one optimizer step over all ranks."""
+    accumulation: Positive = 1
+    """Micro-batches that a step is computed in."""
+    epochs: Positive = 200
+    """Length of the cosine schedule; one epoch is as many draws as there are training samples."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    warmup_steps: NotNegative = 0
+    """Steps over which the learning rate rises linearly from 0 (not in the paper)."""
+    schedule: Literal["epoch", "step"] = "epoch"
+    """When the cosine moves: once an epoch (the paper) or every step."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    gradient_clipping: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of the whole gradient; 0 is off."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """``bf16``: autocast over fp32 weights; normalisation, gate, cosine and loss stay fp32."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    balance_epochs: Positive = 200
+    """The balance loss is scaled by max(1 - epoch / balance_epochs, balance_floor)."""
+    balance_floor: Annotated[float, Field(ge=0)] = 0.001
+    log_every: Positive = 10
+    """Steps between TensorBoard points."""
+    evaluate_every: NotNegative = 0
+    """Steps between evaluations on the test split by rank 0; 0 is never."""
+    checkpoint_every: Positive = 500
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: Positive = 2
+    """How many of the newest checkpoints stay on disk."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSettings:
+        if self.global_batch % self.accumulation:
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of accumulation {self.accumulation}")
+        return self
+
+
+class EvaluationSettings(_Section):
+    """What turns maps into scores; printed with every table, since this is where papers differ."""
+
+    batch_size: Positive = 8
+    blur_kernel: Positive = 15
+    """Side of the Gaussian's window in pixels; odd. Zero padding."""
+    blur_sigma: Annotated[float, Field(ge=0)] = 4.0
+    """Standard deviation in pixels; 0 leaves the map as it is."""
+    top_share: Annotated[float, Field(gt=0, le=1)] = 0.001
+    """An image's score is the mean of this share of its map's largest values (at least one)."""
+    pictures_per_class: NotNegative = 4
+    """Heat maps drawn of each class."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluationSettings:
+        if self.blur_kernel % 2 == 0:
+            raise ValueError(f"blur_kernel {self.blur_kernel} must be odd")
+        return self
+
+
+class Recipe(_Section):
+    """Everything a run is made of, except where its data lie and where its output goes."""
+
+    name: str
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+def load_recipe(name_or_file: str = DEFAULT_RECIPE, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by name or any by path, then apply ``KEY=VALUE`` overrides (``model.embed_dim=64``).
+
+    Raises:
+        ValueError: no such recipe, an unknown key, a bad value; names the file or option, the key, the nearest known key.
+    """
+    path = _recipe_path(name_or_file)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"recipe {path} can't be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path} must be a mapping of sections such as model: and training:")
+    values.setdefault("name", path.stem)
+    recipe = parse_recipe(values, origin=str(path))
+    if not overrides:
+        return recipe
+    changed = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(changed, override)
+    return parse_recipe(changed, origin="--set " + " --set ".join(overrides))
+
+
+def parse_recipe(values: Mapping[str, Any], origin: str) -> Recipe:
+    """Check a mapping against the settings; ``origin`` names it in errors.
+
+    Raises:
+        ValueError: as ``load_recipe``.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        messages = "; ".join(_explain(dict(problem)) for problem in error.errors())
+        raise ValueError(f"{origin}: {messages}") from None
+
+
+def _recipe_path(name_or_file: str) -> Path:
+    shipped = RECIPES_FOLDER / f"{name_or_file}.yaml"
+    if shipped.is_file():
+        return shipped
+    path = Path(name_or_file)
+    if path.is_file():
+        return path
+    names = sorted(file.stem for file in RECIPES_FOLDER.glob("*.yaml"))
+    raise ValueError(
+        f"no recipe {name_or_file!r}: neither a file nor one of {', '.join(names)}{_nearest(name_or_file, names)}"
+    )
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"--set {override}: write it as KEY=VALUE, for example model.embed_dim=64")
+    *sections, last = key.strip().split(".")
+    place: Any = values
+    for section in sections:
+        place = place.get(section) if isinstance(place, dict) else None
+    known = _known_keys()
+    free_form = key.startswith("data.dataset_weights.")
+    if not isinstance(place, dict) or (key not in known and not free_form):
+        raise ValueError(f"--set {override}: unknown key {key}{_nearest(key, known)}")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {override}: {text!r} is not a YAML value") from None
+    if isinstance(place[last], str) and (number := _as_float(place[last])) is not None:
+        place[last] = number
+
+
+def _as_float(text: str) -> float | None:
+    """YAML reads 1e-3 as a string; people mean a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _known_keys() -> list[str]:
+    keys = ["name"]
+    for section, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += [f"{section}.{key}" for key in field.annotation.model_fields]
+    return keys
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key}{_nearest(key, _known_keys() + list(Recipe.model_fields))}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    shown = "" if isinstance(problem["input"], (dict, BaseModel)) else f", not {problem['input']!r}"
+    return f"{key}: {message}{shown}"
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    by_last_part = {name.rpartition(".")[2]: name for name in known}
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not close:
+        close = [by_last_part[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1)]
+    return f"; did you mean {close[0]}?" if close else ""

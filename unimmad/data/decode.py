@@ -1,0 +1,137 @@
+"""Bytes to arrays, by a closed list of types: PNG, JPEG, TIFF, NPY. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+import tifffile
+import torch
+from PIL import Image
+from torch import Tensor
+
+PILLOW_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+IMAGE_SUFFIXES = PILLOW_SUFFIXES | TIFF_SUFFIXES | {".npy"}
+
+MAX_CHANNELS = 16
+"""An array whose last axis is longer is no H x W x channels image."""
+JPEG_MASK_THRESHOLD = 128
+"""A JPEG mask has ripples round every edge: it counts from half of full scale, all other masks where > 0."""
+
+_ALPHA = {"LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "1": "L"}
+
+
+def decode_image(data: bytes, suffix: str, where: str) -> np.ndarray:
+    """Decode one image.
+
+    Palettes become colours, an alpha channel is dropped (PNG, JPEG), 1-bit images become 0 and 255.
+
+    Args:
+        data: the file's bytes.
+        suffix: with the dot, lower case; one of ``IMAGE_SUFFIXES``.
+        where: the file (and sample), for messages.
+
+    Returns:
+        H x W or H x W x C, of any numeric dtype as stored; bool arrays become uint8 0 and 255.
+
+    Raises:
+        ValueError: unknown type, does not open, or is no 2-D image.
+    """
+    if suffix not in IMAGE_SUFFIXES:
+        raise ValueError(
+            f"{where}: type {suffix or '(none)'} is not read; use one of {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    try:
+        array = _decode(data, suffix)
+    except Exception as error:  # broken files make the decoders raise a dozen unrelated types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{where}: does not open as {suffix[1:].upper()} ({reason}); replace or remove it") from None
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] > MAX_CHANNELS):
+        raise ValueError(f"{where}: its shape is {array.shape}; wanted H x W or H x W x channels")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{where}: its values are {array.dtype}; wanted integers or real numbers")
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8) * 255
+    return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+
+
+def _decode(data: bytes, suffix: str) -> np.ndarray:
+    if suffix in PILLOW_SUFFIXES:
+        return _decode_pillow(data, ("PNG", "JPEG"))
+    if suffix == ".npy":
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    return _decode_tiff(data)
+
+
+def _decode_pillow(data: bytes, formats: tuple[str, ...]) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=formats) as image:
+        if image.mode in ("P", "PA"):
+            return np.asarray(image.convert("RGB"))
+        if image.mode in _ALPHA:
+            return np.asarray(image.convert(_ALPHA[image.mode]))
+        return np.asarray(image)
+
+
+def _decode_tiff(data: bytes) -> np.ndarray:
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        series = tiff.series[0]
+        if int(series.keyframe.photometric) == int(tifffile.PHOTOMETRIC.PALETTE):
+            return _decode_pillow(data, ("TIFF",))
+        try:
+            array = series.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            return _decode_pillow(data, ("TIFF",))  # knows LZW and JPEG compression without a further package
+        planes_first = array.ndim == 3 and array.shape[2] > MAX_CHANNELS and array.shape[0] <= MAX_CHANNELS
+        return np.moveaxis(array, 0, 2) if planes_first else array
+
+
+def decode_mask_pixels(data: bytes, suffix: str, where: str) -> np.ndarray:
+    """Decode a mask at full resolution: bool H x W, True where any channel is > 0 (JPEG: at least 128).
+
+    Raises:
+        ValueError: as ``decode_image``.
+    """
+    array = decode_image(data, suffix, where)
+    marked = array >= JPEG_MASK_THRESHOLD if suffix in (".jpg", ".jpeg") else array > 0
+    return np.asarray(marked.any(axis=2)) if marked.ndim == 3 else marked
+
+
+def decode_mask(
+    data: bytes,
+    suffix: str,
+    where: str,
+    image_size: int,
+    image_shape: tuple[int, ...],
+    resize: Literal["nearest", "bilinear"] = "nearest",
+) -> Tensor:
+    """Decode a mask and resize it to the model's square.
+
+    Args:
+        image_size: side of the result.
+        image_shape: shape of the sample's images before resizing; its first two numbers are H, W.
+        resize: ``nearest``, or ``bilinear`` (then > 0), which marks a slightly larger region.
+
+    Returns:
+        bool, H x W.
+
+    Raises:
+        ValueError: as ``decode_image``, or the mask's size is not the image's.
+    """
+    marked = decode_mask_pixels(data, suffix, where)
+    check_same_size(where, marked.shape, "its image", image_shape)
+    filter_ = Image.Resampling.NEAREST if resize == "nearest" else Image.Resampling.BILINEAR
+    image = Image.fromarray(marked.astype(np.uint8) * 255).resize((image_size, image_size), filter_)
+    return torch.from_numpy(np.asarray(image) > 0)
+
+
+def check_same_size(where: str, shape: tuple[int, ...], other_where: str, other_shape: tuple[int, ...]) -> None:
+    """Raise ValueError, naming both files and sizes, unless H and W are the same."""
+    if shape[:2] != other_shape[:2]:
+        raise ValueError(
+            f"{where} is {shape[1]} x {shape[0]} pixels (width x height), but {other_where} is "
+            f"{other_shape[1]} x {other_shape[0]}: all images and the mask of a sample must have one size"
+        )

@@ -1,0 +1,129 @@
+"""Decoded arrays to the model's input: resized to a square, normalised, three channels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from unimmad.data.index import Modality
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""The normalisation the backbones' ImageNet weights were trained with."""
+DEPTH_FACTOR = 100.0
+"""Depth in metres about its foreground mean, times this, is of the order of 1 (method, recipe)."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""ITU-R BT.601, as Pillow turns colour into gray."""
+
+
+def prepare(array: np.ndarray, modality: Modality, image_size: int, where: str = "image") -> Tensor:
+    """Make the model's input of one decoded image (method, recipe).
+
+    RGB and gray: bilinear resize as Pillow does it (with antialiasing, without crop), ImageNet mean and std;
+    8-bit images are resized as 8 bit, others in floating point. Depth: ``centred_depth``, then plain bilinear
+    resize; no mean and std. Gray and depth are repeated to three channels.
+
+    Args:
+        array: H x W or H x W x C from ``decode_image``.
+        modality: its kind and, for depth, scale and invalid value.
+        image_size: side of the result.
+        where: the file (and sample), for messages.
+
+    Returns:
+        float32, 3 x image_size x image_size.
+
+    Raises:
+        ValueError: the array's channels or values do not fit the modality's kind.
+    """
+    if modality.kind == "depth":
+        depth_HW = torch.from_numpy(centred_depth(array, modality, where))
+        size = (image_size, image_size)
+        depth_1HW = F.interpolate(depth_HW[None, None], size=size, mode="bilinear", align_corners=False)[0]
+        return depth_1HW.repeat(3, 1, 1)
+    channels = _channels(array, modality, where)
+    image_CHW = torch.from_numpy(np.stack([_resize(channel_HW, image_size) for channel_HW in channels]))
+    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
+    return (image_CHW - mean) / std
+
+
+def check_fits(array: np.ndarray, modality: Modality, where: str) -> None:
+    """Raise the ValueError that ``prepare`` would, without resizing."""
+    if modality.kind == "depth":
+        _depth_and_foreground(array, modality, where)
+    else:
+        _channels(array, modality, where)
+
+
+def centred_depth(array: np.ndarray, modality: Modality, where: str = "depth") -> np.ndarray:
+    """Depth about its foreground's mean, times 100; the background lies at 0.
+
+    Background are invalid and non-finite pixels, and those where the last channel of an H x W x 2+ array (of
+    real numbers) is not > 0. Without any foreground the result is zero.
+
+    Returns:
+        float32, H x W, in centimetres.
+    """
+    depth_HW, foreground_HW = _depth_and_foreground(array, modality, where)
+    if not foreground_HW.any():
+        return np.zeros(depth_HW.shape, dtype=np.float32)
+    mean = depth_HW[foreground_HW].mean()
+    return (np.where(foreground_HW, depth_HW - mean, 0.0) * DEPTH_FACTOR).astype(np.float32)
+
+
+def _depth_and_foreground(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, np.ndarray]:
+    stored_HW = array if array.ndim == 2 else array[:, :, 0]
+    foreground_HW = np.isfinite(stored_HW)
+    if array.ndim == 3 and array.dtype.kind == "f":
+        foreground_HW &= array[:, :, -1] > 0
+    elif array.ndim == 3 and (array != array[:, :, :1]).any():
+        raise ValueError(
+            f"{where}: depth with {array.shape[2]} different channels of {array.dtype}, maybe colour-coded; "
+            f"store depth in one channel, or say --modality {modality.name}=rgb"
+        )
+    if modality.invalid is not None:
+        foreground_HW &= stored_HW != modality.invalid
+    largest = np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1.0
+    return stored_HW.astype(np.float64) / largest * modality.scale, foreground_HW
+
+
+def _channels(array: np.ndarray, modality: Modality, where: str) -> list[np.ndarray]:
+    """Three H x W arrays: uint8, or float32 in 0-1."""
+    if array.ndim == 3 and array.shape[2] not in (3, 4):
+        raise ValueError(
+            f"{where}: {array.shape[2]} channels do not make a picture of kind {modality.kind}; wanted 1 or 3"
+        )
+    array = _unit_range(array, modality, where)
+    if array.ndim == 2:
+        return [array] * 3
+    if modality.kind == "rgb":
+        return [array[:, :, channel] for channel in range(3)]
+    gray_HW = array[:, :, :3].astype(np.float32) @ np.array(LUMINANCE, dtype=np.float32)
+    return [np.rint(gray_HW).astype(np.uint8) if array.dtype == np.uint8 else gray_HW] * 3
+
+
+def _unit_range(array: np.ndarray, modality: Modality, where: str) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return (array / np.float32(65535)).astype(np.float32)
+    if array.dtype.kind != "f":
+        raise ValueError(
+            f"{where}: {modality.kind} values are {array.dtype}; store 8 or 16 bit unsigned, or reals in 0-1"
+        )
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"{where}: {modality.kind} values go from {low:g} to {high:g}; real numbers must lie in 0-1. "
+            f"Rescale them, or say --modality {modality.name}=depth if they are distances"
+        )
+    return array.astype(np.float32)
+
+
+def _resize(channel_HW: np.ndarray, image_size: int) -> np.ndarray:
+    """Bilinear, as Pillow does it; uint8 or float32 in 0-1 to float32 in 0-1."""
+    image = Image.fromarray(np.ascontiguousarray(channel_HW))
+    resized = np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
+    return resized / np.float32(255) if channel_HW.dtype == np.uint8 else resized

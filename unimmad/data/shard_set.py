@@ -1,0 +1,176 @@
+"""Several shard folders read as one set, sample by sample."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unimmad.data.decode import check_same_size, decode_image, decode_mask
+from unimmad.data.index import DatasetEntry, Index, Member, SampleEntry, Split, load_index
+from unimmad.data.prepare import prepare
+from unimmad.data.sample import Sample
+
+MAX_OPEN_SHARDS = 128
+"""File handles a process keeps; the one opened first is closed beyond that."""
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """Where to find one sample: its folder's position in the ``ShardSet``, and its entry in that index."""
+
+    folder: int
+    entry: SampleEntry
+
+    @property
+    def class_name(self) -> str:
+        """``DATASET/CLASS``."""
+        return f"{self.entry.dataset}/{self.entry.class_name}"
+
+
+class ShardSet:
+    """Shard folders joined; samples are read by offset. Picklable; safe in loader workers of any kind."""
+
+    def __init__(self, folders: Sequence[Path], indexes: Sequence[Index]) -> None:
+        self.folders = tuple(folders)
+        self.indexes = tuple(indexes)
+        self.datasets: dict[str, DatasetEntry] = {
+            name: entry for index in indexes for name, entry in index.datasets.items()
+        }
+        self._open_shards: dict[tuple[int, int], io.FileIO] = {}
+
+    @classmethod
+    def open(cls, folders: Sequence[Path]) -> ShardSet:
+        """Read the indexes of ``folders`` and check that their shards are there and whole in size.
+
+        Raises:
+            ValueError: no folder given, no or a broken index, a shard missing or cut short, or one data-set
+                name in two folders.
+        """
+        if not folders:
+            raise ValueError("no data folder given; make one with tools/make_shards.py")
+        indexes = [load_index(folder) for folder in folders]
+        _check_names(folders, indexes)
+        for folder, index in zip(folders, indexes, strict=True):
+            _check_shards(folder, index)
+        return cls(folders, indexes)
+
+    @property
+    def max_slot(self) -> int:
+        """The highest input slot that any modality uses."""
+        return max(modality.slot for entry in self.datasets.values() for modality in entry.modalities)
+
+    @property
+    def channels(self) -> int:
+        """Input channels that the slots in use span: three a slot."""
+        return 3 * (self.max_slot + 1)
+
+    def classes(self, split: Split) -> dict[str, tuple[SampleRef, ...]]:
+        """Samples of ``split`` by ``DATASET/CLASS``, folder by folder in the order of their indexes."""
+        return {
+            name: tuple(SampleRef(number, entry) for entry in entries)
+            for number, index in enumerate(self.indexes)
+            for name, entries in index.classes(split).items()
+        }
+
+    def read(self, ref: SampleRef, image_size: int, mask_resize: Literal["nearest", "bilinear"] = "nearest") -> Sample:
+        """Read, decode and prepare one sample.
+
+        Args:
+            ref: from ``classes``.
+            image_size: side of the images and the mask, in pixels.
+            mask_resize: see ``decode.decode_mask``.
+
+        Raises:
+            ValueError: a member cannot be read or does not decode; names shard and member.
+        """
+        entry = ref.entry
+        present = [m for m in self.datasets[entry.dataset].modalities if m.name in entry.images]
+        present.sort(key=lambda modality: modality.slot)
+        images: list[Tensor] = []
+        shape: tuple[int, ...] = ()
+        for modality in present:
+            member = entry.images[modality.name]
+            where = self._where(ref, member)
+            array = decode_image(self._member_bytes(ref, member), Path(member.name).suffix, where)
+            shape = shape or array.shape
+            check_same_size(where, array.shape, "the sample's first image", shape)
+            images.append(prepare(array, modality, image_size, where))
+        return Sample(
+            key=entry.key,
+            dataset=entry.dataset,
+            class_name=ref.class_name,
+            defect=entry.defect,
+            anomalous=entry.anomalous,
+            modalities=tuple(modality.name for modality in present),
+            slots=tuple(modality.slot for modality in present),
+            images_MCHW=torch.stack(images),
+            mask_HW=self._read_mask(ref, image_size, shape, mask_resize),
+        )
+
+    def _read_mask(
+        self, ref: SampleRef, size: int, shape: tuple[int, ...], resize: Literal["nearest", "bilinear"]
+    ) -> Tensor | None:
+        member = ref.entry.mask
+        if member is None:
+            return None if ref.entry.anomalous else torch.zeros(size, size, dtype=torch.bool)
+        data, where = self._member_bytes(ref, member), self._where(ref, member)
+        return decode_mask(data, Path(member.name).suffix, where, size, shape, resize)
+
+    def _where(self, ref: SampleRef, member: Member) -> str:
+        return f"{self._shard_path(ref)}: {member.name}"
+
+    def _shard_path(self, ref: SampleRef) -> Path:
+        return self.folders[ref.folder] / self.indexes[ref.folder].shards[ref.entry.shard].name
+
+    def _member_bytes(self, ref: SampleRef, member: Member) -> bytes:
+        try:
+            data = os.pread(self._shard_file(ref).fileno(), member.length, member.offset)
+        except OSError as error:
+            raise ValueError(f"{self._where(ref, member)}: cannot be read ({error.strerror})") from None
+        if len(data) != member.length:
+            raise ValueError(f"{self._where(ref, member)}: the shard ends before it; write the shards anew")
+        return data
+
+    def _shard_file(self, ref: SampleRef) -> io.FileIO:
+        # pread has no position of its own, so handles that a forked worker inherits can be shared.
+        key = (ref.folder, ref.entry.shard)
+        if key not in self._open_shards:
+            if len(self._open_shards) >= MAX_OPEN_SHARDS:
+                self._open_shards.pop(next(iter(self._open_shards))).close()
+            self._open_shards[key] = io.FileIO(self._shard_path(ref))
+        return self._open_shards[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open_shards": {}}
+
+
+def _check_names(folders: Sequence[Path], indexes: Sequence[Index]) -> None:
+    first_folder: dict[str, Path] = {}
+    for folder, index in zip(folders, indexes, strict=True):
+        for name in index.datasets:
+            if name in first_folder:
+                raise ValueError(
+                    f"data set {name} is in both {first_folder[name]} and {folder}; give each folder once, "
+                    "or write one of them anew with another --name"
+                )
+            first_folder[name] = folder
+
+
+def _check_shards(folder: Path, index: Index) -> None:
+    for shard in index.shards:
+        path = folder / shard.name
+        if not path.is_file():
+            raise ValueError(f"shard {path} is missing; copy it again or write the shards anew")
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise ValueError(
+                f"shard {path} is {size} bytes, but the index says {shard.bytes}: it was cut short or changed"
+                "; copy it again or write the shards anew"
+            )

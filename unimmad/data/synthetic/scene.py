@@ -1,0 +1,81 @@
+"""A drawn scene, how a camera sees it, and how its images become files.
+
+Brightness is 0 to 1; depth is the distance from the camera in metres. Colour images are H x W x 3, all others H x W.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from scipy import ndimage
+
+from unimmad.data.synthetic.canvas import SIZE, Image, Region, shade, smooth_noise, upright
+
+DEPTH_RANGE = 0.5
+"""Metres that the largest 16-bit value stands for; the value 0 means "not measured"."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What lies before the cameras: one image a modality, and what a defect has to know of it."""
+
+    images: dict[str, Image]
+    """By modality name, without light and sensor noise."""
+    foreground_HW: Region
+    """Where defects may lie."""
+    bare: dict[str, Image]
+    """The same images without what can be missing: the empty board, the table under the object."""
+    parts_PHW: tuple[Region, ...] = ()
+    """Where each part lies that can be missing or out of place."""
+
+
+def photograph(images: dict[str, Image], rng: Generator) -> dict[str, NDArray[np.uint8] | NDArray[np.uint16]]:
+    """What the sensors store of a scene: light, colour balance, noise, holes in the depth, rounding.
+
+    Every pixel depends on the same pixel of ``images`` only, and ``rng`` is used in the same way whatever the scene.
+    """
+    return {name: _sensor(name, images[name], rng) for name in images}
+
+
+def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """The image as a PNG file: 8-bit colour or grey, or 16-bit grey."""
+    buffer = io.BytesIO()
+    Pillow.fromarray(image).save(buffer, format="PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def _sensor(name: str, image: Image, rng: Generator) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    if name == "depth":
+        return _depth_sensor(image, rng)
+    if name == "rgb":
+        lit = shade(image, _light(rng, 0.06)) * (1 + rng.normal(0, 0.012, 3))
+        return _to_bytes(lit + rng.normal(0, 0.012, image.shape))
+    if name == "infrared":
+        warm = image + rng.normal(0, 0.012) + 0.008 * smooth_noise(rng, 40)
+        return _to_bytes(warm + rng.normal(0, 0.01, image.shape))
+    return _to_bytes(image * _light(rng, 0.04) + rng.normal(0, 0.015, image.shape))
+
+
+def _light(rng: Generator, amount: float) -> Image:
+    """A gain near 1 that differs from image to image and slopes gently across it."""
+    slope_x, slope_y = rng.normal(0, amount / 2, 2)
+    grid = upright()
+    return 1 + rng.normal(0, amount / 2) + (slope_x * grid.x_HW + slope_y * grid.y_HW) / (SIZE / 2)
+
+
+def _depth_sensor(depth_HW: Image, rng: Generator) -> NDArray[np.uint16]:
+    measured_HW = depth_HW + rng.normal(0, 0.0005) + rng.normal(0, 0.00015, depth_HW.shape)
+    stored_HW = np.clip(np.rint(measured_HW / DEPTH_RANGE * 65535), 1, 65535).astype(np.uint16)
+    seeds_HW = np.zeros(depth_HW.shape, dtype=bool)
+    seeds_HW[tuple(rng.integers(0, SIZE, (2, 5)))] = True
+    stored_HW[ndimage.binary_dilation(seeds_HW)] = 0
+    return stored_HW
+
+
+def _to_bytes(image: Image) -> NDArray[np.uint8]:
+    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)

@@ -1,0 +1,212 @@
+"""Pictures of anomaly maps: input modalities, map, map laid over the image, and mask side by side.
+
+Pictures are drawn on figures of their own, without pyplot's global state, so they can be made in any thread
+and without a display.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
+
+from unimmad.evaluation.drawing import (
+    FONT_SIZE,
+    MAP_COLOURS,
+    Image,
+    Limits,
+    colour_limits,
+    draw_contour,
+    laid_over,
+    show_blank,
+    show_image,
+    show_map,
+)
+from unimmad.evaluation.files import write_aside
+
+_CELL_INCHES = 1.7
+_ROW_TITLE_INCHES = 0.3
+_HEAD_INCHES = 0.25
+_BAR_INCHES = 0.75
+_LETTER_INCHES = 0.075
+"""Width of an average letter at FONT_SIZE, with some room to spare."""
+_DPI = 120
+
+
+@dataclass(frozen=True)
+class SamplePicture:
+    """What is drawn of one test sample."""
+
+    class_name: str
+    key: str
+    defect: str
+    """``good`` or the name of the defect."""
+    score: float
+    """The image score."""
+    images: tuple[tuple[str, Image], ...]
+    """Name and H x W x 3 picture (0 to 1) of each modality, in slot order."""
+    map_HW: Image
+    mask_HW: NDArray[np.bool_] | None
+    """True where anomalous; None where unknown."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.key}   {self.defect}   score {self.score:.3g}"
+
+
+def heat_map_panel(
+    sample_images: Sequence[tuple[str, Image]],
+    map_HW: Image,
+    mask_HW: NDArray[np.bool_] | None,
+    title: str,
+    limits: Limits,
+) -> Figure:
+    """One sample in one row, with a colour bar.
+
+    Args:
+        sample_images: name and H x W x 3 picture (0 to 1) of each modality.
+        map_HW: anomaly map.
+        mask_HW: True where anomalous; None where unknown.
+        title: above the row.
+        limits: map values at the two ends of the colour scale.
+    """
+    height = _row_inches(sample_images[0][1]) + _HEAD_INCHES
+    figure, (row_part,) = _figure_of_rows(len(sample_images) + 3, [height], limits)
+    _draw_row(row_part, sample_images, map_HW, mask_HW, title, limits, heads=True)
+    return figure
+
+
+def save_class_figure(rows: Sequence[SamplePicture], path: Path) -> None:
+    """A few samples of one class, one a row, on a common colour scale, as PNG.
+
+    Images, map and mask of a sample have one size; samples may differ in size and modalities.
+
+    Raises:
+        ValueError: no rows, or the folder cannot be written to.
+    """
+    if not rows:
+        raise ValueError(f"cannot draw {path}: it was given no samples")
+    limits = colour_limits([row.map_HW for row in rows])
+    fullest_first = sorted(rows, key=lambda row: -len(row.images))
+    names = list(dict.fromkeys(name for row in fullest_first for name, _ in row.images))
+    heights = [_row_inches(row.images[0][1]) for row in rows]
+    heights[0] += _HEAD_INCHES
+    figure, parts = _figure_of_rows(len(names) + 3, heights, limits, heading=rows[0].class_name)
+    for number, (part, row) in enumerate(zip(parts, rows, strict=True)):
+        pictures = dict(row.images)
+        columns = [(name, pictures.get(name)) for name in names]
+        _draw_row(part, columns, row.map_HW, row.mask_HW, row.title, limits, heads=number == 0)
+    save_figure(figure, path)
+
+
+def save_overview(samples: Sequence[SamplePicture], path: Path, limits: Sequence[Limits] | None = None) -> None:
+    """One page with one sample a class: the image with the mask's contour beside its anomaly map, as PNG.
+
+    Args:
+        samples: one a class.
+        path: the PNG.
+        limits: each map's colour scale; by default from its smallest to its largest value.
+
+    Raises:
+        ValueError: no samples, or the folder cannot be written to.
+    """
+    if not samples:
+        raise ValueError(f"cannot draw {path}: it was given no samples")
+    scales = limits or [colour_limits([sample.map_HW]) for sample in samples]
+    columns = min(len(samples), max(2, round(math.sqrt(0.6 * len(samples)))))
+    rows = math.ceil(len(samples) / columns)
+    tallest = max(_row_inches(sample.images[0][1]) for sample in samples)
+    figure = _new_figure(columns * 2 * _CELL_INCHES, rows * (tallest + 0.1))
+    parts = figure.subfigures(rows, columns, squeeze=False).reshape(-1)
+    for part, sample, scale in zip(parts, samples, scales, strict=False):
+        lines = (sample.class_name, f"{sample.defect}   score {sample.score:.3g}")
+        part.suptitle("\n".join(_fitted(line, 2 * _CELL_INCHES) for line in lines), fontsize=FONT_SIZE)
+        picture_axes, map_axes = part.subplots(1, 2)
+        show_image(picture_axes, sample.images[0][1])
+        draw_contour(picture_axes, sample.mask_HW)
+        show_map(map_axes, sample.map_HW, scale)
+        draw_contour(map_axes, sample.mask_HW)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``figure`` as PNG, aside first and then renamed.
+
+    Raises:
+        ValueError: the folder cannot be made or written to.
+    """
+    write_aside(path, lambda temporary: figure.savefig(temporary, format="png", facecolor="white"))
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _row_inches(image: Image) -> float:
+    """Height of one row with its title; very long or wide images are drawn smaller within it."""
+    height, width = image.shape[:2]
+    return _CELL_INCHES * min(max(height / width, 0.4), 2.0) + _ROW_TITLE_INCHES
+
+
+def _figure_of_rows(
+    columns: int, heights: list[float], limits: Limits, heading: str = ""
+) -> tuple[Figure, list[SubFigure]]:
+    """A figure with a part for each row and one colour bar beside them all."""
+    width = columns * _CELL_INCHES
+    figure = _new_figure(width + _BAR_INCHES, sum(heights) + (_ROW_TITLE_INCHES if heading else 0))
+    if heading:
+        figure.suptitle(_fitted(heading, 0.7 * width), fontsize=11, fontweight="bold")
+    left, right = figure.subfigures(1, 2, width_ratios=(width, _BAR_INCHES), squeeze=False)[0]
+    bar = right.colorbar(ScalarMappable(Normalize(*limits), MAP_COLOURS), cax=right.subplots())
+    bar.ax.tick_params(labelsize=FONT_SIZE - 1)
+    bar.set_label("anomaly score", fontsize=FONT_SIZE)
+    return figure, list(left.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+
+
+def _draw_row(
+    part: SubFigure,
+    columns: Sequence[tuple[str, Image | None]],
+    map_HW: Image,
+    mask_HW: NDArray[np.bool_] | None,
+    title: str,
+    limits: Limits,
+    heads: bool,
+) -> None:
+    """Draw the modalities (None: this sample lacks it), then map, overlay and mask."""
+    part.suptitle(_fitted(title, (len(columns) + 3) * _CELL_INCHES), x=0.005, ha="left", fontsize=FONT_SIZE)
+    axes = list(part.subplots(1, len(columns) + 3, squeeze=False)[0])
+    for ax, (name, image) in zip(axes, columns, strict=False):
+        if image is None:
+            show_blank(ax, map_HW.shape, f"no {name}")
+        else:
+            show_image(ax, image)
+    map_ax, overlay_ax, mask_ax = axes[-3:]
+    show_map(map_ax, map_HW, limits)
+    first_image = next(image for _, image in columns if image is not None)
+    show_image(overlay_ax, laid_over(first_image, map_HW, limits))
+    draw_contour(overlay_ax, mask_HW)
+    if mask_HW is None:
+        show_blank(mask_ax, map_HW.shape, "no mask")
+    else:
+        show_image(mask_ax, mask_HW.astype(np.float32), cmap="gray", vmin=0, vmax=1)
+    if heads:
+        names = [name for name, _ in columns]
+        for ax, head in zip(axes, [*names, "map", "map on image", "mask"], strict=True):
+            ax.set_title(_fitted(head, _CELL_INCHES), fontsize=FONT_SIZE)
+
+
+def _fitted(text: str, inches: float) -> str:
+    """``text``, cut at its start where it would be wider than ``inches``: a key's end tells most."""
+    most = int(inches / _LETTER_INCHES)
+    fitted = text if len(text) <= most else f"...{text[len(text) - most + 3 :]}"
+    return fitted.replace("$", r"\$")  # a pair of dollars would be set as mathematics

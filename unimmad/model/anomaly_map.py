@@ -1,0 +1,47 @@
+"""From distances to maps and scores (METHOD, Inference).
+
+Letters: B samples, T tokens, h x w positions of a level, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cosine_distance(target_TChw: Tensor, reconstruction_TChw: Tensor) -> Tensor:
+    """1 - cosine similarity along channels, in float32: [T, h, w], 0 (same direction) to 2."""
+    return 1 - F.cosine_similarity(target_TChw.float(), reconstruction_TChw.float(), dim=1)
+
+
+def anomaly_maps(distances: Sequence[Tensor], sample_of_token_T: Tensor, batch: int, image_size: int) -> Tensor:
+    """Every token's and level's distances, brought to H x W, joined by the root of the sum of squares: [B, H, W]."""
+    squares_BHW = distances[0].new_zeros(batch, image_size, image_size)
+    for distance_Thw in distances:
+        upsampled_THW = F.interpolate(
+            distance_Thw[:, None], size=(image_size, image_size), mode="bilinear", align_corners=True
+        )[:, 0]
+        squares_BHW = squares_BHW.index_add(0, sample_of_token_T, upsampled_THW.square())
+    return squares_BHW.sqrt()
+
+
+def gaussian_blur(maps_BHW: Tensor, kernel_size: int, sigma: float) -> Tensor:
+    """Blur with a ``kernel_size`` x ``kernel_size`` Gaussian of ``sigma`` pixels, zero padding; sigma 0 changes nothing."""
+    if sigma == 0:
+        return maps_BHW
+    offsets = torch.arange(kernel_size, dtype=maps_BHW.dtype, device=maps_BHW.device) - (kernel_size - 1) / 2
+    weights = torch.exp(-offsets.square() / (2 * sigma**2))
+    weights = weights / weights.sum()
+    padding = kernel_size // 2
+    rows = F.conv2d(maps_BHW[:, None], weights[None, None, :, None], padding=(padding, 0))
+    return F.conv2d(rows, weights[None, None, None, :], padding=(0, padding))[:, 0]
+
+
+def image_scores(maps_BHW: Tensor, top_share: float) -> Tensor:
+    """Mean of each map's largest ``top_share`` values (H*W*top_share of them, rounded down, at least one): [B]."""
+    flat = maps_BHW.flatten(1)
+    count = max(1, int(flat.shape[1] * top_share))
+    return flat.topk(count, dim=1).values.mean(dim=1)

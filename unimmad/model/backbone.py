@@ -1,0 +1,160 @@
+"""Feature networks from timm: the frozen teacher and the encoder are two copies of one (METHOD parts 1 and 3).
+
+Letters: N images, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from unimmad.model.torchvision_repair import ensure_torchvision_imports
+
+ensure_torchvision_imports()
+import timm  # noqa: E402
+from huggingface_hub import constants as hub_constants  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+STRIDES = (4, 8, 16)
+
+
+class Backbone(nn.Module):
+    """A timm network cut after its stage of stride 16; gives the maps at strides 4, 8 and 16, each through a ReLU."""
+
+    def __init__(self, name: str) -> None:
+        """Build with random weights.
+
+        Raises:
+            ValueError: timm knows no such network, or it has no features at strides 4, 8 and 16.
+        """
+        super().__init__()
+        self.name = name
+        self.network = timm.create_model(name, pretrained=False, features_only=True, out_indices=_stages(name))
+        self.channels: tuple[int, ...] = tuple(self.network.feature_info.channels())
+
+    def forward(self, images_NCHW: Tensor) -> list[Tensor]:
+        return [features.relu() for features in self.network(images_NCHW)]
+
+
+def load_backbone_weights(backbone: Backbone, weights: str) -> str:
+    """Load ``imagenet``, ``imagenet-or-none``, ``none`` or a file into ``backbone``; returns in words what it now has.
+
+    Raises:
+        ValueError: ImageNet weights can't be had (with ``imagenet``), or the file can't be read or does not fit.
+    """
+    if weights == "none":
+        return "none (random)"
+    if weights in ("imagenet", "imagenet-or-none"):
+        try:
+            _load_imagenet(backbone)
+            return f"ImageNet ({backbone.name}, timm)"
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            if weights == "imagenet":
+                raise ValueError(
+                    f"ImageNet weights of {backbone.name} can't be had ({reason}); give a local file with "
+                    "--set model.backbone_weights=FILE, or train without by --set model.backbone_weights=none"
+                ) from None
+            logger.warning("ImageNet weights of %s can't be had (%s): going on with random ones", backbone.name, reason)
+            return "none (random; ImageNet weights could not be had)"
+    path = Path(weights)
+    _load_matching(backbone, read_state_dict(path), str(path))
+    return f"file {path.name}"
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a .pth file read without unpickling anything but tensors.
+
+    Raises:
+        ValueError: no such file, or none that can be read so.
+    """
+    if not path.is_file():
+        raise ValueError(f"weights file {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"weights file {path} can't be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # torch raises pickle.UnpicklingError for anything but tensors
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise ValueError(f"weights file {path} holds more than tensors, and is not read for safety") from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"weights file {path} holds no state dict of tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def freeze_batchnorm(module: nn.Module) -> None:
+    """Keep every BatchNorm below ``module`` as loaded: running statistics, no gradient for its scale and shift.
+
+    Call it after every ``module.train()``.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.eval()
+            child.requires_grad_(False)
+
+
+def _stages(name: str) -> tuple[int, ...]:
+    try:
+        probe = timm.create_model(name, pretrained=False, features_only=True)
+    except Exception as error:  # timm raises many kinds for an unknown or unsuitable network
+        raise ValueError(f"model.backbone: timm can't build {name!r} with features_only: {error}") from None
+    reductions = list(probe.feature_info.reduction())
+    if any(reductions.count(stride) != 1 for stride in STRIDES):
+        raise ValueError(f"model.backbone: {name} has features at strides {reductions}; strides 4, 8 and 16 are needed")
+    indices = probe.feature_info.out_indices
+    return tuple(indices[reductions.index(stride)] for stride in STRIDES)
+
+
+def _load_imagenet(backbone: Backbone) -> None:
+    offline_before = hub_constants.HF_HUB_OFFLINE
+    hub_constants.HF_HUB_OFFLINE = offline_before or not _resolves(hub_constants.ENDPOINT)
+    try:
+        source = timm.create_model(
+            backbone.name, pretrained=True, features_only=True, out_indices=_stages(backbone.name)
+        )
+    finally:
+        hub_constants.HF_HUB_OFFLINE = offline_before
+    backbone.network.load_state_dict(source.state_dict())
+
+
+def _resolves(url: str) -> bool:
+    """Whether the host has an address; without one the hub's client would retry for most of a minute."""
+    try:
+        socket.getaddrinfo(urlsplit(url).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def _load_matching(backbone: Backbone, state: Mapping[str, Tensor], origin: str) -> None:
+    wanted = backbone.network.state_dict()
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    missing = [name for name in wanted if name not in state and name not in counters]
+    if missing:
+        raise ValueError(
+            f"{origin} does not fit {backbone.name}: {len(missing)} of its tensors are missing, first {missing[0]}"
+        )
+    for name, tensor in wanted.items():
+        if name in state and state[name].shape != tensor.shape:
+            raise ValueError(
+                f"{origin} does not fit {backbone.name}: {name} is {list(state[name].shape)}, not {list(tensor.shape)}"
+            )
+    unused = sorted(set(state) - set(wanted))
+    if unused:
+        logger.info("%s: %d tensors not needed and left out (%s, ...)", origin, len(unused), unused[0])
+    backbone.network.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)

@@ -1,0 +1,82 @@
+"""MoE in MoE: leaders mix a bank of base kernels, and a token's routed leaders act as ONE convolution (METHOD part 6).
+
+A convolution is linear in its kernel, so the score-weighted sum of K convolutions is the convolution with the
+score-weighted kernel; and each leader's kernel is itself a mixture of base kernels.
+
+Letters: B samples, T tokens, L leaders, K routed leaders, G banks, N base kernels of a bank, E embed channels
+(in and out), k x k kernel, h x w positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unimmad.model.routing import Routing
+
+
+class BaseKernelBank(nn.Module):
+    """The base kernels of one level and kernel size: ``banks`` banks of N kernels each."""
+
+    def __init__(self, banks: int, base_experts: int, embed_dim: int, kernel_size: int) -> None:
+        super().__init__()
+        shape = (banks, base_experts, embed_dim, embed_dim, kernel_size, kernel_size)
+        self.kernels_GNEEkk = nn.Parameter(torch.randn(shape) * 0.05)
+
+
+class LocalLeaders(nn.Module):
+    """All leaders of a branch at hand: the local form of the routed experts."""
+
+    def __init__(self, leaders: int, base_experts: int, embed_dim: int, banks: int) -> None:
+        super().__init__()
+        self.logits_LNE = nn.Parameter(torch.randn(leaders, base_experts, embed_dim) * 0.02)
+        self.leaders_per_bank = leaders // banks
+
+    def forward(
+        self, x_BEhw: Tensor, routing: Routing, tokens_per_sample: Sequence[int], kernels_GNEEkk: Tensor
+    ) -> Tensor:
+        """Routed output of every token: [T, E, h, w]."""
+        kernels_TEEkk = mix_kernels(
+            self.logits_LNE, routing.leaders_TK, routing.scores_TK, kernels_GNEEkk, self.leaders_per_bank
+        )
+        return convolve_tokens(x_BEhw, kernels_TEEkk, tokens_per_sample)
+
+
+def mix_kernels(
+    logits_LNE: Tensor, leaders_TK: Tensor, scores_TK: Tensor, kernels_GNEEkk: Tensor, leaders_per_bank: int
+) -> Tensor:
+    """One kernel a token: sum over its K leaders of score x (leader's mixture of base kernels). Returns [T, E, E, k, k].
+
+    A leader's mixture is per output channel: softmax over the N base kernels of its own bank.
+    """
+    banks, base_experts, out_channels, in_channels, size, _ = kernels_GNEEkk.shape
+    tokens = leaders_TK.shape[0]
+    shares_TKNE = logits_LNE.softmax(dim=1)[leaders_TK] * scores_TK[:, :, None, None]
+    if banks == 1:
+        shares_TJE = shares_TKNE.sum(dim=1)
+    else:
+        bank_TK = leaders_TK // leaders_per_bank
+        one_hot_TKG = F.one_hot(bank_TK, banks).to(shares_TKNE.dtype)
+        shares_TJE = torch.einsum("tkne,tkg->tgne", shares_TKNE, one_hot_TKG).flatten(1, 2)
+    # A matrix product for each output channel: its token shares [T, G N] x its base kernels [G N, E k k].
+    kernels_EJP = kernels_GNEEkk.flatten(0, 1).transpose(0, 1).reshape(out_channels, banks * base_experts, -1)
+    mixed_ETP = torch.bmm(shares_TJE.permute(2, 0, 1).to(kernels_EJP.dtype), kernels_EJP)
+    return mixed_ETP.transpose(0, 1).reshape(tokens, out_channels, in_channels, size, size)
+
+
+def convolve_tokens(x_BEhw: Tensor, kernels_TEEkk: Tensor, tokens_per_sample: Sequence[int]) -> Tensor:
+    """Each token's kernel over its sample's map: [T, E, h, w]. A sample's tokens run as one convolution."""
+    tokens, out_channels, in_channels, size, _ = kernels_TEEkk.shape
+    if tokens == 0:
+        return x_BEhw.new_zeros(0, out_channels, *x_BEhw.shape[2:])
+    outputs = []
+    start = 0
+    for x_Ehw, count in zip(x_BEhw, tokens_per_sample, strict=True):
+        kernel = kernels_TEEkk[start : start + count].reshape(count * out_channels, in_channels, size, size)
+        output_hw = F.conv2d(x_Ehw[None], kernel, padding=size // 2)
+        outputs.append(output_hw.unflatten(1, (count, out_channels))[0])
+        start += count
+    return torch.cat(outputs)

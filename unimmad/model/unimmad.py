@@ -1,0 +1,137 @@
+"""The whole network (METHOD): teacher, input embedding, encoder, compression, and a C-MoE decoder for each level.
+
+Plain torch: it knows neither training nor where experts live.
+
+Letters: B samples, T tokens (sample, modality), C_l channels of level l, H x W pixels, h x w positions of a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unimmad.model.anomaly_map import anomaly_maps, cosine_distance
+from unimmad.model.backbone import Backbone, freeze_batchnorm
+from unimmad.model.compression import FeatureCompression
+from unimmad.model.cross_moe import CrossMoE
+from unimmad.model.input_embedding import InputEmbedding
+from unimmad.model.routing import Routing
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the network is built from; config.ModelSettings documents each."""
+
+    image_size: int
+    modality_slots: int
+    backbone: str
+    frozen_encoder_batchnorm: bool
+    fcm_dim: int
+    bottleneck_dim: int
+    decoder_planes: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+    embed_dim: int
+    kernel_sizes: tuple[int, ...]
+    leaders: int
+    base_experts: int
+    top_k: int
+    banks: int
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a forward pass gives: how far every token is from its reconstruction, and how it was routed."""
+
+    distances: tuple[Tensor, ...]
+    """float32 [T, h, w] for each level, finest first: 1 - cosine(teacher, reconstruction)."""
+    routings: tuple[tuple[Routing, ...], ...]
+    """By level, then branch."""
+    sample_of_token_T: Tensor
+    batch: int
+
+
+class UniMMAD(nn.Module):
+    """One model for all classes and modalities."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.teacher = Backbone(architecture.backbone)
+        self.teacher.requires_grad_(False)
+        self.input_embedding = InputEmbedding(architecture.modality_slots, architecture.image_size)
+        self.encoder = Backbone(architecture.backbone)
+        channels = self.encoder.channels
+        self.compression = FeatureCompression(
+            channels,
+            architecture.fcm_dim,
+            architecture.bottleneck_dim,
+            architecture.decoder_planes,
+            architecture.decoder_blocks,
+        )
+        self.levels = nn.ModuleList(
+            [
+                CrossMoE(
+                    level_channels,
+                    architecture.embed_dim,
+                    architecture.kernel_sizes,
+                    architecture.leaders,
+                    architecture.base_experts,
+                    architecture.top_k,
+                    architecture.banks,
+                )
+                for level_channels in channels
+            ]
+        )
+        self.train()
+
+    def train(self, mode: bool = True) -> UniMMAD:
+        """Training mode never reaches the teacher, nor a frozen encoder's BatchNorm."""
+        super().train(mode)
+        self.teacher.eval()
+        if self.architecture.frozen_encoder_batchnorm:
+            freeze_batchnorm(self.encoder)
+        return self
+
+    def copy_teacher_into_encoder(self) -> None:
+        """Start the encoder from the teacher's weights (both are ImageNet's in the paper)."""
+        self.encoder.load_state_dict(self.teacher.state_dict())
+
+    def forward(self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor) -> Reconstruction:
+        """Args:
+        images_TCHW: float32, normalised, tokens listed sample by sample.
+        tokens_per_sample: B counts, on the host, each 1 or more, summing to T.
+        slot_of_token_T: int64, the input slot of each token's modality.
+        """
+        batch = len(tokens_per_sample)
+        sample_of_token_T = _sample_of_token(tokens_per_sample, images_TCHW.device)
+        with torch.no_grad():
+            teacher_maps = self.teacher(images_TCHW)
+        embedded_BCHW = self.input_embedding(images_TCHW, sample_of_token_T, slot_of_token_T, batch)
+        shared_maps = self.compression(self.encoder(embedded_BCHW))
+        distances, routings = [], []
+        for level, shared_BChw, teacher_TChw in zip(self.levels, shared_maps, teacher_maps, strict=True):
+            target_TChw = F.normalize(teacher_TChw.float(), dim=1)
+            reconstruction_TChw, routing = level(
+                F.normalize(shared_BChw.float(), dim=1), target_TChw, tokens_per_sample, sample_of_token_T
+            )
+            distances.append(cosine_distance(target_TChw, reconstruction_TChw))
+            routings.append(tuple(routing))
+        return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch)
+
+    def maps(self, reconstruction: Reconstruction) -> Tensor:
+        """Anomaly maps before blurring: float32 [B, H, W]."""
+        return anomaly_maps(
+            reconstruction.distances,
+            reconstruction.sample_of_token_T,
+            reconstruction.batch,
+            self.architecture.image_size,
+        )
+
+
+def _sample_of_token(tokens_per_sample: Sequence[int], device: torch.device) -> Tensor:
+    counts = torch.tensor(tokens_per_sample)
+    return torch.repeat_interleave(torch.arange(len(tokens_per_sample)), counts).to(device, non_blocking=True)
