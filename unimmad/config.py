@@ -205,7 +205,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise ValueError(f"--set {override}: write it as KEY=VALUE, for example model.embed_dim=64")
-    *sections, last = key.strip().split(".")
+    key = key.strip()
+    *sections, last = key.split(".")
     place: Any = values
     for section in sections:
         place = place.get(section) if isinstance(place, dict) else None

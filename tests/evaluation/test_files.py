@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from unimmad.evaluation.files import write_aside, write_text_aside
+from unimmad.files import write_aside, write_text_aside
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

@@ -54,6 +54,10 @@ class Batch:
     def size(self) -> int:
         return len(self.samples)
 
+    @property
+    def tokens_per_sample(self) -> tuple[int, ...]:
+        return tuple(len(sample.slots) for sample in self.samples)
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its token tensors on ``device``; masks stay where they are."""
         return replace(

@@ -30,7 +30,7 @@ from unimmad.evaluation.drawing import (
     show_image,
     show_map,
 )
-from unimmad.evaluation.files import write_aside
+from unimmad.files import write_aside
 
 _CELL_INCHES = 1.7
 _ROW_TITLE_INCHES = 0.3

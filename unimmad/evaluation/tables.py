@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from unimmad.evaluation.files import write_text_aside
+from unimmad.files import write_text_aside
 from unimmad.evaluation.metrics import METRIC_KEYS, Metrics
 from unimmad.evaluation.report import Mean, Report, to_json
 

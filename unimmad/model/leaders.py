@@ -71,7 +71,9 @@ def convolve_tokens(x_BEhw: Tensor, kernels_TEEkk: Tensor, tokens_per_sample: Se
     """Each token's kernel over its sample's map: [T, E, h, w]. A sample's tokens run as one convolution."""
     tokens, out_channels, in_channels, size, _ = kernels_TEEkk.shape
     if tokens == 0:
-        return x_BEhw.new_zeros(0, out_channels, *x_BEhw.shape[2:])
+        # A rank that no token came to: its empty output still depends on what it received, or backward would hang.
+        nothing = x_BEhw.sum() + kernels_TEEkk.sum()
+        return x_BEhw.new_zeros(0, out_channels, *x_BEhw.shape[2:]) + nothing
     outputs = []
     start = 0
     for x_Ehw, count in zip(x_BEhw, tokens_per_sample, strict=True):

@@ -54,14 +54,16 @@ class Spot:
 def pick_spot(scene: Scene, rng: Generator, radii: tuple[float, float], stretch: float = 1.0) -> Spot:
     """Choose a spot whose middle lies on the foreground, well inside where there is room."""
     radius = rng.uniform(*radii)
-    room_HW = ndimage.distance_transform_edt(scene.foreground_HW)
+    room_HW = _room(scene.foreground_HW)
     rows, columns = np.nonzero(room_HW >= min(0.7 * radius, 0.9 * room_HW.max()))
     chosen = rng.integers(len(rows))
     x = upright().x_HW[rows[chosen], columns[chosen]]
     y = upright().y_HW[rows[chosen], columns[chosen]]
     distance_HW = blob(rng, x, y, radius, stretch)
     depth_HW = 0.3 + 0.7 * np.clip(-distance_HW / (0.6 * radius / np.sqrt(stretch)), 0, 1)
-    return Spot((distance_HW < 0) & scene.foreground_HW, depth_HW, x, y, radius)
+    pieces_HW, _ = ndimage.label((distance_HW < 0) & scene.foreground_HW)
+    region_HW = pieces_HW == pieces_HW[rows[chosen], columns[chosen]]
+    return Spot(region_HW, depth_HW, x, y, radius)
 
 
 def between(low: float, high: float, strength: float) -> float:
@@ -69,14 +71,26 @@ def between(low: float, high: float, strength: float) -> float:
     return low + (high - low) * strength
 
 
-def stain(colour: Colour, radii: tuple[float, float] = (7, 15), stretch: float = 1.3) -> Apply:
+def stain(colour: Colour, radii: tuple[float, float] = (8, 16), stretch: float = 1.3) -> Apply:
     """Something of another colour soaked in: the surface still shows through. Colour images only."""
 
     def apply(scene: Scene, rng: Generator, strength: float) -> Damage:
         spot = pick_spot(scene, rng, radii, stretch)
         patchy_HW = np.clip(1 + 0.2 * smooth_noise(rng, 6), 0.5, 1.4)
-        cover_HW = between(0.22, 0.75, strength) * spot.depth_HW**0.5 * patchy_HW
+        cover_HW = between(0.3, 0.85, strength) * spot.depth_HW**0.5 * patchy_HW
         return Damage({"rgb": over(scene.images["rgb"], colour, np.clip(cover_HW, 0, 1))}, spot.region_HW)
+
+    return apply
+
+
+def dirt(colour: Colour, warming: tuple[float, float], radii: tuple[float, float] = (8, 15)) -> Apply:
+    """A dusty layer that also keeps the surface under it warm. Colour and infrared."""
+    soil = stain(colour, radii)
+
+    def apply(scene: Scene, rng: Generator, strength: float) -> Damage:
+        soiled = soil(scene, rng, strength)
+        warmer_HW = scene.images["infrared"] + between(*warming, strength)
+        return Damage(soiled.images | {"infrared": warmer_HW}, soiled.region_HW)
 
     return apply
 
@@ -107,7 +121,7 @@ def scratches(gain: float, radii: tuple[float, float] = (9, 15)) -> Apply:
     return apply
 
 
-def hole(dark: Colour, metres: tuple[float, float] = (0.004, 0.012), radii: tuple[float, float] = (5, 11)) -> Apply:
+def hole(dark: Colour, metres: tuple[float, float] = (0.004, 0.012), radii: tuple[float, float] = (6, 12)) -> Apply:
     """Material torn out: dark in colour, deeper where there is depth."""
 
     def apply(scene: Scene, rng: Generator, strength: float) -> Damage:
@@ -169,11 +183,11 @@ def missing_part(scene: Scene, rng: Generator, strength: float) -> Damage:
     return Damage(scene.bare, by_size[int(np.clip(np.rint(wanted), 0, len(by_size) - 1))])
 
 
-def bite(radii: tuple[float, float] = (6, 13)) -> Apply:
+def bite(radii: tuple[float, float] = (8, 15)) -> Apply:
     """A piece broken off the rim: what lies below shows."""
 
     def apply(scene: Scene, rng: Generator, strength: float) -> Damage:
-        room_HW = ndimage.distance_transform_edt(scene.foreground_HW)
+        room_HW = _room(scene.foreground_HW)
         rows, columns = np.nonzero((room_HW > 0) & (room_HW < 2.5))
         chosen = rng.integers(len(rows))
         x, y = upright().x_HW[rows[chosen], columns[chosen]], upright().y_HW[rows[chosen], columns[chosen]]
@@ -217,6 +231,11 @@ def lesion(change: dict[str, tuple[float, float]], radii: tuple[float, float] = 
         return Damage(images, spot.region_HW)
 
     return apply
+
+
+def _room(foreground_HW: Region) -> Image:
+    """Distance of every pixel to the nearest one that is not foreground, or to the canvas's border."""
+    return ndimage.distance_transform_edt(np.pad(foreground_HW, 1))[1:-1, 1:-1]
 
 
 def _resample(image: Image, from_2HW: Image) -> Image:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.random import Generator
-from scipy import ndimage
 
 from unimmad.data.synthetic.canvas import (
     SIZE,
@@ -32,7 +31,7 @@ COPPER: Colour = (0.24, 0.50, 0.36)
 PLASTIC: Colour = (0.17, 0.17, 0.19)
 CERAMIC: Colour = (0.70, 0.60, 0.46)
 TIN: Colour = (0.68, 0.69, 0.70)
-CHIPS = ((-22, -20, 18, 18, 0.30), (26, -30, 15, 9, 0.12), (28, -4, 11, 9, 0.20), (-34, 32, 10, 8, 0.08))
+CHIPS = ((-22, -20, 18, 18, 0.42), (26, -30, 15, 9, 0.14), (28, -4, 11, 9, 0.24), (-34, 32, 10, 8, 0.08))
 """Of each chip: x, y, half width, half height in pixels, and how warm it runs."""
 RESISTORS = ((-6, 14), (-6, 27), (-6, 40), (10, 14), (10, 27), (10, 40))
 CANS = ((34, 22), (34, 43))
@@ -49,14 +48,15 @@ def draw_module(rng: Generator) -> Scene:
     colours = [PLASTIC] * len(CHIPS) + [CERAMIC] * len(RESISTORS) + [TIN] * len(CANS)
     heights = [0.0045] * len(CHIPS) + [0.0025] * len(RESISTORS) + [0.012] * len(CANS)
     rgb_HWC, depth_HW = board_HWC, level_HW
+    grain_HW = 1 + 0.03 * smooth_noise(rng, 3)
     for distance_HW, colour, height in zip(distances, colours, heights, strict=True):
         rgb_HWC = shade(rgb_HWC, 1 - 0.35 * cover(distance_HW - 2, softness=4))
-        face_HW = (0.9 + 0.1 * np.clip(-distance_HW / 3, 0, 1)) * (1 + 0.03 * smooth_noise(rng, 3))
+        face_HW = (0.9 + 0.1 * np.clip(-distance_HW / 3, 0, 1)) * grain_HW
         rgb_HWC = over(rgb_HWC, shade(flat(jitter(rng, colour)), face_HW), cover(distance_HW))
         depth_HW = over(depth_HW, level_HW - height * rng.uniform(0.97, 1.03), cover(distance_HW))
     rgb_HWC = _print_on(rgb_HWC, pose)
     images = {"rgb": rgb_HWC, "infrared": _warm_board(rng, pose), "depth": depth_HW}
-    bare = {"rgb": board_HWC, "infrared": np.full((SIZE, SIZE), 0.30), "depth": level_HW}
+    bare = {"rgb": board_HWC, "infrared": np.full((SIZE, SIZE), 0.16), "depth": level_HW}
     parts = tuple(distance_HW < 1.5 for distance_HW in distances)
     return Scene(images, box(pose, 56, 56) < 0, bare, parts)
 
@@ -89,7 +89,7 @@ def _print_on(rgb_HWC: Image, pose: Pose) -> Image:
 
 def _warm_board(rng: Generator, pose: Pose) -> Image:
     """Heat of the chips, spread over the board."""
-    heat_HW = np.full((SIZE, SIZE), 0.28)
+    heat_HW = np.full((SIZE, SIZE), 0.16)
     load = 1 + rng.normal(0, 0.04)
     for x, y, width, height, warmth in CHIPS:
         distance_HW = box(pose.moved(x, y), width, height)
@@ -113,9 +113,10 @@ def draw_panel(rng: Generator) -> Scene:
     rgb_HWC = over(frame_HWC, shade(flat(jitter(rng, (0.15, 0.22, 0.40))), crystal_HW * tints), cover(nearest_HW))
     bars_HW = np.abs((pose.x_HW + 64) % 16 - 8) - 0.9
     rgb_HWC = over(rgb_HWC, (0.62, 0.65, 0.70), 0.8 * cover(bars_HW))
-    heat_HW = 0.42 + 0.10 * cover(nearest_HW, 3) * tints + 0.05 * pose.y_HW / 64 + 0.012 * smooth_noise(rng, 9)
-    depth_HW = _level(rng) - 0.0015 * cover(nearest_HW) - 0.0008 * cover(bars_HW)
-    images = {"rgb": rgb_HWC, "infrared": heat_HW, "depth": depth_HW + 0.0003 * smooth_noise(rng, 12)}
+    heat_HW = 0.60 + 0.12 * cover(nearest_HW, 3) * tints + 0.03 * pose.y_HW / 64 + 0.008 * smooth_noise(rng, 9)
+    sunk_HW = 0.006 * cover(-nearest_HW - 1)
+    depth_HW = _level(rng) + sunk_HW - 0.002 * cover(bars_HW)
+    images = {"rgb": rgb_HWC, "infrared": heat_HW, "depth": depth_HW}
     parts = tuple(distance_HW < 0 for distance_HW in cells)
     everywhere_HW = np.ones((SIZE, SIZE), dtype=bool)
     return Scene(images, everywhere_HW, {"rgb": frame_HWC}, parts)
@@ -127,7 +128,7 @@ def draw_capsule(rng: Generator) -> Scene:
     rim_HW = box(pose, 54, 27, 27)
     across_HW = np.clip(pose.y_HW / 27, -1, 1)
     round_HW = np.sqrt(np.clip(1 - across_HW**2, 0.03, 1))
-    tray_HWC = shade(flat(jitter(rng, (0.58, 0.60, 0.60))), 1 + 0.025 * smooth_noise(rng, 2))
+    tray_HWC = shade(flat(jitter(rng, (0.20, 0.22, 0.24))), 1 + 0.025 * smooth_noise(rng, 2))
     below_HWC = shade(tray_HWC, 1 - 0.35 * cover(box(pose.moved(2, 4), 55, 28, 28), softness=8))
     left, right = jitter(rng, (0.62, 0.26, 0.22), 0.025), jitter(rng, (0.80, 0.72, 0.52), 0.025)
     shell_HWC = over(flat(left), right, cover(2 - pose.x_HW, 2))
@@ -136,15 +137,15 @@ def draw_capsule(rng: Generator) -> Scene:
     gain_HW = (0.55 + 0.45 * round_HW) * shine_HW * seam_HW * (1 + 0.025 * smooth_noise(rng, 3))
     plain_HWC = over(below_HWC, shade(shell_HWC, gain_HW), cover(rim_HW))
     letters = pose.moved(26, 4)
-    text_HW = np.maximum(box(letters, 15, 5), 1.6 - np.abs(letters.x_HW % 8 - 4))
-    printed_HWC = over(plain_HWC, (0.28, 0.24, 0.24), 0.75 * cover(text_HW))
-    powder_HW = cover(ellipse(pose, 48, 22), 8) * (1 + 0.07 * smooth_noise(rng, 6))
-    heat_HW = 0.22 + 0.10 * cover(rim_HW, 3) + 0.30 * powder_HW
+    text_HW = np.maximum(box(letters, 16, 7), 1.5 - np.abs(letters.x_HW % 10 - 5))
+    printed_HWC = over(plain_HWC, (0.14, 0.11, 0.11), 0.9 * cover(text_HW))
+    powder_HW = cover(ellipse(pose, 48, 22), 8) * (1 + 0.04 * smooth_noise(rng, 6))
+    heat_HW = 0.16 + 0.10 * cover(rim_HW, 3) + 0.50 * powder_HW
     level_HW = _level(rng)
-    depth_HW = level_HW - cover(rim_HW) * (0.006 + 0.012 * _dome(rim_HW)) + 0.0002 * smooth_noise(rng, 6)
+    depth_HW = level_HW - cover(rim_HW) * (0.006 + 0.012 * _dome(rim_HW))
     images = {"rgb": printed_HWC, "infrared": heat_HW, "depth": depth_HW}
-    bare = {"rgb": plain_HWC, "infrared": np.full((SIZE, SIZE), 0.32), "depth": level_HW}
-    print_HW = ndimage.binary_dilation(text_HW < 1, iterations=2)
+    bare = {"rgb": plain_HWC, "infrared": np.full((SIZE, SIZE), 0.16), "depth": level_HW}
+    print_HW = text_HW < 0.6
     return Scene(images, rim_HW < -1, bare, (print_HW,))
 
 
@@ -155,6 +156,6 @@ def _dome(rim_HW: Image) -> Image:
 
 def _level(rng: Generator) -> Image:
     """Depth of the table, never quite level."""
-    slope_x, slope_y = rng.normal(0, 0.0006, 2)
+    slope_x, slope_y = rng.normal(0, 0.0003, 2)
     grid = upright()
     return TABLE + (slope_x * grid.x_HW + slope_y * grid.y_HW) / (SIZE / 2)

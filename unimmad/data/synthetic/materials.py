@@ -28,8 +28,8 @@ THREAD = 10.0
 TILE = 32.0
 GLAZES: tuple[Colour, ...] = ((0.30, 0.52, 0.56), (0.36, 0.58, 0.60), (0.26, 0.46, 0.53))
 GROUT: Colour = (0.78, 0.76, 0.71)
-STEEL: Colour = (0.62, 0.64, 0.67)
-BENCH: Colour = (0.36, 0.30, 0.26)
+STEEL: Colour = (0.66, 0.68, 0.71)
+BENCH: Colour = (0.25, 0.20, 0.17)
 
 
 def draw_cloth(rng: Generator) -> Scene:
@@ -37,7 +37,7 @@ def draw_cloth(rng: Generator) -> Scene:
     pose = casual_pose(rng, shift=THREAD / 2, degrees=2)
     across, along = pose.x_HW / THREAD, pose.y_HW / THREAD
     warp_HWC = _threads(rng, across, along, jitter(rng, (0.70, 0.60, 0.44)))
-    weft_HWC = _threads(rng, along, across + 1, jitter(rng, (0.42, 0.45, 0.50)))
+    weft_HWC = _threads(rng, along, across + 1, jitter(rng, (0.25, 0.29, 0.36)))
     warp_above_HW = (np.sin(np.pi * across) * np.sin(np.pi * along) > 0).astype(float)
     cloth_HWC = over(weft_HWC, warp_HWC, warp_above_HW)
     cloth_HWC = shade(cloth_HWC, 1 + 0.03 * smooth_noise(rng, 2) + 0.02 * smooth_noise(rng, 20))

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from scipy import ndimage
 
 from unimmad.data.synthetic.canvas import SIZE, Image, Region, shade, smooth_noise, upright
 
@@ -53,7 +52,7 @@ def _sensor(name: str, image: Image, rng: Generator) -> NDArray[np.uint8] | NDAr
     if name == "depth":
         return _depth_sensor(image, rng)
     if name == "rgb":
-        lit = shade(image, _light(rng, 0.06)) * (1 + rng.normal(0, 0.012, 3))
+        lit = shade(image, _light(rng, 0.05)) * (1 + rng.normal(0, 0.008, 3))
         return _to_bytes(lit + rng.normal(0, 0.012, image.shape))
     if name == "infrared":
         warm = image + rng.normal(0, 0.012) + 0.008 * smooth_noise(rng, 40)
@@ -69,11 +68,11 @@ def _light(rng: Generator, amount: float) -> Image:
 
 
 def _depth_sensor(depth_HW: Image, rng: Generator) -> NDArray[np.uint16]:
-    measured_HW = depth_HW + rng.normal(0, 0.0005) + rng.normal(0, 0.00015, depth_HW.shape)
+    """Integer depth; the ragged left border that only one of a stereo camera's eyes sees stays unmeasured."""
+    measured_HW = depth_HW + rng.normal(0, 0.0005) + rng.normal(0, 0.0001, depth_HW.shape)
     stored_HW = np.clip(np.rint(measured_HW / DEPTH_RANGE * 65535), 1, 65535).astype(np.uint16)
-    seeds_HW = np.zeros(depth_HW.shape, dtype=bool)
-    seeds_HW[tuple(rng.integers(0, SIZE, (2, 5)))] = True
-    stored_HW[ndimage.binary_dilation(seeds_HW)] = 0
+    blind_H = rng.integers(1, 4, SIZE)
+    stored_HW[np.arange(SIZE) < blind_H[:, None]] = 0
     return stored_HW
 
 

@@ -25,9 +25,9 @@ TABLE = 0.25
 """Metres from the camera to the table."""
 DOUGH: Colour = (0.74, 0.55, 0.33)
 CHOCOLATE: Colour = (0.30, 0.19, 0.13)
-PLATE: Colour = (0.60, 0.66, 0.70)
+PLATE: Colour = (0.70, 0.75, 0.78)
 HEMP: Colour = (0.76, 0.66, 0.46)
-CANVAS: Colour = (0.33, 0.40, 0.46)
+CANVAS: Colour = (0.18, 0.23, 0.29)
 CHIPS = ((-20, -19), (3, -27), (24, -15), (-30, 3), (-6, -3), (17, 7), (32, 10), (-17, 22), (5, 29), (24, 27))
 """Where the baker puts the chips, in pixels from the middle."""
 
@@ -43,7 +43,7 @@ def draw_cookie(rng: Generator) -> Scene:
     crust_HW = 1 + 0.06 * smooth_noise(rng, 3) + 0.05 * smooth_noise(rng, 11)
     browned_HW = 1.06 - 0.26 * np.clip(ring_HW / 48, 0, 1) ** 3
     cookie_HWC = over(below_HWC, shade(flat(jitter(rng, DOUGH, 0.03)), crust_HW * browned_HW), cookie_HW)
-    height_HW = 0.016 * np.sqrt(np.clip(1 - (ring_HW / 50) ** 2, 0, 1)) + 0.0005 * smooth_noise(rng, 6)
+    height_HW = 0.016 * np.sqrt(np.clip(1 - (ring_HW / 50) ** 2, 0, 1)) + 0.0003 * smooth_noise(rng, 6)
     chips_PHW = np.stack([_chip(rng, pose.x_HW, pose.y_HW, x, y) for x, y in CHIPS])
     glint_HW = 1 + 0.15 * smooth_noise(rng, 4)
     cookie_HWC = over(cookie_HWC, shade(flat(CHOCOLATE), glint_HW), cover(chips_PHW.min(axis=0)))
@@ -82,6 +82,6 @@ def draw_rope(rng: Generator) -> Scene:
 
 def _table(rng: Generator) -> Image:
     """Depth of the table, never quite level."""
-    slope_x, slope_y = rng.normal(0, 0.0006, 2)
+    slope_x, slope_y = rng.normal(0, 0.0003, 2)
     grid = upright()
     return TABLE + (slope_x * grid.x_HW + slope_y * grid.y_HW) / (SIZE / 2)

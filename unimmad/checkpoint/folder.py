@@ -1,0 +1,131 @@
+"""Where a run's checkpoints lie, how one becomes visible, and which stay.
+
+    RUN/checkpoints/
+        latest                      the name of the newest whole checkpoint
+        step_00000200/
+            state.json              step, data position, recipe, versions, layout (readable)
+            index.json              every tensor: shape, files, pieces
+            model-00000.safetensors         one a rank that owns weights
+            optimizer-00000.safetensors     one a rank that owns optimizer state
+
+A checkpoint is written into a hidden folder beside, which is renamed when every rank is done, and only then named in
+``latest``. A killed run leaves a hidden folder at most; the next save removes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unimmad.files import write_text_aside
+
+CHECKPOINTS = "checkpoints"
+LATEST = "latest"
+STATE_NAME = "state.json"
+_STEP = "step_"
+_PARTIAL = ".partial_"
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The checkpoints of one run."""
+
+    run: Path
+
+    @property
+    def root(self) -> Path:
+        return self.run / CHECKPOINTS
+
+    def begin(self, step: int) -> Path:
+        """A fresh hidden folder to write into (called by one rank); leftovers of killed saves go."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for leftover in self.root.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial = self.partial(step)
+        partial.mkdir()
+        return partial
+
+    def partial(self, step: int) -> Path:
+        return self.root / f"{_PARTIAL}{step:08d}"
+
+    def commit(self, step: int, keep: int) -> Path:
+        """Make the hidden folder of ``step`` the newest checkpoint, and keep the ``keep`` newest."""
+        final = self.root / f"{_STEP}{step:08d}"
+        if final.exists():
+            shutil.rmtree(final)
+        _sync_files(self.partial(step))
+        self.partial(step).rename(final)
+        write_text_aside(self.root / LATEST, final.name + "\n")
+        for old in self._steps()[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def abandon(self, step: int) -> None:
+        """Remove the hidden folder of a save that failed."""
+        shutil.rmtree(self.partial(step), ignore_errors=True)
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint; None where there is none yet."""
+        latest = self.root / LATEST
+        if latest.is_file():
+            named = self.root / latest.read_text(encoding="utf-8").strip()
+            if (named / STATE_NAME).is_file():
+                return named
+        steps = [step for step in self._steps() if (step / STATE_NAME).is_file()]
+        return steps[-1] if steps else None
+
+    def _steps(self) -> list[Path]:
+        return sorted(self.root.glob(f"{_STEP}*"))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a user means: a step folder itself, or the newest of a run folder.
+
+    Raises:
+        ValueError: nothing of the kind is there.
+    """
+    if (path / STATE_NAME).is_file():
+        return path
+    for run in (path, path.parent):
+        newest = CheckpointFolder(run).newest()
+        if newest is not None and (run == path or path.name == CHECKPOINTS):
+            return newest
+    raise ValueError(
+        f"{path} is no checkpoint and no run folder with one (it holds no {STATE_NAME} and no {CHECKPOINTS}/)"
+    )
+
+
+def newest_run(runs: Path) -> Path | None:
+    """The run folder below ``runs`` whose checkpoint was written last; None where there is none."""
+    with_latest = [latest for latest in runs.glob(f"*/{CHECKPOINTS}/{LATEST}") if latest.is_file()]
+    if not with_latest:
+        return None
+    return max(with_latest, key=lambda latest: latest.stat().st_mtime).parent.parent
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's state.json.
+
+    Raises:
+        ValueError: it is missing or cut short.
+    """
+    path = checkpoint / STATE_NAME
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{path} is damaged; use another checkpoint of the run") from None
+    if not isinstance(state, dict) or "recipe" not in state or "step" not in state:
+        raise ValueError(f"{path} is not the state of a UniMMAD checkpoint")
+    return state
+
+
+def _sync_files(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

@@ -1,0 +1,67 @@
+"""From a checkpoint folder to a model in its local form: for evaluation, prediction, fine-tuning."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unimmad.assembly import empty_model
+from unimmad.checkpoint.folder import STATE_NAME, read_state
+from unimmad.checkpoint.pieces import PieceReader
+from unimmad.config import Recipe, parse_recipe
+from unimmad.model.unimmad import UniMMAD
+
+logger = logging.getLogger(__name__)
+
+OPTIMIZER_PREFIX = "optimizer/"
+"""Names of optimizer tensors: ``optimizer/exp_avg/PARAMETER``."""
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint's model and what is known of it."""
+
+    folder: Path
+    recipe: Recipe
+    model: UniMMAD
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    @property
+    def backbone_weights(self) -> str:
+        """In words, what the backbone was loaded with when training began."""
+        return str(self.state["backbone_weights"])
+
+
+def load_checkpoint(folder: Path) -> LoadedCheckpoint:
+    """Build the checkpoint's own recipe's model and fill it; the model is in eval mode, on the CPU.
+
+    Raises:
+        ValueError: the folder is no whole checkpoint, or its tensors do not fit its recipe.
+    """
+    state = read_state(folder)
+    recipe = parse_recipe(state["recipe"], origin=f"{folder / STATE_NAME}: recipe")
+    model = empty_model(recipe.model)
+    fill_model(model, PieceReader(folder))
+    return LoadedCheckpoint(folder, recipe, model.eval(), state)
+
+
+def fill_model(model: UniMMAD, reader: PieceReader) -> None:
+    """Load every tensor of a local-form model.
+
+    Raises:
+        ValueError: a tensor is missing or of another shape: the checkpoint is of another recipe.
+    """
+    for name, tensor in model.state_dict().items():
+        shape = reader.shape(name)
+        if shape != tuple(tensor.shape):
+            raise ValueError(
+                f"checkpoint {reader.folder} is of another recipe: {name} is {list(shape)} there and "
+                f"{list(tensor.shape)} in this one"
+            )
+        tensor.copy_(reader.read(name))

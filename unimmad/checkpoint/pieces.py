@@ -1,0 +1,143 @@
+"""Tensors on disk as contiguous pieces of portable tensors, so that each rank writes what it holds and any layout reads.
+
+A file is safetensors. A whole tensor is stored under its name and shape; a piece under ``NAME@OFFSET``, flat, where
+OFFSET counts elements of the flattened whole. ``index.json`` lists, for every tensor, its shape and its pieces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+INDEX_NAME = "index.json"
+_SHAPES = "shapes"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part (or all) of the tensor called ``name``, from element ``offset`` of its flattened form."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    offset: int
+    values: Tensor
+
+
+def write_pieces(path: Path, pieces: Iterable[Piece]) -> None:
+    """Write one rank's pieces.
+
+    Raises:
+        OSError: the disk is full or can't be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for piece in pieces:
+        values = piece.values.detach().cpu().contiguous()
+        whole = tuple(values.shape) == piece.shape
+        # A clone, since safetensors refuses views of one storage.
+        tensors[piece.name if whole else f"{piece.name}@{piece.offset}"] = values.clone()
+        shapes[piece.name] = list(piece.shape)
+    try:
+        save_file(tensors, path, metadata={_SHAPES: json.dumps(shapes)})
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def build_index(folder: Path) -> dict[str, Any]:
+    """List the tensors of all of a folder's files.
+
+    Raises:
+        ValueError: a tensor's pieces leave a gap.
+    """
+    tensors: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            shapes = json.loads(file.metadata()[_SHAPES])
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                name, _, offset = key.partition("@")
+                numel = int(torch.Size(file.get_slice(key).get_shape()).numel())
+                entry = tensors.setdefault(name, {"shape": shapes[name], "pieces": []})
+                entry["pieces"].append({"file": path.name, "key": key, "offset": int(offset or 0), "numel": numel})
+    for name, entry in tensors.items():
+        entry["pieces"].sort(key=lambda piece: piece["offset"])
+        _check_whole(name, entry)
+    return tensors
+
+
+class PieceReader:
+    """Reads tensors, or ranges of them, from a folder of pieces."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            ValueError: the folder has no index, or a file that it lists is missing.
+        """
+        self.folder = folder
+        try:
+            self._tensors = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            raise ValueError(f"checkpoint {folder} has no readable {INDEX_NAME}: it is not whole") from None
+        files = {piece["file"] for entry in self._tensors.values() for piece in entry["pieces"]}
+        missing = sorted(file for file in files if not (folder / file).is_file())
+        if missing:
+            raise ValueError(f"checkpoint {folder} lacks {missing[0]}: it is not whole")
+
+    def names(self, prefix: str = "") -> list[str]:
+        return [name for name in self._tensors if name.startswith(prefix)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._entry(name)["shape"])
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor.
+
+        Raises:
+            ValueError: the checkpoint has none of that name, or its file is damaged.
+        """
+        shape = self.shape(name)
+        return self.read_range(name, 0, int(torch.Size(shape).numel())).reshape(shape)
+
+    def read_range(self, name: str, offset: int, numel: int) -> Tensor:
+        """Elements ``offset`` to ``offset + numel`` of the flattened tensor."""
+        parts = []
+        for piece in self._entry(name)["pieces"]:
+            start = max(offset, piece["offset"])
+            stop = min(offset + numel, piece["offset"] + piece["numel"])
+            # Every piece is visited once where numel is 0 (a scalar has numel 1).
+            if start < stop:
+                values = self._values(piece)
+                parts.append(values[start - piece["offset"] : stop - piece["offset"]])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        if name not in self._tensors:
+            raise ValueError(f"checkpoint {self.folder} has no tensor {name}: it is of another model or optimizer")
+        return self._tensors[name]
+
+    def _values(self, piece: dict[str, Any]) -> Tensor:
+        path = self.folder / piece["file"]
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(piece["key"]).flatten()
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
+
+
+def _check_whole(name: str, entry: dict[str, Any]) -> None:
+    reached = 0
+    for piece in entry["pieces"]:
+        if piece["offset"] != reached:
+            break
+        reached += piece["numel"]
+    if reached != torch.Size(entry["shape"]).numel():
+        raise ValueError(f"the pieces of {name} do not make up its shape {entry['shape']}")

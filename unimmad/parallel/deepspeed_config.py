@@ -1,0 +1,100 @@
+"""Reads a DeepSpeed JSON and joins it with the recipe: DeepSpeed's own keys pass through, ours are taken out.
+
+Our section is ``"unimmad": {"ep_size": N}``. Batch, optimizer and precision keys are the recipe's business and are
+refused here, since the same run must give the same numbers on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unimmad.config import TrainingSettings
+
+OUR_SECTION = "unimmad"
+
+# Key of a DeepSpeed JSON -> the setting that decides it here.
+_RECIPE_KEYS = {
+    "train_batch_size": "training.global_batch",
+    "train_micro_batch_size_per_gpu": "training.global_batch and training.accumulation",
+    "gradient_accumulation_steps": "training.accumulation",
+    "gradient_clipping": "training.gradient_clipping",
+    "optimizer": "training.optimizer and training.learning_rate",
+    "scheduler": "training.schedule",
+    "fp16": "training.precision",
+    "bf16": "training.precision",
+    "torch_autocast": "training.precision",
+}
+
+
+@dataclass(frozen=True)
+class DeepSpeedSettings:
+    """What a DeepSpeed JSON says."""
+
+    passed_on: dict[str, Any]
+    """DeepSpeed's own keys."""
+    ep_size: int
+    zero_stage: int
+
+
+def read_deepspeed_config(path: Path) -> DeepSpeedSettings:
+    """Read and check a DeepSpeed JSON.
+
+    Raises:
+        ValueError: no such file, no JSON object, a key that the recipe decides, an unknown key of ours, ZeRO 3.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--deepspeed_config {path} can't be read: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--deepspeed_config {path} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--deepspeed_config {path} must hold a JSON object")
+    for key, setting in _RECIPE_KEYS.items():
+        if key in values:
+            raise ValueError(f"{path}: remove {key!r}; the recipe's {setting} decides it (--set KEY=VALUE)")
+    ours = values.pop(OUR_SECTION, {})
+    if not isinstance(ours, dict) or set(ours) - {"ep_size"} or not isinstance(ours.get("ep_size", 1), int):
+        raise ValueError(f'{path}: section "{OUR_SECTION}" takes one key, "ep_size", a whole number; not {ours!r}')
+    stage = values.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2):
+        raise ValueError(
+            f"{path}: ZeRO stage {stage} does not work with DeepSpeed's MoE layers; use stage 2, with more ranks or "
+            "optimizer offload (zero_optimization.offload_optimizer) where memory is short"
+        )
+    return DeepSpeedSettings(values, ours.get("ep_size", 1), stage)
+
+
+def engine_config(settings: DeepSpeedSettings, training: TrainingSettings, world_size: int) -> dict[str, Any]:
+    """The JSON that DeepSpeed gets: the file's keys and the recipe's.
+
+    Raises:
+        ValueError: the global batch does not divide among the ranks, or clipping is asked for where DeepSpeed's is wrong.
+    """
+    micro_batch = training.global_batch // training.accumulation
+    if micro_batch % world_size:
+        unit = world_size * training.accumulation
+        below = training.global_batch // unit * unit
+        sizes = f"{below} or {below + unit}" if below else f"{unit}"
+        raise ValueError(
+            f"training.global_batch {training.global_batch} can't be shared by {world_size} ranks in "
+            f"{training.accumulation} micro-batches; the nearest sizes that can: {sizes}"
+        )
+    if training.gradient_clipping and settings.zero_stage == 0 and world_size > 1:
+        raise ValueError(
+            "training.gradient_clipping needs ZeRO stage 1 or 2 on several ranks: set it in the DeepSpeed JSON"
+        )
+    config = json.loads(json.dumps(settings.passed_on))
+    config |= {
+        "train_batch_size": training.global_batch,
+        "train_micro_batch_size_per_gpu": micro_batch // world_size,
+        "gradient_accumulation_steps": training.accumulation,
+        "gradient_clipping": training.gradient_clipping,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    config.setdefault("steps_per_print", 10**9)
+    return config

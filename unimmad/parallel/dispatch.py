@@ -1,0 +1,92 @@
+"""Sends each token to the ranks that own its leaders, and brings the outputs home: nothing more, no padding.
+
+Letters: T tokens of this rank, B its samples, K routed leaders, R ranks of the expert-parallel group, S sent tokens,
+E embed channels, h x w positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from unimmad.model.routing import Routing
+from unimmad.parallel.collectives import exchange_rows
+
+LeaderFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(maps [S, E, h, w], local leader ids [S, K], scores [S, K]) -> outputs [S, E, h, w]."""
+
+
+@dataclass(frozen=True)
+class DispatchPlan:
+    """Which token goes where. A token goes once to each rank that owns any of its K leaders."""
+
+    token_S: Tensor
+    """int64: this rank's tokens, in the order they are sent (by receiving rank, then token)."""
+    rank_S: Tensor
+    """int64: the receiving rank of each."""
+    sent: tuple[int, ...]
+    """How many go to each rank of the group; 0 to this one."""
+    received: tuple[int, ...]
+    """How many come from each."""
+    own_tokens: Tensor
+    """int64: tokens that have a leader here, which stay."""
+
+
+def plan_dispatch(leaders_TK: Tensor, leaders_per_rank: int, group: dist.ProcessGroup) -> DispatchPlan:
+    """Decide what to send, and learn from the other ranks how much comes back."""
+    ranks, here = dist.get_world_size(group), dist.get_rank(group)
+    owner_TK = leaders_TK // leaders_per_rank
+    owned_RT = (owner_TK[None] == torch.arange(ranks, device=owner_TK.device)[:, None, None]).any(dim=2)
+    own_tokens = owned_RT[here].nonzero()[:, 0]
+    owned_RT[here] = False
+    rank_S, token_S = owned_RT.nonzero(as_tuple=True)
+    sent = owned_RT.sum(dim=1)
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, group=group)
+    return DispatchPlan(token_S, rank_S, tuple(sent.tolist()), tuple(received.tolist()), own_tokens)
+
+
+def dispatch(
+    x_BEhw: Tensor,
+    sample_of_token_T: Tensor,
+    routing: Routing,
+    leaders_per_rank: int,
+    group: dist.ProcessGroup,
+    apply_leaders: LeaderFunction,
+) -> Tensor:
+    """Routed output of this rank's tokens, [T, E, h, w], wherever their leaders live.
+
+    Every rank of the group takes part in every exchange, also one that sends or receives nothing: in the backward
+    pass too, since its outputs depend on the (empty) rows that it received.
+    """
+    here = dist.get_rank(group)
+    plan = plan_dispatch(routing.leaders_TK, leaders_per_rank, group)
+    ids_SK, scores_SK = _for_rank(routing, plan.token_S, plan.rank_S, leaders_per_rank)
+    maps_SEhw = x_BEhw[sample_of_token_T[plan.token_S]]
+    rows = torch.cat([maps_SEhw.flatten(1), scores_SK.to(maps_SEhw.dtype)], dim=1)
+    came = exchange_rows(rows, plan.sent, plan.received, group)
+    came_ids = exchange_rows(ids_SK, plan.sent, plan.received, group)
+
+    top_k = ids_SK.shape[1]
+    own_ids, own_scores = _for_rank(routing, plan.own_tokens, torch.full_like(plan.own_tokens, here), leaders_per_rank)
+    inputs = torch.cat([came[:, :-top_k].unflatten(1, x_BEhw.shape[1:]), x_BEhw[sample_of_token_T[plan.own_tokens]]])
+    outputs = apply_leaders(
+        inputs, torch.cat([came_ids, own_ids]), torch.cat([came[:, -top_k:].to(own_scores.dtype), own_scores])
+    )
+    for_others, own = outputs.split([came.shape[0], len(plan.own_tokens)])
+    home = exchange_rows(for_others.flatten(1), plan.received, plan.sent, group)
+    result = outputs.new_zeros(routing.leaders_TK.shape[0], *outputs.shape[1:])
+    result = result.index_add(0, plan.token_S, home.unflatten(1, outputs.shape[1:]))
+    return result.index_add(0, plan.own_tokens, own)
+
+
+def _for_rank(routing: Routing, token_S: Tensor, rank_S: Tensor, leaders_per_rank: int) -> tuple[Tensor, Tensor]:
+    """Local ids and scores of the tokens' leaders on their receiving rank; leaders elsewhere get score 0 there."""
+    leaders_SK = routing.leaders_TK[token_S]
+    local_SK = leaders_SK - rank_S[:, None] * leaders_per_rank
+    here_SK = (local_SK >= 0) & (local_SK < leaders_per_rank)
+    return local_SK * here_SK, routing.scores_TK[token_S] * here_SK

@@ -1,0 +1,119 @@
+"""The DeepSpeed engine of a placed model, and its optimizer's state as pieces of portable tensors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from deepspeed.utils import groups
+from deepspeed.utils import logger as deepspeed_logger
+from torch import Tensor
+
+from unimmad.config import TrainingSettings
+from unimmad.model.unimmad import UniMMAD
+from unimmad.parallel.batchnorm import synchronise_batchnorm
+from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config
+from unimmad.parallel.placement import PlacedParameter, place_leaders, placed_parameters
+from unimmad.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model on its ranks, ready to be trained."""
+
+    deepspeed: Any
+    model: UniMMAD
+    world: World
+    ep_size: int
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._torch_optimizer.param_groups:
+            group["lr"] = rate
+
+    def parameters(self) -> Iterator[PlacedParameter]:
+        """This rank's trainable parameters as pieces of portable tensors."""
+        return placed_parameters(self.model, self.ep_size, self.world.rank)
+
+    def optimizer_pieces(self) -> Iterator[OptimizerPiece]:
+        """Where this rank holds optimizer state, parameter by parameter; under ZeRO only its own partition's."""
+        for placed in self.parameters():
+            mapping = getattr(placed.parameter, "_hp_mapping", _NO_ZERO)
+            if mapping is None:
+                continue
+            if mapping is _NO_ZERO:
+                yield OptimizerPiece(
+                    placed.name, placed.shape, placed.offset, placed.parameter, 0, placed.parameter.numel()
+                )
+                continue
+            flat = self.deepspeed.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+            inside, address = mapping.lp_fragment_address, mapping.hp_fragment_address
+            yield OptimizerPiece(
+                placed.name, placed.shape, placed.offset + inside.start, flat, address.start, address.numel
+            )
+
+    def optimizer_state(self, key: Tensor) -> dict[str, Any]:
+        """Torch's state of one optimizer tensor (a parameter, or a ZeRO partition); empty before the first step."""
+        return self._torch_optimizer.state[key]
+
+    @property
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.deepspeed.optimizer
+        return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
+
+
+@dataclass(frozen=True)
+class OptimizerPiece:
+    """A contiguous piece of a portable tensor and where its optimizer state lies on this rank."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole portable tensor."""
+    offset: int
+    """Of the piece, in elements of the flattened portable tensor."""
+    key: Tensor
+    """What torch's optimizer state is stored under."""
+    start: int
+    """Where the piece starts inside the flattened ``key``."""
+    numel: int
+
+
+_NO_ZERO = object()
+
+
+def build_engine(
+    model: UniMMAD, settings: DeepSpeedSettings, training: TrainingSettings, world: World, ep_size: int
+) -> Engine:
+    """Place the model's leaders, synchronise its BatchNorm, and hand it to DeepSpeed.
+
+    Raises:
+        ValueError: as ``engine_config``.
+    """
+    config = engine_config(settings, training, world.size)
+    deepspeed_logger.setLevel(logging.WARNING)
+    model.to(world.device)
+    if f"ep_size_{ep_size}" not in groups._get_expert_parallel_group_dict():
+        # DeepSpeed prints a line from every rank when it has to create the group itself.
+        groups._create_expert_and_data_parallel(ep_size)
+    place_leaders(model, ep_size, world.rank)
+    model.to(world.device)
+    if world.size > 1:
+        synchronise_batchnorm(model, world.device)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=_optimizer(model, training), config=config, dist_init_required=False
+    )
+    return Engine(engine, model, world, ep_size)
+
+
+def _optimizer(model: UniMMAD, training: TrainingSettings) -> torch.optim.Optimizer:
+    """Torch's own: DeepSpeed's would be compiled first, and Adam's mathematics is the same."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameter_groups = split_params_into_different_moe_groups_for_optimizer({"params": trainable, "name": "dense"})
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameter_groups, lr=training.learning_rate)
+    fused = all(parameter.is_cuda for parameter in trainable)
+    return torch.optim.Adam(parameter_groups, lr=training.learning_rate, fused=fused)

@@ -1,0 +1,93 @@
+"""Puts a model's leaders where they live, and knows every parameter's portable name.
+
+A portable name is the parameter's name in the local form; a checkpoint uses no other.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from unimmad.config import ModelSettings
+from unimmad.model.cross_moe import LocalRouting, MiMoEBranch
+from unimmad.model.unimmad import UniMMAD
+from unimmad.parallel.moe import LeaderMoE, expert_parallel_slice
+
+_PORTABLE = (
+    (".routed.deepspeed_moe.gate.wg.", ".routed.gate.linear."),
+    (".routed.deepspeed_moe.experts.", ".routed.leaders."),
+)
+
+
+@dataclass(frozen=True)
+class PlacedParameter:
+    """A parameter of this rank as a contiguous piece of the portable tensor of that name."""
+
+    name: str
+    parameter: nn.Parameter
+    shape: tuple[int, ...]
+    """Of the whole portable tensor."""
+    offset: int
+    """Where this rank's piece starts, counted in elements of the flattened portable tensor."""
+    expert_parallel: bool
+
+
+def effective_ep_size(asked: int, world_size: int, model: ModelSettings) -> int:
+    """The largest common divisor of ep_size, world size and leaders (and banks, where there are several).
+
+    Warns once where that is not what was asked for.
+    """
+    if asked < 1:
+        raise ValueError(f"ep_size {asked} in the DeepSpeed configuration must be 1 or more")
+    sizes = [asked, world_size, model.leaders] + ([model.banks] if model.banks > 1 else [])
+    effective = math.gcd(*sizes)
+    if effective != asked:
+        banks = f", {model.banks} banks" if model.banks > 1 else ""
+        warnings.warn(
+            f"ep_size {asked} does not fit world size {world_size}, {model.leaders} leaders{banks}: using {effective}",
+            stacklevel=2,
+        )
+    return effective
+
+
+def place_leaders(model: UniMMAD, ep_size: int, rank: int) -> None:
+    """Replace the local form of every branch's routed experts by the DeepSpeed form, in place.
+
+    Ranks of one expert-parallel group are neighbours, so a group stays inside a node where it fits.
+    """
+    for module in model.modules():
+        if isinstance(module, MiMoEBranch):
+            assert isinstance(module.routed, LocalRouting)
+            moe = LeaderMoE(module.routed, ep_size, rank % ep_size)
+            module.routed = moe
+            banks_GNEEkk = module.bank.kernels_GNEEkk
+            if len(banks_GNEEkk) > 1:
+                # Several banks live with their leaders; a single one is dense, the same on every rank.
+                module.bank.kernels_GNEEkk = expert_parallel_slice(
+                    banks_GNEEkk, ep_size, rank % ep_size, moe.expert_group_name
+                )
+
+
+def portable_name(name: str) -> str:
+    """The name of a parameter or buffer in the local form."""
+    for parallel, local in _PORTABLE:
+        name = name.replace(parallel, local)
+    return name
+
+
+def placed_parameters(model: UniMMAD, ep_size: int, rank: int) -> Iterator[PlacedParameter]:
+    """Every trainable parameter of this rank, in the model's order."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        expert_parallel = not getattr(parameter, "allreduce", True)
+        shape = tuple(parameter.shape)
+        offset = 0
+        if expert_parallel:
+            offset = (rank % ep_size) * parameter.numel()
+            shape = (shape[0] * ep_size, *shape[1:])
+        yield PlacedParameter(portable_name(name), parameter, shape, offset, expert_parallel)

@@ -1,0 +1,92 @@
+"""Joining the ranks: started by ``deepspeed``, ``torchrun``, a SLURM task or plain ``python``."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a collective waits for the slowest rank; rank 0 may download weights or evaluate meanwhile."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def agreed(self, value: bool) -> bool:
+        """Whether ``value`` holds on every rank."""
+        flag = torch.tensor(int(value), device=self.device)
+        if self.size > 1:
+            dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return bool(flag)
+
+    def from_main(self, value: str) -> str:
+        """Rank 0's ``value`` on every rank."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, device=self.device)
+        return values[0]
+
+
+def join_world() -> World:
+    """Initialise torch.distributed through DeepSpeed (NCCL on GPUs, else gloo); a plain process becomes a world of one."""
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    else:
+        _share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    _init_deepspeed("nccl" if on_gpu else "gloo")
+    return World(rank, size, local_rank, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
+
+
+def leave_world() -> None:
+    """End torch.distributed; harmless where it never began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _init_deepspeed(backend: str) -> None:
+    import deepspeed
+    import deepspeed.ops
+
+    # DeepSpeed would compile a shared-memory collective for minutes, with no way back when no compiler is there.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+
+
+def _share_cores(ranks_here: int) -> None:
+    """Divide the cores among the ranks of this machine; launchers leave each rank all of them, and they then fight."""
+    if "OMP_NUM_THREADS" not in os.environ or ranks_here > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

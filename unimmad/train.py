@@ -1,0 +1,62 @@
+"""Train UniMMAD.
+
+    deepspeed unimmad/train.py --deepspeed_config ds_configs/ep4.json
+    torchrun --nproc-per-node 2 unimmad/train.py --recipe paper --data shards/mvtec shards/visa
+    python unimmad/train.py --set training.epochs=5
+
+Without arguments it trains the demo recipe on the synthetic set. ``--help`` lists the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    """Parse, join the other ranks, train, leave."""
+    _leave_package_folder_off_the_path()
+    from unimmad.training.arguments import parse_arguments
+
+    try:
+        arguments = parse_arguments()
+    except ValueError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+    from unimmad.parallel.world import join_world, leave_world
+    from unimmad.training.loop import RankError
+    from unimmad.training.run import train
+
+    world = join_world()
+    _log_from_main(world.is_main)
+    try:
+        train(arguments, world)
+    except ValueError as error:
+        if world.is_main or isinstance(error, RankError):
+            print(f"train.py: {error}", file=sys.stderr, flush=True)
+        # No clean-up: other ranks may wait for this one, and the launcher ends them.
+        os._exit(2)
+    leave_world()
+    return 0
+
+
+def _leave_package_folder_off_the_path() -> None:
+    """Python puts a script's own folder first on the path, where our modules would hide libraries of the same name."""
+    here = str(Path(__file__).resolve().parent)
+    sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != here]
+
+
+def _log_from_main(is_main: bool) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("unimmad").setLevel(logging.INFO if is_main else logging.ERROR)
+    logging.captureWarnings(True)
+    if not is_main:
+        logging.getLogger("py.warnings").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The trainer's command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
+
+DEFAULT_DEEPSPEED_CONFIG = Path("ds_configs/ep1.json")
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """What a user asked for."""
+
+    recipe: Recipe
+    deepspeed_config: Path
+    data: tuple[Path, ...]
+    """Shard folders; empty: the synthetic set."""
+    output_dir: Path
+    max_steps: int | None
+    resume: str
+    init_from: Path | None
+
+
+def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
+    """
+    Raises:
+        ValueError: the recipe or an override is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        prog="train.py", description="Train UniMMAD. Started by deepspeed, torchrun, SLURM or plain python."
+    )
+    parser.add_argument(
+        "--recipe", default=DEFAULT_RECIPE, help="a shipped recipe's name or a YAML file (default: demo)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one setting"
+    )
+    parser.add_argument("--deepspeed_config", "--deepspeed-config", type=Path, default=DEFAULT_DEEPSPEED_CONFIG)
+    parser.add_argument("--data", type=Path, nargs="+", default=[], help="shard folders; default: the synthetic set")
+    parser.add_argument("--output-dir", type=Path, help="default: runs/RECIPE")
+    parser.add_argument("--max-steps", type=int, help="stop after this step, with a checkpoint to continue from")
+    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="which run to continue")
+    parser.add_argument("--init-from", type=Path, metavar="DIR", help="take weights only from this checkpoint")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
+    given = parser.parse_args(words)
+    if given.max_steps is not None and given.max_steps < 1:
+        raise ValueError(f"--max-steps {given.max_steps} must be 1 or more")
+    recipe = load_recipe(given.recipe, given.overrides)
+    return TrainArguments(
+        recipe=recipe,
+        deepspeed_config=given.deepspeed_config,
+        data=tuple(given.data),
+        output_dir=given.output_dir or Path("runs") / recipe.name,
+        max_steps=given.max_steps,
+        resume=given.resume,
+        init_from=given.init_from,
+    )

@@ -1,0 +1,168 @@
+"""Saves and restores a training run: every rank writes what it holds; any layout reads it back."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder
+from unimmad.checkpoint.loading import OPTIMIZER_PREFIX
+from unimmad.checkpoint.pieces import INDEX_NAME, Piece, PieceReader, build_index, write_pieces
+from unimmad.config import Recipe
+from unimmad.parallel.engine import Engine, OptimizerPiece
+from unimmad.parallel.placement import portable_name
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a checkpoint says of its run beside the tensors."""
+
+    recipe: Recipe
+    backbone_weights: str
+    data: list[str]
+    zero_stage: int
+
+
+def save_checkpoint(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int, finished: bool) -> Path:
+    """Write the checkpoint of ``step`` together; rank 0 makes it visible when all have written.
+
+    Raises:
+        ValueError: some rank could not write; the checkpoint before it is untouched.
+    """
+    world = engine.world
+    problem = _attempt(lambda: folder.begin(step)) if world.is_main else ""
+    _stop_if_any(folder, engine, step, problem)
+    problem = _attempt(lambda: _write_tensors(folder.partial(step), engine))
+    _stop_if_any(folder, engine, step, problem)
+    if world.is_main:
+        problem = _attempt(lambda: _finish(folder, engine, facts, step, finished))
+    _stop_if_any(folder, engine, step, problem)
+    return folder.root / f"step_{step:08d}"
+
+
+def restore_optimizer(engine: Engine, checkpoint: Path, step: int) -> None:
+    """Fill this rank's optimizer state from a checkpoint of any layout.
+
+    Raises:
+        ValueError: the checkpoint holds none, or of another optimizer.
+    """
+    reader = PieceReader(checkpoint)
+    keys = sorted({name.split("/")[1] for name in reader.names(OPTIMIZER_PREFIX)})
+    for piece in engine.optimizer_pieces():
+        state = engine.optimizer_state(piece.key)
+        for key in keys:
+            values = reader.read_range(f"{OPTIMIZER_PREFIX}{key}/{piece.name}", piece.offset, piece.numel)
+            buffer = state.setdefault(key, torch.zeros_like(piece.key))
+            buffer.view(-1)[piece.start : piece.start + piece.numel].copy_(values)
+        if keys:
+            _set_step_count(state, step)
+
+
+def _set_step_count(state: dict[str, Any], step: int) -> None:
+    if isinstance(state.get("step"), Tensor):
+        state["step"].fill_(float(step))
+    else:
+        state["step"] = torch.tensor(float(step))
+
+
+def _write_tensors(partial: Path, engine: Engine) -> None:
+    rank = engine.world.rank
+    weights = list(_weight_pieces(engine))
+    if weights:
+        write_pieces(partial / f"model-{rank:05d}.safetensors", weights)
+    state = list(_optimizer_pieces(engine))
+    if state:
+        write_pieces(partial / f"optimizer-{rank:05d}.safetensors", state)
+
+
+def _weight_pieces(engine: Engine) -> Iterator[Piece]:
+    """Experts from the first rank that holds them, everything else (buffers and teacher too) from rank 0."""
+    rank = engine.world.rank
+    placed = {piece.name: piece for piece in engine.parameters()}
+    for raw_name, tensor in engine.model.state_dict().items():
+        name = portable_name(raw_name)
+        expert_parallel = name in placed and placed[name].expert_parallel
+        if rank >= (engine.ep_size if expert_parallel else 1):
+            continue
+        if expert_parallel:
+            yield Piece(
+                name, placed[name].shape, placed[name].offset, tensor.reshape(_piece_shape(placed[name].shape, tensor))
+            )
+        else:
+            yield Piece(name, tuple(tensor.shape), 0, tensor)
+
+
+def _piece_shape(whole: tuple[int, ...], tensor: Tensor) -> tuple[int, ...]:
+    return whole if tensor.numel() == torch.Size(whole).numel() else (tensor.numel(),)
+
+
+def _optimizer_pieces(engine: Engine) -> Iterator[Piece]:
+    """Without ZeRO every replica holds the same state, and the first writes it; with ZeRO each writes its partition."""
+    expert_names = {placed.name for placed in engine.parameters() if placed.expert_parallel}
+    for piece in engine.optimizer_pieces():
+        partitioned = piece.key.dim() == 1 and engine.deepspeed.zero_optimization()
+        replicas_start = engine.ep_size if piece.name in expert_names else 1
+        if not partitioned and engine.world.rank >= replicas_start:
+            continue
+        yield from _state_pieces(engine, piece)
+
+
+def _state_pieces(engine: Engine, piece: OptimizerPiece) -> Iterator[Piece]:
+    for key, value in engine.optimizer_state(piece.key).items():
+        if isinstance(value, Tensor) and value.shape == piece.key.shape:
+            flat = value.reshape(-1)[piece.start : piece.start + piece.numel]
+            flat = flat.reshape(_piece_shape(piece.shape, flat))
+            yield Piece(f"{OPTIMIZER_PREFIX}{key}/{piece.name}", piece.shape, piece.offset, flat)
+
+
+def _finish(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int, finished: bool) -> None:
+    partial = folder.partial(step)
+    training = facts.recipe.training
+    state = {
+        "format": FORMAT,
+        "step": step,
+        "samples_seen": step * training.global_batch,
+        "data_position": step * training.global_batch,
+        "finished": finished,
+        "recipe": facts.recipe.model_dump(mode="json"),
+        "backbone_weights": facts.backbone_weights,
+        "data": facts.data,
+        "layout": {"world_size": engine.world.size, "ep_size": engine.ep_size, "zero_stage": facts.zero_stage},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("unimmad", "torch", "deepspeed", "timm")},
+        },
+    }
+    (partial / INDEX_NAME).write_text(json.dumps(build_index(partial)), encoding="utf-8")
+    (partial / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    folder.commit(step, facts.recipe.training.keep_checkpoints)
+
+
+def _attempt(action: Any) -> str:
+    """Run ``action``; what went wrong in words, or nothing. Ranks must agree before any of them raises."""
+    try:
+        action()
+    except (OSError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _stop_if_any(folder: CheckpointFolder, engine: Engine, step: int, problem: str) -> None:
+    if engine.world.agreed(not problem):
+        return
+    if engine.world.is_main:
+        folder.abandon(step)
+    here = problem or "another rank could not write"
+    raise ValueError(
+        f"the checkpoint of step {step} can't be written to {folder.root}: {here}; the one before it is whole"
+    )

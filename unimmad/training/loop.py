@@ -1,0 +1,147 @@
+"""The training loop: batches through the engine, with logs, evaluations and checkpoints on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unimmad.checkpoint.folder import CheckpointFolder
+from unimmad.checkpoint.loading import load_checkpoint
+from unimmad.data.order import TrainingOrder
+from unimmad.data.sample import Batch
+from unimmad.data.shard_set import SampleRef, ShardSet
+from unimmad.data.stream import training_batches
+from unimmad.evaluation.evaluate import evaluate_checkpoint
+from unimmad.model.unimmad import Reconstruction
+from unimmad.parallel.engine import Engine
+from unimmad.training.checkpointing import RunFacts, save_checkpoint
+from unimmad.training.loss import Loss, unimmad_loss
+from unimmad.training.run_log import RunLog
+from unimmad.training.schedule import Schedule
+
+logger = logging.getLogger(__name__)
+
+
+class RankError(ValueError):
+    """A problem that one rank met alone, and must tell itself."""
+
+
+class Trainer:
+    """A run's moving parts; ``run`` moves them."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        shards: ShardSet,
+        order: TrainingOrder[SampleRef],
+        schedule: Schedule,
+        checkpoints: CheckpointFolder,
+        facts: RunFacts,
+    ) -> None:
+        self.engine = engine
+        self.shards = shards
+        self.order = order
+        self.schedule = schedule
+        self.checkpoints = checkpoints
+        self.facts = facts
+        self.settings = facts.recipe.training
+
+    def run(self, start: int, max_steps: int | None) -> None:
+        """Train from step ``start`` to the end of the schedule, or to ``max_steps``.
+
+        Raises:
+            ValueError: a sample can't be read, the loss is not finite, or a checkpoint can't be written.
+        """
+        total = self.schedule.total_steps
+        end = total if max_steps is None else min(total, max_steps)
+        if start >= end:
+            logger.info("%s is at step %d already: nothing to do", self.checkpoints.run, start)
+            return
+        batches = self._batches(start, end)
+        with RunLog(self.checkpoints.run, self.engine.world, self.facts.recipe, start, end) as log:
+            for step in range(start, end):
+                rate = self.schedule.learning_rate(step)
+                self.engine.set_learning_rate(rate)
+                for _ in range(self.settings.accumulation):
+                    batch = next(batches)
+                    output, loss = self._micro_step(batch, step)
+                    log.add(output, loss)
+                log.step(step, rate, batch, self._last_checkpoint)
+                self._after_step(step + 1, end, total, log)
+
+    def _batches(self, start: int, end: int) -> Iterator[Batch]:
+        world, accumulation = self.engine.world, self.settings.accumulation
+        stream = training_batches(
+            self.shards,
+            self.order,
+            image_size=self.facts.recipe.model.image_size,
+            rank=world.rank,
+            world_size=world.size,
+            workers=self.facts.recipe.data.workers,
+            start_step=start * accumulation,
+            end_step=end * accumulation,
+        )
+        try:
+            for _, batch in stream:
+                yield batch
+        except ValueError as error:
+            raise RankError(f"rank {world.rank}: {error}") from None
+
+    def _micro_step(self, batch: Batch, step: int) -> tuple[Reconstruction, Loss]:
+        """Forward, backward, and, at the end of a step's micro-batches, the optimizer."""
+        device = self.engine.world.device
+        on_device = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            output = self.engine.deepspeed(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T)
+        loss = unimmad_loss(
+            output,
+            self._weights(batch).to(device),
+            self.schedule.balance_scale(step),
+            self.settings.focal_gamma,
+            self.engine.world.size,
+        )
+        self.engine.deepspeed.backward(loss.total)
+        self.engine.deepspeed.step()
+        return output, loss
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """Loss weight of each token: its sample's data set's."""
+        weights = self.facts.recipe.data.dataset_weights
+        return torch.tensor(
+            [weights.get(sample.dataset, 1.0) for sample in batch.samples for _ in sample.slots], dtype=torch.float32
+        )
+
+    def _after_step(self, step: int, end: int, total: int, log: RunLog) -> None:
+        """Checkpoint and evaluate where their turn has come; ``step`` steps are done."""
+        evaluate = self.settings.evaluate_every and step % self.settings.evaluate_every == 0
+        if not (evaluate or step == end or step % self.settings.checkpoint_every == 0):
+            return
+        path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, finished=step == total)
+        log.message(f"step {step}: checkpoint {path}")
+        if evaluate:
+            if self.engine.world.is_main:
+                self._evaluate(path, step, log)
+            self.engine.world.barrier()
+
+    def _evaluate(self, checkpoint: Path, step: int, log: RunLog) -> None:
+        """The checkpoint just written, in its local form, on rank 0 alone."""
+        folder = self.checkpoints.run / "evaluations" / f"step_{step:08d}"
+        evaluation = evaluate_checkpoint(
+            load_checkpoint(checkpoint),
+            [Path(data) for data in self.facts.data],
+            folder,
+            device=self.engine.world.device,
+            workers=0,
+            progress=False,
+        )
+        log.evaluation(step, evaluation)
+
+    def _last_checkpoint(self) -> Path | None:
+        with contextlib.suppress(OSError):
+            return self.checkpoints.newest()
+        return None

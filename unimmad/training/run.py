@@ -1,0 +1,118 @@
+"""One training run from arguments to the last checkpoint: gather what it needs, then loop."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from unimmad.assembly import empty_model, new_model
+from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
+from unimmad.checkpoint.loading import fill_model
+from unimmad.checkpoint.pieces import PieceReader
+from unimmad.data.default_set import ensure_synthetic_shards
+from unimmad.data.order import TrainingOrder
+from unimmad.data.shard_set import ShardSet
+from unimmad.model.unimmad import UniMMAD
+from unimmad.parallel.deepspeed_config import read_deepspeed_config
+from unimmad.parallel.engine import build_engine
+from unimmad.parallel.placement import effective_ep_size
+from unimmad.parallel.world import World
+from unimmad.training.arguments import TrainArguments
+from unimmad.training.checkpointing import RunFacts, restore_optimizer
+from unimmad.training.loop import Trainer
+from unimmad.training.run_folder import RunFolder, choose_run_folder
+from unimmad.training.schedule import Schedule
+
+logger = logging.getLogger(__name__)
+
+
+def train(arguments: TrainArguments, world: World) -> None:
+    """
+    Raises:
+        ValueError: something the user gave is wrong; every rank raises it.
+    """
+    recipe = arguments.recipe
+    settings = read_deepspeed_config(arguments.deepspeed_config)
+    ep_size = effective_ep_size(settings.ep_size, world.size, recipe.model)
+    run = _choose_run_folder(arguments, world)
+    data = _data_folders(arguments, world)
+    shards = ShardSet.open(data)
+    order = TrainingOrder(
+        shards.classes("train"),
+        lambda ref: (ref.folder, ref.entry.shard),
+        recipe.training.seed,
+        recipe.training.global_batch // recipe.training.accumulation,
+        recipe.training.accumulation,
+    )
+    schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
+    model, backbone_weights = _starting_model(arguments, run, world)
+    logger.info("backbone %s, weights: %s", recipe.model.backbone, backbone_weights)
+    engine = build_engine(model, settings, recipe.training, world, ep_size)
+    start = 0
+    if run.resume_from is not None:
+        start = int(read_state(run.resume_from)["step"])
+        restore_optimizer(engine, run.resume_from, start)
+        logger.info("continuing %s at step %d", run.path, start)
+    facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage)
+    Trainer(engine, shards, order, schedule, CheckpointFolder(run.path), facts).run(start, arguments.max_steps)
+
+
+def _choose_run_folder(arguments: TrainArguments, world: World) -> RunFolder:
+    """Rank 0 looks, so that no rank sees the folder at another moment."""
+    answer = ""
+    if world.is_main:
+        try:
+            run = choose_run_folder(arguments.output_dir, arguments.resume, arguments.recipe)
+            answer = f"{run.path}\n{run.resume_from or ''}"
+        except ValueError as error:
+            answer = f"\n{error}"
+    path, _, rest = world.from_main(answer).partition("\n")
+    if not path:
+        raise ValueError(rest)
+    return RunFolder(Path(path), Path(rest) if rest else None)
+
+
+def _data_folders(arguments: TrainArguments, world: World) -> list[Path]:
+    if arguments.data:
+        return list(arguments.data)
+    folder = ""
+    if world.is_main:
+        folder = str(ensure_synthetic_shards())
+    return [Path(world.from_main(folder))]
+
+
+def _starting_model(arguments: TrainArguments, run: RunFolder, world: World) -> tuple[UniMMAD, str]:
+    """The model in its local form, the same on every rank: rank 0's weights go to all when DeepSpeed takes it over."""
+    source = run.resume_from or (find_checkpoint(arguments.init_from) if arguments.init_from else None)
+    if source is not None:
+        model = empty_model(arguments.recipe.model)
+        fill_model(model, PieceReader(source))
+        if run.resume_from is None:
+            logger.info("weights from %s", source)
+        return model, str(read_state(source)["backbone_weights"])
+    return _from_main_first(arguments, world)
+
+
+def _from_main_first(arguments: TrainArguments, world: World) -> tuple[UniMMAD, str]:
+    """Rank 0 fetches the backbone's weights; the others wait, then take its tensors."""
+    settings = arguments.recipe.model
+    origin, problem = "", ""
+    model: UniMMAD | None = None
+    if world.is_main:
+        try:
+            model, origin = new_model(settings, arguments.recipe.training.seed)
+        except ValueError as error:
+            problem = str(error)
+    problem = world.from_main(problem)
+    if problem:
+        raise ValueError(problem)
+    if model is None:
+        model, _ = new_model(settings.model_copy(update={"backbone_weights": "none"}), arguments.recipe.training.seed)
+    if world.size > 1:
+        for tensor in model.state_dict().values():
+            on_device = tensor.to(world.device)
+            torch.distributed.broadcast(on_device, src=0)
+            tensor.copy_(on_device)
+    return model, world.from_main(origin)

@@ -1,0 +1,102 @@
+"""Which folder a run writes to, and whether it continues one that is there."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
+from unimmad.config import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where to write, and the checkpoint to continue from, if any."""
+
+    path: Path
+    resume_from: Path | None
+
+
+def choose_run_folder(wanted: Path, resume: str, recipe: Recipe) -> RunFolder:
+    """Apply ``--resume auto|never|PATH`` to the output folder ``wanted``.
+
+    ``auto`` continues an unfinished run of the same recipe; after a finished one it opens the next numbered folder
+    (``demo-2``). ``never`` always opens a folder without checkpoints. A PATH is a run or checkpoint folder to continue.
+
+    Raises:
+        ValueError: PATH holds no checkpoint, or the run to continue is of another recipe.
+    """
+    if resume not in ("auto", "never"):
+        checkpoint = find_checkpoint(Path(resume))
+        check_same_recipe(checkpoint, recipe)
+        return RunFolder(checkpoint.parent.parent, checkpoint)
+    newest = _newest_of_series(wanted)
+    checkpoint_or_none = CheckpointFolder(newest).newest()
+    if checkpoint_or_none is None:
+        return RunFolder(newest, None)
+    if resume == "never" or read_state(checkpoint_or_none).get("finished"):
+        fresh = _next_of_series(newest)
+        why = "is kept" if resume == "never" else "is finished"
+        logger.info("%s %s: this run goes to %s", newest, why, fresh)
+        return RunFolder(fresh, None)
+    check_same_recipe(checkpoint_or_none, recipe)
+    return RunFolder(newest, checkpoint_or_none)
+
+
+def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
+    """
+    Raises:
+        ValueError: the checkpoint was trained with other settings; names them.
+    """
+    theirs, ours = _flat(read_state(checkpoint)["recipe"]), _flat(recipe.model_dump(mode="json"))
+    different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    # How a run is watched, stored and read may change while it goes on; what it computes may not.
+    different = [key for key in different if not key.startswith("evaluation.") and key not in _FREE]
+    if different:
+        first = different[0]
+        raise ValueError(
+            f"{checkpoint} is of another recipe: {first} is {theirs.get(first)!r} there and {ours.get(first)!r} now"
+            f"{f' ({len(different)} settings differ)' if len(different) > 1 else ''}; "
+            "use its recipe, another --output-dir, or --resume never"
+        )
+
+
+_FREE = {
+    "data.workers",
+    "training.log_every",
+    "training.evaluate_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+}
+
+
+def _newest_of_series(wanted: Path) -> Path:
+    """The highest numbered of ``demo``, ``demo-2``, ``demo-3`` ...; ``wanted`` where none is there."""
+    series = [(1, wanted)]
+    for path in wanted.parent.glob(f"{wanted.name}-*"):
+        match = re.fullmatch(re.escape(wanted.name) + r"-(\d+)", path.name)
+        if match:
+            series.append((int(match[1]), path))
+    return max(series)[1]
+
+
+def _next_of_series(path: Path) -> Path:
+    match = re.fullmatch(r"(.*)-(\d+)", path.name)
+    stem, number = (match[1], int(match[2])) if match else (path.name, 1)
+    fresh = path.with_name(f"{stem}-{number + 1}")
+    return fresh if not fresh.exists() else _next_of_series(fresh)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,171 @@
+"""What a run says while it goes: a progress line, TensorBoard, messages. Only rank 0 prints and writes.
+
+Letters: L leaders, R rows = (level, branch) pairs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from unimmad.config import Recipe
+from unimmad.data.sample import Batch
+from unimmad.evaluation.evaluate import Evaluation
+from unimmad.model.unimmad import Reconstruction
+from unimmad.parallel.world import World
+from unimmad.training.loss import Loss
+
+logger = logging.getLogger(__name__)
+
+TENSORBOARD = "tensorboard"
+MAPS_SHOWN = 4
+SECONDS_BETWEEN_LINES_IN_A_FILE = 10.0
+
+
+class RunLog:
+    """Collects what steps give and shows their means every ``log_every`` steps, so that no step waits for the device."""
+
+    def __init__(self, run: Path, world: World, recipe: Recipe, start: int, end: int) -> None:
+        self.world = world
+        self.recipe = recipe
+        self._losses: list[Tensor] = []
+        self._usage_RL: Tensor | None = None
+        self._last_output: Reconstruction | None = None
+        self._since = time.monotonic()
+        self._steps_since = 0
+        self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=start) if world.is_main else None
+        self._bar = tqdm(
+            initial=start,
+            total=end,
+            desc=f"train {recipe.name}",
+            unit="step",
+            disable=not world.is_main,
+            mininterval=0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES_IN_A_FILE,
+        )
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, output: Reconstruction, loss: Loss) -> None:
+        """Take in one micro-batch; nothing is fetched from the device."""
+        self._losses.append(torch.stack([loss.total.detach(), loss.reconstruction.detach(), loss.balance.detach()]))
+        usage_RL = leader_usage(output, self.recipe.model.leaders)
+        self._usage_RL = usage_RL if self._usage_RL is None else self._usage_RL + usage_RL
+        self._last_output = output
+
+    def step(self, step: int, rate: float, batch: Batch, last_checkpoint: Callable[[], Path | None]) -> None:
+        """Close one optimizer step; show the means where their turn has come.
+
+        Raises:
+            ValueError: the loss is not finite; names the step, the classes of the batch and the last checkpoint.
+        """
+        self._steps_since += 1
+        self._bar.update()
+        if (step + 1) % self.recipe.training.log_every and step + 1 != self._bar.total:
+            return
+        total, reconstruction, balance = self._mean_losses()
+        if not math.isfinite(total):
+            classes = ", ".join(sorted({sample.class_name for sample in batch.samples}))
+            raise ValueError(
+                f"the loss is {total} by step {step + 1} (classes in this rank's last batch: {classes}); the last good "
+                f"checkpoint is {last_checkpoint() or 'none'}; try a smaller training.learning_rate"
+            )
+        seconds = time.monotonic() - self._since
+        samples_per_second = self._steps_since * self.recipe.training.global_batch / seconds
+        usage_RL = self._summed_usage()
+        self._bar.set_postfix_str(f"loss {total:.4f}, lr {rate:.1e}, {samples_per_second:.1f} samples/s")
+        if self._writer is not None:
+            self._write(step + 1, rate, (total, reconstruction, balance), samples_per_second, usage_RL)
+        self._losses, self._usage_RL = [], None
+        self._since, self._steps_since = time.monotonic(), 0
+
+    def message(self, text: str) -> None:
+        """A line that does not disturb the progress line."""
+        if self.world.is_main:
+            tqdm.write(text, file=sys.stderr)
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Metrics of an evaluation during training, to TensorBoard and as one line."""
+        mean = evaluation.report.mean_of_classes()
+        known = {key: value for key, value in mean.metrics.items() if value is not None}
+        shown = "  ".join(f"{key} {value:.3f}" for key, value in known.items())
+        self.message(f"step {step}: test split, mean of classes: {shown}  ({evaluation.tables[0].parent})")
+        if self._writer is not None:
+            for key, value in known.items():
+                self._writer.add_scalar(f"test/{key}", value, step)
+
+    def _mean_losses(self) -> tuple[float, float, float]:
+        mean = torch.stack(self._losses).mean(dim=0)
+        if self.world.size > 1:
+            dist.all_reduce(mean)
+            mean /= self.world.size
+        total, reconstruction, balance = mean.tolist()
+        return total, reconstruction, balance
+
+    def _summed_usage(self) -> Tensor:
+        assert self._usage_RL is not None
+        if self.world.size > 1:
+            dist.all_reduce(self._usage_RL)
+        return self._usage_RL.cpu()
+
+    def _write(
+        self, step: int, rate: float, losses: tuple[float, float, float], samples_per_second: float, usage_RL: Tensor
+    ) -> None:
+        writer, output = self._writer, self._last_output
+        assert writer is not None
+        assert output is not None
+        for name, value in zip(("total", "reconstruction", "balance"), losses, strict=True):
+            writer.add_scalar(f"loss/{name}", value, step)
+        writer.add_scalar("learning_rate", rate, step)
+        writer.add_scalar("samples_per_second", samples_per_second, step)
+        writer.add_scalar("experts/leaders_in_use", float((usage_RL > 0).float().mean()), step)
+        writer.add_figure("experts/usage", usage_figure(usage_RL, len(output.routings[0])), step)
+        for level, distance_Thw in enumerate(output.distances, start=1):
+            shown = distance_Thw[:MAPS_SHOWN, None].float()
+            writer.add_images(f"distance/level_{level}", shown / shown.amax().clamp_min(1e-8), step)
+
+
+def leader_usage(output: Reconstruction, leaders: int) -> Tensor:
+    """How often each leader was routed to, [R, L]."""
+    return torch.stack(
+        [
+            torch.nn.functional.one_hot(routing.leaders_TK, leaders).sum(dim=(0, 1))
+            for branches in output.routings
+            for routing in branches
+        ]
+    )
+
+
+def usage_figure(usage_RL: Tensor, branches: int) -> Figure:
+    """A heat map of leaders against levels and branches; each row sums to 1."""
+    shares_RL = usage_RL.numpy() / np.maximum(usage_RL.sum(dim=1, keepdim=True).numpy(), 1)
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares_RL, aspect="auto", vmin=0)
+    axes.set_yticks(
+        range(len(shares_RL)),
+        [f"level {row // branches + 1}, branch {row % branches + 1}" for row in range(len(shares_RL))],
+    )
+    axes.set_xlabel("leader")
+    figure.colorbar(image, ax=axes, label="share of routed tokens")
+    return figure
