@@ -9,9 +9,9 @@ import logging
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from urllib.parse import urlsplit
 
-import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ def load_backbone_weights(backbone: Backbone, weights: str) -> str:
             _load_imagenet(backbone)
             return f"ImageNet ({backbone.name}, timm)"
         except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = _first_line(error)
             if weights == "imagenet":
                 raise ValueError(
                     f"ImageNet weights of {backbone.name} can't be had ({reason}); give a local file with "
@@ -83,12 +83,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"weights file {path} can't be read: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # torch raises pickle.UnpicklingError for anything but tensors
-        if type(error).__name__ != "UnpicklingError":
-            raise
+    except UnpicklingError:
         raise ValueError(f"weights file {path} holds more than tensors, and is not read for safety") from None
+    except Exception as error:  # a damaged file makes the readers fail in many ways, KeyError and IndexError among them
+        raise ValueError(f"weights file {path} can't be read: {_first_line(error)}") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -139,6 +137,11 @@ def _resolves(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _load_matching(backbone: Backbone, state: Mapping[str, Tensor], origin: str) -> None:

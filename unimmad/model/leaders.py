@@ -63,7 +63,9 @@ def mix_kernels(
         shares_TJE = torch.einsum("tkne,tkg->tgne", shares_TKNE, one_hot_TKG).flatten(1, 2)
     # A matrix product for each output channel: its token shares [T, G N] x its base kernels [G N, E k k].
     kernels_EJP = kernels_GNEEkk.flatten(0, 1).transpose(0, 1).reshape(out_channels, banks * base_experts, -1)
-    mixed_ETP = torch.bmm(shares_TJE.permute(2, 0, 1).to(kernels_EJP.dtype), kernels_EJP)
+    # Contiguous, since torch falls back to a loop many times slower for batches of transposed matrices.
+    shares_ETJ = shares_TJE.permute(2, 0, 1).to(kernels_EJP.dtype).contiguous()
+    mixed_ETP = torch.bmm(shares_ETJ, kernels_EJP)
     return mixed_ETP.transpose(0, 1).reshape(tokens, out_channels, in_channels, size, size)
 
 

@@ -82,7 +82,7 @@ class OptimizerPiece:
     numel: int
 
 
-_NO_ZERO = object()
+_NO_ZERO: Any = object()
 
 
 def build_engine(

@@ -32,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 TENSORBOARD = "tensorboard"
 MAPS_SHOWN = 4
-SECONDS_BETWEEN_LINES_IN_A_FILE = 10.0
+POINTS_BETWEEN_PICTURES = 10
+"""Pictures take a second to draw; they come with every tenth point of the curves, and with the last."""
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class RunLog:
@@ -46,6 +48,7 @@ class RunLog:
         self._last_output: Reconstruction | None = None
         self._since = time.monotonic()
         self._steps_since = 0
+        self._pictured = 0
         self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=start) if world.is_main else None
         self._bar = tqdm(
             initial=start,
@@ -53,7 +56,7 @@ class RunLog:
             desc=f"train {recipe.name}",
             unit="step",
             disable=not world.is_main,
-            mininterval=0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES_IN_A_FILE,
+            mininterval=0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES,
         )
 
     def __enter__(self) -> RunLog:
@@ -139,6 +142,10 @@ class RunLog:
         writer.add_scalar("learning_rate", rate, step)
         writer.add_scalar("samples_per_second", samples_per_second, step)
         writer.add_scalar("experts/leaders_in_use", float((usage_RL > 0).float().mean()), step)
+        pictured = step // (self.recipe.training.log_every * POINTS_BETWEEN_PICTURES)
+        if pictured == self._pictured and step != self._bar.total:
+            return
+        self._pictured = pictured
         writer.add_figure("experts/usage", usage_figure(usage_RL, len(output.routings[0])), step)
         for level, distance_Thw in enumerate(output.distances, start=1):
             shown = distance_Thw[:MAPS_SHOWN, None].float()

@@ -58,7 +58,7 @@ def _draw(rng: Generator, ventricles: bool) -> Scene:
             grey_HW = over(grey_HW, GREYS[tissue][number] * (1 + rng.normal(0, 0.015)), cover_HW)
         images[name] = grey_HW * mottle_HW * (1 + 0.02 * smooth_noise(rng, 3))
     fluid_HW = np.max([cover_HW for tissue, cover_HW in layers[3:] if tissue == "fluid"], axis=0)
-    return Scene(images, (brain_HW < -6) & (fluid_HW < 0.3), bare={})
+    return Scene(images, (brain_HW < -6) & (fluid_HW < 0.3))
 
 
 def _anatomy(rng: Generator, pose: Pose) -> Pose:

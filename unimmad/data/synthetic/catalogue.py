@@ -74,7 +74,7 @@ NUT = ClassSpec(
     materials.draw_nut,
     (
         DefectKind("rust", RGB, defects.stain((0.45, 0.24, 0.12), radii=(6, 13))),
-        DefectKind("notch", RGB, defects.bite((5, 12))),
+        DefectKind("notch", RGB, defects.bite((6, 12))),
         DefectKind("scratches", RGB, defects.scratches(0.6)),
     ),
 )

@@ -122,14 +122,15 @@ def scratches(gain: float, radii: tuple[float, float] = (9, 15)) -> Apply:
 
 
 def hole(dark: Colour, metres: tuple[float, float] = (0.004, 0.012), radii: tuple[float, float] = (6, 12)) -> Apply:
-    """Material torn out: dark in colour, deeper where there is depth."""
+    """Material torn out: dark in colour; deeper, but not below the table, where there is depth."""
 
     def apply(scene: Scene, rng: Generator, strength: float) -> Damage:
         spot = pick_spot(scene, rng, radii)
         cover_HW = between(0.45, 0.9, strength) * spot.depth_HW**0.5
         images = {"rgb": over(scene.images["rgb"], dark, cover_HW)}
         if "depth" in scene.images:
-            images["depth"] = scene.images["depth"] + between(*metres, strength) * spot.depth_HW
+            deeper_HW = scene.images["depth"] + between(*metres, strength) * spot.depth_HW
+            images["depth"] = np.minimum(deeper_HW, scene.bare["depth"])
         return Damage(images, spot.region_HW)
 
     return apply

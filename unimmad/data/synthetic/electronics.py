@@ -20,12 +20,9 @@ from unimmad.data.synthetic.canvas import (
     over,
     shade,
     smooth_noise,
-    upright,
 )
-from unimmad.data.synthetic.scene import Scene
+from unimmad.data.synthetic.scene import Scene, table_depth
 
-TABLE = 0.25
-"""Metres from the camera to the table."""
 SOLDER_MASK: Colour = (0.13, 0.38, 0.27)
 COPPER: Colour = (0.24, 0.50, 0.36)
 PLASTIC: Colour = (0.17, 0.17, 0.19)
@@ -41,7 +38,7 @@ CANS = ((34, 22), (34, 43))
 def draw_module(rng: Generator) -> Scene:
     """A small circuit module: chips, resistors, capacitors, tracks."""
     pose = casual_pose(rng, shift=1.2, degrees=1, zoom=0.01)
-    board_HWC, level_HW = _board(rng, pose), _level(rng)
+    board_HWC, level_HW = _board(rng, pose), table_depth(rng)
     distances = [box(pose.moved(x, y), width, height, 1.5) for x, y, width, height, _ in CHIPS]
     distances += [box(pose.moved(x, y), 5.5, 3.5, 0.8) for x, y in RESISTORS]
     distances += [disc(pose.moved(x, y), 8.5) for x, y in CANS]
@@ -115,11 +112,11 @@ def draw_panel(rng: Generator) -> Scene:
     rgb_HWC = over(rgb_HWC, (0.62, 0.65, 0.70), 0.8 * cover(bars_HW))
     heat_HW = 0.60 + 0.12 * cover(nearest_HW, 3) * tints + 0.03 * pose.y_HW / 64 + 0.008 * smooth_noise(rng, 9)
     sunk_HW = 0.006 * cover(-nearest_HW - 1)
-    depth_HW = _level(rng) + sunk_HW - 0.002 * cover(bars_HW)
+    depth_HW = table_depth(rng) + sunk_HW - 0.002 * cover(bars_HW)
     images = {"rgb": rgb_HWC, "infrared": heat_HW, "depth": depth_HW}
     parts = tuple(distance_HW < 0 for distance_HW in cells)
     everywhere_HW = np.ones((SIZE, SIZE), dtype=bool)
-    return Scene(images, everywhere_HW, {"rgb": frame_HWC}, parts)
+    return Scene(images, everywhere_HW, parts_PHW=parts)
 
 
 def draw_capsule(rng: Generator) -> Scene:
@@ -141,7 +138,7 @@ def draw_capsule(rng: Generator) -> Scene:
     printed_HWC = over(plain_HWC, (0.14, 0.11, 0.11), 0.9 * cover(text_HW))
     powder_HW = cover(ellipse(pose, 48, 22), 8) * (1 + 0.04 * smooth_noise(rng, 6))
     heat_HW = 0.16 + 0.10 * cover(rim_HW, 3) + 0.50 * powder_HW
-    level_HW = _level(rng)
+    level_HW = table_depth(rng)
     depth_HW = level_HW - cover(rim_HW) * (0.006 + 0.012 * _dome(rim_HW))
     images = {"rgb": printed_HWC, "infrared": heat_HW, "depth": depth_HW}
     bare = {"rgb": plain_HWC, "infrared": np.full((SIZE, SIZE), 0.16), "depth": level_HW}
@@ -152,10 +149,3 @@ def draw_capsule(rng: Generator) -> Scene:
 def _dome(rim_HW: Image) -> Image:
     """Height of a round bar over its own rim distance, 0 at the rim to 1 along its middle."""
     return np.sqrt(1 - np.clip(1 + rim_HW / 27, 0, 1) ** 2)
-
-
-def _level(rng: Generator) -> Image:
-    """Depth of the table, never quite level."""
-    slope_x, slope_y = rng.normal(0, 0.0003, 2)
-    grid = upright()
-    return TABLE + (slope_x * grid.x_HW + slope_y * grid.y_HW) / (SIZE / 2)

@@ -41,7 +41,7 @@ def draw_cloth(rng: Generator) -> Scene:
     warp_above_HW = (np.sin(np.pi * across) * np.sin(np.pi * along) > 0).astype(float)
     cloth_HWC = over(weft_HWC, warp_HWC, warp_above_HW)
     cloth_HWC = shade(cloth_HWC, 1 + 0.03 * smooth_noise(rng, 2) + 0.02 * smooth_noise(rng, 20))
-    return Scene({"rgb": cloth_HWC}, _everywhere(), {"rgb": flat((0.12, 0.11, 0.11))})
+    return Scene({"rgb": cloth_HWC}, _everywhere())
 
 
 def _threads(rng: Generator, across_HW: Image, along_HW: Image, colour: Colour) -> Image:
@@ -66,8 +66,7 @@ def draw_tiles(rng: Generator) -> Scene:
     rim_HW = 1 - 0.18 * np.clip(1 + distance_HW / 3, 0, 1)
     grout_HWC = shade(flat(jitter(rng, GROUT)), 1 + 0.05 * smooth_noise(rng, 2))
     tiles_HWC = over(grout_HWC, shade(glaze_HWC, gloss_HW * rim_HW), cover(distance_HW))
-    body_HWC = shade(flat((0.72, 0.58, 0.46)), 1 + 0.07 * smooth_noise(rng, 3))
-    return Scene({"rgb": tiles_HWC}, _everywhere(), {"rgb": body_HWC})
+    return Scene({"rgb": tiles_HWC}, _everywhere())
 
 
 def draw_nut(rng: Generator) -> Scene:
@@ -86,7 +85,7 @@ def draw_nut(rng: Generator) -> Scene:
     thread_HW = 0.6 + 0.35 * np.cos(2 * np.pi * (ring_HW - angle_HW / (2 * np.pi) * 4) / 4)
     nut_HWC = over(nut_HWC, shade(flat((0.42, 0.42, 0.44)), thread_HW), cover(ring_HW - 25))
     nut_HWC = over(nut_HWC, shade(bench_HWC, np.full((SIZE, SIZE), 0.4)), cover(ring_HW - 17))
-    return Scene({"rgb": nut_HWC}, (hexagon_HW < -1) & (ring_HW > 26), {"rgb": below_HWC})
+    return Scene({"rgb": nut_HWC}, (hexagon_HW < 0.6) & (ring_HW > 26), {"rgb": below_HWC})
 
 
 def _bench(rng: Generator, pose: Pose) -> Image:

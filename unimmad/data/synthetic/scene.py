@@ -6,7 +6,7 @@ Brightness is 0 to 1; depth is the distance from the camera in metres. Colour im
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.random import Generator
@@ -19,6 +19,10 @@ DEPTH_RANGE = 0.5
 """Metres that the largest 16-bit value stands for; the value 0 means "not measured"."""
 
 
+TABLE = 0.25
+"""Metres from the camera to the table."""
+
+
 @dataclass(frozen=True)
 class Scene:
     """What lies before the cameras: one image a modality, and what a defect has to know of it."""
@@ -27,10 +31,17 @@ class Scene:
     """By modality name, without light and sensor noise."""
     foreground_HW: Region
     """Where defects may lie."""
-    bare: dict[str, Image]
+    bare: dict[str, Image] = field(default_factory=dict)
     """The same images without what can be missing: the empty board, the table under the object."""
     parts_PHW: tuple[Region, ...] = ()
     """Where each part lies that can be missing or out of place."""
+
+
+def table_depth(rng: Generator) -> Image:
+    """Depth of the empty table, never quite level."""
+    slope_x, slope_y = rng.normal(0, 0.0003, 2)
+    grid = upright()
+    return TABLE + (slope_x * grid.x_HW + slope_y * grid.y_HW) / (SIZE / 2)
 
 
 def photograph(images: dict[str, Image], rng: Generator) -> dict[str, NDArray[np.uint8] | NDArray[np.uint16]]:
@@ -49,15 +60,16 @@ def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
 
 
 def _sensor(name: str, image: Image, rng: Generator) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    noise = rng.uniform(0.6, 1.4) * rng.standard_normal(image.shape)
     if name == "depth":
-        return _depth_sensor(image, rng)
+        return _depth_sensor(image + 0.0001 * noise, rng)
     if name == "rgb":
         lit = shade(image, _light(rng, 0.05)) * (1 + rng.normal(0, 0.008, 3))
-        return _to_bytes(lit + rng.normal(0, 0.012, image.shape))
+        return _to_bytes(lit + 0.012 * noise)
     if name == "infrared":
-        warm = image + rng.normal(0, 0.012) + 0.008 * smooth_noise(rng, 40)
-        return _to_bytes(warm + rng.normal(0, 0.01, image.shape))
-    return _to_bytes(image * _light(rng, 0.04) + rng.normal(0, 0.015, image.shape))
+        drift_HW = rng.normal(0, 0.012) + 0.008 * smooth_noise(rng, 40)
+        return _to_bytes(image + drift_HW + 0.01 * noise)
+    return _to_bytes(image * _light(rng, 0.04) + 0.013 * noise)
 
 
 def _light(rng: Generator, amount: float) -> Image:
@@ -69,7 +81,7 @@ def _light(rng: Generator, amount: float) -> Image:
 
 def _depth_sensor(depth_HW: Image, rng: Generator) -> NDArray[np.uint16]:
     """Integer depth; the ragged left border that only one of a stereo camera's eyes sees stays unmeasured."""
-    measured_HW = depth_HW + rng.normal(0, 0.0005) + rng.normal(0, 0.0001, depth_HW.shape)
+    measured_HW = depth_HW + rng.normal(0, 0.0005)
     stored_HW = np.clip(np.rint(measured_HW / DEPTH_RANGE * 65535), 1, 65535).astype(np.uint16)
     blind_H = rng.integers(1, 4, SIZE)
     stored_HW[np.arange(SIZE) < blind_H[:, None]] = 0

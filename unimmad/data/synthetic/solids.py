@@ -1,4 +1,4 @@
-"""Classes with colour and depth: a cookie, a twisted rope. The camera hangs 0.25 m above the table."""
+"""Classes with colour and depth: a cookie, a twisted rope."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 from numpy.random import Generator
 
 from unimmad.data.synthetic.canvas import (
-    SIZE,
     Colour,
     Image,
     casual_pose,
@@ -17,12 +16,9 @@ from unimmad.data.synthetic.canvas import (
     over,
     shade,
     smooth_noise,
-    upright,
 )
-from unimmad.data.synthetic.scene import Scene
+from unimmad.data.synthetic.scene import Scene, table_depth
 
-TABLE = 0.25
-"""Metres from the camera to the table."""
 DOUGH: Colour = (0.74, 0.55, 0.33)
 CHOCOLATE: Colour = (0.30, 0.19, 0.13)
 PLATE: Colour = (0.70, 0.75, 0.78)
@@ -38,7 +34,7 @@ def draw_cookie(rng: Generator) -> Scene:
     ring_HW = np.hypot(pose.x_HW, pose.y_HW)
     rim_HW = disc(pose, 48) + 0.8 * smooth_noise(rng, 10)
     cookie_HW = cover(rim_HW)
-    table_HW, plate_HWC = _table(rng), shade(flat(jitter(rng, PLATE)), 1 + 0.02 * smooth_noise(rng, 3))
+    table_HW, plate_HWC = table_depth(rng), shade(flat(jitter(rng, PLATE)), 1 + 0.02 * smooth_noise(rng, 3))
     below_HWC = shade(plate_HWC, 1 - 0.35 * cover(disc(pose.moved(2, 3), 50), softness=8))
     crust_HW = 1 + 0.06 * smooth_noise(rng, 3) + 0.05 * smooth_noise(rng, 11)
     browned_HW = 1.06 - 0.26 * np.clip(ring_HW / 48, 0, 1) ** 3
@@ -49,7 +45,7 @@ def draw_cookie(rng: Generator) -> Scene:
     cookie_HWC = over(cookie_HWC, shade(flat(CHOCOLATE), glint_HW), cover(chips_PHW.min(axis=0)))
     lumps_HW = 0.003 * np.clip(-chips_PHW.min(axis=0) / 4, 0, 1)
     images = {"rgb": cookie_HWC, "depth": table_HW - cookie_HW * (height_HW + lumps_HW)}
-    return Scene(images, rim_HW < -1, {"rgb": below_HWC, "depth": table_HW})
+    return Scene(images, rim_HW < 0.6, {"rgb": below_HWC, "depth": table_HW})
 
 
 def _chip(rng: Generator, x_HW: Image, y_HW: Image, x: float, y: float) -> Image:
@@ -74,14 +70,7 @@ def draw_rope(rng: Generator) -> Scene:
     canvas_HWC = shade(flat(jitter(rng, CANVAS)), 1 + 0.08 * weave_HW + 0.03 * smooth_noise(rng, 3))
     shadow_HW = cover(np.abs(pose.y_HW - 4) - half, softness=10)
     below_HWC = shade(canvas_HWC, 1 - 0.4 * shadow_HW)
-    table_HW = _table(rng)
+    table_HW = table_depth(rng)
     height_HW = 0.026 * side_HW + 0.004 * strand_HW * side_HW + 0.0003 * fibres_HW
     images = {"rgb": over(below_HWC, rope_HWC, rope_HW), "depth": table_HW - rope_HW * height_HW}
     return Scene(images, np.abs(pose.y_HW) < half - 1, {"rgb": below_HWC, "depth": table_HW})
-
-
-def _table(rng: Generator) -> Image:
-    """Depth of the table, never quite level."""
-    slope_x, slope_y = rng.normal(0, 0.0003, 2)
-    grid = upright()
-    return TABLE + (slope_x * grid.x_HW + slope_y * grid.y_HW) / (SIZE / 2)

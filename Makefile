@@ -1,0 +1,40 @@
+# Everything a fresh machine needs: each target makes .venv and installs by itself.
+#   make demo       data, training, evaluation, pictures: minutes on two CPU cores
+#   make test       the tests, each property at its smallest
+#   make test-long  the full matrices
+#   make lint       ruff and mypy
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-long lint install clean
+.DEFAULT_GOAL := demo
+
+install: $(INSTALLED)
+
+# The constraints also reach the build environments, where an unpinned torch would be fetched a second time.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; give another with PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,dev]"
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/deepspeed unimmad/train.py --deepspeed_config ds_configs/ep4.json
+	$(BIN)/python tools/evaluate.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs data build *.egg-info

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unimmad.data.sample import Batch, Sample, collate
+
+SLOTS = ((1,), (0, 1, 3), (0, 2))
+
+
+def sample(key: str, slots: tuple[int, ...], size: int = 4) -> Sample:
+    images_MCHW = torch.randn(len(slots), 3, size, size, generator=torch.Generator().manual_seed(len(slots)))
+    mask_HW = torch.zeros(size, size, dtype=torch.bool)
+    mask_HW[0, 0] = key == "b"
+    return Sample(
+        key=key,
+        dataset="set",
+        class_name="set/class",
+        defect="hole" if key == "b" else "good",
+        anomalous=key == "b",
+        modalities=tuple(f"modality {slot}" for slot in slots),
+        slots=slots,
+        images_MCHW=images_MCHW,
+        mask_HW=mask_HW,
+    )
+
+
+@pytest.fixture
+def samples() -> list[Sample]:
+    return [sample(key, slots) for key, slots in zip("abc", SLOTS, strict=True)]
+
+
+def test_tokens_are_listed_sample_by_sample_in_slot_order(samples):
+    batch = collate(samples)
+    assert batch.size == 3
+    assert batch.tokens_per_sample == (1, 3, 2)
+    assert batch.sample_of_token_T.tolist() == [0, 1, 1, 1, 2, 2]
+    assert batch.slot_of_token_T.tolist() == [1, 0, 1, 3, 0, 2]
+    assert batch.sample_of_token_T.dtype == batch.slot_of_token_T.dtype == torch.int64
+    expected = [image for each in samples for image in each.images_MCHW]
+    assert len(batch.images_TCHW) == len(expected)
+    assert all(torch.equal(image, token) for image, token in zip(expected, batch.images_TCHW, strict=True))
+
+
+def test_all_that_is_known_of_a_sample_travels_with_it_but_its_images_only_once(samples):
+    batch = collate(samples)
+    for before, after in zip(samples, batch.samples, strict=True):
+        assert after.images_MCHW.numel() == 0
+        assert torch.equal(after.mask_HW, before.mask_HW)
+        for name in ("key", "dataset", "class_name", "defect", "anomalous", "modalities", "slots"):
+            assert getattr(after, name) == getattr(before, name)
+    assert all(each.images_MCHW.numel() > 0 for each in samples), "collate must not change its input"
+
+
+def test_a_batch_of_one(samples):
+    batch = collate(samples[:1])
+    assert batch.images_TCHW.shape == (1, 3, 4, 4)
+    assert batch.sample_of_token_T.tolist() == [0]
+
+
+def test_moving_a_batch_moves_its_token_tensors_only(samples):
+    moved = collate(samples).to("meta")
+    assert isinstance(moved, Batch)
+    assert {moved.images_TCHW.device.type, moved.sample_of_token_T.device.type, moved.slot_of_token_T.device.type} == {
+        "meta"
+    }
+    assert {each.mask_HW.device.type for each in moved.samples} == {"cpu"}
+    assert moved.tokens_per_sample == (1, 3, 2)

@@ -1,0 +1,133 @@
+"""FeatureCompression against METHOD part 4, written out with torch's functions and the modules' parameters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from naive_moe import randomise
+from torch import nn
+from torch.nn import functional as F
+
+from unimmad.model.blocks import group_norm
+from unimmad.model.compression import Decoder, FeatureCompression
+
+CHANNELS, DIM, BOTTLENECK, PLANES, BLOCKS = (6, 10, 14), 12, 16, (5, 4, 3), (2, 1, 3)
+
+
+def make(training: bool) -> FeatureCompression:
+    module = FeatureCompression(CHANNELS, DIM, BOTTLENECK, PLANES, BLOCKS)
+    randomise(module, seed=2)
+    return module.train(training)
+
+
+def stages(batch: int = 2, size: int = 64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    strides = (4, 8, 16)
+    return [
+        torch.randn(batch, c, size // s, size // s, generator=generator) for c, s in zip(CHANNELS, strides, strict=True)
+    ]
+
+
+def norm(x, p, name, training):
+    """BatchNorm: of the batch in training, of the running statistics in evaluation."""
+    mean, variance = (None, None) if training else (p[f"{name}.running_mean"], p[f"{name}.running_var"])
+    return F.batch_norm(x, mean, variance, p[f"{name}.weight"], p[f"{name}.bias"], training)
+
+
+def groups(x, p, name):
+    channels = x.shape[1]
+    count = max(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
+    return F.group_norm(x, count, p[f"{name}.weight"], p[f"{name}.bias"])
+
+
+def to_stride_8(x, p, number, training):
+    name = f"to_stride_8.{number}"
+    if number == 2:
+        y = F.conv_transpose2d(x, p[f"{name}.conv1.weight"], stride=2)
+        skip = F.conv_transpose2d(x, p[f"{name}.skip.weight"], p[f"{name}.skip.bias"], stride=2, padding=1)
+    else:
+        stride = (2, 1)[number]
+        y = F.conv2d(x, p[f"{name}.conv1.weight"], stride=stride, padding=1)
+        skip = F.conv2d(x, p[f"{name}.skip.weight"], stride=stride)
+    y = F.relu(norm(y, p, f"{name}.norm1", training))
+    y = norm(F.conv2d(y, p[f"{name}.conv2.weight"], padding=1), p, f"{name}.norm2", training)
+    return F.relu(y + skip)
+
+
+def inner(maps, p, number):
+    size = (1, 3, 5)[number]
+    parts = []
+    for branch, x in enumerate(maps):
+        name = f"inner.{number}.branches.{branch}"
+        y = F.conv2d(x, p[f"{name}.depthwise.weight"], padding=size // 2, groups=x.shape[1])
+        y = F.conv2d(y, p[f"{name}.pointwise.0.weight"])
+        parts.append(F.relu(groups(y, p, f"{name}.pointwise.1")))
+    name = f"inner.{number}.join"
+    y = F.conv2d(torch.cat(parts, dim=1), p[f"{name}.0.weight"], p[f"{name}.0.bias"], stride=2)
+    return F.relu(groups(y, p, f"{name}.1"))
+
+
+def bottleneck(x, p, name, training, first):
+    y = F.relu(norm(F.conv2d(x, p[f"{name}.conv1.weight"]), p, f"{name}.norm1", training))
+    middle = p[f"{name}.conv2.weight"]
+    y = F.conv_transpose2d(y, middle, stride=2) if first else F.conv2d(y, middle, padding=1)
+    y = F.relu(norm(y, p, f"{name}.norm2", training))
+    y = norm(F.conv2d(y, p[f"{name}.conv3.weight"]), p, f"{name}.norm3", training)
+    if first:
+        x = norm(F.conv_transpose2d(x, p[f"{name}.skip.0.weight"], stride=2), p, f"{name}.skip.1", training)
+    return F.relu(x + y)
+
+
+def by_definition(module, given, training):
+    p = module.state_dict()
+    maps = [to_stride_8(x, p, number, training) for number, x in enumerate(given)]
+    x = torch.cat([inner(maps, p, number) for number in range(3)], dim=1)
+    x = F.relu(groups(F.conv2d(x, p["outer.0.0.weight"]), p, "outer.0.1"))
+    x = F.relu(groups(F.conv2d(x, p["outer.1.weight"], stride=2), p, "outer.2"))
+    levels = []
+    for stage, count in enumerate(BLOCKS):
+        for block in range(count):
+            x = bottleneck(x, p, f"decoder.stages.{stage}.{block}", training, first=block == 0)
+        levels.append(x)
+    return [F.conv2d(x, p[f"heads.{level}.weight"]) for level, x in enumerate(reversed(levels))]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_module_is_its_definition(training):
+    module, given = make(training), stages()
+    expected = by_definition(module, given, training)
+    for ours, theirs in zip(module(given), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_levels_keep_the_backbones_strides_and_channels():
+    shapes = [tuple(x.shape) for x in make(training=False)(stages(batch=3, size=96))]
+    assert shapes == [(3, 6, 24, 24), (3, 10, 12, 12), (3, 14, 6, 6)]
+
+
+def test_every_parameter_has_a_gradient():
+    module = make(training=True)
+    sum(x.pow(3).sum() for x in module(stages())).backward()
+    without = [name for name, parameter in module.named_parameters() if not parameter.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_convolutions_of_a_new_decoder_are_kaiming_fan_out_and_transposed_ones_torchs_own():
+    torch.manual_seed(0)
+    decoder = Decoder(128, (32, 16, 16), (2, 2, 2))
+    for module in decoder.modules():
+        if isinstance(module, nn.ConvTranspose2d):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            assert module.weight.abs().max() <= bound
+        elif isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.weight[0, 0].numel()
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"), [(256, 32), (170, 2), (512, 32), (12, 4), (8, 8), (7, 1), (48, 16), (96, 32)]
+)
+def test_group_norm_takes_the_largest_number_of_groups_that_divides(channels, expected):
+    assert group_norm(channels).num_groups == expected

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from unimmad.model.routing import Routing, route
+from unimmad.model.unimmad import Reconstruction
+from unimmad.training import loss as loss_module
+from unimmad.training.loss import balance_loss, balance_scale, focal_reconstruction, unimmad_loss
+
+LEADERS = 5
+SIZES = (8, 4, 2)
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def routing_of(logits_TL: torch.Tensor) -> Routing:
+    """The gate's decision whose logits are given."""
+    return route(logits_TL, torch.eye(LEADERS), torch.zeros(LEADERS), top_k=2)
+
+
+def output_of(tokens: int, seed: int = 0) -> Reconstruction:
+    distances = tuple(random(tokens, n, n, seed=seed + n).abs() for n in SIZES)
+    routings = tuple(
+        tuple(routing_of(random(tokens, LEADERS, seed=seed + 10 * level + branch)) for branch in range(3))
+        for level in range(3)
+    )
+    return Reconstruction(distances, routings, torch.arange(tokens), tokens)
+
+
+def naive_reconstruction(distances, weights, gamma: float) -> float:
+    total = 0.0
+    for token, weight in enumerate(weights):
+        for distance_Thw in distances:
+            d = distance_Thw[token].double().numpy()
+            total += float(weight) * np.mean(d * d**gamma)
+    return total / len(weights)
+
+
+def naive_balance(logits_TL) -> float:
+    logits = logits_TL.detach().double().numpy()
+    exponentials = np.exp(logits)
+    mean = np.mean(exponentials / exponentials.sum(axis=1, keepdims=True), axis=0)
+    variance = np.mean((mean - mean.mean()) ** 2)
+    return variance / (mean.mean() ** 2 + 1e-8) + 1e-4 * np.mean(np.log(exponentials.sum(axis=1)) ** 2)
+
+
+@pytest.mark.parametrize("gamma", [2.0, 0.0, 1.5])
+def test_the_loss_is_its_definition(gamma):
+    output, weights = output_of(tokens=6), torch.tensor([1.0, 0.5, 0.5, 10.0, 10.0, 1.0])
+    loss = unimmad_loss(output, weights, balance_scale=0.25, focal_gamma=gamma)
+    expected = naive_reconstruction(output.distances, weights, gamma)
+    balance = np.mean([sum(naive_balance(routing.logits_TL) for routing in level) for level in output.routings])
+    assert loss.reconstruction.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.balance.item() == pytest.approx(balance, rel=1e-5)
+    assert loss.total.item() == pytest.approx(expected + 0.25 * balance, rel=1e-5)
+
+
+def test_the_focal_weight_passes_no_gradient():
+    distance = random(2, 4, 4, seed=1).abs().requires_grad_()
+    weights = torch.tensor([1.0, 3.0])
+    focal_reconstruction([distance], weights, 2.0).backward()
+    # Of d * w with w held: the gradient is w, not the 3 d^2 of d^3.
+    expected = weights[:, None, None] * distance.detach() ** 2 / 16
+    torch.testing.assert_close(distance.grad, expected)
+
+
+def test_a_weight_counts_for_its_own_samples_tokens_only():
+    output = output_of(tokens=3)
+    plain = unimmad_loss(output, torch.ones(3), 1.0, 2.0).reconstruction
+    weighted = unimmad_loss(output, torch.tensor([1.0, 10.0, 1.0]), 1.0, 2.0).reconstruction
+    middle = naive_reconstruction([distance[1:2] for distance in output.distances], [1.0], 2.0)
+    assert (weighted - plain).item() == pytest.approx(9 * middle / 3, rel=1e-4)
+    assert naive_reconstruction(output.distances, [4.0] * 3, 2.0) != pytest.approx(weighted.item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7])
+def test_the_balance_loss_and_its_gradient_are_those_of_the_definition(tokens):
+    logits_TL = random(tokens, LEADERS, seed=tokens).requires_grad_()
+    loss = balance_loss(routing_of(logits_TL), torch.tensor(1 / tokens), world_size=1)
+    assert loss.item() == pytest.approx(naive_balance(logits_TL), rel=1e-4)
+    loss.backward()
+    step = 1e-5
+    for token, leader in np.ndindex(tokens, LEADERS):
+        change = torch.zeros(tokens, LEADERS, dtype=torch.float64)
+        change[token, leader] = step
+        higher, lower = naive_balance(logits_TL.double() + change), naive_balance(logits_TL.double() - change)
+        assert logits_TL.grad[token, leader].item() == pytest.approx((higher - lower) / (2 * step), rel=1e-3, abs=1e-6)
+
+
+def test_even_routing_has_no_variance_and_one_leader_for_all_has_the_most():
+    share = torch.tensor(1 / 10)
+    even = torch.cat([100 * torch.eye(LEADERS), 100 * torch.eye(LEADERS)])
+    collapsed = torch.zeros(10, LEADERS)
+    collapsed[:, 2] = 100.0
+    logsumexp = 1e-4 * 100.0**2
+    assert balance_loss(routing_of(even), share, 1).item() == pytest.approx(logsumexp, abs=1e-5)
+    assert balance_loss(routing_of(collapsed), share, 1).item() == pytest.approx(LEADERS - 1 + logsumexp, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"), [(0, 1.0), (1, 0.995), (100, 0.5), (199, 0.005), (200, 0.001), (300, 0.001)]
+)
+def test_the_balance_scale_falls_to_its_floor(epoch, expected):
+    assert balance_scale(epoch, epochs=200, floor=0.001) == pytest.approx(expected)
+
+
+class PretendRanks:
+    """``global_sum`` over ranks that are computed one after the other: repeated until every sum has settled."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[int, int], torch.Tensor] = {}
+        self.rank = self.calls = 0
+
+    def start(self, rank: int) -> None:
+        self.rank, self.calls = rank, 0
+
+    def global_sum(self, value: torch.Tensor, world_size: int) -> torch.Tensor:
+        self.values[self.rank, self.calls] = value.detach().clone()
+        total = sum(self.values.get((rank, self.calls), value.detach()) for rank in range(world_size))
+        self.calls += 1
+        return total
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (1, 5), (2, 1, 3)])
+def test_the_mean_over_ranks_of_values_and_gradients_is_that_of_one_process(counts, monkeypatch):
+    tokens, world = sum(counts), len(counts)
+    weights = torch.linspace(0.5, 3, tokens)
+    distances = random(tokens, 4, 4, seed=1).abs().requires_grad_()
+    logits = random(tokens, LEADERS, seed=2).requires_grad_()
+
+    def loss_of(own: slice, world_size: int):
+        routings = ((routing_of(logits[own]),),)
+        output = Reconstruction((distances[own],), routings, torch.arange(tokens)[own], tokens)
+        return unimmad_loss(output, weights[own], balance_scale=1.0, focal_gamma=2.0, world_size=world_size)
+
+    reference = loss_of(slice(None), 1)
+    expected = torch.autograd.grad(reference.total, [distances, logits])
+    ranks = PretendRanks()
+    monkeypatch.setattr(loss_module, "global_sum", ranks.global_sum)
+    ends = np.cumsum(counts)
+    for _ in range(3):
+        losses = []
+        for rank, (end, count) in enumerate(zip(ends, counts, strict=True)):
+            ranks.start(rank)
+            losses.append(loss_of(slice(end - count, end), world))
+    mean = torch.stack([loss.total for loss in losses]).mean()
+    assert mean.item() == pytest.approx(reference.total.item(), rel=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(mean, [distances, logits]), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
