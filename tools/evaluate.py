@@ -25,7 +25,7 @@ def main() -> int:
     arguments = _parse()
     try:
         checkpoint = load_checkpoint(_checkpoint_folder(arguments.checkpoint))
-        data = arguments.data or [Path(folder) for folder in checkpoint.state["data"]]
+        data = arguments.data or _trained_on(checkpoint)
         output = arguments.output_dir or checkpoint.folder.parent.parent / "evaluation"
         evaluation = evaluate_checkpoint(
             checkpoint,
@@ -67,6 +67,15 @@ def _checkpoint_folder(given: Path | None) -> Path:
     if run is None:
         raise ValueError(f"no run in {RUNS}/ yet; train one first: {TRAINING_COMMAND}")
     return find_checkpoint(run)
+
+
+def _trained_on(checkpoint: LoadedCheckpoint) -> list[Path]:
+    folders = [Path(folder) for folder in checkpoint.state["data"]]
+    if not folders:
+        raise ValueError(
+            f"{checkpoint.folder} names no data that it was trained on; give shard folders with --data DIR"
+        )
+    return folders
 
 
 def _workers(given: int | None, checkpoint: LoadedCheckpoint) -> int:

@@ -53,14 +53,16 @@ class CheckpointFolder:
         return self.root / f"{_PARTIAL}{step:08d}"
 
     def commit(self, step: int, keep: int) -> Path:
-        """Make the hidden folder of ``step`` the newest checkpoint, and keep the ``keep`` newest."""
+        """Make the hidden folder of ``step`` the newest checkpoint; beside it the ``keep - 1`` of highest step stay."""
         final = self.root / f"{_STEP}{step:08d}"
         if final.exists():
             shutil.rmtree(final)
         _sync_files(self.partial(step))
         self.partial(step).rename(final)
         write_text_aside(self.root / LATEST, final.name + "\n")
-        for old in self._steps()[:-keep]:
+        # A run continued from an older checkpoint saves steps below those that are there.
+        others = [path for path in self._steps() if path != final]
+        for old in others[: max(0, len(others) - (keep - 1))]:
             shutil.rmtree(old, ignore_errors=True)
         return final
 

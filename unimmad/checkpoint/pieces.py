@@ -6,6 +6,7 @@ OFFSET counts elements of the flattened whole. ``index.json`` lists, for every t
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def build_index(folder: Path) -> dict[str, Any]:
     """List the tensors of all of a folder's files.
 
     Raises:
-        ValueError: a tensor's pieces leave a gap.
+        ValueError: a tensor's pieces leave a gap or overlap.
     """
     tensors: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -85,9 +86,9 @@ class PieceReader:
         self.folder = folder
         try:
             self._tensors = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
+            files = {piece["file"] for entry in self._tensors.values() for piece in entry["pieces"]}
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
             raise ValueError(f"checkpoint {folder} has no readable {INDEX_NAME}: it is not whole") from None
-        files = {piece["file"] for entry in self._tensors.values() for piece in entry["pieces"]}
         missing = sorted(file for file in files if not (folder / file).is_file())
         if missing:
             raise ValueError(f"checkpoint {folder} lacks {missing[0]}: it is not whole")
@@ -128,16 +129,19 @@ class PieceReader:
         path = self.folder / piece["file"]
         try:
             with safe_open(path, framework="pt") as file:
-                return file.get_tensor(piece["key"]).flatten()
+                values = file.get_tensor(piece["key"]).flatten()
         except (OSError, safetensors.SafetensorError) as error:
             raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
+        if values.numel() != piece["numel"]:
+            raise ValueError(
+                f"checkpoint file {path} is damaged: {piece['key']} has {values.numel()} values, "
+                f"and the index says {piece['numel']}"
+            )
+        return values
 
 
 def _check_whole(name: str, entry: dict[str, Any]) -> None:
-    reached = 0
-    for piece in entry["pieces"]:
-        if piece["offset"] != reached:
-            break
-        reached += piece["numel"]
-    if reached != torch.Size(entry["shape"]).numel():
+    offsets = [piece["offset"] for piece in entry["pieces"]]
+    ends = list(itertools.accumulate((piece["numel"] for piece in entry["pieces"]), initial=0))
+    if [*offsets, torch.Size(entry["shape"]).numel()] != ends:
         raise ValueError(f"the pieces of {name} do not make up its shape {entry['shape']}")

@@ -7,6 +7,7 @@ compression), the input embedding and the C-MoE levels. Its tensor names differ 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,11 @@ class Translation:
     state: dict[str, Tensor]
     dropped: tuple[str, ...]
 
+    def dropped_by_part(self) -> dict[str, int]:
+        """How many dropped tensors belong to each unused part, such as ``layer4``."""
+        matches = (_UNUSED.search(name) for name in self.dropped)
+        return dict(sorted(Counter(match[0].strip(".") for match in matches if match).items()))
+
 
 def our_name(released: str) -> str | None:
     """Our name of a released tensor; None where it has no use here.
@@ -137,6 +143,8 @@ def read_released(folder: Path) -> Translation:
     """
     released: dict[str, Tensor] = {}
     for file, prefix in FILES.items():
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder / file} does not exist; a released checkpoint folder holds {', '.join(FILES)}")
         tensors = read_state_dict(folder / file)
         released |= {f"{prefix}.{name.removeprefix('module.')}": tensor for name, tensor in tensors.items()}
     return translate(released)
@@ -178,7 +186,7 @@ def _check_names(given: Iterable[str], wanted: Iterable[str]) -> None:
 
 
 def _fill(replacement: str, groups: tuple[str, ...]) -> str:
-    """Put a match's numbers in place: ``{0}`` as it is, ``{0}-1`` counted from 0, ``{0}/2`` for kernel sizes 1, 3, 5."""
+    """Put a match's numbers in place: ``{0}`` as it is, ``{0}-1`` from 0, ``{0}/2`` for kernel sizes 1, 3, 5."""
 
     def number(match: re.Match[str]) -> str:
         value = groups[int(match[1])]

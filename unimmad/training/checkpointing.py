@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder
+from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX
-from unimmad.checkpoint.pieces import INDEX_NAME, Piece, PieceReader, build_index, write_pieces
+from unimmad.checkpoint.pieces import Piece, PieceReader, write_pieces
+from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
 from unimmad.config import Recipe
 from unimmad.parallel.engine import Engine, OptimizerPiece
 from unimmad.parallel.placement import portable_name
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -126,25 +122,15 @@ def _state_pieces(engine: Engine, piece: OptimizerPiece) -> Iterator[Piece]:
 
 
 def _finish(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int, finished: bool) -> None:
-    partial = folder.partial(step)
-    training = facts.recipe.training
-    state = {
-        "format": FORMAT,
-        "step": step,
-        "samples_seen": step * training.global_batch,
-        "data_position": step * training.global_batch,
-        "finished": finished,
-        "recipe": facts.recipe.model_dump(mode="json"),
-        "backbone_weights": facts.backbone_weights,
-        "data": facts.data,
-        "layout": {"world_size": engine.world.size, "ep_size": engine.ep_size, "zero_stage": facts.zero_stage},
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("unimmad", "torch", "deepspeed", "timm")},
-        },
-    }
-    (partial / INDEX_NAME).write_text(json.dumps(build_index(partial)), encoding="utf-8")
-    (partial / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    state = build_state(
+        facts.recipe,
+        step=step,
+        finished=finished,
+        backbone_weights=facts.backbone_weights,
+        data=facts.data,
+        layout=Layout(engine.world.size, engine.ep_size, facts.zero_stage),
+    )
+    write_index_and_state(folder.partial(step), state)
     folder.commit(step, facts.recipe.training.keep_checkpoints)
 
 

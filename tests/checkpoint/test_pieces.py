@@ -1,0 +1,137 @@
+"""Tensors written in parts by several ranks and read back at any other split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from unimmad.checkpoint.pieces import INDEX_NAME, Piece, PieceReader, build_index, write_pieces
+
+LEADERS = torch.arange(24, dtype=torch.float32).reshape(4, 2, 3)
+COUNT = torch.tensor(7, dtype=torch.int64)
+NAMES = ("levels.0.leaders", "batches_seen")
+
+
+def write_index(folder: Path) -> None:
+    (folder / INDEX_NAME).write_text(json.dumps(build_index(folder)))
+
+
+def write_split(folder: Path, bounds: list[int]) -> None:
+    """``LEADERS`` cut at ``bounds``, one part a rank; rank 0 has a whole scalar too."""
+    ends = [*bounds, LEADERS.numel()]
+    for rank, (start, end) in enumerate(zip([0, *bounds], ends, strict=True)):
+        pieces = [part(LEADERS, start, end)]
+        if rank == 0:
+            pieces.append(Piece(NAMES[1], (), 0, COUNT))
+        write_pieces(folder / f"model-{rank:05d}.safetensors", pieces)
+    write_index(folder)
+
+
+def part(whole: Tensor, start: int, end: int, name: str = NAMES[0]) -> Piece:
+    return Piece(name, tuple(whole.shape), start, whole.flatten()[start:end])
+
+
+@pytest.mark.parametrize("bounds", [[], [6], [12, 18], [1, 2, 23]], ids=str)
+def test_any_split_reads_back_whole_and_by_any_range(tmp_path, bounds):
+    write_split(tmp_path, bounds)
+    reader = PieceReader(tmp_path)
+    assert reader.shape(NAMES[0]) == (4, 2, 3)
+    assert torch.equal(reader.read(NAMES[0]), LEADERS)
+    for offset in range(LEADERS.numel()):
+        for numel in range(1, LEADERS.numel() - offset + 1):
+            expected = LEADERS.flatten()[offset : offset + numel]
+            assert torch.equal(reader.read_range(NAMES[0], offset, numel), expected)
+
+
+def test_a_scalar_keeps_its_shape_and_type(tmp_path):
+    write_split(tmp_path, [12])
+    count = PieceReader(tmp_path).read(NAMES[1])
+    assert (count.shape, count.dtype, count.item()) == (torch.Size([]), torch.int64, 7)
+
+
+def test_names_are_listed_by_prefix(tmp_path):
+    write_split(tmp_path, [6])
+    reader = PieceReader(tmp_path)
+    assert sorted(reader.names()) == sorted(NAMES)
+    assert reader.names("levels.") == [NAMES[0]]
+
+
+def test_views_of_one_storage_are_written_with_their_own_values(tmp_path):
+    store = torch.arange(6, dtype=torch.float32)
+    transposed = store.reshape(2, 3).t()
+    pieces = [Piece("first", (3,), 0, store[:3]), Piece("all", (6,), 0, store), Piece("turned", (3, 2), 0, transposed)]
+    write_pieces(tmp_path / "model-00000.safetensors", pieces)
+    write_index(tmp_path)
+    reader = PieceReader(tmp_path)
+    assert torch.equal(reader.read("first"), store[:3])
+    assert torch.equal(reader.read("all"), store)
+    assert torch.equal(reader.read("turned"), transposed)
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [(0, 6), (12, 24)],
+        [(6, 24)],
+        [(0, 18)],
+        [(0, 18), (12, 24)],
+        [(0, 24), (0, 24)],
+    ],
+    ids=["gap", "no start", "no end", "overlap", "twice"],
+)
+def test_pieces_that_do_not_make_up_the_tensor_are_refused(tmp_path, spans):
+    for rank, (start, end) in enumerate(spans):
+        write_pieces(tmp_path / f"model-{rank:05d}.safetensors", [part(LEADERS, start, end)])
+    with pytest.raises(ValueError, match=r"pieces of levels\.0\.leaders .* \[4, 2, 3\]"):
+        build_index(tmp_path)
+
+
+def test_a_name_that_is_not_there_is_named(tmp_path):
+    write_split(tmp_path, [])
+    with pytest.raises(ValueError, match=r"no tensor levels\.9\.leaders: it is of another model"):
+        PieceReader(tmp_path).read("levels.9.leaders")
+
+
+def test_a_missing_file_is_named_before_anything_is_read(tmp_path):
+    write_split(tmp_path, [12])
+    (tmp_path / "model-00001.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"lacks model-00001\.safetensors: it is not whole"):
+        PieceReader(tmp_path)
+
+
+@pytest.mark.parametrize("left", [0, 4, 40, -8])
+def test_a_file_cut_short_is_named(tmp_path, left):
+    write_split(tmp_path, [12])
+    path = tmp_path / "model-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:left])
+    reader = PieceReader(tmp_path)
+    assert torch.equal(reader.read_range(NAMES[0], 0, 12), LEADERS.flatten()[:12])
+    with pytest.raises(ValueError, match=r"model-00001\.safetensors is damaged"):
+        reader.read(NAMES[0])
+
+
+def test_a_file_of_another_save_is_refused(tmp_path):
+    write_split(tmp_path, [12])
+    write_pieces(tmp_path / "model-00001.safetensors", [part(LEADERS, 12, 18)])
+    with pytest.raises(ValueError, match=r"model-00001\.safetensors is damaged"):
+        PieceReader(tmp_path).read(NAMES[0])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b'{"levels.0.leaders": {"sha', b"[]", b'{"levels.0.leaders": {"shape": [1]}}', b'{"a": 3}', b"\xff\xfe"],
+)
+def test_a_damaged_index_is_refused(tmp_path, text):
+    write_split(tmp_path, [])
+    (tmp_path / INDEX_NAME).write_bytes(text)
+    with pytest.raises(ValueError, match=r"no readable index\.json: it is not whole"):
+        PieceReader(tmp_path)
+
+
+def test_a_folder_without_index_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no readable index\.json"):
+        PieceReader(tmp_path)

@@ -1,0 +1,42 @@
+"""Shards and checkpoints made without training, for tests of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unimmad.assembly import new_model
+from unimmad.checkpoint.folder import CheckpointFolder
+from unimmad.checkpoint.pieces import Piece, write_pieces
+from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
+from unimmad.config import Recipe
+from unimmad.data.shards import write_shards
+from unimmad.data.synthetic import synthetic_sets
+from unimmad.model.unimmad import UniMMAD
+
+
+def hand_made_shards(folder: Path, sets: Sequence[str]) -> Path:
+    """Two training and three test images (one of them normal) of each class of some synthetic sets."""
+    drawn = synthetic_sets(train_per_class=2, normal_per_class=1, anomalous_per_class=2)
+    write_shards([found for found in drawn if found.name in sets], folder, progress=False)
+    return folder
+
+
+def hand_made_checkpoint(run: Path, recipe: Recipe, data: Sequence[Path], step: int = 3) -> tuple[Path, UniMMAD]:
+    """An untrained model as the checkpoint of ``step``, in two files as two ranks would write it."""
+    model, origin = new_model(recipe.model, seed=step)
+    folder = CheckpointFolder(run)
+    partial = folder.begin(step)
+    pieces = [Piece(name, tuple(tensor.shape), 0, tensor) for name, tensor in model.state_dict().items()]
+    for rank in range(2):
+        write_pieces(partial / f"model-{rank:05d}.safetensors", pieces[rank::2])
+    state = build_state(
+        recipe,
+        step=step,
+        finished=False,
+        backbone_weights=origin,
+        data=[str(path) for path in data],
+        layout=Layout(world_size=2),
+    )
+    write_index_and_state(partial, state)
+    return folder.commit(step, keep=2), model.eval()

@@ -1,0 +1,128 @@
+"""The training command, really launched: by every launcher, on 1, 2 and 4 ranks, interrupted and resumed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from launches import CONFIGS, command, largest_difference, run, train, weights
+
+from unimmad.checkpoint.folder import find_checkpoint, read_state
+from unimmad.data.shards import write_shards
+from unimmad.data.synthetic import synthetic_sets
+
+SGD = ("--set", "training.optimizer=sgd", "--set", "training.learning_rate=0.01")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "synthetic"
+    write_shards(synthetic_sets(train_per_class=2, normal_per_class=1, anomalous_per_class=1), folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four_steps(shards, tmp_path_factory) -> Path:
+    """Four undisturbed steps of Adam, on one plain process; and the whole schedule is five."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(folder, "--data", str(shards), "--max-steps", "4")
+    return folder / "runs" / "tiny"
+
+
+def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, four_steps, tmp_path):
+    train(tmp_path, "--data", str(shards), "--max-steps", "2")
+    said = train(tmp_path, "--data", str(shards), "--max-steps", "4")
+    assert "continuing" in said
+    assert "at step 2" in said
+    ours, theirs = weights(tmp_path / "runs" / "tiny"), weights(four_steps)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert any(name.startswith("optimizer/exp_avg_sq/") for name in theirs)
+
+
+def test_finished_run_is_kept_and_the_next_gets_a_numbered_folder(shards, tmp_path):
+    words = ("--data", str(shards), "--set", "training.global_batch=20")
+    train(tmp_path, *words)
+    assert read_state(find_checkpoint(tmp_path / "runs" / "tiny"))["finished"]
+    said = train(tmp_path, *words, "--init-from", "runs/tiny")
+    assert "runs/tiny-2" in said
+    assert (tmp_path / "runs" / "tiny-2" / "checkpoints" / "latest").is_file()
+
+
+@pytest.mark.parametrize(("ranks", "config"), [(2, "ep4.json"), (4, "ep1.json")])
+def test_ranks_share_the_batch_and_change_nothing(ranks, config, shards, tmp_path):
+    """Launched by deepspeed; ep4.json on two ranks runs with ep_size 2."""
+    words = ("--data", str(shards), "--max-steps", "2", *SGD)
+    train(tmp_path / _made(tmp_path / "one"), *words)
+    said = train(tmp_path / _made(tmp_path / "many"), *words, launcher="deepspeed", ranks=ranks, config=config)
+    assert said.count("checkpoint runs/tiny") == 1, "only rank 0 speaks"
+    difference, name = largest_difference(weights(tmp_path / "many/runs/tiny"), weights(tmp_path / "one/runs/tiny"))
+    assert difference <= 1e-5, name
+
+
+def test_torchrun_and_a_checkpoint_of_another_layout(shards, four_steps, tmp_path):
+    """Two ranks continue what one began: a checkpoint outlives its layout."""
+    (tmp_path / "runs").mkdir()
+    train(tmp_path, "--data", str(shards), "--max-steps", "2")
+    train(tmp_path, "--data", str(shards), "--max-steps", "4", launcher="torchrun", ranks=2, config="ep4.json")
+    layout = read_state(find_checkpoint(tmp_path / "runs" / "tiny"))["layout"]
+    assert layout == {"world_size": 2, "ep_size": 2, "zero_stage": 1}
+    # Adam's first steps are signs of gradients, so values near zero may differ more than plain rounding.
+    difference, name = largest_difference(weights(tmp_path / "runs" / "tiny"), weights(four_steps))
+    assert difference <= 1e-2, name
+
+
+def test_evaluation_on_the_way_and_tensorboard(shards, tmp_path):
+    said = train(tmp_path, "--data", str(shards), "--max-steps", "2", "--set", "training.evaluate_every=2")
+    run_folder = tmp_path / "runs" / "tiny"
+    assert "test split" in said
+    report = json.loads((run_folder / "evaluations" / "step_00000002" / "report.json").read_text())
+    assert len(report["classes"]) == 10
+    assert list((run_folder / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--set", "model.embed_dm=3"), "did you mean model.embed_dim?"),
+        (("--recipe", "dmo"), "demo"),
+        (("--data", "nowhere"), "data folder nowhere does not exist"),
+        (("--deepspeed_config", "none.json"), "none.json can't be read"),
+        (("--resume", "nowhere"), "nowhere is no checkpoint"),
+        (("--set", "model.backbone_weights=absent.pth"), "absent.pth does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_failing_exit(words, said, tmp_path):
+    done = run([*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny", *words], tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("train.py: ")
+    assert said in last
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/*/checkpoints/step_*"))
+
+
+def test_another_recipe_is_not_continued(shards, four_steps):
+    folder = four_steps.parents[1]
+    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*words, "--data", str(shards), "--set", "model.embed_dim=16"], folder)
+    assert done.returncode == 2
+    assert "model.embed_dim is 8 there and 16 now" in done.stderr
+
+
+def test_a_shard_cut_short_stops_with_its_name(shards, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in shards.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    shard = next(broken.glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-2000])
+    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*words, "--data", str(broken)], tmp_path)
+    assert done.returncode == 2
+    assert shard.name in done.stderr
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

@@ -1,0 +1,75 @@
+"""From the authors' released weights to a checkpoint of ours, at step 0 of a finished run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unimmad.assembly import new_model
+from unimmad.checkpoint.folder import CheckpointFolder
+from unimmad.checkpoint.pieces import Piece, write_pieces
+from unimmad.checkpoint.released import Translation, load_released, read_released
+from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
+from unimmad.config import Recipe
+from unimmad.model.backbone import load_backbone_weights
+from unimmad.model.unimmad import UniMMAD
+
+STEP = 0
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A checkpoint that was written, and what went into it."""
+
+    checkpoint: Path
+    loaded: int
+    """Released tensors that the model took over."""
+    dropped: dict[str, int]
+    """Released tensors without use, counted by the part they belong to."""
+    backbone_weights: str
+    """In words, what the teacher was loaded with."""
+
+
+def convert_released(released: Path, run: Path, recipe: Recipe) -> Conversion:
+    """Write the weights of the folder ``released`` as the checkpoint of a new run folder ``run``.
+
+    The released files leave the frozen teacher out: it comes from ``recipe.model.backbone_weights``.
+
+    Raises:
+        ValueError: ``run`` has a checkpoint already or can't be written; a released file is missing, damaged, or of
+            another image size or other sizes than the recipe; or the teacher's weights can't be had.
+    """
+    folder = CheckpointFolder(run)
+    existing = folder.newest()
+    if existing is not None:
+        raise ValueError(f"{run} holds a checkpoint already ({existing.name}); choose another --output-dir")
+    translation = read_released(released)
+    model, backbone_weights = _converted_model(translation, recipe)
+    state = build_state(
+        recipe, step=STEP, finished=True, backbone_weights=backbone_weights, data=[], layout=Layout()
+    ) | {"converted_from": str(released)}
+    checkpoint = _write(folder, model, state)
+    return Conversion(checkpoint, len(translation.state), translation.dropped_by_part(), backbone_weights)
+
+
+def _converted_model(translation: Translation, recipe: Recipe) -> tuple[UniMMAD, str]:
+    """The teacher's weights come last: fetching them takes longest, and files that don't fit are told of before."""
+    without_teacher = recipe.model.model_copy(update={"backbone_weights": "none"})
+    model, _ = new_model(without_teacher, recipe.training.seed)
+    load_released(model, translation)
+    return model, load_backbone_weights(model.teacher, recipe.model.backbone_weights)
+
+
+def _write(folder: CheckpointFolder, model: UniMMAD, state: dict[str, Any]) -> Path:
+    try:
+        partial = folder.begin(STEP)
+        pieces = (Piece(name, tuple(tensor.shape), 0, tensor) for name, tensor in model.state_dict().items())
+        write_pieces(partial / "model-00000.safetensors", pieces)
+        write_index_and_state(partial, state)
+        return folder.commit(STEP, keep=1)
+    except OSError as error:
+        folder.abandon(STEP)
+        raise ValueError(
+            f"the checkpoint can't be written to {folder.root}: {error.strerror or error}; choose another --output-dir"
+        ) from None

@@ -1,0 +1,78 @@
+"""state.json: what a checkpoint says of itself beside its tensors; and the two JSON files that make a folder whole."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from unimmad.checkpoint.folder import STATE_NAME
+from unimmad.checkpoint.pieces import INDEX_NAME, build_index
+from unimmad.config import Recipe
+
+FORMAT = 1
+_PACKAGES = ("unimmad", "torch", "deepspeed", "timm")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the run that wrote the checkpoint was spread; the checkpoint itself is bound to none."""
+
+    world_size: int = 1
+    ep_size: int = 1
+    zero_stage: int = 0
+
+
+def build_state(
+    recipe: Recipe,
+    *,
+    step: int,
+    finished: bool,
+    backbone_weights: str,
+    data: Sequence[str],
+    layout: Layout,
+) -> dict[str, Any]:
+    """The contents of state.json.
+
+    Args:
+        step: optimizer steps done; the position in the data follows from it.
+        finished: whether the recipe's schedule has ended.
+        backbone_weights: in words, what the backbone was loaded with when training began.
+        data: the shard folders trained on.
+    """
+    samples = step * recipe.training.global_batch
+    return {
+        "format": FORMAT,
+        "step": step,
+        "samples_seen": samples,
+        "data_position": samples,
+        "finished": finished,
+        "recipe": recipe.model_dump(mode="json"),
+        "backbone_weights": backbone_weights,
+        "data": list(data),
+        "layout": asdict(layout),
+        "versions": {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}},
+    }
+
+
+def write_index_and_state(folder: Path, state: dict[str, Any]) -> None:
+    """Complete a hidden checkpoint folder in which every tensor file is written.
+
+    Raises:
+        ValueError: a tensor's pieces leave a gap.
+        OSError: the disk is full or can't be written.
+    """
+    (folder / INDEX_NAME).write_text(json.dumps(build_index(folder)), encoding="utf-8")
+    (folder / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    """None where the package is not installed, as DeepSpeed where nothing is trained."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
