@@ -32,7 +32,7 @@ def main() -> int:
             data,
             output,
             split=arguments.split,
-            device=torch.device(arguments.device),
+            device=_device(arguments.device),
             workers=_workers(arguments.workers, checkpoint),
             mask_resize=arguments.mask_resize,
         )
@@ -78,7 +78,16 @@ def _trained_on(checkpoint: LoadedCheckpoint) -> list[Path]:
     return folders
 
 
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from None
+
+
 def _workers(given: int | None, checkpoint: LoadedCheckpoint) -> int:
+    if given is not None and given < 0:
+        raise ValueError(f"--workers {given} must be 0 or more")
     return checkpoint.recipe.data.workers if given is None else given
 
 

@@ -1,5 +1,7 @@
 import json
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +15,13 @@ from unimmad.config import load_recipe, parse_recipe
 RECIPE = load_recipe("tiny", ["training.global_batch=6"])
 
 
-def some_state() -> dict:
+def some_state() -> dict[str, Any]:
     return build_state(
         RECIPE, step=7, finished=False, backbone_weights="none (random)", data=["a", "b"], layout=Layout(4, 2, 1)
     )
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write_pieces(tmp_path / "model-00000.safetensors", [Piece("x", (2, 2), 0, torch.arange(4.0).reshape(2, 2))])
     write_index_and_state(tmp_path, some_state())
     state = read_state(tmp_path)
@@ -30,14 +32,14 @@ def test_what_is_written_is_read_back(tmp_path):
     assert PieceReader(tmp_path).read("x").tolist() == [[0, 1], [2, 3]]
 
 
-def test_tensors_with_a_gap_get_no_state(tmp_path):
+def test_tensors_with_a_gap_get_no_state(tmp_path: Path) -> None:
     write_pieces(tmp_path / "model-00000.safetensors", [Piece("x", (4,), 1, torch.zeros(3))])
     with pytest.raises(ValueError, match="the pieces of x do not make up its shape"):
         write_index_and_state(tmp_path, some_state())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model-00000.safetensors"]
 
 
-def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_deepspeed(package: str) -> str:
         if package == "deepspeed":
             raise PackageNotFoundError

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,8 @@ def _rank(rank: int, function: RankFunction, world_size: int, folder: Path) -> N
         timeout=timedelta(seconds=TIMEOUT),
     )
     results = function(rank, world_size)
-    np.savez(folder / f"rank{rank}.npz", **{name: tensor.detach().numpy() for name, tensor in results.items()})
+    arrays: dict[str, Any] = {name: tensor.detach().numpy() for name, tensor in results.items()}
+    np.savez(folder / f"rank{rank}.npz", **arrays)
     dist.barrier()
     dist.destroy_process_group()
 

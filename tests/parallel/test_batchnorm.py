@@ -105,7 +105,9 @@ def test_running_statistics_are_the_same_everywhere_and_those_of_the_joined_batc
 
 
 def test_only_trained_batchnorm_is_replaced_with_what_it_holds():
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(nn.BatchNorm2d(3, eps=0.1, momentum=0.3)), nn.BatchNorm2d(3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.Sequential(nn.BatchNorm2d(3, eps=0.1, momentum=0.3)), nn.BatchNorm2d(3)
+    )
     with_own_parameters(model[1][0]).running_mean.fill_(7.0)
     model[2].requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

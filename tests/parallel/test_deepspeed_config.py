@@ -40,7 +40,7 @@ def test_the_shipped_files_are_what_their_names_say(path):
     assert path.stem == f"ep{read_deepspeed_config(path).ep_size}"
 
 
-def test_the_mission_files_are_shipped():
+def test_the_files_that_commands_name_are_shipped():
     assert {"ep1.json", "ep4.json"} <= {path.name for path in SHIPPED}
 
 
@@ -70,7 +70,7 @@ def test_keys_that_the_recipe_decides_are_refused_naming_the_setting(tmp_path, k
         ({"zero_optimization": {"stage": 3}}, "ZeRO stage 3 does not work"),
         ({"zero_optimization": {"stage": "two"}}, "ZeRO stage two"),
         ({"zero_optimization": True}, "zero_optimization"),
-        ({"unimmad": {"ep_size": "4"}}, "section \"unimmad\" takes one key, \"ep_size\", a whole number; not {'ep_size'"),
+        ({"unimmad": {"ep_size": "4"}}, 'section "unimmad" takes one key, "ep_size", a whole number; not {\'ep_size\''),
         ({"unimmad": {"ep_size": 2.0}}, "a whole number"),
         ({"unimmad": {"ep_size": True}}, "a whole number"),
         ({"unimmad": {"ep_sise": 2}}, "takes one key"),

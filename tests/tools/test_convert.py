@@ -28,6 +28,8 @@ from unimmad.data.shards import write_shards
 from unimmad.model import backbone
 from unimmad.model.unimmad import UniMMAD
 
+Capsys = pytest.CaptureFixture[str]
+
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
     "model.image_size=64",
@@ -167,7 +169,18 @@ def test_what_was_dropped_is_listed_by_part(source: UniMMAD, run: tuple[Path, st
         "dropped num_batches_tracked: 1 tensors",
         "dropped prior_head: 1 tensors",
     ]
+    assert "the maps mean nothing" not in run[1]
     assert f"written {run[0] / 'checkpoints' / 'step_00000000'}" in lines
+
+
+def test_a_random_teacher_is_made_only_with_a_note(
+    tool: ModuleType, released: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    words = [str(released), "--output-dir", str(tmp_path / "run"), *options("model.backbone_weights=none")]
+    assert tool.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "teacher weights: none (random)" in printed
+    assert "the maps mean nothing" in printed
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +205,7 @@ def evaluate(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 
 def test_evaluation_scores_it_on_the_data_given(
-    run: tuple[Path, str], shards: Path, tmp_path: Path, monkeypatch, capsys
+    run: tuple[Path, str], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     assert evaluate(monkeypatch, "--checkpoint", run[0], "--data", shards, "--output-dir", tmp_path) == 0
     printed = capsys.readouterr().out
@@ -200,7 +213,9 @@ def test_evaluation_scores_it_on_the_data_given(
     assert "weights: file teacher.pth" in printed
 
 
-def test_evaluation_without_data_says_what_to_give(run: tuple[Path, str], monkeypatch, capsys) -> None:
+def test_evaluation_without_data_says_what_to_give(
+    run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
     assert evaluate(monkeypatch, "--checkpoint", run[0]) == 2
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1
@@ -208,7 +223,7 @@ def test_evaluation_without_data_says_what_to_give(run: tuple[Path, str], monkey
     assert "--data DIR" in printed.err
 
 
-def refuse(tool: ModuleType, released: Path, run: Path, capsys, *settings: str) -> str:
+def refuse(tool: ModuleType, released: Path, run: Path, capsys: Capsys, *settings: str) -> str:
     """Convert, which must fail in one line and leave nothing at ``run`` that was not there; the line."""
     before = sorted(run.rglob("*"))
     assert tool.main([str(released), "--output-dir", str(run), *options(*settings)]) == 2
@@ -219,29 +234,33 @@ def refuse(tool: ModuleType, released: Path, run: Path, capsys, *settings: str) 
     return printed.err
 
 
-def test_a_folder_with_a_checkpoint_is_refused(tool, released, run, capsys) -> None:
+def test_a_folder_with_a_checkpoint_is_refused(
+    tool: ModuleType, released: Path, run: tuple[Path, str], capsys: Capsys
+) -> None:
     assert "holds a checkpoint already (step_00000000)" in refuse(tool, released, run[0], capsys)
 
 
-def test_a_missing_file_is_named(tool, released, tmp_path, capsys) -> None:
+def test_a_missing_file_is_named(tool: ModuleType, released: Path, tmp_path: Path, capsys: Capsys) -> None:
     shutil.copy(released / "model_1.safetensors", tmp_path / "model.safetensors")
     message = refuse(tool, tmp_path, tmp_path / "run", capsys)
     assert f"{tmp_path / 'model_1.safetensors'} does not exist; a released checkpoint folder holds" in message
 
 
-def test_another_image_size_is_named_before_the_teacher_is_looked_for(tool, released, tmp_path, capsys) -> None:
+def test_another_image_size_is_named_before_the_teacher_is_looked_for(
+    tool: ModuleType, released: Path, tmp_path: Path, capsys: Capsys
+) -> None:
     missing_teacher = f"model.backbone_weights={tmp_path / 'none.pth'}"
     message = refuse(tool, released, tmp_path / "run", capsys, "model.image_size=96", missing_teacher)
     assert "trained at image size 64 and the recipe says 96" in message
 
 
-def test_other_sizes_are_named(tool, released, tmp_path, capsys) -> None:
+def test_other_sizes_are_named(tool: ModuleType, released: Path, tmp_path: Path, capsys: Capsys) -> None:
     message = refuse(tool, released, tmp_path / "run", capsys, "model.leaders=4")
     assert "is [8, 4, 8] in the checkpoint and [4, 4, 8] in the recipe" in message
 
 
 def test_imagenet_weights_that_cannot_be_had_name_the_option(
-    tool, released, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
+    tool: ModuleType, released: Path, tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(model: backbone.Backbone) -> None:
         raise OSError("no network")
@@ -252,7 +271,9 @@ def test_imagenet_weights_that_cannot_be_had_name_the_option(
     assert "--set model.backbone_weights=FILE" in message
 
 
-def test_an_output_folder_that_cannot_be_made_is_named(tool, released, teacher_file, tmp_path, capsys) -> None:
+def test_an_output_folder_that_cannot_be_made_is_named(
+    tool: ModuleType, released: Path, teacher_file: Path, tmp_path: Path, capsys: Capsys
+) -> None:
     (tmp_path / "run").write_text("a file")
     message = refuse(tool, released, tmp_path / "run", capsys, f"model.backbone_weights={teacher_file}")
     assert f"can't be written to {tmp_path / 'run' / 'checkpoints'}" in message

@@ -1,4 +1,4 @@
-"""Tensors on disk as contiguous pieces of portable tensors, so that each rank writes what it holds and any layout reads.
+"""Tensors on disk as pieces of portable tensors, so that each rank writes what it holds and any layout reads it.
 
 A file is safetensors. A whole tensor is stored under its name and shape; a piece under ``NAME@OFFSET``, flat, where
 OFFSET counts elements of the flattened whole. ``index.json`` lists, for every tensor, its shape and its pieces.

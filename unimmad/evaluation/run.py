@@ -35,6 +35,7 @@ class ScoredClass:
 
     result: ClassResult
     pictures: tuple[SamplePicture, ...]
+    """Anomalous samples first."""
 
 
 @torch.no_grad()
@@ -70,9 +71,8 @@ def evaluate_classes(
     model.eval()
     references = shards.classes(split)
     chosen = {
-        (name, ref.entry.key)
+        name: [ref.entry.key for ref in _pictured(refs, settings.pictures_per_class)]
         for name, refs in references.items()
-        for ref in _pictured(refs, settings.pictures_per_class)
     }
     batches = evaluation_batches(
         shards,
@@ -90,8 +90,9 @@ def evaluate_classes(
             for batch in of_class:
                 maps_BHW, scores_B = score_batch(model, batch, settings, device)
                 _add(metrics, batch.samples, maps_BHW, scores_B)
-                pictures += _pictures(batch, maps_BHW, scores_B, chosen, shards)
+                pictures += _pictures(batch, maps_BHW, scores_B, chosen[class_name], shards)
                 bar.update(batch.size)
+            pictures.sort(key=lambda picture: chosen[picture.class_name].index(picture.key))
             yield ScoredClass(_result(class_name, metrics, shards), tuple(pictures))
 
 
@@ -126,14 +127,14 @@ def _pictured(refs: Sequence[SampleRef], count: int) -> list[SampleRef]:
 
 
 def _pictures(
-    batch: Batch, maps_BHW: Tensor, scores_B: Tensor, chosen: set[tuple[str, str]], shards: ShardSet
+    batch: Batch, maps_BHW: Tensor, scores_B: Tensor, keys: Sequence[str], shards: ShardSet
 ) -> list[SamplePicture]:
     pictures = []
     images_of_sample = batch.images_TCHW.split(batch.tokens_per_sample)
     for sample, images_MCHW, map_HW, score in zip(
         batch.samples, images_of_sample, maps_BHW, scores_B.tolist(), strict=True
     ):
-        if (sample.class_name, sample.key) not in chosen:
+        if sample.key not in keys:
             continue
         kinds = _kinds(shards, sample)
         images = tuple(

@@ -57,9 +57,12 @@ def read_deepspeed_config(path: Path) -> DeepSpeedSettings:
         if key in values:
             raise ValueError(f"{path}: remove {key!r}; the recipe's {setting} decides it (--set KEY=VALUE)")
     ours = values.pop(OUR_SECTION, {})
-    if not isinstance(ours, dict) or set(ours) - {"ep_size"} or not isinstance(ours.get("ep_size", 1), int):
+    if not isinstance(ours, dict) or set(ours) - {"ep_size"} or type(ours.get("ep_size", 1)) is not int:
         raise ValueError(f'{path}: section "{OUR_SECTION}" takes one key, "ep_size", a whole number; not {ours!r}')
-    stage = values.get("zero_optimization", {}).get("stage", 0)
+    zero = values.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ValueError(f'{path}: section "zero_optimization" must be an object such as {{"stage": 1}}, not {zero!r}')
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2):
         raise ValueError(
             f"{path}: ZeRO stage {stage} does not work with DeepSpeed's MoE layers; use stage 2, with more ranks or "
@@ -72,7 +75,7 @@ def engine_config(settings: DeepSpeedSettings, training: TrainingSettings, world
     """The JSON that DeepSpeed gets: the file's keys and the recipe's.
 
     Raises:
-        ValueError: the global batch does not divide among the ranks, or clipping is asked for where DeepSpeed's is wrong.
+        ValueError: the global batch does not divide among the ranks, or DeepSpeed can't clip gradients right.
     """
     micro_batch = training.global_batch // training.accumulation
     if micro_batch % world_size:

@@ -35,12 +35,12 @@ def choose_run_folder(wanted: Path, resume: str, recipe: Recipe) -> RunFolder:
         checkpoint = find_checkpoint(Path(resume))
         check_same_recipe(checkpoint, recipe)
         return RunFolder(checkpoint.parent.parent, checkpoint)
-    newest = _newest_of_series(wanted)
+    number, newest = _newest_of_series(wanted)
     checkpoint_or_none = CheckpointFolder(newest).newest()
     if checkpoint_or_none is None:
         return RunFolder(newest, None)
     if resume == "never" or read_state(checkpoint_or_none).get("finished"):
-        fresh = _next_of_series(newest)
+        fresh = wanted.with_name(f"{wanted.name}-{number + 1}")
         why = "is kept" if resume == "never" else "is finished"
         logger.info("%s %s: this run goes to %s", newest, why, fresh)
         return RunFolder(fresh, None)
@@ -75,21 +75,14 @@ _FREE = {
 }
 
 
-def _newest_of_series(wanted: Path) -> Path:
-    """The highest numbered of ``demo``, ``demo-2``, ``demo-3`` ...; ``wanted`` where none is there."""
+def _newest_of_series(wanted: Path) -> tuple[int, Path]:
+    """The highest numbered of ``demo``, ``demo-2``, ``demo-3`` ... and its number; ``wanted`` where none is there."""
     series = [(1, wanted)]
     for path in wanted.parent.glob(f"{wanted.name}-*"):
         match = re.fullmatch(re.escape(wanted.name) + r"-(\d+)", path.name)
         if match:
             series.append((int(match[1]), path))
-    return max(series)[1]
-
-
-def _next_of_series(path: Path) -> Path:
-    match = re.fullmatch(r"(.*)-(\d+)", path.name)
-    stem, number = (match[1], int(match[2])) if match else (path.name, 1)
-    fresh = path.with_name(f"{stem}-{number + 1}")
-    return fresh if not fresh.exists() else _next_of_series(fresh)
+    return max(series)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""A checkpoint's report in a folder."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hand_made import hand_made_shards
+from PIL import Image
+
+from unimmad.config import load_recipe
+from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
+from unimmad.evaluation.metrics import METRIC_KEYS
+from unimmad.evaluation.report import from_json
+
+CPU = torch.device("cpu")
+CLOSE = 1e-4
+"""Of metrics: rounding lets a few of a class's 12 288 pixels change places in the order that metrics go by."""
+
+
+def evaluated(checkpoint, data: list[Path], output: Path, **options) -> Evaluation:
+    return evaluate_checkpoint(checkpoint, data, output, device=CPU, workers=0, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint, small_shards, tmp_path_factory) -> tuple[Evaluation, Path]:
+    output = tmp_path_factory.mktemp("evaluated") / "new" / "report"
+    return evaluated(checkpoint, [small_shards], output), output
+
+
+def test_tables_and_pictures_are_where_it_says_and_nothing_else_is(finished):
+    evaluation, output = finished
+    said = [*evaluation.tables, evaluation.overview, *evaluation.class_pictures]
+    assert sorted(said) == sorted(path for path in output.rglob("*") if path.is_file())
+    assert {path.name for path in evaluation.tables} == {"report.json", "report.csv", "report.md"}
+    names = {"solids-cookie", "solids-rope", "brains-brain_ventricles", "brains-brain_upper"}
+    assert {path.stem for path in evaluation.class_pictures} == names
+    for path in (evaluation.overview, *evaluation.class_pictures):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 64
+            assert len(picture.convert("RGB").getcolors(2**20) or range(1000)) > 100
+
+
+def test_the_three_tables_hold_the_reports_numbers(finished):
+    evaluation, output = finished
+    assert from_json((output / "report.json").read_text()) == evaluation.report
+    rows = [row for row in csv.reader((output / "report.csv").open()) if row and not row[0].startswith("#")]
+    heads = rows[0]
+    by_class = {row[heads.index("class")]: row for row in rows[1:]}
+    for result in evaluation.report.classes:
+        for key in METRIC_KEYS:
+            assert float(by_class[result.class_name][heads.index(key)]) == pytest.approx(result.metrics[key])
+        assert f"| {result.class_name} " in (output / "report.md").read_text()
+
+
+def test_the_header_says_how_the_numbers_came_about(finished, small_shards):
+    header = finished[0].report.header
+    assert header["recipe"] == "tiny"
+    assert header["backbone"].startswith("resnet18, weights: none")
+    assert header["image size"] == "64 x 64"
+    assert header["blur"] == "Gaussian 5 x 5, sigma 1, zero padding"
+    assert header["image score"] == "mean of the map's top 4 of 4096 values"
+    assert header["masks"] == "resized nearest, anomalous where > 0"
+    assert header["data"].endswith("(test split)")
+    assert header["data"].startswith((str(small_shards), os.path.relpath(small_shards)))
+
+
+def test_options_reach_the_numbers_and_the_header(checkpoint, small_shards, finished, tmp_path):
+    bilinear = evaluated(checkpoint, [small_shards], tmp_path / "bilinear", mask_resize="bilinear").report
+    assert bilinear.header["masks"] == "resized bilinear, anomalous where > 0"
+    nearest = finished[0].report
+    assert [r.metrics["I-AUROC"] for r in bilinear.classes] == [r.metrics["I-AUROC"] for r in nearest.classes]
+    assert [r.metrics["P-AP"] for r in bilinear.classes] != [r.metrics["P-AP"] for r in nearest.classes]
+    train = evaluated(checkpoint, [small_shards], tmp_path / "train", split="train").report
+    assert train.header["data"].endswith("(train split)")
+    assert {value for mean in train.means() for value in mean.metrics.values()} == {None}
+
+
+def test_the_recipes_batch_size_changes_no_number(checkpoint, small_shards, finished, tmp_path):
+    recipe = load_recipe("tiny", ["evaluation.batch_size=1", "evaluation.pictures_per_class=0"])
+    alone = evaluated(dataclasses.replace(checkpoint, recipe=recipe), [small_shards], tmp_path)
+    assert alone.overview is None
+    assert alone.class_pictures == ()
+    for ours, theirs in zip(alone.report.classes, finished[0].report.classes, strict=True):
+        assert ours.metrics == pytest.approx(theirs.metrics, abs=CLOSE)
+
+
+def test_several_folders_make_one_report(checkpoint, small_shards, finished, tmp_path):
+    materials = hand_made_shards(tmp_path / "materials", ["materials"])
+    report = evaluated(checkpoint, [materials, small_shards], tmp_path / "both").report
+    assert report.datasets == ("materials", "solids", "brains")
+    of_small = [result for result in report.classes if result.dataset != "materials"]
+    assert [r.metrics for r in of_small] == [pytest.approx(r.metrics, abs=CLOSE) for r in finished[0].report.classes]
+
+
+def test_a_cut_shard_is_named_and_nothing_is_written(checkpoint, small_shards, tmp_path):
+    copy = shutil.copytree(small_shards, tmp_path / "cut")
+    shard = next(copy.glob("test-*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-1024])
+    with pytest.raises(ValueError, match=rf"{shard.name} is .* it was cut short"):
+        evaluated(checkpoint, [copy], tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_an_output_folder_that_cannot_be_is_refused(checkpoint, small_shards, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write .*file/report.*choose another output folder"):
+        evaluated(checkpoint, [small_shards], tmp_path / "file" / "report")
+
+
+def test_a_data_set_without_that_split_is_refused(checkpoint, small_shards, tmp_path):
+    copy = shutil.copytree(small_shards, tmp_path / "train-only")
+    index = json.loads((copy / "index.json").read_text())
+    index["samples"] = [sample for sample in index["samples"] if sample["split"] == "train"]
+    (copy / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="test"):
+        evaluated(checkpoint, [copy], tmp_path / "report")

@@ -1,0 +1,129 @@
+"""The run over a test split: what is scored, and that how it is batched changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from unimmad.assembly import new_model
+from unimmad.config import EvaluationSettings, load_recipe
+from unimmad.data.sample import collate
+from unimmad.data.shard_set import ShardSet
+from unimmad.evaluation.metrics import METRIC_KEYS, evaluate
+from unimmad.evaluation.run import ScoredClass, evaluate_classes, score_batch
+from unimmad.model.anomaly_map import gaussian_blur, image_scores
+
+CLASSES = ["cookie", "rope", "brain_upper", "brain_ventricles"]
+CLOSE = 1e-4
+"""Of metrics: rounding lets a few of a class's 12 288 pixels change places in the order that metrics go by."""
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def shards(small_shards) -> ShardSet:
+    return ShardSet.open([small_shards])
+
+
+def settings(**changes: object) -> EvaluationSettings:
+    return load_recipe("tiny").evaluation.model_copy(update=changes)
+
+
+def scored(checkpoint, shards, split="test", **changes) -> list[ScoredClass]:
+    return list(
+        evaluate_classes(checkpoint.model, shards, split, settings(**changes), device=CPU, workers=0, progress=False)
+    )
+
+
+@pytest.fixture(scope="module")
+def one_by_one(checkpoint, shards) -> list[ScoredClass]:
+    return scored(checkpoint, shards, batch_size=1, pictures_per_class=2)
+
+
+def test_every_class_comes_with_its_set_field_and_counts(one_by_one):
+    results = [scored_class.result for scored_class in one_by_one]
+    assert [result.class_name for result in results] == CLASSES
+    assert [result.dataset for result in results] == ["solids", "solids", "brains", "brains"]
+    assert [result.field for result in results] == ["industry", "industry", "medicine", "medicine"]
+    assert {(result.normal, result.anomalous) for result in results} == {(1, 2)}
+    for result in results:
+        assert set(result.metrics) == set(METRIC_KEYS)
+        assert all(value is not None and 0 <= value <= 1 for value in result.metrics.values())
+
+
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_the_batch_size_changes_no_number(checkpoint, shards, one_by_one, batch_size):
+    together = scored(checkpoint, shards, batch_size=batch_size, pictures_per_class=2)
+    for ours, theirs in zip(together, one_by_one, strict=True):
+        assert ours.result.class_name == theirs.result.class_name
+        assert ours.result.metrics == pytest.approx(theirs.result.metrics, abs=CLOSE)
+        assert [picture.key for picture in ours.pictures] == [picture.key for picture in theirs.pictures]
+        for mine, other in zip(ours.pictures, theirs.pictures, strict=True):
+            np.testing.assert_allclose(mine.map_HW, other.map_HW, rtol=1e-5, atol=1e-6)
+            assert mine.score == pytest.approx(other.score, rel=1e-5)
+
+
+def test_the_metrics_are_those_of_the_samples_read_and_scored_by_hand(checkpoint, shards, one_by_one):
+    model, rules = checkpoint.model.eval(), settings()
+    for scored_class in one_by_one:
+        result = scored_class.result
+        maps, masks, scores, labels = [], [], [], []
+        for ref in shards.classes("test")[f"{result.dataset}/{result.class_name}"]:
+            sample = shards.read(ref, 64)
+            tokens = len(sample.slots)
+            with torch.no_grad():
+                output = model(sample.images_MCHW, (tokens,), torch.tensor(sample.slots))
+                map_BHW = gaussian_blur(model.maps(output), rules.blur_kernel, rules.blur_sigma)
+            maps.append(map_BHW[0].numpy())
+            masks.append(sample.mask_HW.numpy())
+            scores.append(image_scores(map_BHW, rules.top_share).item())
+            labels.append(int(ref.entry.anomalous))
+        assert result.metrics == pytest.approx(evaluate(maps, masks, scores, labels), abs=CLOSE)
+
+
+def test_maps_are_blurred_and_the_image_score_is_the_mean_of_the_largest_values(checkpoint, shards):
+    refs = shards.classes("test")["solids/cookie"]
+    batch = collate([shards.read(ref, 64) for ref in refs])
+    sharp_BHW, sharp_scores = score_batch(checkpoint.model, batch, settings(blur_sigma=0.0, top_share=0.01), CPU)
+    blurred_BHW, _ = score_batch(checkpoint.model, batch, settings(), CPU)
+    assert sharp_BHW.shape == (3, 64, 64)
+    assert sharp_BHW.dtype == sharp_scores.dtype == torch.float32
+    torch.testing.assert_close(blurred_BHW, gaussian_blur(sharp_BHW, 5, 1.0))
+    assert not torch.allclose(blurred_BHW, sharp_BHW, atol=1e-3)
+    expected = sharp_BHW.flatten(1).sort(dim=1, descending=True).values[:, :40].mean(dim=1)
+    torch.testing.assert_close(sharp_scores, expected)
+
+
+def test_pictures_show_defects_in_turn_and_a_normal_sample_with_their_modalities_and_masks(one_by_one):
+    for scored_class in one_by_one:
+        defective, normal = scored_class.pictures
+        assert defective.defect != "good"
+        assert defective.mask_HW.any()
+        assert normal.defect == "good"
+        names = [name for name, _ in defective.images]
+        brain = "brain" in scored_class.result.class_name
+        assert names == (["t1", "t1ce", "t2", "flair"] if brain else ["rgb", "depth"])
+        assert defective.map_HW.shape == (64, 64)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 1), (9, 3)])
+def test_as_many_pictures_as_asked_or_there_are(checkpoint, shards, count, expected):
+    for scored_class in scored(checkpoint, shards, pictures_per_class=count):
+        assert len(scored_class.pictures) == expected
+
+
+def test_the_training_split_has_normal_samples_only_and_most_metrics_undefined(checkpoint, shards):
+    results = [scored_class.result for scored_class in scored(checkpoint, shards, "train")]
+    assert [(result.normal, result.anomalous) for result in results] == [(2, 0)] * 4
+    assert {value for result in results for value in result.metrics.values()} == {None}
+
+
+def test_data_with_more_slots_than_the_model_are_refused(shards):
+    model, _ = new_model(load_recipe("tiny", ["model.modality_slots=2"]).model, seed=0)
+    with pytest.raises(ValueError, match="use modality slot 3; the model has slots 0 to 1 only"):
+        next(evaluate_classes(model, shards, "test", settings(), device=CPU, workers=0, progress=False))
+
+
+def test_a_model_in_training_mode_is_scored_in_eval_mode(checkpoint, shards, one_by_one):
+    checkpoint.model.train()
+    assert scored(checkpoint, shards)[0].result.metrics == pytest.approx(one_by_one[0].result.metrics, abs=CLOSE)

@@ -1,0 +1,23 @@
+"""The model is plain torch: it can be taken out of the package as it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import unimmad.model
+
+MODULES = sorted(path.stem for path in Path(unimmad.model.__path__[0]).glob("*.py") if path.stem != "__init__")
+
+
+def test_the_model_imports_nothing_else_of_the_package():
+    code = (
+        f"import sys, importlib\n"
+        f"for name in {MODULES!r}: importlib.import_module(f'unimmad.model.{{name}}')\n"
+        "print(sorted(name for name in sys.modules if name.startswith(('unimmad', 'deepspeed', 'webdataset'))))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    expected = ["unimmad", "unimmad.model", *(f"unimmad.model.{name}" for name in MODULES)]
+    assert "unimmad" in MODULES
+    assert done.stdout.strip() == repr(sorted(expected))

@@ -1,0 +1,132 @@
+"""The evaluation command as a user types it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hand_made import hand_made_checkpoint, hand_made_shards
+
+from unimmad.config import load_recipe
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "evaluate.py"
+TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate_tool", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder as training leaves it: data/small and runs/tiny."""
+    folder = tmp_path_factory.mktemp("work")
+    hand_made_shards(folder / "data" / "small", ["solids"])
+    hand_made_checkpoint(folder / "runs" / "tiny", load_recipe("tiny"), [Path("data/small")])
+    return folder
+
+
+@pytest.fixture
+def typed(tool, monkeypatch, capsys):
+    """Run the tool in a folder with the words given; returns its exit code, standard output and standard error."""
+
+    def call(folder: Path, *words: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+        try:
+            code = tool.main()
+        except SystemExit as stop:
+            code = stop.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_in_an_empty_folder_it_names_the_training_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"evaluate.py: no run in runs/ yet; train one first: {TRAINING_COMMAND}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_by_default_the_newest_run_on_the_data_it_was_trained_on(typed, trained):
+    code, out, _ = typed(trained)
+    assert code == 0
+    assert "cookie" in out
+    assert "data/small" in out
+    report = trained / "runs" / "tiny" / "evaluation"
+    for name in ("report.json", "report.csv", "report.md", "overview.png"):
+        assert f" {Path(os.path.relpath(report / name, trained))}" in out
+        assert (report / name).is_file()
+    assert len(list((report / "pictures").glob("*.png"))) == 2
+
+
+def test_a_run_written_later_is_the_default(typed, trained):
+    hand_made_checkpoint(trained / "runs" / "aside", load_recipe("tiny"), [Path("data/small")])
+    for run, moment in (("tiny", 1000), ("aside", 2000)):
+        os.utime(trained / "runs" / run / "checkpoints" / "latest", (moment, moment))
+    code, out, _ = typed(trained)
+    assert code == 0
+    assert "runs/aside/checkpoints/step_00000003" in out
+    assert (trained / "runs" / "aside" / "evaluation" / "report.json").is_file()
+
+
+def test_checkpoint_data_and_output_can_be_named(typed, trained, tmp_path):
+    words = [
+        "--checkpoint",
+        str(trained / "runs/tiny/checkpoints/step_00000003"),
+        "--data",
+        str(trained / "data/small"),
+    ]
+    code, _, _ = typed(tmp_path, *words, "--output-dir", "mine", "--split", "train", "--workers", "0")
+    assert code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert "(train split)" in (tmp_path / "mine" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--checkpoint", "nowhere"], "nowhere is no checkpoint and no run folder with one"),
+        (["--checkpoint", "data/small"], "data/small is no checkpoint and no run folder with one"),
+        (["--data", "nowhere"], "data folder nowhere does not exist"),
+        (["--data", "runs"], "runs holds no index.json: it is no shard folder"),
+        (["--data", "data/small", "data/small"], "data set solids is in both"),
+        (["--output-dir", "data/small/index.json/x"], "cannot write data/small/index.json/x"),
+        (["--device", "gpu"], "--device gpu"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--workers", "-1"], "--workers -1"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(typed, trained, words, message):
+    code, out, err = typed(trained, *words)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("file", ["state.json", "index.json", "model-00000.safetensors"])
+def test_a_damaged_checkpoint_is_one_line_naming_the_file(typed, trained, tmp_path, file):
+    checkpoint, _ = hand_made_checkpoint(tmp_path / "run", load_recipe("tiny"), [trained / "data" / "small"])
+    (checkpoint / file).write_bytes((checkpoint / file).read_bytes()[:100])
+    code, out, err = typed(tmp_path, "--checkpoint", "run")
+    assert (code, out) == (2, "")
+    assert file in err
+    assert err.startswith("evaluate.py: ")
+    assert err.count("\n") == 1

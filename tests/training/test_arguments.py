@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unimmad.config import load_recipe
+from unimmad.training.arguments import TrainArguments, parse_arguments
+
+
+def test_without_words_it_is_the_demo_on_the_synthetic_set():
+    assert parse_arguments([]) == TrainArguments(
+        recipe=load_recipe("demo"),
+        deepspeed_config=Path("ds_configs/ep1.json"),
+        data=(),
+        output_dir=Path("runs/demo"),
+        max_steps=None,
+        resume="auto",
+        init_from=None,
+    )
+
+
+def test_everything_can_be_said():
+    words = "--recipe tiny --set model.embed_dim=16 --set training.learning_rate=1e-4 --deepspeed_config ep4.json"
+    words += " --data a b/c --output-dir out --max-steps 7 --resume runs/tiny-2 --init-from runs/demo"
+    assert parse_arguments(words.split()) == TrainArguments(
+        recipe=load_recipe("tiny", ["model.embed_dim=16", "training.learning_rate=0.0001"]),
+        deepspeed_config=Path("ep4.json"),
+        data=(Path("a"), Path("b/c")),
+        output_dir=Path("out"),
+        max_steps=7,
+        resume="runs/tiny-2",
+        init_from=Path("runs/demo"),
+    )
+
+
+def test_the_output_folder_is_named_after_the_recipe_in_a_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("training: {epochs: 3}")
+    assert parse_arguments(["--recipe", str(tmp_path / "mine.yaml")]).output_dir == Path("runs/mine")
+
+
+def test_what_the_launcher_adds_is_accepted():
+    assert parse_arguments(["--local_rank=3", "--deepspeed-config", "x.json"]).deepspeed_config == Path("x.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-steps", "0"], "--max-steps 0 must be 1 or more"),
+        (["--recipe", "tinny"], "no recipe 'tinny'.*did you mean tiny"),
+        (["--set", "model.embed_dims=4"], r"model\.embed_dims.*did you mean model\.embed_dim\?"),
+        (["--set", "model.embed_dim=none"], r"--set model\.embed_dim=none.*not 'none'"),
+        (["--set", "model.embed_dim"], "write it as KEY=VALUE"),
+    ],
+)
+def test_what_is_wrong_is_said(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(words)
+
+
+@pytest.mark.parametrize("words", [["--data"], ["--max-steps", "many"], ["--unknown"]])
+def test_words_that_are_no_options_end_with_the_usage_and_code_2(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(words)
+    assert caught.value.code == 2
+    assert "usage: train.py" in capsys.readouterr().err
