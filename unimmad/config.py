@@ -1,7 +1,7 @@
 """Recipes: every setting of a run, typed, frozen, documented, and checked together at load.
 
 A recipe is a YAML file with the sections ``model``, ``data``, ``training`` and ``evaluation``. Shipped ones (``demo``,
-``tiny``, ``paper``, ``real``) are named; any other is given by its path. Single values are overridden by ``--set KEY=VALUE``.
+``tiny``, ``paper``, ``real``) are named; any other is given by its path. ``--set KEY=VALUE`` overrides a single value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class ModelSettings(_Section):
     backbone: str = "wide_resnet50_2.tv2_in1k"
     """Any timm network whose features_only form has strides 4, 8 and 16."""
     backbone_weights: str = "imagenet"
-    """``imagenet`` (timm's, refused when they can't be had), ``imagenet-or-none``, ``none``, or a .pth or .safetensors file."""
+    """``imagenet`` (timm's; training stops where they can't be had), ``imagenet-or-none``, ``none``, or a file (.pth,
+    .safetensors)."""
     encoder_batchnorm: Literal["batch", "frozen"] = "batch"
     """``frozen``: the encoder's BatchNorm stays as loaded (for weights with folded BatchNorm)."""
     fcm_dim: Positive = 512
@@ -156,7 +157,7 @@ def load_recipe(name_or_file: str = DEFAULT_RECIPE, overrides: Sequence[str] = (
     """Read a shipped recipe by name or any by path, then apply ``KEY=VALUE`` overrides (``model.embed_dim=64``).
 
     Raises:
-        ValueError: no such recipe, an unknown key, a bad value; names the file or option, the key, the nearest known key.
+        ValueError: no such recipe, an unknown key, a bad value; names file or option, key, and the nearest known key.
     """
     path = _recipe_path(name_or_file)
     try:

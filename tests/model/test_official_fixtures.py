@@ -55,12 +55,9 @@ class Official:
     tokens_per_sample: list[int]
     token_order: np.ndarray
 
-    @property
-    def slot_of_token_T(self) -> torch.Tensor:
-        return torch.from_numpy(self.token_order[:, 1])
-
     def forward(self):
-        return self.model(self.images_TCHW, self.tokens_per_sample, self.slot_of_token_T)
+        slots = torch.from_numpy(self.token_order[:, 1])
+        return self.model(self.images_TCHW, self.tokens_per_sample, slots)
 
     def loss(self, output):
         weights = torch.ones(len(self.images_TCHW))

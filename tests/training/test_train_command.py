@@ -93,7 +93,8 @@ def test_evaluation_on_the_way_and_tensorboard(shards, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_a_failing_exit(words, said, tmp_path):
-    done = run([*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny", *words], tmp_path)
+    usual = ["--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*command("python"), *usual, *words], tmp_path)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("train.py: ")

@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from unimmad.files import write_text_aside
 from unimmad.evaluation.metrics import METRIC_KEYS, Metrics
 from unimmad.evaluation.report import Mean, Report, to_json
+from unimmad.files import write_text_aside
 
 WIDTH = 80
 UNDEFINED = "n/a"

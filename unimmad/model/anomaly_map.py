@@ -29,7 +29,7 @@ def anomaly_maps(distances: Sequence[Tensor], sample_of_token_T: Tensor, batch: 
 
 
 def gaussian_blur(maps_BHW: Tensor, kernel_size: int, sigma: float) -> Tensor:
-    """Blur with a ``kernel_size`` x ``kernel_size`` Gaussian of ``sigma`` pixels, zero padding; sigma 0 changes nothing."""
+    """Blur with a square Gaussian window of ``kernel_size`` pixels, zero padding; ``sigma`` 0 changes nothing."""
     if sigma == 0:
         return maps_BHW
     offsets = torch.arange(kernel_size, dtype=maps_BHW.dtype, device=maps_BHW.device) - (kernel_size - 1) / 2

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ from huggingface_hub import constants as hub_constants  # noqa: E402
 logger = logging.getLogger(__name__)
 
 STRIDES = (4, 8, 16)
+RANDOM_WEIGHTS = "none (random)"
+"""What ``load_backbone_weights`` says of a network that it gave none."""
 
 
 class Backbone(nn.Module):
@@ -52,7 +55,7 @@ def load_backbone_weights(backbone: Backbone, weights: str) -> str:
         ValueError: ImageNet weights can't be had (with ``imagenet``), or the file can't be read or does not fit.
     """
     if weights == "none":
-        return "none (random)"
+        return RANDOM_WEIGHTS
     if weights in ("imagenet", "imagenet-or-none"):
         try:
             _load_imagenet(backbone)
@@ -65,7 +68,7 @@ def load_backbone_weights(backbone: Backbone, weights: str) -> str:
                     "--set model.backbone_weights=FILE, or train without by --set model.backbone_weights=none"
                 ) from None
             logger.warning("ImageNet weights of %s can't be had (%s): going on with random ones", backbone.name, reason)
-            return "none (random; ImageNet weights could not be had)"
+            return RANDOM_WEIGHTS
     path = Path(weights)
     _load_matching(backbone, read_state_dict(path), str(path))
     return f"file {path.name}"
@@ -106,6 +109,7 @@ def freeze_batchnorm(module: nn.Module) -> None:
             child.requires_grad_(False)
 
 
+@cache
 def _stages(name: str) -> tuple[int, ...]:
     try:
         probe = timm.create_model(name, pretrained=False, features_only=True)
@@ -137,6 +141,25 @@ def _resolves(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def calibrate_batchnorm(backbone: Backbone, batches: Iterable[Tensor]) -> None:
+    """Set every BatchNorm's statistics to those of ``batches`` of images, [N, 3, H, W].
+
+    For random weights: with the statistics that a new network has, its features hardly depend on the image.
+    """
+    layers = [layer for layer in backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain average over all batches
+        layer.train()
+    with torch.no_grad():
+        for images_NCHW in batches:
+            backbone(images_NCHW)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()
 
 
 def _first_line(error: Exception) -> str:

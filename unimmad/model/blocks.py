@@ -47,7 +47,7 @@ class UpBasicBlock(BasicBlock):
 
 
 class DecoderBottleneck(nn.Module):
-    """Wide ResNet's bottleneck block; ``upsample`` makes its middle convolution and its skip 2x2 transposed, stride 2."""
+    """Wide ResNet's bottleneck; ``upsample`` makes its middle convolution and its skip 2x2 transposed, stride 2."""
 
     def __init__(self, in_channels: int, planes: int, upsample: bool) -> None:
         super().__init__()

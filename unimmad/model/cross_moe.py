@@ -77,7 +77,8 @@ class CrossCondition(nn.Module):
         key_half_BEhw = F.conv2d(key_BEhw, for_key, padding=1)
         joined_TEhw = F.conv2d(query_TEhw, for_query, padding=1) + key_half_BEhw[sample_of_token_T]
         x_TEhw = self.group_norm(F.gelu(self.batch_norm(joined_TEhw))).relu()
-        return self.mix(x_TEhw).mean(dim=(2, 3))
+        # In float32 whatever autocast says: the router must not flip with the precision.
+        return self.mix(x_TEhw).float().mean(dim=(2, 3))
 
 
 class MiMoEBranch(nn.Module):

@@ -4,7 +4,7 @@ A convolution is linear in its kernel, so the score-weighted sum of K convolutio
 score-weighted kernel; and each leader's kernel is itself a mixture of base kernels.
 
 Letters: B samples, T tokens, L leaders, K routed leaders, G banks, N base kernels of a bank, E embed channels
-(in and out), k x k kernel, h x w positions.
+(in and out), J = G N base kernels in all, P = E k k weights of an output channel, k x k kernel, h x w positions.
 """
 
 from __future__ import annotations
@@ -46,9 +46,13 @@ class LocalLeaders(nn.Module):
 
 
 def mix_kernels(
-    logits_LNE: Tensor, leaders_TK: Tensor, scores_TK: Tensor, kernels_GNEEkk: Tensor, leaders_per_bank: int
+    logits_LNE: Tensor,
+    leaders_TK: Tensor,
+    scores_TK: Tensor,
+    kernels_GNEEkk: Tensor,
+    leaders_per_bank: int,
 ) -> Tensor:
-    """One kernel a token: sum over its K leaders of score x (leader's mixture of base kernels). Returns [T, E, E, k, k].
+    """One kernel a token, [T, E, E, k, k]: sum over its K leaders of score x (leader's mixture of base kernels).
 
     A leader's mixture is per output channel: softmax over the N base kernels of its own bank.
     """
@@ -70,7 +74,10 @@ def mix_kernels(
 
 
 def convolve_tokens(x_BEhw: Tensor, kernels_TEEkk: Tensor, tokens_per_sample: Sequence[int]) -> Tensor:
-    """Each token's kernel over its sample's map: [T, E, h, w]. A sample's tokens run as one convolution."""
+    """Each token's kernel over its sample's map: [T, E, h, w]. A sample's tokens run as one convolution.
+
+    Every sample has a token, or there is none at all.
+    """
     tokens, out_channels, in_channels, size, _ = kernels_TEEkk.shape
     if tokens == 0:
         # A rank that no token came to: its empty output still depends on what it received, or backward would hang.

@@ -38,9 +38,18 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Give every trained BatchNorm2d of ``model`` statistics over all ranks; frozen ones stay."""
+    """Give every trained BatchNorm2d of ``model`` statistics over all ranks; frozen ones stay.
+
+    Raises:
+        ValueError: a BatchNorm of a kind that can't be given them (some backbones join it with its activation).
+    """
     for name, child in model.named_children():
-        if type(child) is nn.BatchNorm2d and child.weight.requires_grad:
+        if isinstance(child, nn.BatchNorm2d) and child.weight.requires_grad:
+            if type(child) is not nn.BatchNorm2d:
+                raise ValueError(
+                    f"the backbone's {type(child).__name__} can't take its statistics over several ranks; "
+                    "use --set model.encoder_batchnorm=frozen, or one rank"
+                )
             setattr(model, name, _synchronised(child, device))
         else:
             synchronise_batchnorm(child, device)

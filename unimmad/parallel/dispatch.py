@@ -67,20 +67,17 @@ def dispatch(
     plan = plan_dispatch(routing.leaders_TK, leaders_per_rank, group)
     ids_SK, scores_SK = _for_rank(routing, plan.token_S, plan.rank_S, leaders_per_rank)
     maps_SEhw = x_BEhw[sample_of_token_T[plan.token_S]]
-    rows = torch.cat([maps_SEhw.flatten(1), scores_SK.to(maps_SEhw.dtype)], dim=1)
-    came = exchange_rows(rows, plan.sent, plan.received, group)
+    came = exchange_rows(maps_SEhw, plan.sent, plan.received, group)
+    came_scores = exchange_rows(scores_SK, plan.sent, plan.received, group)
     came_ids = exchange_rows(ids_SK, plan.sent, plan.received, group)
 
-    top_k = ids_SK.shape[1]
     own_ids, own_scores = _for_rank(routing, plan.own_tokens, torch.full_like(plan.own_tokens, here), leaders_per_rank)
-    inputs = torch.cat([came[:, :-top_k].unflatten(1, x_BEhw.shape[1:]), x_BEhw[sample_of_token_T[plan.own_tokens]]])
-    outputs = apply_leaders(
-        inputs, torch.cat([came_ids, own_ids]), torch.cat([came[:, -top_k:].to(own_scores.dtype), own_scores])
-    )
+    inputs = torch.cat([came, x_BEhw[sample_of_token_T[plan.own_tokens]]])
+    outputs = apply_leaders(inputs, torch.cat([came_ids, own_ids]), torch.cat([came_scores, own_scores]))
     for_others, own = outputs.split([came.shape[0], len(plan.own_tokens)])
-    home = exchange_rows(for_others.flatten(1), plan.received, plan.sent, group)
+    home = exchange_rows(for_others, plan.received, plan.sent, group)
     result = outputs.new_zeros(routing.leaders_TK.shape[0], *outputs.shape[1:])
-    result = result.index_add(0, plan.token_S, home.unflatten(1, outputs.shape[1:]))
+    result = result.index_add(0, plan.token_S, home)
     return result.index_add(0, plan.own_tokens, own)
 
 

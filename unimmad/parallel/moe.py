@@ -23,7 +23,7 @@ from unimmad.parallel.dispatch import dispatch
 
 
 class LeaderMoE(MoE):
-    """DeepSpeed's MoE layer in place of ``LocalRouting``: same call, same numbers, leaders spread over ``ep_size`` ranks."""
+    """DeepSpeed's MoE layer in place of ``LocalRouting``: same call, same numbers, leaders on ``ep_size`` ranks."""
 
     def __init__(self, local: LocalRouting, ep_size: int, ep_rank: int) -> None:
         leaders, _, embed_dim = local.leaders.logits_LNE.shape

@@ -48,7 +48,7 @@ class World:
 
 
 def join_world() -> World:
-    """Initialise torch.distributed through DeepSpeed (NCCL on GPUs, else gloo); a plain process becomes a world of one."""
+    """Start torch.distributed through DeepSpeed (NCCL on GPUs, else gloo); a plain process becomes a world of one."""
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")

@@ -55,10 +55,13 @@ def focal_reconstruction(distances: Sequence[Tensor], weight_of_token_T: Tensor,
 
 
 def balance_loss(routing: Routing, share: Tensor, world_size: int) -> Tensor:
-    """cv^2 of the global batch's mean probabilities, plus the mean squared logsumexp; ``share`` = world / global tokens."""
+    """cv^2 of the global batch's mean probabilities, plus the mean squared logsumexp.
+
+    ``share`` is the world size over the global number of tokens.
+    """
     local_mean_L = routing.probabilities_TL.sum(dim=0) * share
     global_mean_L = global_sum(local_mean_L.detach(), world_size) / world_size
-    # The value is the global mean's; the gradient reaches this rank's tokens only, and averaging over ranks sums them up.
+    # The value is the global mean's. The gradient reaches this rank's tokens only: averaging over ranks sums them.
     mean_L = local_mean_L + (global_mean_L - local_mean_L).detach()
     cv_squared = mean_L.var(unbiased=False) / (mean_L.mean().square() + CV_EPSILON)
     logsumexp = routing.logits_TL.logsumexp(dim=1).square().sum() * share

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from unimmad.assembly import empty_model, new_model
 from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
@@ -13,7 +16,8 @@ from unimmad.checkpoint.loading import fill_model
 from unimmad.checkpoint.pieces import PieceReader
 from unimmad.data.default_set import ensure_synthetic_shards
 from unimmad.data.order import TrainingOrder
-from unimmad.data.shard_set import ShardSet
+from unimmad.data.shard_set import SampleRef, ShardSet
+from unimmad.model.backbone import RANDOM_WEIGHTS, calibrate_batchnorm
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.deepspeed_config import read_deepspeed_config
 from unimmad.parallel.engine import build_engine
@@ -26,6 +30,9 @@ from unimmad.training.run_folder import RunFolder, choose_run_folder
 from unimmad.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
+
+CALIBRATION_STEPS = 8
+"""Steps whose images set the BatchNorm statistics of a backbone without weights."""
 
 
 def train(arguments: TrainArguments, world: World) -> None:
@@ -47,7 +54,9 @@ def train(arguments: TrainArguments, world: World) -> None:
         recipe.training.accumulation,
     )
     schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
-    model, backbone_weights = _starting_model(arguments, run, world)
+    model, backbone_weights = _starting_model(
+        arguments, run, world, lambda: _calibration_images(arguments, shards, order)
+    )
     logger.info("backbone %s, weights: %s", recipe.model.backbone, backbone_weights)
     engine = build_engine(model, settings, recipe.training, world, ep_size)
     start = 0
@@ -83,7 +92,9 @@ def _data_folders(arguments: TrainArguments, world: World) -> list[Path]:
     return [Path(world.from_main(folder))]
 
 
-def _starting_model(arguments: TrainArguments, run: RunFolder, world: World) -> tuple[UniMMAD, str]:
+def _starting_model(
+    arguments: TrainArguments, run: RunFolder, world: World, calibration_images: Callable[[], Iterator[Tensor]]
+) -> tuple[UniMMAD, str]:
     """The model in its local form, the same on every rank: rank 0's weights go to all when DeepSpeed takes it over."""
     source = run.resume_from or (find_checkpoint(arguments.init_from) if arguments.init_from else None)
     if source is not None:
@@ -92,10 +103,21 @@ def _starting_model(arguments: TrainArguments, run: RunFolder, world: World) -> 
         if run.resume_from is None:
             logger.info("weights from %s", source)
         return model, str(read_state(source)["backbone_weights"])
-    return _from_main_first(arguments, world)
+    return _from_main_first(arguments, world, calibration_images)
 
 
-def _from_main_first(arguments: TrainArguments, world: World) -> tuple[UniMMAD, str]:
+def _calibration_images(
+    arguments: TrainArguments, shards: ShardSet, order: TrainingOrder[SampleRef]
+) -> Iterator[Tensor]:
+    """The images of the run's first steps."""
+    for step in range(CALIBRATION_STEPS):
+        for ref in order.at(step):
+            yield shards.read(ref, arguments.recipe.model.image_size).images_MCHW
+
+
+def _from_main_first(
+    arguments: TrainArguments, world: World, calibration_images: Callable[[], Iterator[Tensor]]
+) -> tuple[UniMMAD, str]:
     """Rank 0 fetches the backbone's weights; the others wait, then take its tensors."""
     settings = arguments.recipe.model
     origin, problem = "", ""
@@ -103,6 +125,10 @@ def _from_main_first(arguments: TrainArguments, world: World) -> tuple[UniMMAD, 
     if world.is_main:
         try:
             model, origin = new_model(settings, arguments.recipe.training.seed)
+            if origin == RANDOM_WEIGHTS:
+                calibrate_batchnorm(model.teacher, calibration_images())
+                model.copy_teacher_into_encoder()
+                origin += ", BatchNorm calibrated on training samples"
         except ValueError as error:
             problem = str(error)
     problem = world.from_main(problem)

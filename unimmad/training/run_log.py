@@ -38,7 +38,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class RunLog:
-    """Collects what steps give and shows their means every ``log_every`` steps, so that no step waits for the device."""
+    """Collects what steps give and shows their means every ``log_every`` steps; no step waits for the device."""
 
     def __init__(self, run: Path, world: World, recipe: Recipe, start: int, end: int) -> None:
         self.world = world
