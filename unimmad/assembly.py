@@ -26,6 +26,8 @@ def architecture_of(settings: ModelSettings) -> Architecture:
         base_experts=settings.base_experts,
         top_k=settings.top_k,
         banks=settings.banks,
+        initial_leader_std=settings.initial_leader_std,
+        initial_output_bias=settings.initial_output_bias,
     )
 
 

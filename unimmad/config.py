@@ -60,6 +60,12 @@ class ModelSettings(_Section):
     """Leaders that a token is routed to."""
     banks: Positive = 1
     """Banks of base kernels a level and kernel size; leader l mixes from bank l // (leaders / banks)."""
+    initial_leader_std: Annotated[float, Field(ge=0)] = 0.02
+    """Standard deviation of the leaders' logits at the start. At the paper's 0.02 all leaders begin almost equal; short
+    training gains from leaders that differ at once."""
+    initial_output_bias: float = 0.0
+    """Shift of the reconstruction's last GroupNorm at the start (the paper: 0). Above 0 fewer values begin cut off by
+    the ReLU behind it, which suits the dense features of a backbone without weights."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.model.blocks import group_norm, pointwise
-from unimmad.model.leaders import BaseKernelBank, LocalLeaders
+from unimmad.model.leaders import INITIAL_LEADER_STD, BaseKernelBank, LocalLeaders
 from unimmad.model.routing import Gate, Routing
 
 
@@ -32,15 +32,23 @@ class CrossMoE(nn.Module):
         base_experts: int,
         top_k: int,
         banks: int,
+        initial_leader_std: float = INITIAL_LEADER_STD,
+        initial_output_bias: float = 0.0,
     ) -> None:
         super().__init__()
         self.key = pointwise(channels, embed_dim)
         self.query = pointwise(channels, embed_dim)
         self.condition = CrossCondition(embed_dim)
         self.branches = nn.ModuleList(
-            [MiMoEBranch(embed_dim, size, leaders, base_experts, top_k, banks) for size in kernel_sizes]
+            [
+                MiMoEBranch(embed_dim, size, leaders, base_experts, top_k, banks, initial_leader_std)
+                for size in kernel_sizes
+            ]
         )
         self.out = pointwise(embed_dim * len(kernel_sizes), channels)
+        output_norm = self.out[1]
+        assert isinstance(output_norm, nn.GroupNorm)
+        nn.init.constant_(output_norm.bias, initial_output_bias)
 
     def forward(
         self,
@@ -85,7 +93,14 @@ class MiMoEBranch(nn.Module):
     """One kernel size: the fixed expert beside the routed leaders. ``routed`` has a local and a parallel form."""
 
     def __init__(
-        self, embed_dim: int, kernel_size: int, leaders: int, base_experts: int, top_k: int, banks: int
+        self,
+        embed_dim: int,
+        kernel_size: int,
+        leaders: int,
+        base_experts: int,
+        top_k: int,
+        banks: int,
+        initial_leader_std: float = INITIAL_LEADER_STD,
     ) -> None:
         super().__init__()
         self.kernel_size = kernel_size
@@ -93,7 +108,7 @@ class MiMoEBranch(nn.Module):
         self.fixed_EEkk = nn.Parameter(torch.empty(embed_dim, embed_dim, kernel_size, kernel_size))
         nn.init.dirac_(self.fixed_EEkk)
         self.bank = BaseKernelBank(banks, base_experts, embed_dim, kernel_size)
-        self.routed: nn.Module = LocalRouting(embed_dim, leaders, base_experts, top_k, banks)
+        self.routed: nn.Module = LocalRouting(embed_dim, leaders, base_experts, top_k, banks, initial_leader_std)
         self.post = nn.Conv2d(2 * embed_dim, embed_dim, 1, bias=False)
         self.norm = group_norm(embed_dim)
 
@@ -117,10 +132,18 @@ class MiMoEBranch(nn.Module):
 class LocalRouting(nn.Module):
     """Gate and leaders in one process: what DeepSpeed's MoE layer replaces in training."""
 
-    def __init__(self, embed_dim: int, leaders: int, base_experts: int, top_k: int, banks: int) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        leaders: int,
+        base_experts: int,
+        top_k: int,
+        banks: int,
+        initial_leader_std: float = INITIAL_LEADER_STD,
+    ) -> None:
         super().__init__()
         self.gate = Gate(embed_dim, leaders, top_k)
-        self.leaders = LocalLeaders(leaders, base_experts, embed_dim, banks)
+        self.leaders = LocalLeaders(leaders, base_experts, embed_dim, banks, initial_leader_std)
 
     def forward(
         self, x_BEhw: Tensor, condition_TE: Tensor, tokens_per_sample: Sequence[int], kernels_GNEEkk: Tensor

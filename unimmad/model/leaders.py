@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from unimmad.model.routing import Routing
 
+INITIAL_LEADER_STD = 0.02
+"""The paper's standard deviation of the leaders' logits at the start."""
+
 
 class BaseKernelBank(nn.Module):
     """The base kernels of one level and kernel size: ``banks`` banks of N kernels each."""
@@ -30,9 +33,11 @@ class BaseKernelBank(nn.Module):
 class LocalLeaders(nn.Module):
     """All leaders of a branch at hand: the local form of the routed experts."""
 
-    def __init__(self, leaders: int, base_experts: int, embed_dim: int, banks: int) -> None:
+    def __init__(
+        self, leaders: int, base_experts: int, embed_dim: int, banks: int, initial_std: float = INITIAL_LEADER_STD
+    ) -> None:
         super().__init__()
-        self.logits_LNE = nn.Parameter(torch.randn(leaders, base_experts, embed_dim) * 0.02)
+        self.logits_LNE = nn.Parameter(torch.randn(leaders, base_experts, embed_dim) * initial_std)
         self.leaders_per_bank = leaders // banks
 
     def forward(

@@ -40,6 +40,8 @@ class Architecture:
     base_experts: int
     top_k: int
     banks: int
+    initial_leader_std: float
+    initial_output_bias: float
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class UniMMAD(nn.Module):
                     architecture.base_experts,
                     architecture.top_k,
                     architecture.banks,
+                    architecture.initial_leader_std,
+                    architecture.initial_output_bias,
                 )
                 for level_channels in channels
             ]

@@ -17,6 +17,9 @@ from scipy import ndimage
 from unimmad.data.synthetic.canvas import Colour, Image, Region, blob, over, shade, smooth_noise, upright
 from unimmad.data.synthetic.scene import Scene
 
+SPOT_SCALE = 1.3
+"""Enlarges every spot: how large defects are beside their scenes, and with it how hard the whole set is."""
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -53,7 +56,7 @@ class Spot:
 
 def pick_spot(scene: Scene, rng: Generator, radii: tuple[float, float], stretch: float = 1.0) -> Spot:
     """Choose a spot whose middle lies on the foreground, well inside where there is room."""
-    radius = rng.uniform(*radii)
+    radius = SPOT_SCALE * rng.uniform(*radii)
     room_HW = _room(scene.foreground_HW)
     rows, columns = np.nonzero(room_HW >= min(0.7 * radius, 0.9 * room_HW.max()))
     chosen = rng.integers(len(rows))

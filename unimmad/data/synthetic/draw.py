@@ -15,6 +15,9 @@ from unimmad.data.synthetic.catalogue import ClassSpec
 from unimmad.data.synthetic.defects import DefectKind
 from unimmad.data.synthetic.scene import photograph
 
+WEAKEST = 0.5
+"""Strength of the faintest defects; 1 is that of the plainest."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -35,7 +38,7 @@ def draw_sample(seed: int, spec: ClassSpec, split: Split, number: int, defect: D
     if defect is None:
         return Drawing(normal, np.zeros((SIZE, SIZE), dtype=bool))
     rng = _rng(seed, spec, split, number, "defect")
-    damage = defect.apply(scene, rng, rng.uniform())
+    damage = defect.apply(scene, rng, rng.uniform(WEAKEST, 1))
     damaged = {name: damage.images[name] for name in defect.modalities}
     spoiled = photograph(scene.images | damaged, _rng(seed, spec, split, number, "sensor"))
     images = dict(normal)
