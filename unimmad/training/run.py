@@ -45,6 +45,11 @@ def train(arguments: TrainArguments, world: World) -> None:
     run = _choose_run_folder(arguments, world)
     data = _data_folders(arguments, world)
     shards = ShardSet.open(data)
+    if shards.max_slot >= recipe.model.modality_slots:
+        raise ValueError(
+            f"the data use {shards.max_slot + 1} modality slots and the recipe's model has "
+            f"{recipe.model.modality_slots}; use --set model.modality_slots={shards.max_slot + 1}"
+        )
     order = TrainingOrder(
         shards.classes("train"),
         lambda ref: (ref.folder, ref.entry.shard),
