@@ -1,6 +1,7 @@
 """The training command, really launched: by every launcher, on 1, 2 and 4 ranks, interrupted and resumed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from unimmad.checkpoint.folder import find_checkpoint, read_state
 from unimmad.data.shards import write_shards
 from unimmad.data.synthetic import synthetic_sets
 
-SGD = ("--set", "training.optimizer=sgd", "--set", "training.learning_rate=0.01")
+ONE_STEP = ("--max-steps", "1", "--set", "training.optimizer=sgd")
 
 
 @pytest.fixture(scope="module")
@@ -49,27 +50,46 @@ def test_finished_run_is_kept_and_the_next_gets_a_numbered_folder(shards, tmp_pa
     assert (tmp_path / "runs" / "tiny-2" / "checkpoints" / "latest").is_file()
 
 
+@pytest.fixture(scope="module")
+def one_step(shards, tmp_path_factory):
+    """One plain gradient step on one process, at rate 1 and at a rate too small to move anything."""
+    runs = []
+    for rate in ("1", "1e-30"):
+        folder = tmp_path_factory.mktemp("one")
+        train(folder, "--data", str(shards), *ONE_STEP, "--set", f"training.learning_rate={rate}")
+        runs.append(weights(folder / "runs" / "tiny"))
+    return runs
+
+
 @pytest.mark.parametrize(("ranks", "config"), [(2, "ep4.json"), (4, "ep1.json")])
-def test_ranks_share_the_batch_and_change_nothing(ranks, config, shards, tmp_path):
-    """Launched by deepspeed; ep4.json on two ranks runs with ep_size 2."""
-    words = ("--data", str(shards), "--max-steps", "2", *SGD)
-    train(tmp_path / _made(tmp_path / "one"), *words)
-    said = train(tmp_path / _made(tmp_path / "many"), *words, launcher="deepspeed", ranks=ranks, config=config)
+def test_ranks_share_the_batch_and_change_nothing(ranks, config, shards, one_step, tmp_path):
+    """Launched by deepspeed; ep4.json on two ranks runs with ep_size 2. The gradients are those of one process.
+
+    The tiny model is badly conditioned (BatchNorm over few values), so rounding alone moves some gradients in the
+    third digit; one that a rank counts twice or not at all is off by its own size.
+    """
+    reference, start = one_step
+    words = ("--data", str(shards), *ONE_STEP, "--set", "training.learning_rate=1")
+    said = train(tmp_path, *words, launcher="deepspeed", ranks=ranks, config=config)
     assert said.count("checkpoint runs/tiny") == 1, "only rank 0 speaks"
-    difference, name = largest_difference(weights(tmp_path / "many/runs/tiny"), weights(tmp_path / "one/runs/tiny"))
-    assert difference <= 1e-5, name
+    difference, name = largest_difference(weights(tmp_path / "runs" / "tiny"), reference, start)
+    assert difference <= 0.03, name
 
 
-def test_torchrun_and_a_checkpoint_of_another_layout(shards, four_steps, tmp_path):
-    """Two ranks continue what one began: a checkpoint outlives its layout."""
-    (tmp_path / "runs").mkdir()
-    train(tmp_path, "--data", str(shards), "--max-steps", "2")
-    train(tmp_path, "--data", str(shards), "--max-steps", "4", launcher="torchrun", ranks=2, config="ep4.json")
-    layout = read_state(find_checkpoint(tmp_path / "runs" / "tiny"))["layout"]
+def test_torchrun_and_a_checkpoint_of_another_layout(shards, tmp_path):
+    """Two ranks continue what one began, Adam's moments included: a checkpoint outlives its layout."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(_made(one), "--data", str(shards), "--max-steps", "2")
+    shutil.copytree(one, two)
+    train(one, "--data", str(shards), "--max-steps", "3")
+    train(two, "--data", str(shards), "--max-steps", "3", launcher="torchrun", ranks=2, config="ep4.json")
+    layout = read_state(find_checkpoint(two / "runs" / "tiny"))["layout"]
     assert layout == {"world_size": 2, "ep_size": 2, "zero_stage": 1}
-    # Adam's first steps are signs of gradients, so values near zero may differ more than plain rounding.
-    difference, name = largest_difference(weights(tmp_path / "runs" / "tiny"), weights(four_steps))
-    assert difference <= 1e-2, name
+    ours, theirs = weights(two / "runs" / "tiny"), weights(one / "runs" / "tiny")
+    moments = [name for name in theirs if name.startswith("optimizer/exp_avg/")]
+    # Moments lost on the way would be off by most of their size, and all of them; rounding moves a few a little.
+    off = [name for name in moments if (ours[name] - theirs[name]).norm() > 0.05 * theirs[name].norm()]
+    assert len(off) <= 0.05 * len(moments), off
 
 
 def test_evaluation_on_the_way_and_tensorboard(shards, tmp_path):
