@@ -114,7 +114,6 @@ class PieceReader:
         for piece in self._entry(name)["pieces"]:
             start = max(offset, piece["offset"])
             stop = min(offset + numel, piece["offset"] + piece["numel"])
-            # Every piece is visited once where numel is 0 (a scalar has numel 1).
             if start < stop:
                 values = self._values(piece)
                 parts.append(values[start - piece["offset"] : stop - piece["offset"]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def _finish(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int
     folder.commit(step, facts.recipe.training.keep_checkpoints)
 
 
-def _attempt(action: Any) -> str:
+def _attempt(action: Callable[[], object]) -> str:
     """Run ``action``; what went wrong in words, or nothing. Ranks must agree before any of them raises."""
     try:
         action()

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from unimmad.config import Recipe
 from unimmad.data.sample import Batch
 from unimmad.evaluation.evaluate import Evaluation
+from unimmad.model.anomaly_map import anomaly_maps
 from unimmad.model.unimmad import Reconstruction
 from unimmad.parallel.world import World
 from unimmad.training.loss import Loss
@@ -147,9 +148,11 @@ class RunLog:
             return
         self._pictured = pictured
         writer.add_figure("experts/usage", usage_figure(usage_RL, len(output.routings[0])), step)
-        for level, distance_Thw in enumerate(output.distances, start=1):
-            shown = distance_Thw[:MAPS_SHOWN, None].float()
-            writer.add_images(f"distance/level_{level}", shown / shown.amax().clamp_min(1e-8), step)
+        maps_BHW = anomaly_maps(
+            output.distances, output.sample_of_token_T, output.batch, self.recipe.model.image_size
+        ).detach()
+        shown = maps_BHW[:MAPS_SHOWN, None]
+        writer.add_images("anomaly_maps", shown / shown.amax().clamp_min(1e-8), step)
 
 
 def leader_usage(output: Reconstruction, leaders: int) -> Tensor:
