@@ -12,7 +12,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
+
+LOST_RANK_SIGNS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "NCCL communicator was aborted",
+)
+"""What gloo and NCCL say when another rank has ended."""
 
 
 def main() -> int:
@@ -38,10 +47,22 @@ def main() -> int:
     except ValueError as error:
         if world.is_main or isinstance(error, RankError):
             print(f"train.py: {error}", file=sys.stderr, flush=True)
-        # No clean-up: other ranks may wait for this one, and the launcher ends them.
+        # No clean-up, here and below: other ranks may wait for this one, and the launcher ends them.
         os._exit(2)
+    except BaseException as error:
+        _tell(error, world.rank)
+        os._exit(1)
     leave_world()
     return 0
+
+
+def _tell(error: BaseException, rank: int) -> None:
+    """The traceback of what went wrong here; one line where this rank only noticed that another is gone."""
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_RANK_SIGNS):
+        print(f"train.py: rank {rank} lost another rank, whose own message says why", file=sys.stderr, flush=True)
+        return
+    traceback.print_exception(error)
+    print(f"train.py: rank {rank} failed: {error!r}", file=sys.stderr, flush=True)
 
 
 def _leave_package_folder_off_the_path() -> None:

@@ -37,11 +37,16 @@ def test_an_empty_object_is_one_rank_of_experts_without_zero(tmp_path):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_the_shipped_files_are_what_their_names_say(path):
-    assert path.stem == f"ep{read_deepspeed_config(path).ep_size}"
+    settings = read_deepspeed_config(path)
+    if path.stem.startswith("ep"):
+        assert path.stem == f"ep{settings.ep_size}"
+    assert settings.bf16 == (path.stem == "bf16")
+    offload = settings.passed_on["zero_optimization"].get("offload_optimizer")
+    assert (offload == {"device": "cpu"} and settings.zero_stage == 2) == (path.stem == "zero2_offload")
 
 
 def test_the_files_that_commands_name_are_shipped():
-    assert {"ep1.json", "ep4.json"} <= {path.name for path in SHIPPED}
+    assert {"ep1", "ep4", "ep8", "bf16", "zero2_offload"} == {path.stem for path in SHIPPED}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +60,6 @@ def test_the_files_that_commands_name_are_shipped():
         ("scheduler", "training.schedule"),
         ("fp16", "training.precision"),
         ("bf16", "training.precision"),
-        ("torch_autocast", "training.precision"),
     ],
 )
 def test_keys_that_the_recipe_decides_are_refused_naming_the_setting(tmp_path, key, setting):
@@ -125,9 +129,19 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch, accumulat
         engine_config(DeepSpeedSettings({}, 1, 0), training(global_batch=int(size), accumulation=accumulation), ranks)
 
 
-def test_clipping_on_several_ranks_needs_zero():
+@pytest.mark.parametrize(("stage", "given"), [(0, 0.0), (1, 1.0), (2, 1.0)])
+def test_deepspeed_clips_where_it_does_so_rightly(stage, given):
     clipped = training(gradient_clipping=1.0)
-    with pytest.raises(ValueError, match=r"gradient_clipping needs ZeRO stage 1 or 2"):
-        engine_config(DeepSpeedSettings({}, 1, 0), clipped, 2)
-    assert engine_config(DeepSpeedSettings({}, 1, 0), clipped, 1)["gradient_clipping"] == 1.0
-    assert engine_config(DeepSpeedSettings({}, 1, 1), clipped, 2)["gradient_clipping"] == 1.0
+    assert engine_config(DeepSpeedSettings({}, 1, stage), clipped, 2)["gradient_clipping"] == given
+
+
+def test_autocast_to_bf16_is_ours_to_do(tmp_path):
+    asked = read_deepspeed_config(written(tmp_path, {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}))
+    assert asked == DeepSpeedSettings({}, 1, 0, bf16=True)
+    assert not read_deepspeed_config(written(tmp_path, {"torch_autocast": {"enabled": False}})).bf16
+
+
+@pytest.mark.parametrize("value", [{"enabled": True, "dtype": "float16"}, {"enabled": True}, True])
+def test_another_autocast_is_refused(tmp_path, value):
+    with pytest.raises(ValueError, match=r"ds\.json: section \"torch_autocast\" must be"):
+        read_deepspeed_config(written(tmp_path, {"torch_autocast": value}))

@@ -129,10 +129,12 @@ def dispatched(case: Case, rank: int, group: dist.ProcessGroup) -> dict[str, Ten
 
     counts = case.samples[rank]
     sample_of_token_T = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64))
-    output = dispatch(inputs.x, sample_of_token_T, inputs.routing, LEADERS // case.ep_size, group, apply_leaders)
+    leaders_here = LEADERS // case.ep_size
+    output, traffic = dispatch(inputs.x, sample_of_token_T, inputs.routing, leaders_here, group, apply_leaders)
     loss_of(output, rank).backward()
     plan = plan_dispatch(inputs.routing.leaders_TK, LEADERS // case.ep_size, group)
     facts = {"sent": plan.sent, "received": plan.received, "stay": [len(plan.own_tokens)], "evaluated": evaluated}
+    facts["traffic"] = (traffic.dispatched, traffic.routed)
     return {
         "output": output,
         **gradients(inputs, logits, kernels),
@@ -207,3 +209,13 @@ def test_a_token_goes_once_to_each_rank_that_owns_a_leader_of_it_and_nothing_els
             others = wanted * (1 - np.eye(case.ep_size, dtype=np.int64))
             np.testing.assert_array_equal(ranks[rank][f"{name}/sent"], others[place])
             np.testing.assert_array_equal(ranks[rank][f"{name}/received"], others[:, place])
+
+
+def test_traffic_is_the_bytes_of_maps_and_of_all_that_goes_with_them(ranks, name):
+    case = CASES[name]
+    for rank in ranks:
+        tokens = int(rank[f"{name}/sent"].sum())
+        map_bytes, id_and_score_bytes, count_bytes = EMBED * MAP[0] * MAP[1] * 4, 8 + 4, 8
+        routed = tokens * map_bytes
+        dispatched = routed + tokens * case.top_k * id_and_score_bytes + case.ep_size * count_bytes
+        np.testing.assert_array_equal(rank[f"{name}/traffic"], [dispatched, routed])

@@ -1,7 +1,8 @@
 """Reads a DeepSpeed JSON and joins it with the recipe: DeepSpeed's own keys pass through, ours are taken out.
 
 Our section is ``"unimmad": {"ep_size": N}``. Batch, optimizer and precision keys are the recipe's business and are
-refused here, since the same run must give the same numbers on any number of ranks.
+refused here, since the same run must give the same numbers on any number of ranks. One may be said here, because it
+belongs to the machine: ``"torch_autocast": {"enabled": true, "dtype": "bfloat16"}`` sets ``training.precision`` bf16.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _RECIPE_KEYS = {
     "scheduler": "training.schedule",
     "fp16": "training.precision",
     "bf16": "training.precision",
-    "torch_autocast": "training.precision",
 }
+_AUTOCAST = "torch_autocast"
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,16 @@ class DeepSpeedSettings:
     """DeepSpeed's own keys."""
     ep_size: int
     zero_stage: int
+    bf16: bool = False
+    """Whether it asks for ``training.precision`` bf16; otherwise the recipe decides."""
 
 
 def read_deepspeed_config(path: Path) -> DeepSpeedSettings:
     """Read and check a DeepSpeed JSON.
 
     Raises:
-        ValueError: no such file, no JSON object, a key that the recipe decides, an unknown key of ours, ZeRO 3.
+        ValueError: no such file, no JSON object, a key that the recipe decides, an unknown key of ours, ZeRO 3, an
+            autocast other than bf16.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -68,14 +72,26 @@ def read_deepspeed_config(path: Path) -> DeepSpeedSettings:
             f"{path}: ZeRO stage {stage} does not work with DeepSpeed's MoE layers; use stage 2, with more ranks or "
             "optimizer offload (zero_optimization.offload_optimizer) where memory is short"
         )
-    return DeepSpeedSettings(values, ours.get("ep_size", 1), stage)
+    bf16 = _asks_for_bf16(path, values.pop(_AUTOCAST, {}))
+    return DeepSpeedSettings(values, ours.get("ep_size", 1), stage, bf16)
+
+
+def _asks_for_bf16(path: Path, autocast: Any) -> bool:
+    if isinstance(autocast, dict) and not autocast.get("enabled", False):
+        return False
+    if autocast != {"enabled": True, "dtype": "bfloat16"}:
+        raise ValueError(
+            f'{path}: section "{_AUTOCAST}" must be {{"enabled": true, "dtype": "bfloat16"}}, not {autocast!r}; which '
+            "parts stay in fp32 is the model's business"
+        )
+    return True
 
 
 def engine_config(settings: DeepSpeedSettings, training: TrainingSettings, world_size: int) -> dict[str, Any]:
     """The JSON that DeepSpeed gets: the file's keys and the recipe's.
 
     Raises:
-        ValueError: the global batch does not divide among the ranks, or DeepSpeed can't clip gradients right.
+        ValueError: the global batch does not divide among the ranks.
     """
     micro_batch = training.global_batch // training.accumulation
     if micro_batch % world_size:
@@ -86,16 +102,13 @@ def engine_config(settings: DeepSpeedSettings, training: TrainingSettings, world
             f"training.global_batch {training.global_batch} can't be shared by {world_size} ranks in "
             f"{training.accumulation} micro-batches; the nearest sizes that can: {sizes}"
         )
-    if training.gradient_clipping and settings.zero_stage == 0 and world_size > 1:
-        raise ValueError(
-            "training.gradient_clipping needs ZeRO stage 1 or 2 on several ranks: set it in the DeepSpeed JSON"
-        )
     config = json.loads(json.dumps(settings.passed_on))
     config |= {
         "train_batch_size": training.global_batch,
         "train_micro_batch_size_per_gpu": micro_batch // world_size,
         "gradient_accumulation_steps": training.accumulation,
-        "gradient_clipping": training.gradient_clipping,
+        # Without ZeRO we clip ourselves: see clipping.py.
+        "gradient_clipping": training.gradient_clipping if settings.zero_stage else 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }

@@ -21,6 +21,19 @@ LeaderFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """Bytes that this rank's forward passes handed over, counted from the buffers."""
+
+    dispatched: int = 0
+    """All that the dispatch sends: maps, ids, scores and the counts that announce them."""
+    routed: int = 0
+    """What can't be avoided: one feature map for each distinct token and remote rank that owns a leader of it."""
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.dispatched + other.dispatched, self.routed + other.routed)
+
+
+@dataclass(frozen=True)
 class DispatchPlan:
     """Which token goes where. A token goes once to each rank that owns any of its K leaders."""
 
@@ -34,6 +47,8 @@ class DispatchPlan:
     """How many come from each."""
     own_tokens: Tensor
     """int64: tokens that have a leader here, which stay."""
+    announced: int
+    """Bytes spent on telling each rank how much comes."""
 
 
 def plan_dispatch(leaders_TK: Tensor, leaders_per_rank: int, group: dist.ProcessGroup) -> DispatchPlan:
@@ -47,7 +62,7 @@ def plan_dispatch(leaders_TK: Tensor, leaders_per_rank: int, group: dist.Process
     sent = owned_RT.sum(dim=1)
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent, group=group)
-    return DispatchPlan(token_S, rank_S, tuple(sent.tolist()), tuple(received.tolist()), own_tokens)
+    return DispatchPlan(token_S, rank_S, tuple(sent.tolist()), tuple(received.tolist()), own_tokens, sent.nbytes)
 
 
 def dispatch(
@@ -57,8 +72,8 @@ def dispatch(
     leaders_per_rank: int,
     group: dist.ProcessGroup,
     apply_leaders: LeaderFunction,
-) -> Tensor:
-    """Routed output of this rank's tokens, [T, E, h, w], wherever their leaders live.
+) -> tuple[Tensor, Traffic]:
+    """Routed output of this rank's tokens, [T, E, h, w], wherever their leaders live; and what was sent for it.
 
     Every rank of the group takes part in every exchange, also one that sends or receives nothing: in the backward
     pass too, since its outputs depend on the (empty) rows that it received.
@@ -77,8 +92,10 @@ def dispatch(
     for_others, own = outputs.split([came.shape[0], len(plan.own_tokens)])
     home = exchange_rows(for_others, plan.received, plan.sent, group)
     result = outputs.new_zeros(routing.leaders_TK.shape[0], *outputs.shape[1:])
-    result = result.index_add(0, plan.token_S, home)
-    return result.index_add(0, plan.own_tokens, own)
+    result = result.index_add(0, plan.token_S, home).index_add(0, plan.own_tokens, own)
+    return result, Traffic(
+        dispatched=plan.announced + maps_SEhw.nbytes + ids_SK.nbytes + scores_SK.nbytes, routed=maps_SEhw.nbytes
+    )
 
 
 def _for_rank(routing: Routing, token_S: Tensor, rank_S: Tensor, leaders_per_rank: int) -> tuple[Tensor, Tensor]:

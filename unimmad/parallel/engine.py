@@ -17,7 +17,10 @@ from torch import Tensor
 from unimmad.config import TrainingSettings
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.batchnorm import synchronise_batchnorm
+from unimmad.parallel.clipping import clip_whole_gradient
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config
+from unimmad.parallel.dispatch import Traffic
+from unimmad.parallel.moe import LeaderMOELayer
 from unimmad.parallel.placement import PlacedParameter, place_leaders, placed_parameters
 from unimmad.parallel.world import World
 
@@ -32,8 +35,16 @@ class Engine:
     ep_size: int
 
     def set_learning_rate(self, rate: float) -> None:
-        for group in self._torch_optimizer.param_groups:
+        for group in self.torch_optimizer.param_groups:
             group["lr"] = rate
+
+    def take_traffic(self) -> Traffic:
+        """What this rank's dispatches sent in forward passes since the last call."""
+        layers = [module for module in self.model.modules() if isinstance(module, LeaderMOELayer)]
+        total = sum((layer.traffic for layer in layers), Traffic())
+        for layer in layers:
+            layer.traffic = Traffic()
+        return total
 
     def parameters(self) -> Iterator[PlacedParameter]:
         """This rank's trainable parameters as pieces of portable tensors."""
@@ -58,10 +69,11 @@ class Engine:
 
     def optimizer_state(self, key: Tensor) -> dict[str, Any]:
         """Torch's state of one optimizer tensor (a parameter, or a ZeRO partition); empty before the first step."""
-        return self._torch_optimizer.state[key]
+        return self.torch_optimizer.state[key]
 
     @property
-    def _torch_optimizer(self) -> torch.optim.Optimizer:
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The client optimizer, inside ZeRO's where there is one."""
         optimizer = self.deepspeed.optimizer
         return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
 
@@ -103,10 +115,20 @@ def build_engine(
     model.to(world.device)
     if world.size > 1:
         synchronise_batchnorm(model, world.device)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=_optimizer(model, training), config=config, dist_init_required=False
-    )
+    optimizer = _optimizer(model, training)
+    if training.gradient_clipping and settings.zero_stage == 0:
+        _clip_before_each_step(optimizer, training.gradient_clipping)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     return Engine(engine, model, world, ep_size)
+
+
+def _clip_before_each_step(optimizer: torch.optim.Optimizer, largest_norm: float) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def clip(*_: Any) -> None:
+        clip_whole_gradient(parameters, largest_norm)
+
+    optimizer.register_step_pre_hook(clip)
 
 
 def _optimizer(model: UniMMAD, training: TrainingSettings) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unimmad.model.cross_moe import LocalRouting
 from unimmad.model.leaders import convolve_tokens, mix_kernels
 from unimmad.model.routing import Routing, route
-from unimmad.parallel.dispatch import dispatch
+from unimmad.parallel.dispatch import Traffic, dispatch
 
 
 class LeaderMoE(MoE):
@@ -73,6 +73,9 @@ class PlacedLeaders(nn.Module):
 class LeaderMOELayer(MOELayer):
     """Gate, then leaders: in place where all of them are here, else through the dispatch."""
 
+    traffic = Traffic()
+    """Of all forward passes since somebody reset it."""
+
     def forward(
         self, x_BEhw: Tensor, condition_TE: Tensor, tokens_per_sample: Sequence[int], kernels_GNEEkk: Tensor
     ) -> tuple[Tensor, Routing]:
@@ -87,7 +90,10 @@ class LeaderMOELayer(MOELayer):
         def apply_leaders(maps_SEhw: Tensor, ids_SK: Tensor, scores_SK: Tensor) -> Tensor:
             return self.experts(maps_SEhw, [1] * len(maps_SEhw), ids_SK, scores_SK, kernels_GNEEkk)
 
-        output_TEhw = dispatch(x_BEhw, sample_of_token_T, routing, self.num_local_experts, self.ep_group, apply_leaders)
+        output_TEhw, traffic = dispatch(
+            x_BEhw, sample_of_token_T, routing, self.num_local_experts, self.ep_group, apply_leaders
+        )
+        self.traffic += traffic
         return output_TEhw, routing
 
 

@@ -73,7 +73,7 @@ def _set_step_count(state: dict[str, Any], step: int) -> None:
 
 def _write_tensors(partial: Path, engine: Engine) -> None:
     rank = engine.world.rank
-    weights = list(_weight_pieces(engine))
+    weights = list(weight_pieces(engine))
     if weights:
         write_pieces(partial / f"model-{rank:05d}.safetensors", weights)
     state = list(_optimizer_pieces(engine))
@@ -81,7 +81,7 @@ def _write_tensors(partial: Path, engine: Engine) -> None:
         write_pieces(partial / f"optimizer-{rank:05d}.safetensors", state)
 
 
-def _weight_pieces(engine: Engine) -> Iterator[Piece]:
+def weight_pieces(engine: Engine) -> Iterator[Piece]:
     """Experts from the first rank that holds them, everything else (buffers and teacher too) from rank 0."""
     rank = engine.world.rank
     placed = {piece.name: piece for piece in engine.parameters()}
@@ -103,22 +103,26 @@ def _piece_shape(whole: tuple[int, ...], tensor: Tensor) -> tuple[int, ...]:
 
 
 def _optimizer_pieces(engine: Engine) -> Iterator[Piece]:
-    """Without ZeRO every replica holds the same state, and the first writes it; with ZeRO each writes its partition."""
+    for piece in owned_optimizer_pieces(engine):
+        for key, value in engine.optimizer_state(piece.key).items():
+            if isinstance(value, Tensor) and value.shape == piece.key.shape:
+                yield portable_piece(f"{OPTIMIZER_PREFIX}{key}/{piece.name}", piece, value)
+
+
+def owned_optimizer_pieces(engine: Engine) -> Iterator[OptimizerPiece]:
+    """Without ZeRO every replica holds the same state, and the first owns it; with ZeRO each owns its partition."""
     expert_names = {placed.name for placed in engine.parameters() if placed.expert_parallel}
     for piece in engine.optimizer_pieces():
         partitioned = piece.key.dim() == 1 and engine.deepspeed.zero_optimization()
         replicas_start = engine.ep_size if piece.name in expert_names else 1
-        if not partitioned and engine.world.rank >= replicas_start:
-            continue
-        yield from _state_pieces(engine, piece)
+        if partitioned or engine.world.rank < replicas_start:
+            yield piece
 
 
-def _state_pieces(engine: Engine, piece: OptimizerPiece) -> Iterator[Piece]:
-    for key, value in engine.optimizer_state(piece.key).items():
-        if isinstance(value, Tensor) and value.shape == piece.key.shape:
-            flat = value.reshape(-1)[piece.start : piece.start + piece.numel]
-            flat = flat.reshape(_piece_shape(piece.shape, flat))
-            yield Piece(f"{OPTIMIZER_PREFIX}{key}/{piece.name}", piece.shape, piece.offset, flat)
+def portable_piece(name: str, piece: OptimizerPiece, like_key: Tensor) -> Piece:
+    """What a tensor of the form of ``piece.key`` (state, gradient) holds for ``piece``, to be written as ``name``."""
+    flat = like_key.reshape(-1)[piece.start : piece.start + piece.numel]
+    return Piece(name, piece.shape, piece.offset, flat.reshape(_piece_shape(piece.shape, flat)))
 
 
 def _finish(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int, finished: bool) -> None:

@@ -17,10 +17,10 @@ from unimmad.data.sample import Batch
 from unimmad.data.shard_set import SampleRef, ShardSet
 from unimmad.data.stream import training_batches
 from unimmad.evaluation.evaluate import evaluate_checkpoint
-from unimmad.model.unimmad import Reconstruction
 from unimmad.parallel.engine import Engine
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
-from unimmad.training.loss import Loss, unimmad_loss
+from unimmad.training.guard import LossGuard
+from unimmad.training.micro_step import micro_step
 from unimmad.training.run_log import RunLog
 from unimmad.training.schedule import Schedule
 
@@ -55,7 +55,7 @@ class Trainer:
         """Train from step ``start`` to the end of the schedule, or to ``max_steps``.
 
         Raises:
-            ValueError: a sample can't be read, the loss is not finite, or a checkpoint can't be written.
+            ValueError: a sample can't be read, loss or weights are not finite, or a checkpoint can't be written.
         """
         total = self.schedule.total_steps
         end = total if max_steps is None else min(total, max_steps)
@@ -63,16 +63,22 @@ class Trainer:
             logger.info("%s is at step %d already: nothing to do", self.checkpoints.run, start)
             return
         batches = self._batches(start, end)
+        guard = LossGuard(self.engine)
         with RunLog(self.checkpoints.run, self.engine.world, self.facts.recipe, start, end) as log:
             for step in range(start, end):
                 rate = self.schedule.learning_rate(step)
                 self.engine.set_learning_rate(rate)
                 for _ in range(self.settings.accumulation):
                     batch = next(batches)
-                    output, loss = self._micro_step(batch, step)
-                    log.add(output, loss)
-                log.step(step, rate, batch, self._last_checkpoint)
-                self._after_step(step + 1, end, total, log)
+                    output, loss = micro_step(
+                        self.engine, batch, self._weights(batch), self.schedule.balance_scale(step), self.settings
+                    )
+                    guard.watch(step, loss.total)
+                    log.add(output, loss, self.engine.take_traffic())
+                if log.due(step + 1):
+                    self._stop_if_not_finite(guard)
+                log.step(step + 1, rate)
+                self._after_step(step + 1, end, total, guard, log)
 
     def _batches(self, start: int, end: int) -> Iterator[Batch]:
         world, accumulation = self.engine.world, self.settings.accumulation
@@ -92,23 +98,6 @@ class Trainer:
         except ValueError as error:
             raise RankError(f"rank {world.rank}: {error}") from None
 
-    def _micro_step(self, batch: Batch, step: int) -> tuple[Reconstruction, Loss]:
-        """Forward, backward, and, at the end of a step's micro-batches, the optimizer."""
-        device = self.engine.world.device
-        on_device = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            output = self.engine.deepspeed(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T)
-        loss = unimmad_loss(
-            output,
-            self._weights(batch).to(device),
-            self.schedule.balance_scale(step),
-            self.settings.focal_gamma,
-            self.engine.world.size,
-        )
-        self.engine.deepspeed.backward(loss.total)
-        self.engine.deepspeed.step()
-        return output, loss
-
     def _weights(self, batch: Batch) -> Tensor:
         """Loss weight of each token: its sample's data set's."""
         weights = self.facts.recipe.data.dataset_weights
@@ -116,11 +105,31 @@ class Trainer:
             [weights.get(sample.dataset, 1.0) for sample in batch.samples for _ in sample.slots], dtype=torch.float32
         )
 
-    def _after_step(self, step: int, end: int, total: int, log: RunLog) -> None:
+    def _stop_if_not_finite(self, guard: LossGuard) -> None:
+        step = guard.first_bad_step()
+        if step is None:
+            return
+        accumulation = self.settings.accumulation
+        drawn = [ref for part in range(accumulation) for ref in self.order.at(step * accumulation + part)]
+        classes = ", ".join(sorted({ref.class_name for ref in drawn}))
+        raise ValueError(
+            f"the loss of step {step + 1} is not finite (classes in its batch: {classes}); {self._way_out()}"
+        )
+
+    def _way_out(self) -> str:
+        newest: Path | None = None
+        with contextlib.suppress(OSError):
+            newest = self.checkpoints.newest()
+        return f"the last good checkpoint is {newest or 'none'}; try a smaller training.learning_rate"
+
+    def _after_step(self, step: int, end: int, total: int, guard: LossGuard, log: RunLog) -> None:
         """Checkpoint and evaluate where their turn has come; ``step`` steps are done."""
         evaluate = self.settings.evaluate_every and step % self.settings.evaluate_every == 0
         if not (evaluate or step == end or step % self.settings.checkpoint_every == 0):
             return
+        self._stop_if_not_finite(guard)
+        if not guard.weights_are_finite():
+            raise ValueError(f"a weight is NaN or infinite after step {step}; {self._way_out()}")
         path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, finished=step == total)
         log.message(f"step {step}: checkpoint {path}")
         if evaluate:
@@ -140,8 +149,3 @@ class Trainer:
             progress=False,
         )
         log.evaluation(step, evaluation)
-
-    def _last_checkpoint(self) -> Path | None:
-        with contextlib.suppress(OSError):
-            return self.checkpoints.newest()
-        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,8 +40,10 @@ def train(arguments: TrainArguments, world: World) -> None:
     Raises:
         ValueError: something the user gave is wrong; every rank raises it.
     """
-    recipe = arguments.recipe
     settings = read_deepspeed_config(arguments.deepspeed_config)
+    if settings.bf16:
+        arguments = replace(arguments, recipe=arguments.recipe.with_precision("bf16"))
+    recipe = arguments.recipe
     ep_size = effective_ep_size(settings.ep_size, world.size, recipe.model)
     run = _choose_run_folder(arguments, world)
     data = _data_folders(arguments, world)

@@ -6,10 +6,8 @@ Letters: L leaders, R rows = (level, branch) pairs.
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -22,10 +20,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from unimmad.config import Recipe
-from unimmad.data.sample import Batch
 from unimmad.evaluation.evaluate import Evaluation
 from unimmad.model.anomaly_map import anomaly_maps
 from unimmad.model.unimmad import Reconstruction
+from unimmad.parallel.dispatch import Traffic
 from unimmad.parallel.world import World
 from unimmad.training.loss import Loss
 
@@ -46,6 +44,7 @@ class RunLog:
         self.recipe = recipe
         self._losses: list[Tensor] = []
         self._usage_RL: Tensor | None = None
+        self._traffic = Traffic()
         self._last_output: Reconstruction | None = None
         self._since = time.monotonic()
         self._steps_since = 0
@@ -70,37 +69,34 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
 
-    def add(self, output: Reconstruction, loss: Loss) -> None:
+    def add(self, output: Reconstruction, loss: Loss, traffic: Traffic) -> None:
         """Take in one micro-batch; nothing is fetched from the device."""
+        self._traffic += traffic
         self._losses.append(torch.stack([loss.total.detach(), loss.reconstruction.detach(), loss.balance.detach()]))
         usage_RL = leader_usage(output, self.recipe.model.leaders)
         self._usage_RL = usage_RL if self._usage_RL is None else self._usage_RL + usage_RL
         self._last_output = output
 
-    def step(self, step: int, rate: float, batch: Batch, last_checkpoint: Callable[[], Path | None]) -> None:
-        """Close one optimizer step; show the means where their turn has come.
+    def due(self, step: int) -> bool:
+        """Whether the step that ends with number ``step`` (counted from 1) is one to show."""
+        return step % self.recipe.training.log_every == 0 or step == self._bar.total
 
-        Raises:
-            ValueError: the loss is not finite; names the step, the classes of the batch and the last checkpoint.
-        """
+    def step(self, step: int, rate: float) -> None:
+        """Close one optimizer step (counted from 1); show the means where their turn has come."""
         self._steps_since += 1
         self._bar.update()
-        if (step + 1) % self.recipe.training.log_every and step + 1 != self._bar.total:
+        if not self.due(step):
             return
         total, reconstruction, balance = self._mean_losses()
-        if not math.isfinite(total):
-            classes = ", ".join(sorted({sample.class_name for sample in batch.samples}))
-            raise ValueError(
-                f"the loss is {total} by step {step + 1} (classes in this rank's last batch: {classes}); the last good "
-                f"checkpoint is {last_checkpoint() or 'none'}; try a smaller training.learning_rate"
-            )
         seconds = time.monotonic() - self._since
         samples_per_second = self._steps_since * self.recipe.training.global_batch / seconds
         usage_RL = self._summed_usage()
+        traffic = self._summed_traffic()
         self._bar.set_postfix_str(f"loss {total:.4f}, lr {rate:.1e}, {samples_per_second:.1f} samples/s")
         if self._writer is not None:
-            self._write(step + 1, rate, (total, reconstruction, balance), samples_per_second, usage_RL)
-        self._losses, self._usage_RL = [], None
+            self._write(step, rate, (total, reconstruction, balance), samples_per_second, usage_RL)
+            self._write_traffic(step, traffic)
+        self._losses, self._usage_RL, self._traffic = [], None, Traffic()
         self._since, self._steps_since = time.monotonic(), 0
 
     def message(self, text: str) -> None:
@@ -131,6 +127,23 @@ class RunLog:
         if self.world.size > 1:
             dist.all_reduce(self._usage_RL)
         return self._usage_RL.cpu()
+
+    def _summed_traffic(self) -> Traffic:
+        if self.world.size == 1:
+            return self._traffic
+        bytes_2 = torch.tensor([self._traffic.dispatched, self._traffic.routed], device=self.world.device)
+        dist.all_reduce(bytes_2)
+        dispatched, routed = bytes_2.tolist()
+        return Traffic(dispatched, routed)
+
+    def _write_traffic(self, step: int, traffic: Traffic) -> None:
+        """Of all ranks since the last point; the ratio is 1 where nothing but routed feature maps is sent."""
+        writer = self._writer
+        assert writer is not None
+        writer.add_scalar("experts/dispatched_bytes", traffic.dispatched, step)
+        writer.add_scalar("experts/routed_bytes", traffic.routed, step)
+        if traffic.routed:
+            writer.add_scalar("experts/dispatched_over_routed", traffic.dispatched / traffic.routed, step)
 
     def _write(
         self, step: int, rate: float, losses: tuple[float, float, float], samples_per_second: float, usage_RL: Tensor

@@ -1,0 +1,36 @@
+"""Notices a loss or weights that are no longer finite, before a checkpoint is made of them."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from unimmad.parallel.engine import Engine
+
+_NEVER = torch.iinfo(torch.int64).max
+
+
+class LossGuard:
+    """Remembers the first step with a bad loss on the device; only ``first_bad_step`` waits for it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._first_bad = torch.tensor(_NEVER, device=engine.world.device)
+
+    def watch(self, step: int, loss: Tensor) -> None:
+        """Take in the loss of a micro-batch of optimizer step ``step`` (counted from 0)."""
+        here = torch.where(loss.detach().isfinite(), _NEVER, step)
+        self._first_bad = torch.minimum(self._first_bad, here)
+
+    def first_bad_step(self) -> int | None:
+        """The first step whose loss was NaN or infinite on any rank; None where all were good. Collective."""
+        first = self._first_bad.clone()
+        if self._engine.world.size > 1:
+            dist.all_reduce(first, dist.ReduceOp.MIN)
+        return None if int(first) == _NEVER else int(first)
+
+    def weights_are_finite(self) -> bool:
+        """Whether every trained weight is a finite number on all ranks. Collective."""
+        finite = [placed.parameter.detach().isfinite().all() for placed in self._engine.parameters()]
+        return self._engine.world.agreed(bool(torch.stack(finite).all()))
