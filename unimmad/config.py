@@ -158,6 +158,10 @@ class Recipe(_Section):
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
+    def with_precision(self, precision: Literal["fp32", "bf16"]) -> Recipe:
+        """The same but for ``training.precision``."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"precision": precision})})
+
 
 def load_recipe(name_or_file: str = DEFAULT_RECIPE, overrides: Sequence[str] = ()) -> Recipe:
     """Read a shipped recipe by name or any by path, then apply ``KEY=VALUE`` overrides (``model.embed_dim=64``).
