@@ -102,6 +102,30 @@ def test_a_save_that_dies_leaves_a_whole_checkpoint_as_the_newest(run, monkeypat
     assert not [name for name in names(run) if name.startswith(".")]
 
 
+@pytest.mark.parametrize("step", [5, 15], ids=["the same step again", "an old step goes"])
+def test_a_removal_that_dies_leaves_no_torn_checkpoint_in_sight(run, monkeypatch, step):
+    for earlier in (5, 10):
+        save(run, earlier)
+    partial = run.begin(step)
+    (partial / STATE_NAME).write_text(json.dumps({"recipe": {}, "step": step}))
+
+    def die(path: Path, ignore_errors: bool) -> None:
+        if path.exists():
+            next(path.iterdir()).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_module.shutil, "rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            run.commit(step, keep=2)
+    visible = [name for name in names(run) if name.startswith("step_")]
+    assert "step_00000010" in visible
+    assert all((run.root / name / STATE_NAME).is_file() for name in visible)
+    assert run.newest() is not None
+    save(run, 20)
+    assert not [name for name in names(run) if name.startswith(".")]
+
+
 @pytest.mark.parametrize("text", [None, "", "step_00000099\n"], ids=["none", "empty", "of a removed folder"])
 def test_without_a_usable_latest_the_highest_whole_step_is_the_newest(run, text):
     for step in (5, 10):

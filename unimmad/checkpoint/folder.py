@@ -9,7 +9,8 @@
             optimizer-00000.safetensors     one a rank that owns optimizer state
 
 A checkpoint is written into a hidden folder beside, which is renamed when every rank is done, and only then named in
-``latest``. A killed run leaves a hidden folder at most; the next save removes it.
+``latest``. One that goes is renamed to a hidden folder first, so every visible one is whole at any moment. A killed run
+leaves hidden folders at most; the next save removes them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ LATEST = "latest"
 STATE_NAME = "state.json"
 _STEP = "step_"
 _PARTIAL = ".partial_"
+_GOING = ".going_"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class CheckpointFolder:
     def begin(self, step: int) -> Path:
         """A fresh hidden folder to write into (called by one rank); leftovers of killed saves go."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in self.root.glob(f"{_PARTIAL}*"):
+        for leftover in (*self.root.glob(f"{_PARTIAL}*"), *self.root.glob(f"{_GOING}*")):
             shutil.rmtree(leftover, ignore_errors=True)
         partial = self.partial(step)
         partial.mkdir()
@@ -55,16 +57,23 @@ class CheckpointFolder:
     def commit(self, step: int, keep: int) -> Path:
         """Make the hidden folder of ``step`` the newest checkpoint; beside it the ``keep - 1`` of highest step stay."""
         final = self.root / f"{_STEP}{step:08d}"
-        if final.exists():
-            shutil.rmtree(final)
         _sync_files(self.partial(step))
+        if final.exists():
+            self._remove(final)
         self.partial(step).rename(final)
         write_text_aside(self.root / LATEST, final.name + "\n")
         # A run continued from an older checkpoint saves steps below those that are there.
         others = [path for path in self._steps() if path != final]
         for old in others[: max(0, len(others) - (keep - 1))]:
-            shutil.rmtree(old, ignore_errors=True)
+            self._remove(old)
         return final
+
+    def _remove(self, checkpoint: Path) -> None:
+        """Out of sight at once, then off the disk: a run killed half-way leaves no torn checkpoint in sight."""
+        going = self.root / f"{_GOING}{checkpoint.name}"
+        shutil.rmtree(going, ignore_errors=True)
+        checkpoint.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
 
     def abandon(self, step: int) -> None:
         """Remove the hidden folder of a save that failed."""
@@ -128,6 +137,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _sync_files(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    """To the disk itself, the folder's own list of files last, so that a rename never shows what a crash can undo."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
