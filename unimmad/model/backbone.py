@@ -112,7 +112,9 @@ def freeze_batchnorm(module: nn.Module) -> None:
 @cache
 def _stages(name: str) -> tuple[int, ...]:
     try:
-        probe = timm.create_model(name, pretrained=False, features_only=True)
+        # The answer is kept, so the first network of a process must not draw more random numbers than the second.
+        with torch.random.fork_rng():
+            probe = timm.create_model(name, pretrained=False, features_only=True)
     except Exception as error:  # timm raises many kinds for an unknown or unsuitable network
         raise ValueError(f"model.backbone: timm can't build {name!r} with features_only: {error}") from None
     reductions = list(probe.feature_info.reduction())
