@@ -2,6 +2,7 @@
 #   make demo       data, training, evaluation, pictures: minutes on two CPU cores
 #   make test       the tests, each property at its smallest
 #   make test-long  the full matrices
+#   make parity     tables: what ranks, expert parallelism, ZeRO and a resume change (nothing), from real launches
 #   make lint       ruff and mypy
 
 PYTHON ?= python3.11
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-long lint install clean
+.PHONY: demo test test-long parity lint install clean
 .DEFAULT_GOAL := demo
 
 install: $(INSTALLED)
@@ -30,6 +31,9 @@ test: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+parity: $(INSTALLED)
+	$(BIN)/python tests/parity/report.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -37,11 +37,16 @@ def command(launcher: str, ranks: int = 1) -> list[str]:
     return [*words, *(["--num_accelerators", str(ranks)] if ranks > 1 else []), str(TRAIN)]
 
 
+def environment() -> dict[str, str]:
+    """This one, where the launchers find their programs and decide on threads themselves."""
+    ours = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ours.pop("OMP_NUM_THREADS", None)
+    return ours
+
+
 def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment.pop("OMP_NUM_THREADS", None)
     return subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=SECONDS, check=False
     )
 
 

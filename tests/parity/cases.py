@@ -1,0 +1,109 @@
+"""What parity is measured on: one global batch, spread over ranks in every way, and in the ways that used to break."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unimmad.config import Recipe, load_recipe
+
+MIXED = (1, 2, 4, 1, 3, 1, 2, 4)
+"""Modalities of each sample of the global batch: every rank gets another number of tokens."""
+ONE_EACH = (1, 4, 2, 3)
+"""On four ranks each has one sample; the first rank's is of one modality."""
+SMALL = (1, 3)
+
+STEPS = 5
+LEARNING_RATE = 0.01
+"""Five steps move weights by up to a hundredth: an error in a gradient shows, and rounding is not blown up."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is computed; independent of where."""
+
+    name: str
+    counts: tuple[int, ...] = MIXED
+    overrides: tuple[str, ...] = ()
+    favoured: tuple[int, ...] = ()
+    """Leaders whose gate bias is raised so that every token goes to them."""
+    accumulation: int = 1
+    smooth: bool = True
+    """Softplus in place of ReLU: a unit whose sign flips by rounding would hide what is looked for."""
+
+    @property
+    def recipe(self) -> Recipe:
+        return load_recipe(
+            "tiny",
+            [
+                f"training.global_batch={len(self.counts) * self.accumulation}",
+                f"training.accumulation={self.accumulation}",
+                f"training.learning_rate={LEARNING_RATE}",
+                "training.optimizer=sgd",
+                *self.overrides,
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where it is computed."""
+
+    world: int
+    ep_size: int
+    zero_stage: int
+
+    def __str__(self) -> str:
+        return f"world {self.world}, ep {self.ep_size}, ZeRO {self.zero_stage}"
+
+
+@dataclass(frozen=True)
+class Case:
+    problem: Problem
+    layout: Layout
+
+    @property
+    def name(self) -> str:
+        layout = self.layout
+        return f"{self.problem.name.replace(' ', '-')}-w{layout.world}-e{layout.ep_size}-z{layout.zero_stage}"
+
+
+BASE = Problem("batch")
+RELU = Problem("ReLU", smooth=False)
+CLIPPED = Problem("clipped", overrides=("training.gradient_clipping=0.01",))
+ACCUMULATED = Problem("accumulated", accumulation=2, overrides=("training.gradient_clipping=0.01",))
+BANKS = {banks: Problem(f"{banks} banks", overrides=(f"model.banks={banks}",)) for banks in (2, 4)}
+ONE_LEADER = Problem("one leader", overrides=("model.top_k=1",), favoured=(0,))
+LEADERS_OF_ONE_RANK = Problem("leaders of one rank", favoured=(6, 7))
+LONELY = Problem("one sample a rank", counts=ONE_EACH)
+PAIR = Problem("one sample a rank of two", counts=SMALL)
+SKEWED_BANKS = Problem(
+    "one leader of 4 banks", counts=ONE_EACH, overrides=("model.banks=4", "model.top_k=1"), favoured=(2,)
+)
+BF16 = Problem("bf16", overrides=("training.precision=bf16",))
+
+SHORT = [
+    *[Case(problem, Layout(2, 2, 1)) for problem in (BASE, ONE_LEADER, PAIR, BANKS[2], BF16)],
+    Case(CLIPPED, Layout(2, 2, 0)),
+    Case(ACCUMULATED, Layout(2, 2, 2)),
+    Case(BASE, Layout(4, 2, 2)),
+    Case(SKEWED_BANKS, Layout(4, 4, 0)),
+    Case(LONELY, Layout(4, 4, 1)),
+]
+"""One layout of each kind."""
+
+LAYOUTS = [Layout(world, ep, zero) for world in (1, 2, 4) for ep in (1, 2, 4) if ep <= world for zero in (0, 1, 2)]
+FULL = [
+    *[Case(BASE, layout) for layout in LAYOUTS],
+    *[Case(problem, layout) for problem in (CLIPPED, ACCUMULATED) for layout in LAYOUTS if layout.world > 1],
+    *[Case(BANKS[2], layout) for layout in LAYOUTS if layout.ep_size == 2],
+    *[Case(BANKS[4], layout) for layout in LAYOUTS if layout.world == 4],
+    *[
+        Case(problem, layout)
+        for problem in (ONE_LEADER, LEADERS_OF_ONE_RANK)
+        for layout in LAYOUTS
+        if layout.ep_size > 1
+    ],
+    *[Case(problem, layout) for problem in (LONELY, SKEWED_BANKS) for layout in LAYOUTS if layout.world == 4],
+    *[Case(PAIR, layout) for layout in LAYOUTS if layout.world == 2],
+    *[Case(problem, layout) for problem in (BF16, RELU) for layout in LAYOUTS if layout.zero_stage == 1],
+]

@@ -1,0 +1,47 @@
+"""Runs cases through real ``deepspeed`` launches, one for each (world, ep_size), and compares them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from launches import free_port, run
+from parity.cases import Case, Problem
+from parity.compare import BF16_BOUND, BOUND, Comparison, compare
+from parity.record import Record, read_record
+from parity.reference import run_reference
+
+WORKER = Path(__file__).with_name("worker.py")
+ROUNDINGS = ({"parts": 2}, {"parts": 4}, {"parts": 2, "backwards": True})
+"""The reference is computed as it is, and again in these ways."""
+
+
+def compared(cases: Sequence[Case], shards: Path, folder: Path) -> Iterator[tuple[Case, Comparison]]:
+    """Each case's comparison, as its launch is done."""
+    references: dict[Problem, list[Record]] = {}
+    for group in _launches(cases):
+        launch(group, shards, folder)
+        for case in group:
+            problem = case.problem
+            if problem not in references:
+                again = [run_reference(shards, problem, **rounding) for rounding in ROUNDINGS]
+                references[problem] = [run_reference(shards, problem), *again]
+            whole, *in_parts = references[problem]
+            bound = BF16_BOUND if problem.recipe.training.precision == "bf16" else BOUND
+            yield case, compare(read_record(folder / case.name), whole, in_parts, bound)
+
+
+def launch(cases: Sequence[Case], shards: Path, folder: Path) -> None:
+    """Start the ranks, run the cases, wait."""
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
+    ranks = ["--num_accelerators", str(cases[0].layout.world)]
+    done = run([*launcher, *ranks, str(WORKER), str(shards), str(folder), *(case.name for case in cases)], folder)
+    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
+
+
+def _launches(cases: Sequence[Case]) -> list[list[Case]]:
+    groups: dict[tuple[int, int], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.layout.world, case.layout.ep_size), []).append(case)
+    return list(groups.values())

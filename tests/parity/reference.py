@@ -1,0 +1,46 @@
+"""The reference: one process, the local form, torch's own optimizer; no DeepSpeed, no ranks."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import torch
+from parity.cases import STEPS, Problem
+from parity.parts import InParts
+from parity.problem import Batches, activations, starting_model, weights_of_tokens
+from parity.record import Facts, Record, leaders_of, margin_of
+
+from unimmad.training.loss import unimmad_loss
+
+
+def run_reference(shards: Path, problem: Problem, parts: int = 1, backwards: bool = False) -> Record:
+    """Five plain SGD steps.
+
+    With ``parts`` > 1 the same computed part by part, with ``backwards`` the samples in reverse: only rounding differs.
+    """
+    order = slice(None, None, -1) if backwards else slice(None)
+    batches = Batches(shards, problem)
+    settings = problem.recipe.training
+    model = starting_model(problem, batches)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.SGD(trained.values(), lr=settings.learning_rate)
+    losses, routing, gradients, margin = [], [], {}, 1.0
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for part in range(problem.accumulation):
+            batch = batches.at(step * problem.accumulation + part, order)
+            with activations(problem), InParts(parts) if parts > 1 else contextlib.nullcontext():
+                with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+                    output = model(batch.images_TCHW, batch.tokens_per_sample, batch.slot_of_token_T)
+                loss = unimmad_loss(output, weights_of_tokens(batch), 1.0, settings.focal_gamma).total
+                (loss / problem.accumulation).backward()
+            losses.append(loss.item())
+            routing.append(leaders_of(output))
+            margin = min(margin, margin_of(output)) if step == 0 else margin
+        if settings.gradient_clipping:
+            torch.nn.utils.clip_grad_norm_(trained.values(), settings.gradient_clipping)
+        if step == 0:
+            gradients = {name: parameter.grad.clone() for name, parameter in trained.items()}
+        optimizer.step()
+    return Record(Facts(losses), routing, margin, gradients, dict(model.state_dict()))

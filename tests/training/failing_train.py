@@ -1,0 +1,25 @@
+"""The training command with a fault: rank FAILING_RANK raises in its second step. Started by tests."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from unimmad import train
+from unimmad.training import loop
+from unimmad.training.micro_step import micro_step
+
+calls = 0
+
+
+def fail_in_second(*arguments):
+    global calls
+    calls += 1
+    if calls == 2 and os.environ["RANK"] == os.environ["FAILING_RANK"]:
+        raise RuntimeError("the fault of the test")
+    return micro_step(*arguments)
+
+
+loop.micro_step = fail_in_second
+sys.exit(train.main())
