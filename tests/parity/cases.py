@@ -10,7 +10,6 @@ MIXED = (1, 2, 4, 1, 3, 1, 2, 4)
 """Modalities of each sample of the global batch: every rank gets another number of tokens."""
 ONE_EACH = (1, 4, 2, 3)
 """On four ranks each has one sample; the first rank's is of one modality."""
-SMALL = (1, 3)
 
 STEPS = 5
 LEARNING_RATE = 0.01
@@ -75,14 +74,13 @@ BANKS = {banks: Problem(f"{banks} banks", overrides=(f"model.banks={banks}",)) f
 ONE_LEADER = Problem("one leader", overrides=("model.top_k=1",), favoured=(0,))
 LEADERS_OF_ONE_RANK = Problem("leaders of one rank", favoured=(6, 7))
 LONELY = Problem("one sample a rank", counts=ONE_EACH)
-PAIR = Problem("one sample a rank of two", counts=SMALL)
 SKEWED_BANKS = Problem(
     "one leader of 4 banks", counts=ONE_EACH, overrides=("model.banks=4", "model.top_k=1"), favoured=(2,)
 )
 BF16 = Problem("bf16", overrides=("training.precision=bf16",))
 
 SHORT = [
-    *[Case(problem, Layout(2, 2, 1)) for problem in (BASE, ONE_LEADER, PAIR, BANKS[2], BF16)],
+    *[Case(problem, Layout(2, 2, 1)) for problem in (BASE, ONE_LEADER, BANKS[2], BF16)],
     Case(CLIPPED, Layout(2, 2, 0)),
     Case(ACCUMULATED, Layout(2, 2, 2)),
     Case(BASE, Layout(4, 2, 2)),
@@ -104,6 +102,5 @@ FULL = [
         if layout.ep_size > 1
     ],
     *[Case(problem, layout) for problem in (LONELY, SKEWED_BANKS) for layout in LAYOUTS if layout.world == 4],
-    *[Case(PAIR, layout) for layout in LAYOUTS if layout.world == 2],
     *[Case(problem, layout) for problem in (BF16, RELU) for layout in LAYOUTS if layout.zero_stage == 1],
 ]

@@ -49,7 +49,9 @@ class RunLog:
         self._since = time.monotonic()
         self._steps_since = 0
         self._pictured = 0
-        self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=start) if world.is_main else None
+        # Points of steps beyond the checkpoint that is continued go; the point of ``start`` itself stays.
+        purge = start + 1 if start else None
+        self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=purge) if world.is_main else None
         self._bar = tqdm(
             initial=start,
             total=end,
