@@ -16,7 +16,8 @@ INDEX_NAME = "index.json"
 FORMAT: Literal[1] = 1
 
 ModalityKind = Literal["rgb", "gray", "depth"]
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "calibration"]
+"""``calibration``: normal samples kept out of training, for setting thresholds."""
 
 
 class _Frozen(BaseModel):
