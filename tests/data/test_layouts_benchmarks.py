@@ -310,6 +310,10 @@ def test_bmad_without_labels_and_with_strange_folders(tmp_path: Path) -> None:
         find_set(root)
 
 
+def test_own_images_in_a_folder_called_brain(tmp_path: Path) -> None:
+    assert find_set(make_mvtec(tmp_path / "brain_scans")).source.name == "brain_scans"
+
+
 def test_bmad_archive_in_a_folder_of_its_own(tmp_path: Path) -> None:
     make_bmad(tmp_path / "Brain_AD" / "BraTS2021_slice")
     assert find_set(tmp_path / "Brain_AD").source.name == "brats"

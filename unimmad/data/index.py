@@ -17,7 +17,6 @@ FORMAT: Literal[1] = 1
 
 ModalityKind = Literal["rgb", "gray", "depth"]
 Split = Literal["train", "test", "calibration"]
-"""``calibration``: normal samples kept out of training, for setting thresholds."""
 
 
 class _Frozen(BaseModel):
@@ -61,6 +60,7 @@ class SampleEntry(_Frozen):
     class_name: str
     """Without the data set's name."""
     split: Split
+    """``calibration``: normal samples kept out of training, for setting thresholds."""
     defect: str
     """``good`` or the name of the defect."""
     anomalous: bool

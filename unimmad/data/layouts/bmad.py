@@ -50,7 +50,7 @@ class BMADLayout:
     def recognises(self, root: Path) -> bool:
         folder = _set_folder(root)
         named = any(path.name.lower().startswith(self.folder_names) for path in (root, folder))
-        return named and (folder / "train").is_dir() and (folder / "test").is_dir()
+        return named and (folder / "train").is_dir() and _part(folder / "test", ABNORMAL, "") is not None
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
         check_folder(root)
