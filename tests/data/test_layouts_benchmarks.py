@@ -1,5 +1,6 @@
 """Each benchmark's layout, from a small copy of its published folders to shards and back."""
 
+import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -107,6 +108,8 @@ def test_recognised_and_written(name: str, tmp_path: Path) -> None:
     assert any(f"read as {info.title}" in notice for notice in found.notices)
     assert [(m.name, m.kind, m.slot) for m in source.entry.modalities] == modalities
 
+    pickle.dumps(source)  # so that other processes can write it
+
     target = tmp_path / "shards"
     index = write_shards([source], target, progress=False)
     assert Counter((sample.split, sample.defect) for sample in index.samples) == parts
@@ -159,6 +162,8 @@ def test_mvtec_ad_needs_half_of_its_classes(tmp_path: Path) -> None:
     assert {name for sample in found.source.samples for name in sample.images} == {"rgb"}
     assert {sample.split for sample in found.source.samples} == {"train", "test"}
     assert any("7 of 15 classes are not there" in notice for notice in found.notices)
+    index = write_shards([found.source], tmp_path / "shards", progress=False)
+    _check_read_back(index, tmp_path / "shards", ["rgb"])
 
 
 def test_unknown_class(tmp_path: Path) -> None:
