@@ -167,11 +167,12 @@ def make_bmad_by_kind(root: Path) -> Path:
 
 
 def make_hyper_kvasir(root: Path) -> Path:
-    """Hyper-Kvasir: 21 normal images in three folders, two polyps with JPEG masks, a folder of other findings."""
+    """Hyper-Kvasir: 22 normal images in three folders, two polyps with JPEG masks, a folder of other findings."""
     lower = root / "labeled-images" / "lower-gi-tract"
     for folder in ("anatomical-landmarks/cecum", "anatomical-landmarks/ileum", "quality-of-mucosal-views/bbps-2-3"):
         for number in range(7):
             save(lower / folder / f"{folder[-5:]}-{number}.jpg", rgb(number))
+    save(lower / "anatomical-landmarks" / "ileum" / "cecum-0.jpg", rgb(0))  # one name in two folders
     save(lower / "pathological-findings" / "polyps" / "p0.jpg", rgb(0))
     for number in range(2):
         save(root / "segmented-images" / "images" / f"p{number}.jpg", rgb(number))

@@ -93,7 +93,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str, dict[tuple[str, str], int], 
     "hyper_kvasir": (
         make_hyper_kvasir,
         "pictures",
-        {("train", "good"): 16, ("test", "good"): 5, ("test", "polyp"): 2},
+        {("train", "good"): 17, ("test", "good"): 5, ("test", "polyp"): 2},
         [("rgb", "rgb", 0)],
     ),
 }

@@ -43,6 +43,18 @@ def test_manifest_of_one_image_a_sample(tmp_path: Path) -> None:
     assert [sample.key for sample in source.samples] == ["tile-train-good-first", "tile-train-good-a"]
 
 
+def test_quoted_cells_in_a_manifest(tmp_path: Path) -> None:
+    save(tmp_path / "a, b.png", mask())
+    (tmp_path / "m.csv").write_text(
+        'class,split,image,defect\r\ntile,train,"a, b.png",\r\ntile,test,"a, b.png","torn"\r\n'
+    )
+    source = find_set(tmp_path / "m.csv").source
+    assert [(sample.key, sample.mask) for sample in source.samples] == [
+        ("tile-train-good-a_b", None),
+        ("tile-test-torn-a_b", None),
+    ]
+
+
 GOOD_LINE = "tile,train,a.png"
 
 
@@ -52,6 +64,7 @@ GOOD_LINE = "tile,train,a.png"
         ("", "has no column class and split"),
         ("class,image\ntile,a.png\n", "has no column split; its first line names the columns class, image"),
         ("class,split,image\n", "lists no sample"),
+        ('class,split,image\ntile,train,"a.png\n', "line 2: is no CSV"),
         (f"class,split,image\n{GOOD_LINE},x\n", "line 2: 4 cells under 3 columns"),
         (f"class,split,image,image\n{GOOD_LINE},a.png\n", "names a column twice"),
         (f"class,split,picture\n{GOOD_LINE}\n", "column picture is unknown"),

@@ -59,9 +59,13 @@ class HyperKvasirLayout:
 
 
 def _normal(root: Path, notices: Notices) -> list[SourceSample]:
-    paths = {path.stem: path for folder in NORMAL_FOLDERS for path in images_by_stem(root / folder, notices).values()}
+    paths = {
+        f"{folder.name}/{stem}": path
+        for folder in NORMAL_FOLDERS
+        for stem, path in images_by_stem(root / folder, notices).items()
+    }
     tested = set(shuffled(list(paths), SPLIT_SEED)[: round(TEST_SHARE * len(paths))])
-    return [_normal_sample(path, "test" if stem in tested else "train") for stem, path in sorted(paths.items())]
+    return [_normal_sample(path, "test" if name in tested else "train") for name, path in sorted(paths.items())]
 
 
 def _normal_sample(path: Path, split: Split) -> SourceSample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,17 +55,21 @@ def existing(path: Path, row: Row) -> Path:
 
 
 def _csv_rows(path: Path, text: str, required: Sequence[str]) -> Iterator[Row]:
-    reader = csv.reader(text.splitlines())
-    header = [name.strip() for name in next(reader, [])]
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        table = [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: is no CSV ({error})") from None
+    header = [name.strip() for name in table[0][1]] if table else []
     if missing := [column for column in required if column not in header]:
         named = ", ".join(header) or "(none)"
         raise ValueError(f"{path}: has no column {' and '.join(missing)}; its first line names the columns {named}")
     if len(set(header)) < len(header):
         raise ValueError(f"{path}: its first line names a column twice: {', '.join(header)}")
-    for cells in reader:
+    for number, cells in table[1:]:
         if not any(cell.strip() for cell in cells):
             continue
-        where = f"{path}, line {reader.line_num}"
+        where = f"{path}, line {number}"
         if len(cells) != len(header):
             raise ValueError(
                 f"{where}: {len(cells)} cells under {len(header)} columns; quote cells that contain commas"
@@ -73,7 +78,7 @@ def _csv_rows(path: Path, text: str, required: Sequence[str]) -> Iterator[Row]:
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
