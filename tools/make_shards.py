@@ -1,8 +1,8 @@
 """Make a folder of shards from data sets on disk, or from the synthetic set.
 
     python tools/make_shards.py SOURCE... --target DIR
-    python tools/make_shards.py synthetic --target DIR
     python tools/make_shards.py --list
+    python tools/make_shards.py synthetic --target DIR
 
 SOURCE is a benchmark's folder as its authors publish it (--list shows which), or one's own images: a folder of
 classes in the layout of MVTec-AD (CLASS/train/good/*, CLASS/test/DEFECT/*, CLASS/ground_truth/DEFECT/*) or its
@@ -41,6 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _ListLayouts(argparse.Action):
+    """Acts at once, as ``--help`` does, so that no SOURCE is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(layout_table())
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -51,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="the data set's name (default: the benchmark's or folder's); one SOURCE only")
     parser.add_argument("--field", help="industry, medicine, ... (default: the benchmark's, or unspecified)")
     parser.add_argument("--layout", choices=("auto", *LAYOUTS), default="auto")
+    parser.add_argument(
+        "--calibration-share",
+        type=float,
+        metavar="SHARE",
+        help="of each class's train/good, set aside for calibrating thresholds; --seed chooses which "
+        f"(default: {OWN_CALIBRATION_SHARE} of one's own images, 0 of benchmarks)",
+    )
     parser.add_argument(
         "--modality",
         action="append",
@@ -64,25 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--allow-missing", action="store_true", help="keep samples that lack a modality")
     parser.add_argument("--overwrite", action="store_true", help="replace a shard folder of that name")
     parser.add_argument("--shard-mb", type=float, default=SHARD_BYTES / 2**20, help="size (default: %(default)g)")
-    parser.add_argument(
-        "--calibration-share",
-        type=float,
-        metavar="SHARE",
-        help="of each class's train/good, set aside for calibrating thresholds "
-        f"(default: {OWN_CALIBRATION_SHARE} of one's own images, 0 of benchmarks)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help=f"of {SYNTHETIC} and of the calibration share (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help=f"of {SYNTHETIC} (default: %(default)s)")
     return parser
-
-
-class _ListLayouts(argparse.Action):
-    """Acts at once, as ``--help`` does, so that no SOURCE is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(layout_table())
-        parser.exit()
 
 
 def _make(options: argparse.Namespace) -> tuple[Index, list[str]]:
