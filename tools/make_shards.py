@@ -109,7 +109,9 @@ def _find(source: str, options: argparse.Namespace) -> list[FoundSet]:
 
         share = options.calibration_share or 0.0
         sets = synthetic_sets(options.seed)
-        return [FoundSet(replace(s, samples=tuple(set_aside(s.samples, share, options.seed))), ()) for s in sets]
+        return [
+            FoundSet(replace(item, samples=tuple(set_aside(item.samples, share, options.seed))), ()) for item in sets
+        ]
     return find_sets(
         Path(source),
         name=options.name,
