@@ -1,10 +1,12 @@
 """Make a folder of shards from data sets on disk, or from the synthetic set.
 
-    python tools/make_shards.py FOLDER... --target DIR
+    python tools/make_shards.py SOURCE... --target DIR
+    python tools/make_shards.py --list
     python tools/make_shards.py synthetic --target DIR
 
-FOLDER holds one folder a class, in the layout of MVTec-AD (CLASS/train/good/*, CLASS/test/DEFECT/*,
-CLASS/ground_truth/DEFECT/*) or its multi-modal sibling (CLASS/SPLIT/DEFECT/MODALITY/*, masks in gt).
+SOURCE is a benchmark's folder as its authors publish it (--list shows which), or one's own images: a folder of
+classes in the layout of MVTec-AD (CLASS/train/good/*, CLASS/test/DEFECT/*, CLASS/ground_truth/DEFECT/*) or its
+multi-modal sibling (CLASS/SPLIT/DEFECT/MODALITY/*, masks in gt), or a CSV or JSON-lines table. See docs/data.md.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from unimmad.data.index import Index
-from unimmad.data.layouts import LAYOUTS, FoundSet, find_set
+from unimmad.data.layouts import LAYOUTS, FoundSet, find_sets, layout_table
+from unimmad.data.layouts.calibration import set_aside
+from unimmad.data.layouts.layout import OWN_CALIBRATION_SHARE
 from unimmad.data.modality import parse_modality
 from unimmad.data.shards import SHARD_BYTES, write_shards
 
@@ -36,15 +41,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _ListLayouts(argparse.Action):
+    """Acts at once, as ``--help`` does, so that no SOURCE is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(layout_table())
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"a data set's folder, or {SYNTHETIC!r}")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"a data set's folder or table, or {SYNTHETIC!r}")
+    parser.add_argument("--list", action=_ListLayouts, nargs=0, help="show the known layouts and leave")
     parser.add_argument("--target", type=Path, required=True, metavar="DIR", help="the shard folder to make")
-    parser.add_argument("--name", help="the data set's name (default: the folder's); with one SOURCE only")
-    parser.add_argument("--field", default="unspecified", help="of folders: industry, ... (default: %(default)s)")
+    parser.add_argument("--name", help="the data set's name (default: the benchmark's or folder's); one SOURCE only")
+    parser.add_argument("--field", help="industry, medicine, ... (default: the benchmark's, or unspecified)")
     parser.add_argument("--layout", choices=("auto", *LAYOUTS), default="auto")
+    parser.add_argument(
+        "--calibration-share",
+        type=float,
+        metavar="SHARE",
+        help="of each class's train/good, set aside for calibrating thresholds; --seed chooses which "
+        f"(default: {OWN_CALIBRATION_SHARE} of one's own images, 0 of benchmarks)",
+    )
     parser.add_argument(
         "--modality",
         action="append",
@@ -86,9 +107,20 @@ def _find(source: str, options: argparse.Namespace) -> list[FoundSet]:
             raise ValueError(f"--name and --modality do not apply to {SYNTHETIC}")
         from unimmad.data.synthetic import synthetic_sets
 
-        return [FoundSet(item, ()) for item in synthetic_sets(options.seed)]
-    choices = [parse_modality(text) for text in options.modality]
-    return [find_set(Path(source), name=options.name, field=options.field, layout=options.layout, modalities=choices)]
+        share = options.calibration_share or 0.0
+        sets = synthetic_sets(options.seed)
+        return [
+            FoundSet(replace(item, samples=tuple(set_aside(item.samples, share, options.seed))), ()) for item in sets
+        ]
+    return find_sets(
+        Path(source),
+        name=options.name,
+        field=options.field,
+        layout=options.layout,
+        modalities=[parse_modality(text) for text in options.modality],
+        calibration_share=options.calibration_share,
+        seed=options.seed,
+    )
 
 
 def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: float) -> None:
@@ -99,8 +131,8 @@ def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: 
             depth = f", scale {modality.scale:g} m, invalid {modality.invalid}" if modality.kind == "depth" else ""
             print(f"  slot {modality.slot}: {modality.name}, {modality.kind}{depth}")
         for class_name in sorted({found for dataset, found, _ in counts if dataset == name}):
-            train, test = (counts[name, class_name, split] for split in ("train", "test"))
-            print(f"  class {class_name}: {train} train, {test} test")
+            train, test, aside = (counts[name, class_name, split] for split in ("train", "test", "calibration"))
+            print(f"  class {class_name}: {train} train, {test} test" + (f", {aside} calibration" if aside else ""))
     for notice in notices:
         print(f"note: {notice}")
     size = sum(shard.bytes for shard in index.shards) / 2**20

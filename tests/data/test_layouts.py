@@ -98,9 +98,9 @@ def test_positions_become_depth(tmp_path: Path) -> None:
     positions = np.random.default_rng(0).random((12, 16, 3)).astype(np.float32) + 1
     positions[0] = 0
     for part in ("train/good", "test/good"):
-        save(tmp_path / "bagel" / part / "rgb" / "000.png", rgb(0))
-        (tmp_path / "bagel" / part / "xyz").mkdir()
-        tifffile.imwrite(tmp_path / "bagel" / part / "xyz" / "000.tiff", positions, photometric="rgb")
+        save(tmp_path / "cake" / part / "rgb" / "000.png", rgb(0))
+        (tmp_path / "cake" / part / "xyz").mkdir()
+        tifffile.imwrite(tmp_path / "cake" / part / "xyz" / "000.tiff", positions, photometric="rgb")
     source = find_set(tmp_path).source
     assert modalities(source) == [("rgb", "rgb", 0), ("xyz", "depth", 1)]
     assert (source.entry.modalities[1].scale, source.entry.modalities[1].invalid) == (1.0, None)

@@ -6,9 +6,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from data.disk_sets import make_manifest, make_mmad_index, make_mvtec, make_visa, rgb, save
 from PIL import Image
 
 from unimmad.data.index import load_index
+from unimmad.data.layouts import LAYOUTS
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "make_shards.py"
 
@@ -52,6 +54,49 @@ def test_writes_and_summarises(tool: ModuleType, road: Path, capsys: pytest.Capt
     assert lines[-1].endswith(f"unimmad/train.py --deepspeed_config ds_configs/ep1.json --data {target}")
 
 
+def test_sets_a_share_aside(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(10):
+        save(make_mvtec(tmp_path / "parts") / "bolt/train/good" / f"more{number}.png", rgb(number))
+    for options, line in (
+        ([], "  class bolt: 12 train, 3 test, 1 calibration"),
+        (["--calibration-share", "0.5"], "  class bolt: 7 train, 3 test, 6 calibration"),
+        (["--calibration-share", "0"], "  class bolt: 13 train, 3 test"),
+    ):
+        target = str(tmp_path / "shards")
+        assert tool.main([str(tmp_path / "parts"), "--target", target, "--overwrite", *options]) == 0
+        assert line in capsys.readouterr().out.splitlines()
+
+
+def test_several_sources_of_several_layouts(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [make_visa(tmp_path / "v"), make_mmad_index(tmp_path / "m"), make_manifest(tmp_path / "t")]
+    target = tmp_path / "shards"
+    assert tool.main([*map(str, sources), "--target", str(target)]) == 0
+    index = load_index(target)
+    fields = {name: entry.field for name, entry in index.datasets.items()}
+    assert fields == {
+        "visa": "industry",
+        "mvtec_3d": "industry",
+        "brats": "medicine",
+        "eyecandies": "industry",
+        "cloths": "unspecified",
+    }
+    aside = {sample.dataset for sample in index.samples if sample.split == "calibration"}
+    assert aside == {"cloths"}
+    assert "note: " in capsys.readouterr().out
+
+
+def test_lists_layouts(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        tool.main(["--list"])
+    assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["layout", "classes", "modalities", "field", "citation"]
+    assert [line.split()[0] for line in lines[1:-1]] == list(LAYOUTS)
+    assert lines[-1].startswith("66 classes")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -60,6 +105,8 @@ def test_writes_and_summarises(tool: ModuleType, road: Path, capsys: pytest.Capt
         (["--shard-mb", "0"], "must be positive"),
         (["elsewhere"], "elsewhere does not exist"),
         (["elsewhere", "--name", "x"], "one SOURCE"),
+        (["--calibration-share", "1"], "calibration share 1: give 0 or more and less than 1"),
+        (["--layout", "visa"], "1cls.csv: cannot be read"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(

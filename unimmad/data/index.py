@@ -16,7 +16,7 @@ INDEX_NAME = "index.json"
 FORMAT: Literal[1] = 1
 
 ModalityKind = Literal["rgb", "gray", "depth"]
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "calibration"]
 
 
 class _Frozen(BaseModel):
@@ -60,6 +60,7 @@ class SampleEntry(_Frozen):
     class_name: str
     """Without the data set's name."""
     split: Split
+    """``calibration``: normal samples kept out of training, for setting thresholds."""
     defect: str
     """``good`` or the name of the defect."""
     anomalous: bool

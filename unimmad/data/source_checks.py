@@ -83,5 +83,6 @@ def _check_classes(found: SourceSet) -> None:
         if not trained[name]:
             raise ValueError(f"{found.name}/{name} has no normal training image (train/good is missing or empty)")
     for sample in found.samples:
-        if sample.split == "train" and sample.anomalous:
-            raise ValueError(f"{found.name}/{sample.class_name}: anomalous sample {sample.key} in the training split")
+        if sample.split != "test" and sample.anomalous:
+            split = "training" if sample.split == "train" else sample.split
+            raise ValueError(f"{found.name}/{sample.class_name}: anomalous sample {sample.key} in the {split} split")

@@ -1,18 +1,19 @@
-"""From a folder to a data set: which layout, which classes, which modalities."""
+"""From a folder or a file to data sets: which layout, which classes, which modalities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from unimmad.data.decode import decode_image
 from unimmad.data.index import DatasetEntry, Modality, ModalityKind
-from unimmad.data.layouts.multimodal import MultimodalLayout
-from unimmad.data.layouts.mvtec import MVTecLayout
-from unimmad.data.layouts.scan import Layout, Notices, unique_keys, visible_folders
+from unimmad.data.layouts.calibration import set_aside
+from unimmad.data.layouts.layout import Layout, LayoutInfo, ReadSet
+from unimmad.data.layouts.registry import LAYOUTS
+from unimmad.data.layouts.scan import Notices, class_folders, unique_keys
 from unimmad.data.modality import (
     MAX_MODALITIES,
     ModalityChoice,
@@ -22,8 +23,7 @@ from unimmad.data.modality import (
 )
 from unimmad.data.source import SourceFile, SourceSample, SourceSet
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (MVTecLayout(), MultimodalLayout())}
-"""By the name that ``--layout`` takes."""
+UNSPECIFIED = "unspecified"
 
 
 @dataclass(frozen=True)
@@ -34,47 +34,86 @@ class FoundSet:
     notices: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Wishes:
+    """What the user said."""
+
+    name: str | None
+    field: str | None
+    choices: dict[str, ModalityChoice]
+    max_modalities: int
+    calibration_share: float | None
+    seed: int
+
+
 def find_set(
     root: Path,
     *,
     name: str | None = None,
-    field: str = "unspecified",
+    field: str | None = None,
     layout: str = "auto",
     modalities: Sequence[ModalityChoice] = (),
     max_modalities: int = MAX_MODALITIES,
+    calibration_share: float | None = 0.0,
+    seed: int = 0,
 ) -> FoundSet:
-    """Read the data set in ``root``; images are opened only to see their number type and channels.
+    """:func:`find_sets` where there is one; nothing is set aside for calibration unless asked for.
+
+    Raises:
+        ValueError: as ``find_sets``, or there are several.
+    """
+    found = find_sets(
+        root,
+        name=name,
+        field=field,
+        layout=layout,
+        modalities=modalities,
+        max_modalities=max_modalities,
+        calibration_share=calibration_share,
+        seed=seed,
+    )
+    if len(found) > 1:
+        raise ValueError(f"{root} holds {len(found)} data sets: {', '.join(item.source.name for item in found)}")
+    return found[0]
+
+
+def find_sets(
+    root: Path,
+    *,
+    name: str | None = None,
+    field: str | None = None,
+    layout: str = "auto",
+    modalities: Sequence[ModalityChoice] = (),
+    max_modalities: int = MAX_MODALITIES,
+    calibration_share: float | None = None,
+    seed: int = 0,
+) -> list[FoundSet]:
+    """Read the data sets in ``root``: one, or several where an index of many lists them.
+
+    Images are opened only to see their number type and channels, and some masks to see whether they are empty.
 
     Args:
-        root: the folder that holds one folder a class; other things beside them are left out.
-        name: the data set's name; the folder's by default.
-        field: industry, medicine, ...
+        root: the data set's folder, or the file that lists it.
+        name: the data set's name; by default the benchmark's, else the folder's.
+        field: industry, medicine, ...; the layout's by default.
         layout: a name in ``LAYOUTS``, or ``auto``.
-        modalities: what the user said of modalities; the others are judged by their names.
+        modalities: what the user said of modalities; the others are as the layout declares, or judged by their names.
         max_modalities: more are refused.
+        calibration_share: see ``calibration.set_aside``; None: the layout's own.
+        seed: of the calibration samples' choice.
 
     Raises:
         ValueError: no such folder, no class in it, a layout that is not recognised, a modality that is not
-            there, or files that contradict the layout.
+            there, a class that the benchmark does not have, or files that contradict the layout.
     """
-    choices = _choices_by_name(modalities)
     notices = Notices()
-    classes = _class_folders(root, notices)
-    chosen = _choose_layout(root, classes, layout)
-    samples: list[SourceSample] = []
-    for class_folder in classes:
-        read = chosen.read_class(class_folder, choices, notices)
-        if not any(sample.split == "train" for sample in read):
-            raise ValueError(f"class {class_folder} has no image in train/good; add some or move the class away")
-        samples += read
-    set_name = name or root.resolve().name
-    source = SourceSet(
-        name=set_name,
-        description=f"{chosen.description}, folder {root.resolve().name}",
-        entry=DatasetEntry(field=field, modalities=_modalities(root, samples, choices, max_modalities, notices)),
-        samples=tuple(unique_keys(samples)),
-    )
-    return FoundSet(source, tuple(notices.lines))
+    chosen = _choose_layout(root, layout, notices)
+    wishes = _Wishes(name, field, _choices_by_name(modalities), max_modalities, calibration_share, seed)
+    read = chosen.read(root, wishes.choices, notices)
+    if len(read) > 1 and name:
+        raise ValueError(f"{root} holds {len(read)} data sets, which --name cannot name; leave it out")
+    sources = [_source_set(root, chosen.info, item, wishes, notices) for item in read]
+    return [FoundSet(source, tuple(notices.lines) if source is sources[0] else ()) for source in sources]
 
 
 def _choices_by_name(modalities: Sequence[ModalityChoice]) -> dict[str, ModalityChoice]:
@@ -86,68 +125,103 @@ def _choices_by_name(modalities: Sequence[ModalityChoice]) -> dict[str, Modality
     return choices
 
 
-def _class_folders(root: Path, notices: Notices) -> list[Path]:
-    if not root.is_dir():
-        raise ValueError(f"source folder {root} does not exist")
-    if (root / "train").is_dir():
-        raise ValueError(f"{root} looks like one class, not like a folder of classes; give {root.resolve().parent}")
-    classes = []
-    for folder in visible_folders(root):
-        if (folder / "train").is_dir() or (folder / "test").is_dir():
-            classes.append(folder)
-        else:
-            notices.add(f"{folder}: left out, it has neither train nor test")
-    if not classes:
-        raise ValueError(f"{root} has no class folder; wanted {root / 'CLASS' / 'train' / 'good'}")
-    return classes
-
-
-def _choose_layout(root: Path, classes: Sequence[Path], layout: str) -> Layout:
+def _choose_layout(root: Path, layout: str, notices: Notices) -> Layout:
     if layout != "auto":
         if layout not in LAYOUTS:
             raise ValueError(f"--layout {layout} is unknown; choose auto or {' or '.join(LAYOUTS)}")
         return LAYOUTS[layout]
-    recognised: dict[str, Path] = {}
-    for folder in classes:
-        for candidate in LAYOUTS.values():
-            if candidate.recognises(folder):
-                recognised.setdefault(candidate.name, folder)
+    recognised = [candidate for candidate in LAYOUTS.values() if candidate.recognises(root)]
+    recognised = [candidate for candidate in recognised if candidate.info.classes] or recognised
     if not recognised:
+        first = class_folders(root, notices)[0]
         raise ValueError(
-            f"class {classes[0]} has no image in train/good, neither directly nor in a folder a modality; "
+            f"class {first} has no image in train/good, neither directly nor in a folder a modality; "
             "add some or move the class away"
         )
     if len(recognised) > 1:
-        found = " and ".join(f"{path.name} ({name})" for name, path in recognised.items())
-        raise ValueError(f"{root} mixes layouts: {found}; split it, or say --layout {'|'.join(LAYOUTS)}")
-    return LAYOUTS[next(iter(recognised))]
+        names = [candidate.info.name for candidate in recognised]
+        raise ValueError(f"{root} mixes layouts: {' and '.join(names)}; split it, or say --layout {'|'.join(names)}")
+    if recognised[0].info.classes:
+        notices.add(f"{root}: read as {recognised[0].info.title}; if that is wrong, say --layout")
+    return recognised[0]
+
+
+def _source_set(root: Path, info: LayoutInfo, read: ReadSet, wishes: _Wishes, notices: Notices) -> SourceSet:
+    samples = unique_keys(_without_skipped(read.samples, wishes.choices))
+    _check_classes(root, info, samples, notices)
+    share = info.calibration_share if wishes.calibration_share is None else wishes.calibration_share
+    declared = read.modalities or info.modalities
+    return SourceSet(
+        name=wishes.name or read.name or (info.name if info.classes else _stem(root)),
+        description=f"{info.title}, {root.resolve().name}",
+        entry=DatasetEntry(
+            field=wishes.field or read.field or info.field,
+            modalities=_modalities(root, samples, declared, wishes, notices),
+        ),
+        samples=tuple(set_aside(samples, share, wishes.seed)),
+    )
+
+
+def _stem(root: Path) -> str:
+    return root.stem if root.is_file() else root.resolve().name
+
+
+def _without_skipped(samples: Sequence[SourceSample], choices: dict[str, ModalityChoice]) -> list[SourceSample]:
+    skipped = {choice.name for choice in choices.values() if choice.kind == "skip"}
+    if not skipped:
+        return list(samples)
+    kept = [{name: file for name, file in sample.images.items() if name not in skipped} for sample in samples]
+    return [replace(sample, images=images) for sample, images in zip(samples, kept, strict=True) if images]
+
+
+def _check_classes(root: Path, info: LayoutInfo, samples: Sequence[SourceSample], notices: Notices) -> None:
+    trained = {sample.class_name for sample in samples if sample.split == "train"}
+    found = {sample.class_name for sample in samples}
+    if not found:
+        raise ValueError(f"{root} has no image (or --modality NAME=skip leaves none)")
+    if untrained := sorted(found - trained):
+        raise ValueError(f"class {root / untrained[0]} has no image in train/good; add some or move the class away")
+    if not info.classes:
+        return
+    if unknown := sorted(found - set(info.classes)):
+        raise ValueError(
+            f"{root}: {unknown[0]} is no class of {info.title}, which has {', '.join(info.classes)}; "
+            "say --layout mvtec or multimodal if these are your own images"
+        )
+    if missing := sorted(set(info.classes) - found):
+        notices.add(f"{root}: {len(missing)} of {len(info.classes)} classes are not there: {', '.join(missing)}")
 
 
 def _modalities(
-    root: Path,
-    samples: Sequence[SourceSample],
-    choices: dict[str, ModalityChoice],
-    limit: int,
-    notices: Notices,
+    root: Path, samples: Sequence[SourceSample], declared: Sequence[Modality], wishes: _Wishes, notices: Notices
 ) -> tuple[Modality, ...]:
     first: dict[str, SourceFile] = {}
     for sample in samples:
         for name, file in sample.images.items():
             first.setdefault(name, file)
-    used = {name: choice for name, choice in choices.items() if choice.kind != "skip"}
+    used = {name: choice for name, choice in wishes.choices.items() if choice.kind != "skip"}
     if unknown := set(used) - set(first):
         raise ValueError(f"--modality {min(unknown)}: {root} has only {', '.join(sorted(first))}")
-    if len(first) > limit:
+    if len(first) > wishes.max_modalities:
         raise ValueError(
-            f"{root} has {len(first)} modalities ({', '.join(sorted(first))}); the model takes {limit}; "
-            "leave some out by --modality NAME=skip"
+            f"{root} has {len(first)} modalities ({', '.join(sorted(first))}); the model takes "
+            f"{wishes.max_modalities}; leave some out by --modality NAME=skip"
         )
-    entries = []
-    for name, file in first.items():
-        kind = _kind(name, choices.get(name), notices)
-        dtype = decode_image(file.read(), file.suffix, file.name).dtype if kind == "depth" else np.dtype(np.uint8)
-        entries.append(resolve_modality(name, kind, choices.get(name), dtype))
+    by_name = {modality.name: modality for modality in declared if modality.name in first}
+    entries = [
+        by_name[name] if name in by_name and name not in used else _judge(name, file, used.get(name), notices)
+        for name, file in first.items()
+    ]
+    if len(by_name) == len(first) and not used:
+        ordered = sorted(entries, key=lambda modality: modality.slot)
+        return tuple(modality.model_copy(update={"slot": slot}) for slot, modality in enumerate(ordered))
     return assign_slots(entries, tuple(used.values()))
+
+
+def _judge(name: str, file: SourceFile, choice: ModalityChoice | None, notices: Notices) -> Modality:
+    kind = _kind(name, choice, notices)
+    dtype = decode_image(file.read(), file.suffix, file.name).dtype if kind == "depth" else np.dtype(np.uint8)
+    return resolve_modality(name, kind, choice, dtype)
 
 
 def _kind(name: str, choice: ModalityChoice | None, notices: Notices) -> ModalityKind:

@@ -1,4 +1,4 @@
-"""MVTec-AD's multi-modal sibling (that of MVTec 3D-AD): a folder for each modality, masks beside them.
+"""MVTec-AD's multi-modal sibling (that of MVTec 3D-AD) for one's own images: a folder for each modality, masks beside.
 
 ROOT/CLASS/train/good/MODALITY/NNN.*
 ROOT/CLASS/test/DEFECT/MODALITY/NNN.*
@@ -7,20 +7,23 @@ ROOT/CLASS/test/DEFECT/gt/NNN.*         optional for good
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from unimmad.data.decode import decode_image
 from unimmad.data.index import Split
+from unimmad.data.layouts.encode import npy_bytes
+from unimmad.data.layouts.layout import OWN_CALIBRATION_SHARE, LayoutInfo, ReadSet
+from unimmad.data.layouts.positions import read_positions
 from unimmad.data.layouts.scan import (
     GOOD,
     Notices,
     defect_folders,
     find_mask,
     images_by_stem,
+    read_classes,
     sample_key,
     visible_folders,
 )
@@ -35,45 +38,61 @@ POSITION_FOLDER = "xyz"
 class MultimodalLayout:
     """One to several modalities, called as their folders."""
 
-    name = "multimodal"
-    description = "multi-modal layout (a folder a modality)"
+    info = LayoutInfo(
+        name="multimodal", title="multi-modal layout (a folder a modality)", calibration_share=OWN_CALIBRATION_SHARE
+    )
 
-    def recognises(self, class_folder: Path) -> bool:
-        return bool(visible_folders(class_folder / "train" / GOOD))
+    def recognises(self, root: Path) -> bool:
+        return any(visible_folders(folder / "train" / GOOD) for folder in visible_folders(root))
 
-    def read_class(
-        self, class_folder: Path, choices: dict[str, ModalityChoice], notices: Notices
-    ) -> list[SourceSample]:
-        skipped = {choice.name for choice in choices.values() if choice.kind == "skip"}
-        return [
-            sample
-            for split, folder in defect_folders(class_folder, notices)
-            for sample in _read_defect(class_folder, split, folder, skipped, notices)
-        ]
+    def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
+        return [ReadSet(read_classes(root, notices, partial(_read_class, notices=notices)))]
 
 
-def _read_defect(
-    class_folder: Path, split: Split, folder: Path, skipped: set[str], notices: Notices
+def _read_class(class_folder: Path, notices: Notices) -> list[SourceSample]:
+    samples = []
+    for split, folder in defect_folders(class_folder, notices):
+        modalities = {path.name: path for path in visible_folders(folder) if path.name != MASK_FOLDER}
+        samples += read_defect(class_folder.name, split, folder, modalities, notices, _source_file)
+    return samples
+
+
+def read_defect(
+    class_name: str,
+    split: Split,
+    folder: Path,
+    modalities: Mapping[str, Path],
+    notices: Notices,
+    source_file: Callable[[str, Path], SourceFile],
 ) -> list[SourceSample]:
-    images: dict[str, dict[str, Path]] = {
-        modality.name: images_by_stem(modality, notices)
-        for modality in visible_folders(folder)
-        if modality.name != MASK_FOLDER and modality.name not in skipped
-    }
+    """The samples of one defect: files of one stem in the modalities' folders, masks in ``gt``.
+
+    Args:
+        class_name: for keys and samples.
+        split: theirs.
+        folder: ``CLASS/SPLIT/DEFECT``.
+        modalities: the folder of each modality, by the modality's name.
+        notices: takes what the user should know.
+        source_file: makes the file to write of a modality's name and a path.
+
+    Raises:
+        ValueError: two files of one stem, or an anomalous sample without its mask in a folder of masks.
+    """
+    images = {name: images_by_stem(path, notices) for name, path in modalities.items()}
     mask_folder = folder / MASK_FOLDER
     if split == "test" and folder.name != GOOD and not mask_folder.is_dir():
         notices.add(f"{folder}: no {MASK_FOLDER} folder; its samples are written without a mask")
     masks = images_by_stem(mask_folder, notices) if mask_folder.is_dir() else None
     samples = []
     for stem in sorted({stem for paths in images.values() for stem in paths}):
-        paths = {modality: paths[stem] for modality, paths in images.items() if stem in paths}
+        paths = {name: found[stem] for name, found in images.items() if stem in found}
         samples.append(
             SourceSample(
-                key=sample_key(class_folder.name, split, folder.name, stem),
-                class_name=class_folder.name,
+                key=sample_key(class_name, split, folder.name, stem),
+                class_name=class_name,
                 split=split,
                 defect=folder.name,
-                images={modality: _source_file(modality, path) for modality, path in paths.items()},
+                images={name: source_file(name, path) for name, path in paths.items()},
                 mask=find_mask(masks, stem, folder.name, next(iter(paths.values())), mask_folder),
             )
         )
@@ -87,14 +106,6 @@ def _source_file(modality: str, path: Path) -> SourceFile:
 
 
 def _depth_of_positions(path: Path) -> bytes:
-    """The third channel as NPY; where all three are 0 the sensor measured nothing: NaN."""
-    positions = decode_image(path.read_bytes(), path.suffix.lower(), str(path))
-    if positions.ndim != 3 or positions.shape[2] != 3 or positions.dtype.kind != "f":
-        raise ValueError(
-            f"{path}: {positions.dtype} of shape {positions.shape}; wanted H x W x 3, real numbers. "
-            f"Rename the folder {POSITION_FOLDER} if it holds something else"
-        )
-    depth_HW = np.where((positions != 0).any(axis=2), positions[:, :, 2], np.nan).astype(np.float32)
-    buffer = io.BytesIO()
-    np.save(buffer, depth_HW, allow_pickle=False)
-    return buffer.getvalue()
+    """The third channel as NPY; where the sensor measured nothing: NaN."""
+    positions_HW3, measured_HW = read_positions(path)
+    return npy_bytes(np.where(measured_HW, positions_HW3[:, :, 2], np.nan).astype(np.float32))

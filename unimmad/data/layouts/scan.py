@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from unimmad.data.decode import IMAGE_SUFFIXES
 from unimmad.data.index import Split
-from unimmad.data.modality import ModalityChoice
 from unimmad.data.source import SourceFile, SourceSample
 
 GOOD = "good"
+ANOMALY = "anomaly"
+"""The defect's name where a data set does not name its defects."""
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 
@@ -29,36 +29,56 @@ class Notices:
             self.lines.append(line)
 
 
-class Layout(Protocol):
-    """One way in which data sets lie on disk."""
-
-    name: str
-    """What ``--layout`` calls it."""
-    description: str
-
-    def recognises(self, class_folder: Path) -> bool:
-        """Whether a folder that has ``train`` in it is a class in this layout."""
-
-    def read_class(
-        self, class_folder: Path, choices: dict[str, ModalityChoice], notices: Notices
-    ) -> list[SourceSample]:
-        """All samples of one class; keys unique within it.
-
-        Args:
-            class_folder: ``ROOT/CLASS``.
-            choices: what the user said of modalities, by name; those of kind ``skip`` are left out.
-            notices: takes what the user should know.
-
-        Raises:
-            ValueError: files that contradict the layout.
-        """
-
-
 def visible_folders(folder: Path) -> list[Path]:
     """Sub-folders by name, without hidden ones and archivers' own; none if there is no ``folder``."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+def class_folders(root: Path, notices: Notices) -> list[Path]:
+    """``ROOT/CLASS`` for each folder with ``train`` or ``test`` in it; others are left out, and said so.
+
+    Raises:
+        ValueError: no such folder, one class instead of a folder of classes, or no class in it.
+    """
+    check_folder(root)
+    if (root / "train").is_dir():
+        raise ValueError(f"{root} looks like one class, not like a folder of classes; give {root.resolve().parent}")
+    classes = []
+    for folder in visible_folders(root):
+        if (folder / "train").is_dir() or (folder / "test").is_dir():
+            classes.append(folder)
+        else:
+            notices.add(f"{folder}: left out, it has neither train nor test")
+    if not classes:
+        raise ValueError(f"{root} has no class folder; wanted {root / 'CLASS' / 'train' / 'good'}")
+    return classes
+
+
+def read_classes(
+    root: Path, notices: Notices, read_class: Callable[[Path], Sequence[SourceSample]]
+) -> list[SourceSample]:
+    """The samples of every class folder in ``root``.
+
+    Raises:
+        ValueError: as ``class_folders``, or a class without a training sample.
+    """
+    samples: list[SourceSample] = []
+    for folder in class_folders(root, notices):
+        read = read_class(folder)
+        if not any(sample.split == "train" for sample in read):
+            raise ValueError(f"class {folder} has no image in train/good; add some or move the class away")
+        samples += read
+    return samples
+
+
+def check_folder(root: Path) -> None:
+    """Raise ValueError unless ``root`` is a folder."""
+    if root.is_file():
+        raise ValueError(f"source {root} is a file of an unknown kind; give a folder, or a .csv, .jsonl or .json file")
+    if not root.is_dir():
+        raise ValueError(f"source folder {root} does not exist")
 
 
 def defect_folders(class_folder: Path, notices: Notices) -> Iterable[tuple[Split, Path]]:
@@ -135,5 +155,5 @@ def unique_keys(samples: Iterable[SourceSample]) -> list[SourceSample]:
             number += 1
             key = f"{sample.key}-{number}"
         used.add(key)
-        result.append(sample if key == sample.key else SourceSample(**{**sample.__dict__, "key": key}))
+        result.append(replace(sample, key=key))
     return result

@@ -1,0 +1,67 @@
+"""Images and masks brought to the size of their sample's first image: a shard wants one size a sample.
+
+This is for published sets whose sensors differ in resolution; the model resizes every image to one square anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from unimmad.data.decode import PILLOW_SUFFIXES, decode_image, decode_mask_pixels
+from unimmad.data.layouts.encode import npy_bytes, png_bytes
+from unimmad.data.source import SourceFile
+
+
+def aligned_image(path: Path, reference: Path) -> SourceFile:
+    """``path`` in the size of ``reference``: PNG, or NPY where it is NPY; its own bytes where nothing changes."""
+    suffix = ".npy" if path.suffix.lower() == ".npy" else ".png"
+    return SourceFile(name=str(path), suffix=suffix, read=partial(_read_image, path, reference))
+
+
+def joined_mask(masks: Sequence[Path], reference: Path) -> SourceFile:
+    """One PNG of 0 and 255, in the size of ``reference``: what any of ``masks`` marks."""
+    return SourceFile(name=str(masks[0]), suffix=".png", read=partial(_read_masks, tuple(masks), reference))
+
+
+def _read_image(path: Path, reference: Path) -> bytes:
+    data, suffix = path.read_bytes(), path.suffix.lower()
+    array = decode_image(data, suffix, str(path))
+    height, width = _size(reference)
+    if array.shape[:2] == (height, width) and suffix in (".png", ".npy"):
+        return data
+    if array.dtype == np.uint8 and array.shape[:2] != (height, width):
+        array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR))
+    resized = _nearest(array, height, width)
+    return npy_bytes(resized) if suffix == ".npy" else png_bytes(resized)
+
+
+def _read_masks(masks: Sequence[Path], reference: Path) -> bytes:
+    height, width = _size(reference)
+    marked_HW = np.zeros((height, width), dtype=bool)
+    for path in masks:
+        marked_HW |= _nearest(decode_mask_pixels(path.read_bytes(), path.suffix.lower(), str(path)), height, width)
+    return png_bytes(marked_HW.astype(np.uint8) * 255)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Height and width; of PNG and JPEG without decoding."""
+    if path.suffix.lower() in PILLOW_SUFFIXES:
+        try:
+            with Image.open(path, formats=("PNG", "JPEG")) as image:
+                return image.height, image.width
+        except OSError:
+            raise ValueError(f"{path}: does not open as PNG or JPEG; replace or remove it") from None
+    height, width = decode_image(path.read_bytes(), path.suffix.lower(), str(path)).shape[:2]
+    return height, width
+
+
+def _nearest(array: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The pixel under each new pixel's centre."""
+    rows = ((np.arange(height) + 0.5) * array.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * array.shape[1] / width).astype(int)
+    return array[rows[:, None], columns]

@@ -1,0 +1,46 @@
+"""All layouts, by name."""
+
+from __future__ import annotations
+
+from unimmad.data.layouts.bmad import BMAD_LAYOUTS
+from unimmad.data.layouts.eyecandies import EyecandiesLayout
+from unimmad.data.layouts.hyper_kvasir import HyperKvasirLayout
+from unimmad.data.layouts.layout import Layout
+from unimmad.data.layouts.manifest import ManifestLayout
+from unimmad.data.layouts.mmad_index import MMADIndexLayout
+from unimmad.data.layouts.mulsen_ad import MulSenADLayout
+from unimmad.data.layouts.multimodal import MultimodalLayout
+from unimmad.data.layouts.mvtec import MVTecLayout
+from unimmad.data.layouts.mvtec_3d import MVTec3DLayout
+from unimmad.data.layouts.mvtec_ad import MVTecADLayout
+from unimmad.data.layouts.visa import VisALayout
+
+_ALL: tuple[Layout, ...] = (
+    MVTecADLayout(),
+    VisALayout(),
+    MVTec3DLayout(),
+    EyecandiesLayout(),
+    MulSenADLayout(),
+    *BMAD_LAYOUTS,
+    HyperKvasirLayout(),
+    MMADIndexLayout(),
+    MVTecLayout(),
+    MultimodalLayout(),
+    ManifestLayout(),
+)
+LAYOUTS: dict[str, Layout] = {layout.info.name: layout for layout in _ALL}
+"""By the name that ``--layout`` takes: the benchmarks, their common index, one's own images."""
+
+
+def layout_table() -> str:
+    """A text table of all layouts: name, classes, modalities, field, citation."""
+    rows = [("layout", "classes", "modalities", "field", "citation")]
+    for layout in LAYOUTS.values():
+        info = layout.info
+        modalities = ", ".join(modality.name for modality in info.modalities) or "any"
+        rows.append((info.name, str(len(info.classes) or "any"), modalities, info.field, info.citation or info.title))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    benchmarks = [layout.info for layout in LAYOUTS.values() if layout.info.classes]
+    classes = sum(len(info.classes) for info in benchmarks)
+    return "\n".join([*lines, f"{classes} classes in {len(benchmarks)} benchmark data sets"])
