@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import http.client
 import logging
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from time import sleep
 from typing import IO, Any, TypeVar
 
 import fsspec
@@ -49,6 +49,8 @@ def fetch_blocks(url: str) -> Iterator[bytes]:
         with _open(url) as stream:
             while block := stream.read(BLOCK_BYTES):
                 yield block
+            if isinstance(stream, http.client.HTTPResponse) and stream.length:
+                raise http.client.IncompleteRead(b"", stream.length)
     except (*_LASTING, ImportError) as error:
         raise FetchError(f"{shown(url)}: cannot be opened ({_reason(error)})") from None
     except urllib.error.HTTPError as error:
@@ -73,7 +75,7 @@ def with_retries(url: str, attempt: Callable[[], T]) -> T:
             if number == ATTEMPTS:
                 raise FetchError(f"{shown(url)}: cannot be read after {ATTEMPTS} attempts ({problem})") from None
             logger.warning("%s: %s; attempt %d of %d in %g s", shown(url), problem, number + 1, ATTEMPTS, delay)
-            time.sleep(delay)
+            sleep(delay)
             delay *= 2
     raise AssertionError("the last attempt returns or raises")
 
