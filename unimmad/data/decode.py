@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from unimmad.data.limits import check_decoded, check_encoded, check_npy, check_tiff
@@ -76,7 +76,11 @@ def _decode(data: bytes, suffix: str) -> np.ndarray:
 
 
 def _decode_pillow(data: bytes, formats: tuple[str, ...]) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=formats) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:  # its own message names an object in memory
+        raise ValueError(f"its bytes are no {' or '.join(formats)} image") from None
+    with opened as image:
         values = image.width * image.height * len(image.getbands())
         check_decoded(image.height, image.width, values * _PILLOW_VALUE_BYTES)
         if image.mode in ("P", "PA"):
