@@ -2,7 +2,7 @@
 
 One JSON file a finished shard: its entry, its samples' entries, and a fingerprint of what went into it. A shard is
 used again only if the same samples come at the same place, their files have the same names, sizes and modification
-times, and the tar has its sha256.
+times and are converted in the same way, and the tar has its sha256.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,25 @@ def sha256_of(path: Path) -> str:
 
 
 def _state(file: SourceFile) -> list[Any] | None:
+    """What tells whether a file's bytes are still the same; None where it is no file."""
+    read = file.read
+    arguments = [*read.args, *read.keywords.values()] if isinstance(read, partial) else []
     try:
-        status = os.stat(file.name)
+        files = [_status(path) for path in [Path(file.name), *_paths(arguments)]]
     except OSError:
         return None
-    return [os.path.abspath(file.name), file.suffix, status.st_size, status.st_mtime_ns]
+    return [file.suffix, files, read.func.__qualname__ if isinstance(read, partial) else "", repr(arguments)]
+
+
+def _status(path: Path) -> list[Any]:
+    status = os.stat(path)
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+
+
+def _paths(values: Sequence[Any]) -> Iterator[Path]:
+    """Files that a conversion reads besides the one it is named after."""
+    for value in values:
+        if isinstance(value, Path):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _paths(value)
