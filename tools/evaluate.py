@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 
-from unimmad.checkpoint.folder import find_checkpoint, newest_run
+from unimmad.checkpoint.folder import STATE_NAME, find_checkpoint, newest_run
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
+from unimmad.data.location import DataFolder, parse_data_folder, recorded_data_folder
+from unimmad.data.shard_cache import ShardCache
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
 from unimmad.evaluation.tables import screen_table
 
@@ -25,7 +27,7 @@ def main() -> int:
     arguments = _parse()
     try:
         checkpoint = load_checkpoint(_checkpoint_folder(arguments.checkpoint))
-        data = arguments.data or _trained_on(checkpoint)
+        data = [parse_data_folder(text) for text in arguments.data] or _trained_on(checkpoint)
         output = arguments.output_dir or checkpoint.folder.parent.parent / "evaluation"
         evaluation = evaluate_checkpoint(
             checkpoint,
@@ -35,6 +37,9 @@ def main() -> int:
             device=_device(arguments.device),
             workers=_workers(arguments.workers, checkpoint),
             mask_resize=arguments.mask_resize,
+            # Not the checkpoint's folder: a file that others may have written names no place to write to.
+            cache=ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
+            on_error=arguments.on_error,
         )
     except ValueError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
@@ -46,11 +51,24 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="run or checkpoint folder; default: the newest of runs/")
-    parser.add_argument("--data", type=Path, nargs="+", help="shard folders; default: those it was trained on")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="DIR|URL",
+        help="shard folders, or their URLs (s3://..., https://..., 'pipe:COMMAND {}'); default: the trained ones",
+    )
     parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation")
     parser.add_argument("--split", choices=["test", "train"], default="test")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, help="loader processes; default: the recipe's")
+    parser.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="skip: leave corrupt samples out and say so in the report (default: stop)",
+    )
+    parser.add_argument("--cache-dir", type=Path, help="for shards from URLs; default: ~/.cache/unimmad")
     parser.add_argument(
         "--mask-resize",
         choices=["nearest", "bilinear"],
@@ -69,8 +87,9 @@ def _checkpoint_folder(given: Path | None) -> Path:
     return find_checkpoint(run)
 
 
-def _trained_on(checkpoint: LoadedCheckpoint) -> list[Path]:
-    folders = [Path(folder) for folder in checkpoint.state["data"]]
+def _trained_on(checkpoint: LoadedCheckpoint) -> list[DataFolder]:
+    state = str(checkpoint.folder / STATE_NAME)
+    folders = [recorded_data_folder(folder, state) for folder in checkpoint.state["data"]]
     if not folders:
         raise ValueError(
             f"{checkpoint.folder} names no data that it was trained on; give shard folders with --data DIR"

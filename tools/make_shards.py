@@ -3,6 +3,7 @@
     python tools/make_shards.py SOURCE... --target DIR
     python tools/make_shards.py --list
     python tools/make_shards.py synthetic --target DIR
+    python tools/make_shards.py verify DIR
 
 SOURCE is a benchmark's folder as its authors publish it (--list shows which), or one's own images: a folder of
 classes in the layout of MVTec-AD (CLASS/train/good/*, CLASS/test/DEFECT/*, CLASS/ground_truth/DEFECT/*) or its
@@ -12,6 +13,7 @@ multi-modal sibling (CLASS/SPLIT/DEFECT/MODALITY/*, masks in gt), or a CSV or JS
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections import Counter
@@ -25,12 +27,20 @@ from unimmad.data.layouts.calibration import set_aside
 from unimmad.data.layouts.layout import OWN_CALIBRATION_SHARE
 from unimmad.data.modality import parse_modality
 from unimmad.data.shards import SHARD_BYTES, write_shards
+from unimmad.data.source import SourceSet
+from unimmad.data.verify import verify_folder
 
 SYNTHETIC = "synthetic"
+VERIFY = "verify"
+SAMPLES_PER_WORKER = 64
+"""Fewer are not worth the start of a process."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_intermixed_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == [VERIFY]:
+        return _verify(words[1:])
+    options = _parser().parse_intermixed_args(words)
     started = time.perf_counter()
     try:
         index, notices = _make(options)
@@ -79,8 +89,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--allow-missing", action="store_true", help="keep samples that lack a modality")
     parser.add_argument("--overwrite", action="store_true", help="replace a shard folder of that name")
     parser.add_argument("--shard-mb", type=float, default=SHARD_BYTES / 2**20, help="size (default: %(default)g)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that read and check; the bytes are the same (default: by cores and samples)",
+    )
     parser.add_argument("--seed", type=int, default=0, help=f"of {SYNTHETIC} (default: %(default)s)")
     return parser
+
+
+def _verify(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog=f"make_shards.py {VERIFY}", description="Hold shard folders against their indexes, byte by byte."
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    problems = 0
+    for folder in parser.parse_args(words).folders:
+        try:
+            found = verify_folder(folder)
+        except (ValueError, OSError) as error:
+            found = [str(error)]
+        for problem in found:
+            print(f"make_shards: {problem}", file=sys.stderr)
+        if not found:
+            print(f"{folder}: every shard, sample and member is as the index says")
+        problems += len(found)
+    return 2 if problems else 0
 
 
 def _make(options: argparse.Namespace) -> tuple[Index, list[str]]:
@@ -91,14 +125,27 @@ def _make(options: argparse.Namespace) -> tuple[Index, list[str]]:
     if not options.shard_mb > 0:
         raise ValueError(f"--shard-mb {options.shard_mb:g}: must be positive")
     found = [item for source in options.sources for item in _find(source, options)]
+    sets = [item.source for item in found]
     index = write_shards(
-        [item.source for item in found],
+        sets,
         options.target,
         shard_bytes=int(options.shard_mb * 2**20),
         allow_missing=options.allow_missing,
         overwrite=options.overwrite,
+        workers=_workers(options.workers, sets),
     )
     return index, [notice for item in found for notice in item.notices]
+
+
+def _workers(given: int | None, sets: Sequence[SourceSet]) -> int:
+    """One core needs no process beside this one."""
+    if given is not None:
+        if given < 0:
+            raise ValueError(f"--workers {given}: must be 0 or more")
+        return given
+    samples = sum(len(found.samples) for found in sets)
+    workers = min(len(os.sched_getaffinity(0)), samples // SAMPLES_PER_WORKER)
+    return workers if workers > 1 else 0
 
 
 def _find(source: str, options: argparse.Namespace) -> list[FoundSet]:

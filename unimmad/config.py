@@ -87,6 +87,17 @@ class DataSettings(_Section):
     """Loader processes of each rank; 0 decodes in the trainer itself."""
     dataset_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Loss weight of each data set, by its name; others weigh 1."""
+    sampling: Literal["balanced", "natural"] = "balanced"
+    """``balanced``: every class equally likely at each draw, with replacement (the paper). ``natural``: every sample
+    once an epoch."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A corrupt sample ends the training (``stop``), or another takes its place; the end of the run tells how often."""
+    cache_folder: str = ""
+    """Where shards from URLs are kept, shared by all processes of a node; empty: ``$XDG_CACHE_HOME/unimmad`` or
+    ``~/.cache/unimmad``."""
+    cache_gb: Annotated[float, Field(gt=0)] = 50.0
+    """Most that it may hold, in 10^9 bytes; the least recently read shards make room. Less than what the node's loader
+    processes fetch at the same time is exceeded by that."""
 
 
 class TrainingSettings(_Section):

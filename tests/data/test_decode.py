@@ -1,10 +1,14 @@
 import io
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
+from unimmad.data import limits
 from unimmad.data.decode import decode_image, decode_mask
 
 
@@ -132,3 +136,77 @@ def test_opaque_alpha_is_no_mask() -> None:
 def test_mask_of_another_size_names_both() -> None:
     with pytest.raises(ValueError, match=r"m\.png is 8 x 4 pixels.*its image is 9 x 4"):
         decode_mask(encoded(np.zeros((4, 8), dtype=np.uint8), ".png"), ".png", "m.png", 4, (4, 9))
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A valid header that announces a size, with the pixels of a smaller image behind it."""
+    data = bytearray(pillow(Image.new("L", (4, 4))))
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+def npy_of(shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return stream.getvalue() + bytes(100)
+
+
+def tiff_of(width: int, height: int) -> bytes:
+    """Announces its size; its one deflated strip is four pixels."""
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.zeros((2, 2), dtype=np.uint8), compression="zlib", rowsperstrip=2)
+    data = bytearray(stream.getvalue())
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        tags = tiff.pages[0].tags
+        for name, value in (("ImageWidth", width), ("ImageLength", height), ("RowsPerStrip", height)):
+            tag = tags[name]
+            if tag.dtype == 3 and value > 2**16 - 1:
+                data[tag.offset + 2 : tag.offset + 4] = struct.pack(tiff.byteorder + "H", 4)
+            form = "H" if tag.dtype == 3 and value < 2**16 else "I"
+            data[tag.offset + 8 : tag.offset + 12] = struct.pack(tiff.byteorder + form, value).ljust(4, b"\0")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix"),
+    [(png_of(9000, 9000), ".png"), (npy_of((9000, 9000)), ".npy"), (tiff_of(9000, 9000), ".tiff")],
+)
+def test_an_image_that_announces_too_many_pixels_is_refused_before_it_is_decoded(data: bytes, suffix: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"case: does not open as .*9000 x 9000 pixels are more than the limit"):
+            decode_image(data, suffix, "case")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_npy_that_announces_more_than_follows_makes_no_room_for_it() -> None:
+    with pytest.raises(ValueError, match="ends before its last value"):
+        decode_image(npy_of((8000, 8000)), ".npy", "case")
+    with pytest.raises(ValueError, match="bytes decoded are more"):
+        decode_image(npy_of((1000, 1000, 10_000)), ".npy", "case")
+
+
+def test_a_tiff_strip_that_unpacks_to_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strip is one the header's size gives no hint of."""
+    monkeypatch.setattr(limits, "MAX_DECODED_BYTES", 2**22)
+    bomb = zlib.compress(bytes(2**24))
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, iter([bomb]), shape=(2, 2), dtype=np.uint8, compression="zlib", rowsperstrip=2)
+    with pytest.raises(ValueError, match="bytes decoded are more than the limit"):
+        decode_image(stream.getvalue(), ".tiff", "case")
+
+
+def test_deflated_tiff() -> None:
+    array = np.random.default_rng(0).random((20, 30, 3)).astype(np.float32)
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, array, photometric="rgb", compression="zlib")
+    np.testing.assert_array_equal(decode_image(stream.getvalue(), ".tiff", "x"), array)
+
+
+def test_a_file_that_is_too_long_is_not_even_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_MEMBER_BYTES", 50)
+    with pytest.raises(ValueError, match="case: 51 bytes are more than an image may have"):
+        decode_image(bytes(51), ".png", "case")

@@ -2,14 +2,14 @@
 
 import pickle
 from collections import Counter
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 
 from unimmad.data import order as order_module
-from unimmad.data.order import TrainingOrder
+from unimmad.data.order import SUBSTITUTES, Sampling, TrainingOrder
 
 Item = tuple[str, int]
 SIZES = {"b/wood": 7, "a/bagel": 40, "c/brain": 100, "a/cable": 1}
@@ -22,10 +22,11 @@ def make_order(
     batch: int = 4,
     accumulation: int = 1,
     samples_of_shard: int = 10,
+    sampling: Sampling = "balanced",
 ) -> TrainingOrder[Item]:
     classes = {name: [(name, i) for i in range(size)] for name, size in (sizes or SIZES).items()}
     return TrainingOrder(
-        classes, lambda item: (item[0], item[1] // samples_of_shard), seed, batch, accumulation=accumulation
+        classes, lambda item: (item[0], item[1] // samples_of_shard), seed, batch, accumulation, sampling
     )
 
 
@@ -130,6 +131,47 @@ def test_large_classes_go_through_few_shards_at_a_time(monkeypatch: pytest.Monke
 def _span(values: Sequence[int], wanted: int) -> int:
     places = [place for place, value in enumerate(values) if value == wanted]
     return places[-1] - places[0] + 1
+
+
+def test_natural_sampling_shows_every_sample_once_an_epoch() -> None:
+    order = make_order(batch=1, sampling="natural")
+    first, second = draw_epoch(order), draw_epoch(order, epoch=1)
+    assert sorted(first) == sorted(second) == [(name, i) for name in sorted(SIZES) for i in range(SIZES[name])]
+    assert first != second
+    names = [name for name, _ in first]
+    assert len({tuple(names[start : start + 20]) for start in range(0, 140, 20)}) == 7
+
+
+def test_natural_sampling_of_more_positions_than_samples() -> None:
+    order = make_order({"a/x": 3, "b/y": 2}, batch=12, sampling="natural")
+    counts = Counter(order.at(0))
+    assert sorted(counts.values()) == [2, 2, 2, 3, 3]
+
+
+def test_the_natural_draw_is_pinned() -> None:
+    assert make_order(sampling="natural").at(1000) == [("c/brain", 2), ("a/bagel", 34), ("a/bagel", 2), ("c/brain", 34)]
+
+
+def test_substitutes_are_a_function_of_the_position_and_prefer_the_class() -> None:
+    small, large = make_order(batch=2), make_order(batch=4)
+    drawn = [_first(large.substitutes(5, place)) for place in range(4)]
+    assert drawn == [_first(small.substitutes(step, place)) for step in (10, 11) for place in range(2)]
+    for (name, _), substitutes in zip(large.at(5), drawn, strict=True):
+        assert len(substitutes) == SUBSTITUTES
+        assert {other for other, _ in substitutes[: SUBSTITUTES // 2]} == {name}
+        assert {other for other, _ in substitutes} != {name}
+    assert len({tuple(substitutes) for substitutes in drawn}) == 4
+
+
+def _first(substitutes: Iterator[Item]) -> list[Item]:
+    return list(islice(substitutes, SUBSTITUTES))
+
+
+def test_substitutes_end_with_what_to_do() -> None:
+    substitutes = make_order().substitutes(3, 1)
+    _first(substitutes)
+    with pytest.raises(ValueError, match=r"step 3: neither .* verify"):
+        next(substitutes)
 
 
 def test_accumulation_sees_the_same_samples_as_one_large_batch() -> None:

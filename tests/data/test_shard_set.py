@@ -7,10 +7,14 @@ import torch
 from disk_sets import make_multimodal, make_mvtec, mask, rgb
 from torch.utils.data import DataLoader
 
+from unimmad.data import limits
+from unimmad.data.download import FetchError
 from unimmad.data.layouts import find_set
+from unimmad.data.location import parse_data_folder
 from unimmad.data.prepare import centred_depth, prepare
 from unimmad.data.sample import Sample
-from unimmad.data.shard_set import SampleRef, ShardSet
+from unimmad.data.shard_cache import ShardCache
+from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.shards import write_shards
 
 
@@ -130,6 +134,55 @@ def test_damaged_member_is_named(folders: list[Path]) -> None:
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"test-000000\.tar: food/bagel-test-cut-000\.1\.png: does not open"):
         shards.read(ref, 8)
+
+
+def test_a_corrupt_sample_names_its_shard(folders: list[Path]) -> None:
+    shards = ShardSet.open(folders)
+    ref = shards.classes("test")["food/bagel"][0]
+    path, member = folders[0] / "test-000000.tar", ref.entry.images["rgb"]
+    with path.open("r+b") as file:
+        file.seek(member.offset)
+        file.write(bytes(member.length))
+    with pytest.raises(CorruptSampleError) as caught:
+        shards.read(ref, 8)
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert (copied.shard, str(copied)) == (str(path), str(caught.value))
+
+
+def test_a_member_that_the_index_makes_too_long_is_not_read(folders: list[Path], monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    shards = ShardSet.open(folders)
+    ref = shards.classes("train")["food/bagel"][0]
+    monkeypatch.setattr(limits, "MAX_MEMBER_BYTES", ref.entry.images["rgb"].length - 1)
+    with pytest.raises(CorruptSampleError, match=r"good-000\.0\.png: .* bytes are more than an image may have"):
+        shards.read(ref, 8)
+
+
+@pytest.mark.parametrize("form", ["file://{folder}", "pipe:cat {folder}/{{}}"])
+def test_folders_by_url(folders: list[Path], tmp_path: Path, form: str) -> None:
+    cache = ShardCache(tmp_path / "cache", 10**6)
+    remote = [parse_data_folder(form.format(folder=folder)) for folder in folders]
+    shards, local = ShardSet.open(remote, cache), ShardSet.open(folders)
+    assert not cache.folder.exists()
+    assert shards.classes("test") == local.classes("test")
+    for refs in local.classes("test").values():
+        for ref in refs:
+            assert torch.equal(shards.read(ref, 8).images_MCHW, local.read(ref, 8).images_MCHW)
+    assert len(list(cache.folder.glob("*.tar"))) == 2
+
+
+def test_a_url_that_holds_no_shard_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"index\.json: cannot be opened \(No such file"):
+        ShardSet.open([parse_data_folder(f"file://{tmp_path}")])
+    (tmp_path / "index.json").write_text("<html>")
+    with pytest.raises(ValueError, match=r"index\.json: the file: Invalid JSON"):
+        ShardSet.open([parse_data_folder(f"file://{tmp_path}")])
+
+
+def test_a_shard_that_cannot_be_fetched_is_no_corrupt_sample(folders: list[Path], tmp_path: Path) -> None:
+    shards = ShardSet.open([parse_data_folder(f"file://{folders[0]}")], ShardCache(tmp_path / "cache", 10**6))
+    (folders[0] / "train-000000.tar").unlink()
+    with pytest.raises(FetchError, match=r"train-000000\.tar: cannot be opened"):
+        shards.read(shards.classes("train")["food/bagel"][0], 8)
 
 
 def test_folders_that_cannot_join(folders: list[Path], tmp_path: Path) -> None:

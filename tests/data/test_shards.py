@@ -1,19 +1,25 @@
 import hashlib
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import webdataset as wds
 from disk_sets import make_multimodal, make_mvtec, mask, rgb, save
 
+from unimmad.data import shards as shards_module
 from unimmad.data.decode import decode_mask_pixels
 from unimmad.data.index import Index, load_index
 from unimmad.data.layouts import find_set
+from unimmad.data.packing import PackedSample, Work, pack
+from unimmad.data.replace_folder import replaced_folder
 from unimmad.data.shards import write_shards
 from unimmad.data.source import SourceSet
+from unimmad.data.verify import verify_folder
 
 
 def found(root: Path) -> SourceSet:
@@ -71,6 +77,132 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     assert write(tmp_path / "a", root) == write(tmp_path / "b", root)
     for name in ("index.json", "train-000000.tar", "test-000000.tar"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_processes_give_the_same_bytes(tmp_path: Path) -> None:
+    roots = make_multimodal(tmp_path / "food"), make_mvtec(tmp_path / "parts")
+    alone = write(tmp_path / "alone", *roots, shard_bytes=8000)
+    assert len(alone.shards) > 3
+    assert write(tmp_path / "together", *roots, shard_bytes=8000, workers=2) == alone
+    for name in ("index.json", *(shard.name for shard in alone.shards)):
+        assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_an_error_in_a_process_is_one_line(tmp_path: Path) -> None:
+    root = make_multimodal(tmp_path / "food")
+    message = break_image(root)
+    with pytest.raises(ValueError, match=message) as caught:
+        write(tmp_path / "shards", root, workers=2)
+    assert "\n" not in str(caught.value)
+
+
+class Interrupted:
+    """Writing that is broken off before some sample, as by Ctrl-C; counts the samples that are prepared."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.prepared: list[str] = []
+        self.stop_before: str | None = None
+        monkeypatch.setattr(shards_module, "pack", self._pack)
+
+    def _pack(self, work: Work) -> PackedSample:
+        if work[1].key == self.stop_before:
+            raise KeyboardInterrupt
+        self.prepared.append(work[1].key)
+        return pack(work)
+
+    def write(self, target: Path, root: Path, stop_before: str | None = None, **options: Any) -> list[str]:
+        """The keys of the samples that were prepared."""
+        self.prepared, self.stop_before = [], stop_before
+        if stop_before is None:
+            write(target, root, **{"shard_bytes": 4000, **options})
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                write(target, root, **{"shard_bytes": 4000, **options})
+            assert not (target / "index.json").exists()
+        return self.prepared
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Interrupted:
+    return Interrupted(monkeypatch)
+
+
+def test_an_interrupted_write_goes_on_where_it_was(tmp_path: Path, interrupted: Interrupted) -> None:
+    root = make_mvtec(tmp_path / "parts")
+    every = interrupted.write(tmp_path / "whole" / "set", root)
+    assert len(every) == 6
+    target = tmp_path / "out" / "set"
+    # Four shards at four samples: each is closed when the next one does not fit.
+    assert interrupted.write(target, root, stop_before=every[4]) == every[:4]
+    assert [path.name for path in target.parent.iterdir()] == [".set.writing"]
+    rest = interrupted.write(target, root)
+    assert 0 < len(rest) < 4
+    assert rest == every[-len(rest) :]
+    assert [path.name for path in target.parent.iterdir()] == ["set"]
+    for path in (tmp_path / "whole" / "set").iterdir():
+        assert (target / path.name).read_bytes() == path.read_bytes()
+    assert verify_folder(target, progress=False) == []
+
+
+@pytest.mark.parametrize("change", ["touched", "another", "removed", "shard size", "altered"])
+def test_what_changed_since_is_written_again(tmp_path: Path, interrupted: Interrupted, change: str) -> None:
+    root, target = make_mvtec(tmp_path / "parts"), tmp_path / "out" / "set"
+    every = interrupted.write(tmp_path / "whole", root)
+    interrupted.write(target, root, stop_before=every[5])
+    image = root / "bolt/train/good/000.png"
+    options = {}
+    if change == "touched":
+        os.utime(image, ns=(1, 1))
+    elif change == "another":
+        save(image, rgb(77))
+    elif change == "removed":
+        image.unlink()
+        every = every[1:]
+    elif change == "shard size":
+        options = {"shard_bytes": 5000}
+    else:
+        with (target.parent / ".set.writing/new/train-000000.tar").open("r+b") as file:
+            file.seek(600)
+            file.write(b"altered")
+    again = interrupted.write(target, root, **options)
+    assert set(every[: 3 if change != "removed" else 2]) <= set(again)
+    undisturbed = write(tmp_path / "now", root, **{"shard_bytes": 4000, **options})
+    assert load_index(target) == undisturbed
+    assert verify_folder(target, progress=False) == []
+    assert {path.name for path in target.iterdir()} == {path.name for path in (tmp_path / "now").iterdir()}
+
+
+def test_after_an_error_finished_shards_wait_for_the_corrected_file(tmp_path: Path, interrupted: Interrupted) -> None:
+    root, target = make_mvtec(tmp_path / "parts"), tmp_path / "out" / "set"
+    image = root / "bolt/test/good/000.png"
+    whole = image.read_bytes()
+    image.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"does not open .*shards are kept: the same command goes on"):
+        write(target, root, shard_bytes=4000)
+    image.write_bytes(whole)
+    assert len(interrupted.write(target, root)) < 4
+    assert verify_folder(target, progress=False) == []
+
+
+def test_a_killed_swap_is_undone(tmp_path: Path) -> None:
+    """The instant between moving the old set away and the new one in: the old one is found again."""
+    root, target = make_mvtec(tmp_path / "parts"), tmp_path / "out" / "set"
+    write(target, root)
+    (tmp_path / "out" / ".set.writing").mkdir()
+    target.rename(tmp_path / "out" / ".set.writing" / "old")
+    break_image_of_parts = root / "bolt/test/good/000.png"
+    break_image_of_parts.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="does not open"):
+        write(target, root)
+    assert verify_folder(target, progress=False) == []
+    assert [path.name for path in target.parent.iterdir()] == ["set"]
+
+
+def test_two_writers_of_one_target(tmp_path: Path) -> None:
+    root, target = make_mvtec(tmp_path / "parts"), tmp_path / "out" / "set"
+    with replaced_folder(target, overwrite=False), pytest.raises(ValueError, match="being written by another process"):
+        write(target, root)
+    assert (target / "index.json").exists() is False
 
 
 def test_shards_are_cut_and_every_sample_is_found(tmp_path: Path) -> None:

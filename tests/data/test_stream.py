@@ -15,10 +15,13 @@ import torch
 from PIL import Image
 
 from unimmad.data.index import DatasetEntry, Modality
+from unimmad.data.location import parse_data_folder
 from unimmad.data.order import TrainingOrder
 from unimmad.data.sample import Batch, Sample
-from unimmad.data.shard_set import ShardSet
+from unimmad.data.shard_cache import ShardCache
+from unimmad.data.shard_set import CorruptSampleError, ShardSet
 from unimmad.data.shards import write_shards
+from unimmad.data.skipping import OnError, SkipLog, summary
 from unimmad.data.source import SourceFile, SourceSample, SourceSet
 from unimmad.data.stream import evaluation_batches, training_batches
 
@@ -45,6 +48,8 @@ class FakeShards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.asked: list[FakeRef] = []
+        """Every read by this process."""
         for refs in self.classes("train").values():
             for ref in refs:
                 np.save(self._path(ref), np.full((SIZE, SIZE), ref.number, dtype=np.float32))
@@ -55,8 +60,11 @@ class FakeShards:
         return {name: tuple(FakeRef(name, i) for i in range(count)) for name, count in COUNTS.items()}
 
     def read(self, ref: FakeRef, image_size: int, mask_resize: str = "nearest") -> Sample:
+        self.asked.append(ref)
         if not self._path(ref).is_file():
             raise ValueError(f"{self._path(ref).name} is gone")
+        if not self._path(ref).stat().st_size:
+            raise CorruptSampleError(f"{ref.class_name}.tar", f"{ref.class_name}.tar: {ref.entry.key}.png: is broken")
         time.sleep(0.001 * ref.number)  # so that workers finish at different times
         image_HW = torch.from_numpy(np.load(self._path(ref), allow_pickle=False))
         return Sample(
@@ -71,6 +79,11 @@ class FakeShards:
             mask_HW=torch.full((image_size, image_size), mask_resize == "bilinear"),
         )
 
+    def spoil(self, *keys: str) -> None:
+        """Make samples corrupt."""
+        for key in keys:
+            (self.folder / f"{key}.npy").write_bytes(b"")
+
     def _path(self, ref: FakeRef) -> Path:
         return self.folder / f"{ref.entry.key}.npy"
 
@@ -84,16 +97,29 @@ def make_order(shards: Any, batch: int = 4) -> TrainingOrder[Any]:
     return TrainingOrder(shards.classes("train"), lambda ref: ref.class_name, seed=1, batch=batch)
 
 
-def train(shards: Any, start: int, end: int, *, rank: int = 0, world_size: int = 1, workers: int = 0) -> Any:
+def train(
+    shards: Any,
+    start: int,
+    end: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    batch: int = 4,
+    on_error: OnError = "stop",
+    skip_log: SkipLog | None = None,
+) -> Any:
     return training_batches(
         shards,
-        make_order(shards),
+        make_order(shards, batch),
         image_size=SIZE,
         rank=rank,
         world_size=world_size,
         workers=workers,
         start_step=start,
         end_step=end,
+        on_error=on_error,
+        skip_log=skip_log,
     )
 
 
@@ -105,8 +131,8 @@ def listed(stream: Iterator[tuple[int, Batch]]) -> list[tuple[int, list[str]]]:
     return [(step, keys(batch)) for step, batch in stream]
 
 
-def law(shards: Any, start: int, end: int) -> list[tuple[int, list[str]]]:
-    order = make_order(shards)
+def law(shards: Any, start: int, end: int, batch: int = 4) -> list[tuple[int, list[str]]]:
+    order = make_order(shards, batch)
     return [(step, [ref.entry.key for ref in order.at(step)]) for step in range(start, end)]
 
 
@@ -115,6 +141,41 @@ def test_ranks_together_read_the_law(shards: Any, world_size: int) -> None:
     parts = [listed(train(shards, 0, 9, rank=rank, world_size=world_size)) for rank in range(world_size)]
     joined = [(step, [key for part in parts for key in part[step][1]]) for step, _ in law(shards, 0, 9)]
     assert joined == law(shards, 0, 9)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
+def test_worlds_and_workers_read_one_global_list(shards: Any, world_size: int, workers: int) -> None:
+    check_global_list(shards, world_size, workers)
+
+
+def test_three_ranks_of_two_workers_read_the_global_list(shards: Any) -> None:
+    check_global_list(shards, world_size=3, workers=2)
+
+
+def check_global_list(shards: Any, world_size: int, workers: int) -> None:
+    """Seven steps, which no number of workers above 1 divides, from the middle of an epoch over its end."""
+    parts = [
+        listed(train(shards, 3, 10, rank=rank, world_size=world_size, workers=workers, batch=24))
+        for rank in range(world_size)
+    ]
+    assert [len(part) for part in parts] == [7] * world_size
+    steps = zip(*parts, strict=True)
+    joined = [(of_ranks[0][0], [key for _, keys_of_rank in of_ranks for key in keys_of_rank]) for of_ranks in steps]
+    assert joined == law(shards, 3, 10, batch=24)
+
+
+def test_resuming_reads_what_would_have_come_and_nothing_before(shards: Any) -> None:
+    """The position is one integer, the step; and another number of ranks goes on with the same list."""
+    undisturbed = listed(train(shards, 0, 9))
+    shards.asked.clear()
+    stream = train(shards, 5, 9)
+    assert shards.asked == []
+    assert [next(stream)[0], shards.asked] == [5, make_order(shards).at(5)]
+    assert listed(train(shards, 5, 9)) == undisturbed[5:]
+    halves = [listed(train(shards, 5, 9, rank=rank, world_size=2)) for rank in range(2)]
+    assert [(a[0], a[1] + b[1]) for a, b in zip(*halves, strict=True)] == undisturbed[5:]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -173,6 +234,79 @@ def test_a_sample_that_vanished_is_one_readable_line(shards: Any, workers: int) 
         next(stream)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_sample_stops_by_default(shards: Any, workers: int) -> None:
+    shards.spoil("y_1")
+    with pytest.raises(ValueError, match=r"^a/y\.tar: y_1\.png: is broken$"):
+        listed(train(shards, 0, 20, workers=workers))
+
+
+def test_skipping_puts_the_orders_own_choice_in_its_place(shards: Any) -> None:
+    """The same list at any number of ranks and workers, of batches that keep their size."""
+    whole = listed(train(shards, 0, 12))
+    shards.spoil("y_1", "z_3")
+    log = SkipLog("another sample takes its place")
+    alone = listed(train(shards, 0, 12, on_error="skip", skip_log=log))
+    for (_, before), (_, after) in zip(whole, alone, strict=True):
+        assert len(after) == 4
+        assert not {"y_1", "z_3"} & set(after)
+        assert [key for key in before if key not in ("y_1", "z_3")] == [
+            new for old, new in zip(before, after, strict=True) if old not in ("y_1", "z_3")
+        ]
+        assert [key[0] for key in before] == [key[0] for key in after]
+    hits = sum(key in ("y_1", "z_3") for _, batch in whole for key in batch)
+    assert 0 < hits <= log.total
+    halves = [listed(train(shards, 0, 12, rank=r, world_size=2, workers=r, on_error="skip")) for r in range(2)]
+    assert [(a[0], a[1] + b[1]) for a, b in zip(*halves, strict=True)] == alone
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_was_skipped_is_counted_and_logged_once_a_shard(
+    shards: Any, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards.spoil("y_0", "y_1", "z_3")
+    log = SkipLog("another sample takes its place")
+    listed(train(shards, 0, 16, workers=workers, on_error="skip", skip_log=log))
+    assert set(log.shards) == {"a/y.tar", "b/z.tar"}
+    assert len(caplog.records) == 2
+    assert "is broken; another sample takes its place" in caplog.text
+    said = summary(log.shards)
+    assert said.startswith(f"{log.total} samples could not be read, in 2 shards: ")
+    assert f"a/y.tar ({log.shards['a/y.tar']})" in said
+
+
+def test_a_class_that_is_corrupt_as_a_whole_gives_its_places_to_others(shards: Any) -> None:
+    shards.spoil("y_0", "y_1", "y_2")
+    batches = listed(train(shards, 0, 12, on_error="skip"))
+    assert {key[0] for _, batch in batches for key in batch} == {"x", "z"}
+    assert {len(batch) for _, batch in batches} == {4}
+
+
+def test_nothing_readable_is_an_error_in_the_end(shards: Any) -> None:
+    shards.spoil(*(ref.entry.key for refs in shards.classes("train").values() for ref in refs))
+    with pytest.raises(ValueError, match=r"step 0: neither .*make_shards[.]py verify"):
+        listed(train(shards, 0, 1, on_error="skip"))
+
+
+def test_skipping_does_not_hide_what_is_no_fault_of_a_sample(shards: Any) -> None:
+    (shards.folder / "y_1.npy").unlink()
+    with pytest.raises(ValueError, match="is gone"):
+        listed(train(shards, 0, 20, on_error="skip"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_leaves_corrupt_samples_out(shards: Any, workers: int) -> None:
+    shards.spoil("x_1", "y_0", "y_1", "y_2")
+    log = SkipLog("it is left out")
+    stream = evaluation_batches(
+        shards, "train", image_size=SIZE, batch_size=3, workers=workers, on_error="skip", skip_log=log
+    )
+    batches = [keys(batch) for batch in stream]
+    assert batches[:2] == [["x_0", "x_2"], ["x_3", "x_4"]]
+    assert len(batches) == 5
+    assert dict(log.shards) == {"a/x.tar": 1, "a/y.tar": 3}
+
+
 @pytest.mark.parametrize("workers", [0, 3])
 def test_evaluation_reads_each_sample_once_and_mixes_no_classes(shards: Any, workers: int) -> None:
     stream = evaluation_batches(shards, "train", image_size=SIZE, batch_size=3, workers=workers)
@@ -215,9 +349,8 @@ def test_masks_from_workers_hold_no_shared_memory(shards: Any) -> None:
     assert not any(mask_HW.is_shared() for mask_HW in masks)
 
 
-@pytest.fixture
-def real_shards(tmp_path: Path) -> ShardSet:
-    """Two classes of one grey modality, eight samples each, in several shards."""
+def make_real_shards(tmp_path: Path, shard_bytes: int) -> ShardSet:
+    """Two classes of one grey modality, eight samples each."""
     samples = tuple(
         SourceSample(f"{name}_{i}", name, "train", "good", {"gray": _png(name, i)}, None)
         for name in ("x", "y")
@@ -226,8 +359,33 @@ def real_shards(tmp_path: Path) -> ShardSet:
     entry = DatasetEntry(field="industry", modalities=(Modality(name="gray", slot=0, kind="gray"),))
     folder = tmp_path / "set"
     source = SourceSet("made", "made by this test", entry, samples)
-    write_shards([source], folder, shard_bytes=10_000, progress=False)
+    write_shards([source], folder, shard_bytes=shard_bytes, progress=False)
     return ShardSet.open([folder])
+
+
+@pytest.fixture
+def real_shards(tmp_path: Path) -> ShardSet:
+    """In several shards."""
+    return make_real_shards(tmp_path, shard_bytes=10_000)
+
+
+def test_one_shard_and_seven_workers(tmp_path: Path) -> None:
+    shards = make_real_shards(tmp_path, shard_bytes=2**20)
+    assert len(shards.indexes[0].shards) == 1
+    alone = [keys(batch) for _, batch in _real_stream(shards, 0)]
+    assert [keys(batch) for _, batch in _real_stream(shards, 7)] == alone
+
+
+def test_a_url_gives_the_same_as_its_folder_and_fits_a_small_cache(real_shards: ShardSet, tmp_path: Path) -> None:
+    folder = cast(Path, real_shards.folders[0])
+    largest = max(shard.bytes for shard in real_shards.indexes[0].shards)
+    cache = ShardCache(tmp_path / "cache", 4 * largest)
+    remote = ShardSet.open([parse_data_folder(f"pipe:cat {folder}/{{}}")], cache)
+    pairs = zip(_real_stream(remote, 2), _real_stream(real_shards, 0), strict=True)
+    for (step, batch), (expected_step, expected) in pairs:
+        assert (step, keys(batch)) == (expected_step, keys(expected))
+        assert torch.equal(batch.images_TCHW, expected.images_TCHW)
+    assert 0 < sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= cache.limit_bytes
 
 
 def _png(name: str, number: int) -> SourceFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hand_made import hand_made_checkpoint, hand_made_shards
 
 from unimmad.config import load_recipe
+from unimmad.data.index import load_index
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "evaluate.py"
 TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"
@@ -119,6 +121,34 @@ def test_bad_input_is_one_line_and_code_2(typed, trained, words, message):
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_command_in_a_checkpoint_is_not_run(typed, trained, tmp_path):
+    hand_made_checkpoint(tmp_path / "run", load_recipe("tiny"), ["pipe:touch ran; cat x/{}"])
+    code, out, err = typed(tmp_path, "--checkpoint", "run")
+    assert (code, out) == (2, "")
+    assert "state.json names the command 'pipe:touch ran; cat x/{}' as its data" in err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_data_by_url_and_a_corrupt_sample(typed, trained, tmp_path):
+    """The same checkpoint and shards: it stops by default; with skip the report says what was left out."""
+    shutil.copytree(trained / "data" / "small", tmp_path / "set")
+    index = load_index(tmp_path / "set")
+    sample = index.classes("test")["solids/cookie"][0]
+    with (tmp_path / "set" / index.shards[sample.shard].name).open("r+b") as file:
+        file.seek(next(iter(sample.images.values())).offset)
+        file.write(b"nothing")
+    words = ["--checkpoint", str(trained / "runs/tiny"), "--output-dir", "out", "--data"]
+    code, _, err = typed(tmp_path, *words, "set")
+    assert code == 2
+    assert f"set/{index.shards[sample.shard].name}: solids/{sample.key}.0.png: does not open" in err
+    assert typed(tmp_path, *words, "set", "--on-error", "skip")[0] == 0
+    assert "1 samples could not be read" in (tmp_path / "out" / "report.md").read_text()
+    url = f"pipe:cat {trained}/data/small/{{}}"
+    assert typed(tmp_path, *words, url, "--cache-dir", "cache")[0] == 0
+    assert list((tmp_path / "cache").glob("*.tar"))
+    assert "could not be read" not in (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.mark.parametrize("file", ["state.json", "index.json", "model-00000.safetensors"])

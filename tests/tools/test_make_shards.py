@@ -127,3 +127,19 @@ def test_as_a_command(road: Path) -> None:
     assert again.returncode == 2
     assert "--overwrite" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def test_verify_says_what_is_wrong_and_ends_with_2(
+    tool: ModuleType, road: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = road.parent / "shards"
+    assert tool.main([str(road), "--target", str(target), "--workers", "2"]) == 0
+    assert tool.main(["verify", str(target)]) == 0
+    assert "is as the index says" in capsys.readouterr().out
+    shard = target / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert tool.main(["verify", str(target), str(road)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("make_shards: ") for line in lines] == [True, True]
+    assert "train-000000.tar: has" in lines[0]
+    assert "holds no index.json" in lines[1]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from unimmad.config import load_recipe
+from unimmad.data.location import RemoteFolder
 from unimmad.training.arguments import TrainArguments, parse_arguments
 
 
@@ -34,6 +35,13 @@ def test_everything_can_be_said():
     )
 
 
+def test_data_by_url_and_what_to_do_at_a_corrupt_sample():
+    words = ["--data", "data/a", "s3://bucket/set", "pipe:cat /set/{}", "--on-error", "skip"]
+    arguments = parse_arguments(words)
+    assert arguments.data == (Path("data/a"), RemoteFolder("s3://bucket/set"), RemoteFolder("pipe:cat /set/{}"))
+    assert arguments.recipe == load_recipe("demo", ["data.on_error=skip"])
+
+
 def test_the_output_folder_is_named_after_the_recipe_in_a_file(tmp_path):
     (tmp_path / "mine.yaml").write_text("training: {epochs: 3}")
     assert parse_arguments(["--recipe", str(tmp_path / "mine.yaml")]).output_dir == Path("runs/mine")
@@ -46,6 +54,7 @@ def test_what_the_launcher_adds_is_accepted():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--data", "pipe:cat x"], r"pipe:cat x: a pipe: command needs"),
         (["--max-steps", "0"], "--max-steps 0 must be 1 or more"),
         (["--recipe", "tinny"], "no recipe 'tinny'.*did you mean tiny"),
         (["--set", "model.embed_dims=4"], r"model\.embed_dims.*did you mean model\.embed_dim\?"),

@@ -110,6 +110,9 @@ def test_a_finished_run_of_another_recipe_is_in_nobodys_way(wanted):
     "override",
     [
         "data.workers=3",
+        "data.on_error=skip",
+        "data.cache_gb=3",
+        "data.cache_folder=elsewhere",
         "training.log_every=9",
         "training.evaluate_every=9",
         "training.checkpoint_every=9",
@@ -127,6 +130,7 @@ def test_what_does_not_change_the_computation_may_change(wanted, override):
     ("override", "name"),
     [
         ("data.dataset_weights.brains=10", r"data\.dataset_weights\.brains is None there and 10\.0 now"),
+        ("data.sampling=natural", r"data\.sampling is 'balanced' there and 'natural' now"),
         ("training.seed=1", r"training\.seed is 0 there and 1 now"),
         ("training.epochs=2", r"training\.epochs is 1 there and 2 now"),
         ("training.precision=bf16", r"training\.precision is 'fp32' there and 'bf16' now"),
@@ -137,3 +141,13 @@ def test_what_changes_the_computation_is_refused(wanted, override, name):
     checkpoint = save(wanted, 2)
     with pytest.raises(ValueError, match=f"{name};"):
         check_same_recipe(checkpoint, load_recipe("tiny", [override]))
+
+
+def test_a_setting_younger_than_the_checkpoint_had_its_default_there(wanted):
+    checkpoint = save(wanted, 2)
+    state = json.loads((checkpoint / STATE_NAME).read_text())
+    del state["recipe"]["data"]["sampling"]
+    (checkpoint / STATE_NAME).write_text(json.dumps(state))
+    check_same_recipe(checkpoint, RECIPE)
+    with pytest.raises(ValueError, match=r"data\.sampling is 'balanced' there and 'natural' now;"):
+        check_same_recipe(checkpoint, load_recipe("tiny", ["data.sampling=natural"]))

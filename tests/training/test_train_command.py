@@ -9,6 +9,7 @@ import torch
 from launches import CONFIGS, command, largest_difference, run, train, weights
 
 from unimmad.checkpoint.folder import find_checkpoint, read_state
+from unimmad.data.index import load_index
 from unimmad.data.shards import write_shards
 from unimmad.data.synthetic import synthetic_sets
 
@@ -142,6 +143,27 @@ def test_a_shard_cut_short_stops_with_its_name(shards, tmp_path):
     done = run([*words, "--data", str(broken)], tmp_path)
     assert done.returncode == 2
     assert shard.name in done.stderr
+
+
+@pytest.mark.long
+def test_a_corrupt_sample_stops_or_is_skipped_and_summed_up_over_ranks(shards, tmp_path):
+    """Every sample of one class is corrupt."""
+    shutil.copytree(shards, tmp_path / "set")
+    index = load_index(tmp_path / "set")
+    samples = index.classes("train")["solids/cookie"]
+    for sample in samples:
+        with (tmp_path / "set" / index.shards[sample.shard].name).open("r+b") as file:
+            file.seek(next(iter(sample.images.values())).offset)
+            file.write(b"nothing")
+    words = ("--data", "set", "--max-steps", "5", "--set", "model.backbone_weights=none")
+    done = run(
+        [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny", *words], tmp_path
+    )
+    assert done.returncode == 2
+    assert "does not open as PNG" in done.stderr
+    said = train(tmp_path, *words, "--on-error", "skip", launcher="torchrun", ranks=2)
+    assert "samples could not be read, in 1 shards: set/train-000000.tar" in said
+    assert read_state(find_checkpoint(tmp_path / "runs" / "tiny"))["step"] == 5
 
 
 def _made(folder: Path) -> Path:

@@ -8,8 +8,10 @@ from typing import Literal
 import numpy as np
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from unimmad.data.limits import check_decoded, check_encoded, check_npy, check_tiff
 
 PILLOW_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -20,13 +22,19 @@ MAX_CHANNELS = 16
 JPEG_MASK_THRESHOLD = 128
 """A JPEG mask has ripples round every edge: it counts from half of full scale, all other masks where > 0."""
 
+_TIFFFILE_COMPRESSIONS = frozenset({"NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE"})
+"""Pillow, which unpacks into buffers of known size, reads all others."""
+_PILLOW_VALUE_BYTES = 4
+"""No Pillow mode needs more a value."""
+
 _ALPHA = {"LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "1": "L"}
 
 
 def decode_image(data: bytes, suffix: str, where: str) -> np.ndarray:
     """Decode one image.
 
-    Palettes become colours, an alpha channel is dropped (PNG, JPEG), 1-bit images become 0 and 255.
+    Palettes become colours, an alpha channel is dropped (PNG, JPEG), 1-bit images become 0 and 255. Sizes are checked
+    against ``limits`` before anything is decoded.
 
     Args:
         data: the file's bytes.
@@ -37,12 +45,13 @@ def decode_image(data: bytes, suffix: str, where: str) -> np.ndarray:
         H x W or H x W x C, of any numeric dtype as stored; bool arrays become uint8 0 and 255.
 
     Raises:
-        ValueError: unknown type, does not open, or is no 2-D image.
+        ValueError: unknown type, does not open, is no 2-D image, or is too large.
     """
     if suffix not in IMAGE_SUFFIXES:
         raise ValueError(
             f"{where}: type {suffix or '(none)'} is not read; use one of {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
+    check_encoded(len(data), where)
     try:
         array = _decode(data, suffix)
     except Exception as error:  # broken files make the decoders raise a dozen unrelated types
@@ -61,12 +70,19 @@ def _decode(data: bytes, suffix: str) -> np.ndarray:
     if suffix in PILLOW_SUFFIXES:
         return _decode_pillow(data, ("PNG", "JPEG"))
     if suffix == ".npy":
+        check_npy(data)
         return np.load(io.BytesIO(data), allow_pickle=False)
     return _decode_tiff(data)
 
 
 def _decode_pillow(data: bytes, formats: tuple[str, ...]) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=formats) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:  # its own message names an object in memory
+        raise ValueError(f"its bytes are no {' or '.join(formats)} image") from None
+    with opened as image:
+        values = image.width * image.height * len(image.getbands())
+        check_decoded(image.height, image.width, values * _PILLOW_VALUE_BYTES)
         if image.mode in ("P", "PA"):
             return np.asarray(image.convert("RGB"))
         if image.mode in _ALPHA:
@@ -77,8 +93,10 @@ def _decode_pillow(data: bytes, formats: tuple[str, ...]) -> np.ndarray:
 def _decode_tiff(data: bytes) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         series = tiff.series[0]
-        if int(series.keyframe.photometric) == int(tifffile.PHOTOMETRIC.PALETTE):
+        palette = int(series.keyframe.photometric) == int(tifffile.PHOTOMETRIC.PALETTE)
+        if palette or series.keyframe.compression.name not in _TIFFFILE_COMPRESSIONS:
             return _decode_pillow(data, ("TIFF",))
+        check_tiff(series, data)
         try:
             array = series.asarray()
         except ValueError as error:

@@ -74,10 +74,11 @@ class SampleEntry(_Frozen):
 class ShardEntry(_Frozen):
     """One tar file, named relative to the index."""
 
-    name: str
-    bytes: int
-    sha256: str
-    samples: int
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*\.tar$")]
+    """A plain file name: it becomes part of paths, URLs and commands."""
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    samples: Annotated[int, Field(ge=0)]
 
 
 class Index(_Frozen):
@@ -110,9 +111,27 @@ def load_index(folder: Path) -> Index:
         raise ValueError(f"data folder {folder} does not exist; make one with tools/make_shards.py")
     if not path.is_file():
         raise ValueError(f"{folder} holds no {INDEX_NAME}: it is no shard folder; make one with tools/make_shards.py")
+    return parse_index(path.read_bytes(), str(path))
+
+
+def parse_index(data: bytes, origin: str) -> Index:
+    """Check the bytes of an ``index.json``; ``origin`` names it in errors.
+
+    Raises:
+        ValueError: cut short, of another form, or a sample of a shard or data set that is not listed.
+    """
     try:
-        return Index.model_validate_json(path.read_bytes())
+        index = Index.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ValueError(f"{path}: {where}: {first['msg']}; write the shards anew with tools/make_shards.py") from None
+        raise ValueError(
+            f"{origin}: {where}: {first['msg']}; write the shards anew with tools/make_shards.py"
+        ) from None
+    for sample in index.samples:
+        if sample.shard >= len(index.shards) or sample.dataset not in index.datasets:
+            raise ValueError(
+                f"{origin}: sample {sample.key} lies in shard {sample.shard} of data set {sample.dataset}, which "
+                "is not listed; write the shards anew with tools/make_shards.py"
+            )
+    return index

@@ -3,19 +3,20 @@
 The order is a law: the sample at a position is a pure function of (seed, epoch, position), whatever machine
 asks, how many ranks and workers share the work, or what was read before. A run resumes by its step alone.
 
-An epoch has as many draws as there are training samples. At every position each class is equally likely, with
-replacement over the epoch. The draws of one class go round by round; a round is a permutation of all the
-class's samples. Within a round the class's shards come in shuffled windows, so that few shards are in use at
-a time; a class of up to ``WINDOW_SAMPLES`` samples is one window, that is, it is shuffled freely.
+An epoch has as many draws as there are training samples. Balanced sampling (the paper's): at every position each
+class is equally likely, with replacement over the epoch. Natural sampling: every sample stands once in an epoch.
+The draws of one class go round by round; a round is a permutation of all the class's samples. Within a round the
+class's shards come in shuffled windows, so that few shards are in use at a time; a class of up to
+``WINDOW_SAMPLES`` samples is one window, that is, it is shuffled freely.
 
 Dimension letters: P positions of an epoch, N samples of one class, S shards of one class, R rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,13 @@ T = TypeVar("T")
 WINDOW_SAMPLES = 512
 """A window is the shards that start within so many samples. Part of the law: another value, another order."""
 
+Sampling = Literal["balanced", "natural"]
+
+SUBSTITUTES = 16
+"""Samples that are tried in place of one that cannot be read: half of its class, then half of all."""
+
 _EPOCHS_KEPT = 2
-_CLASS_OF_POSITION, _PLACE_OF_SAMPLE, _PLACE_OF_SHARD = range(3)
+_CLASS_OF_POSITION, _PLACE_OF_SAMPLE, _PLACE_OF_SHARD, _SUBSTITUTE = range(4)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class TrainingOrder(Generic[T]):
         batch: samples of one step over all ranks.
         accumulation: steps that make one optimizer step; an epoch holds whole optimizer steps, so that
             ``accumulation`` steps of ``batch`` samples see what one step of ``accumulation * batch`` sees.
+        sampling: ``balanced`` or ``natural``.
 
     Raises:
         ValueError: no class, a class without samples, or a seed, batch or accumulation out of range.
@@ -62,10 +69,12 @@ class TrainingOrder(Generic[T]):
         seed: int,
         batch: int,
         accumulation: int = 1,
+        sampling: Sampling = "balanced",
     ) -> None:
         _check(classes, seed, batch, accumulation)
         self.batch = batch
         self.seed = seed
+        self.sampling = sampling
         self._samples: list[T] = []
         self._classes: list[_Class] = []
         for _, samples in sorted(classes.items()):
@@ -92,6 +101,30 @@ class TrainingOrder(Generic[T]):
         first = step_of_epoch * self.batch
         return [self._samples[sample] for sample in sample_P[first : first + self.batch]]
 
+    def substitutes(self, step: int, place: int) -> Iterator[T]:
+        """What to read instead of the sample at ``place`` of a step's batch, in this order.
+
+        As much a law as the order itself: a function of (seed, epoch, position) alone.
+
+        Raises:
+            ValueError: at the end of ``SUBSTITUTES`` samples.
+        """
+        epoch, step_of_epoch = divmod(step, self._steps_per_epoch)
+        position = step_of_epoch * self.batch + place
+        own = self._class_of(int(self._epoch(epoch)[position]))
+        for attempt, raw in enumerate(_random(self.seed, _SUBSTITUTE, epoch, position, SUBSTITUTES)):
+            if attempt < SUBSTITUTES // 2:
+                yield self._samples[own.first + int(_below(raw, len(own.shard_of_sample)))]
+            else:
+                yield self._samples[int(_below(raw, len(self._samples)))]
+        raise ValueError(
+            f"step {step}: neither a sample nor any of {SUBSTITUTES} drawn in its place can be read; "
+            "see which shards are damaged with tools/make_shards.py verify"
+        )
+
+    def _class_of(self, sample: int) -> _Class:
+        return next(described for described in reversed(self._classes) if described.first <= sample)
+
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         """Sample at each position of an epoch; kept for a while, since neighbouring steps ask again."""
         if epoch not in self._epochs:
@@ -102,7 +135,11 @@ class TrainingOrder(Generic[T]):
 
     def _draw_epoch(self, epoch: int) -> NDArray[np.int64]:
         positions = self._steps_per_epoch * self.batch
-        class_P = _draw_classes(self.seed, epoch, positions, len(self._classes))
+        if self.sampling == "balanced":
+            class_P = _draw_classes(self.seed, epoch, positions, len(self._classes))
+        else:
+            sizes = [len(described.shard_of_sample) for described in self._classes]
+            class_P = _permute_classes(self.seed, epoch, positions, sizes)
         # All positions of class 0 first, then those of class 1, ..., each in ascending order.
         position_P = np.argsort(class_P, kind="stable")
         visits_P = [
@@ -147,8 +184,21 @@ def _random(seed: int, purpose: int, epoch: int, class_number: int, count: int) 
 
 def _draw_classes(seed: int, epoch: int, positions: int, classes: int) -> NDArray[np.int64]:
     raw_P = _random(seed, _CLASS_OF_POSITION, epoch, 0, positions)
-    # The upper 32 bits as a fraction of 1, times the number of classes.
-    return (((raw_P >> np.uint64(32)) * np.uint64(classes)) >> np.uint64(32)).astype(np.int64)
+    return _below(raw_P, classes).astype(np.int64)
+
+
+def _permute_classes(seed: int, epoch: int, positions: int, sizes: Sequence[int]) -> NDArray[np.int64]:
+    """Each class as often as it has samples, shuffled; again and again where the positions are more than samples."""
+    total = sum(sizes)
+    rounds = -(-positions // total)
+    key_RT = _random(seed, _CLASS_OF_POSITION, epoch, 0, rounds * total).reshape(rounds, total)
+    class_T = np.repeat(np.arange(len(sizes)), sizes)
+    return class_T[np.argsort(key_RT, axis=-1, kind="stable")].reshape(-1)[:positions]
+
+
+def _below(raw: NDArray[np.uint64] | np.uint64, bound: int) -> NDArray[np.uint64]:
+    """Random integers from 0 to ``bound - 1``: the upper 32 bits as a fraction of 1, times ``bound``."""
+    return np.asarray(((raw >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
 def _draw_visits(seed: int, epoch: int, number: int, described: _Class, draws: int) -> NDArray[np.int64]:

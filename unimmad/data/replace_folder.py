@@ -1,36 +1,73 @@
-"""A folder that appears whole or not at all."""
+"""A folder that appears whole or not at all, and whose making can be continued after an interruption.
+
+.TARGET.writing/    beside the target, as long as it is not complete
+  new/              becomes the target
+  notes/            what a continuation needs
+  old/              the target that is being replaced, for an instant
+  lock
+"""
 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from unimmad.data.index import INDEX_NAME
 
 
-@contextmanager
-def replaced_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """Give an empty folder beside ``target`` to write into; at the end it becomes ``target``.
+@dataclass(frozen=True)
+class WorkingFolder:
+    """Where a target is prepared."""
 
-    After an error, or an interruption, nothing of it is left and ``target`` is as it was.
+    root: Path
+
+    @property
+    def new(self) -> Path:
+        """What it becomes; holds what an interrupted writer left."""
+        return self.root / "new"
+
+    @property
+    def notes(self) -> Path:
+        """For the writer's own use."""
+        return self.root / "notes"
+
+    @property
+    def old(self) -> Path:
+        return self.root / "old"
+
+
+@contextmanager
+def replaced_folder(target: Path, overwrite: bool) -> Iterator[WorkingFolder]:
+    """Give a folder beside ``target`` to write into; at the end its ``new`` becomes ``target``.
+
+    After an error or an interruption ``target`` is as it was; the working folder stays while its ``notes`` hold
+    anything, and the next writer of the same target finds it.
 
     Raises:
-        ValueError: ``target`` exists and is not empty, unless it is a shard folder and ``overwrite`` is set.
+        ValueError: ``target`` exists and is not empty, unless it is a shard folder and ``overwrite`` is set; or
+            another process is writing it.
     """
     target = target.absolute()
+    working = WorkingFolder(target.with_name(f".{target.name}.writing"))
     _check_target(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    working.root.mkdir(parents=True, exist_ok=True)
     try:
-        new = aside / "new"
-        new.mkdir()  # mkdtemp's own mode would keep other users out
-        yield new
-        _swap(new, target, aside / "old")
-    finally:
-        shutil.rmtree(aside)
+        with FileLock(working.root / "lock", timeout=0):
+            _recover(working, target)
+            try:
+                yield working
+                _swap(working, target)
+                shutil.rmtree(working.notes)
+            finally:
+                if not working.notes.is_dir() or not any(working.notes.iterdir()):
+                    shutil.rmtree(working.root)
+    except Timeout:
+        raise ValueError(f"target {target} is being written by another process; wait for it to end") from None
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -42,13 +79,24 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise ValueError(f"target {target} is a shard folder already; add --overwrite, or choose another --target")
 
 
-def _swap(new: Path, target: Path, old: Path) -> None:
+def _recover(working: WorkingFolder, target: Path) -> None:
+    """Undo a swap that was cut in half, and make what is not there yet."""
+    if working.old.exists():
+        if target.exists():
+            shutil.rmtree(working.old)
+        else:
+            working.old.rename(target)
+    working.new.mkdir(exist_ok=True)
+    working.notes.mkdir(exist_ok=True)
+
+
+def _swap(working: WorkingFolder, target: Path) -> None:
     existed = target.exists()
     if existed:
-        target.rename(old)
+        target.rename(working.old)
     try:
-        new.rename(target)
+        working.new.rename(target)
     except OSError:
         if existed:
-            old.rename(target)
+            working.old.rename(target)
         raise

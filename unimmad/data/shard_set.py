@@ -1,10 +1,15 @@
-"""Several shard folders read as one set, sample by sample."""
+"""Several shard folders read as one set, sample by sample.
+
+What is checked: the size of local shards when the set is opened, size and sha256 of a shard that is fetched from a URL.
+A local shard's sha256 is not (it would be read whole): that is ``tools/make_shards.py verify``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +18,38 @@ import torch
 from torch import Tensor
 
 from unimmad.data.decode import check_same_size, decode_image, decode_mask
-from unimmad.data.index import DatasetEntry, Index, Member, SampleEntry, Split, load_index
+from unimmad.data.download import FetchError, fetch
+from unimmad.data.index import (
+    INDEX_NAME,
+    DatasetEntry,
+    Index,
+    Member,
+    SampleEntry,
+    ShardEntry,
+    Split,
+    load_index,
+    parse_index,
+)
+from unimmad.data.limits import check_encoded
+from unimmad.data.location import DataFolder, RemoteFolder, shown
 from unimmad.data.prepare import prepare
 from unimmad.data.sample import Sample
+from unimmad.data.shard_cache import ShardCache
 
 MAX_OPEN_SHARDS = 128
 """File handles a process keeps; the one opened first is closed beyond that."""
+MAX_INDEX_BYTES = 2**30
+
+
+class CorruptSampleError(ValueError):
+    """A sample that cannot be read: its message names shard and member, ``shard`` the shard alone."""
+
+    def __init__(self, shard: str, message: str) -> None:
+        super().__init__(message)
+        self.shard = shard
+
+    def __reduce__(self) -> tuple[type[CorruptSampleError], tuple[str, str]]:
+        return type(self), (self.shard, str(self))
 
 
 @dataclass(frozen=True)
@@ -37,17 +68,22 @@ class SampleRef:
 class ShardSet:
     """Shard folders joined; samples are read by offset. Picklable; safe in loader workers of any kind."""
 
-    def __init__(self, folders: Sequence[Path], indexes: Sequence[Index]) -> None:
+    def __init__(self, folders: Sequence[DataFolder], indexes: Sequence[Index], cache: ShardCache) -> None:
         self.folders = tuple(folders)
         self.indexes = tuple(indexes)
+        self.cache = cache
         self.datasets: dict[str, DatasetEntry] = {
             name: entry for index in indexes for name, entry in index.datasets.items()
         }
         self._open_shards: dict[tuple[int, int], io.FileIO] = {}
 
     @classmethod
-    def open(cls, folders: Sequence[Path]) -> ShardSet:
-        """Read the indexes of ``folders`` and check that their shards are there and whole in size.
+    def open(cls, folders: Sequence[DataFolder], cache: ShardCache | None = None) -> ShardSet:
+        """Read the indexes of ``folders`` and check that local shards are there and whole in size.
+
+        Args:
+            folders: paths, and URLs from ``location.parse_data_folder``.
+            cache: where shards from URLs are kept; None: the default one.
 
         Raises:
             ValueError: no folder given, no or a broken index, a shard missing or cut short, or one data-set
@@ -55,11 +91,12 @@ class ShardSet:
         """
         if not folders:
             raise ValueError("no data folder given; make one with tools/make_shards.py")
-        indexes = [load_index(folder) for folder in folders]
+        indexes = [_index_of(folder) for folder in folders]
         _check_names(folders, indexes)
         for folder, index in zip(folders, indexes, strict=True):
-            _check_shards(folder, index)
-        return cls(folders, indexes)
+            if isinstance(folder, Path):
+                _check_shards(folder, index)
+        return cls(folders, indexes, cache or ShardCache.of())
 
     @property
     def max_slot(self) -> int:
@@ -88,8 +125,17 @@ class ShardSet:
             mask_resize: see ``decode.decode_mask``.
 
         Raises:
-            ValueError: a member cannot be read or does not decode; names shard and member.
+            CorruptSampleError: a member cannot be read or does not decode; names shard and member.
+            ValueError: the shard cannot be fetched.
         """
+        try:
+            return self._read(ref, image_size, mask_resize)
+        except (FetchError, CorruptSampleError):
+            raise
+        except ValueError as error:
+            raise CorruptSampleError(self._shard_name(ref), str(error)) from None
+
+    def _read(self, ref: SampleRef, image_size: int, mask_resize: Literal["nearest", "bilinear"]) -> Sample:
         entry = ref.entry
         present = [m for m in self.datasets[entry.dataset].modalities if m.name in entry.images]
         present.sort(key=lambda modality: modality.slot)
@@ -124,35 +170,61 @@ class ShardSet:
         return decode_mask(data, Path(member.name).suffix, where, size, shape, resize)
 
     def _where(self, ref: SampleRef, member: Member) -> str:
-        return f"{self._shard_path(ref)}: {member.name}"
+        return f"{self._shard_name(ref)}: {member.name}"
 
-    def _shard_path(self, ref: SampleRef) -> Path:
-        return self.folders[ref.folder] / self.indexes[ref.folder].shards[ref.entry.shard].name
+    def _shard_name(self, ref: SampleRef) -> str:
+        """For messages: the path, or the URL."""
+        folder, name = self.folders[ref.folder], self._shard(ref).name
+        return str(folder / name) if isinstance(folder, Path) else shown(folder.file(name))
+
+    def _shard(self, ref: SampleRef) -> ShardEntry:
+        return self.indexes[ref.folder].shards[ref.entry.shard]
 
     def _member_bytes(self, ref: SampleRef, member: Member) -> bytes:
+        where = self._where(ref, member)
+        check_encoded(member.length, where)
         try:
-            data = os.pread(self._shard_file(ref).fileno(), member.length, member.offset)
+            with self._shard_file(ref) as file:
+                data = os.pread(file.fileno(), member.length, member.offset)
         except OSError as error:
-            raise ValueError(f"{self._where(ref, member)}: cannot be read ({error.strerror})") from None
+            raise ValueError(f"{where}: cannot be read ({error.strerror})") from None
         if len(data) != member.length:
-            raise ValueError(f"{self._where(ref, member)}: the shard ends before it; write the shards anew")
+            raise ValueError(f"{where}: the shard ends before it; write the shards anew")
         return data
 
-    def _shard_file(self, ref: SampleRef) -> io.FileIO:
+    @contextlib.contextmanager
+    def _shard_file(self, ref: SampleRef) -> Iterator[io.FileIO]:
+        folder = self.folders[ref.folder]
+        if isinstance(folder, Path):
+            yield self._local_shard(folder, ref)
+            return
+        # Kept open, a shard would go on filling the disk after the cache has removed it.
+        shard = self._shard(ref)
+        with self.cache.open(shard, folder.file(shard.name)) as file:
+            yield file
+
+    def _local_shard(self, folder: Path, ref: SampleRef) -> io.FileIO:
         # pread has no position of its own, so handles that a forked worker inherits can be shared.
         key = (ref.folder, ref.entry.shard)
         if key not in self._open_shards:
             if len(self._open_shards) >= MAX_OPEN_SHARDS:
                 self._open_shards.pop(next(iter(self._open_shards))).close()
-            self._open_shards[key] = io.FileIO(self._shard_path(ref))
+            self._open_shards[key] = io.FileIO(folder / self._shard(ref).name)
         return self._open_shards[key]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open_shards": {}}
 
 
-def _check_names(folders: Sequence[Path], indexes: Sequence[Index]) -> None:
-    first_folder: dict[str, Path] = {}
+def _index_of(folder: DataFolder) -> Index:
+    if isinstance(folder, RemoteFolder):
+        url = folder.file(INDEX_NAME)
+        return parse_index(fetch(url, MAX_INDEX_BYTES), shown(url))
+    return load_index(folder)
+
+
+def _check_names(folders: Sequence[DataFolder], indexes: Sequence[Index]) -> None:
+    first_folder: dict[str, DataFolder] = {}
     for folder, index in zip(folders, indexes, strict=True):
         for name in index.datasets:
             if name in first_folder:

@@ -18,6 +18,7 @@ class SourceFile:
     suffix: str
     """With the dot, lower case: ``.png``, ``.jpg``, ``.tiff``, ``.npy``."""
     read: Callable[[], bytes]
+    """Picklable (a module's function, or a ``partial`` of one), for processes that write in parallel."""
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:

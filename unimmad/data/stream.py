@@ -11,34 +11,36 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
-from multiprocessing import get_context
-from multiprocessing.context import BaseContext
+from itertools import chain, islice
 from typing import Literal, TypeVar
 
-import torch
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import get_worker_info
 from webdataset import DataPipeline
 
 from unimmad.data.index import Split
+from unimmad.data.loading import errors_as_items, load
 from unimmad.data.order import TrainingOrder
 from unimmad.data.sample import Batch, Sample, collate
-from unimmad.data.shard_set import SampleRef, ShardSet
+from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
+from unimmad.data.skipping import OnError, SkipLog, Skipped
 
 T = TypeVar("T")
 
-PREFETCHED_BATCHES = 2
-"""Batches that each worker reads ahead."""
+
+@dataclass(frozen=True)
+class _Request:
+    """One batch to read. Each place lists what may stand there, best first."""
+
+    number: int
+    places: Sequence[Iterable[SampleRef]]
 
 
 @dataclass(frozen=True)
-class _Failure:
-    """Takes the place of the batch that could not be read.
-
-    An exception that leaves a worker would arrive with a traceback in its message.
-    """
-
-    message: str
+class _Answer:
+    number: int
+    batch: Batch | None
+    """None where no place could be filled."""
+    skipped: tuple[Skipped, ...]
 
 
 def training_batches(
@@ -51,6 +53,8 @@ def training_batches(
     workers: int,
     start_step: int,
     end_step: int,
+    on_error: OnError = "stop",
+    skip_log: SkipLog | None = None,
 ) -> Iterator[tuple[int, Batch]]:
     """One rank's part of the training steps ``start_step`` to ``end_step - 1``, in order.
 
@@ -59,23 +63,26 @@ def training_batches(
     Args:
         image_size: height and width of the model's images, in pixels.
         workers: processes that read ahead; 0 reads in this one.
+        on_error: ``skip`` puts another sample in the place of a corrupt one: the order's own choice for that
+            position, so batches keep their size and the draw stays the same on any number of ranks.
+        skip_log: counts what was skipped; None: a new one, which logs only.
 
     Returns:
         (step, batch) of each step.
 
     Raises:
         ValueError: at once where the order's batch does not divide among the ranks; while iterating where a
-            sample cannot be read.
+            sample cannot be read (corrupt: unless skipped), nor any in its place.
     """
     part = _part_of_rank(order.batch, rank, world_size)
     pipeline = DataPipeline(
         partial(range, start_step, end_step),
         _split_by_worker,
         partial(_draw, order=order, part=part),
-        partial(_read, read=partial(shards.read, image_size=image_size)),
-        _errors_as_items,
+        partial(_read, read=partial(shards.read, image_size=image_size), on_error=on_error),
+        errors_as_items,
     )
-    return _load(pipeline, workers)
+    return _batches(pipeline, workers, skip_log or SkipLog("another sample takes its place"))
 
 
 def evaluation_batches(
@@ -87,6 +94,8 @@ def evaluation_batches(
     workers: int,
     classes: Sequence[str] | None = None,
     mask_resize: Literal["nearest", "bilinear"] = "nearest",
+    on_error: OnError = "stop",
+    skip_log: SkipLog | None = None,
 ) -> Iterator[Batch]:
     """Every sample of ``split`` once, class by class in index order; no batch mixes two classes.
 
@@ -96,6 +105,8 @@ def evaluation_batches(
         workers: processes that read ahead; 0 reads in this one.
         classes: ``DATASET/CLASS`` names to read, in this order; None reads all.
         mask_resize: how masks come to the image size; see ``ShardSet.read``.
+        on_error: ``skip`` leaves corrupt samples out.
+        skip_log: counts what was left out; None: a new one, which logs only.
 
     Raises:
         ValueError: at once where ``split`` is empty or lacks a class asked for; while iterating where a
@@ -107,10 +118,11 @@ def evaluation_batches(
     pipeline = DataPipeline(
         partial(enumerate, list(_batches_of_classes(chosen, batch_size))),
         _split_by_worker,
-        partial(_read, read=partial(shards.read, image_size=image_size, mask_resize=mask_resize)),
-        _errors_as_items,
+        _without_substitutes,
+        partial(_read, read=partial(shards.read, image_size=image_size, mask_resize=mask_resize), on_error=on_error),
+        errors_as_items,
     )
-    return (batch for _, batch in _load(pipeline, workers))
+    return (batch for _, batch in _batches(pipeline, workers, skip_log or SkipLog("it is left out")))
 
 
 def _part_of_rank(batch: int, rank: int, world_size: int) -> slice:
@@ -150,52 +162,46 @@ def _split_by_worker(numbered: Iterable[T]) -> Iterator[T]:
     return iter(numbered) if worker is None else islice(numbered, worker.id, None, worker.num_workers)
 
 
-def _draw(
-    steps: Iterable[int], order: TrainingOrder[SampleRef], part: slice
-) -> Iterator[tuple[int, Sequence[SampleRef]]]:
+def _draw(steps: Iterable[int], order: TrainingOrder[SampleRef], part: slice) -> Iterator[_Request]:
     for step in steps:
-        yield step, order.at(step)[part]
+        places = [
+            chain([ref], order.substitutes(step, place))
+            for place, ref in islice(enumerate(order.at(step)), part.start, part.stop)
+        ]
+        yield _Request(step, places)
 
 
-def _read(
-    requests: Iterable[tuple[int, Sequence[SampleRef]]], read: Callable[[SampleRef], Sample]
-) -> Iterator[tuple[int, Batch]]:
-    for number, refs in requests:
-        yield number, collate([read(ref) for ref in refs])
+def _without_substitutes(numbered: Iterable[tuple[int, Sequence[SampleRef]]]) -> Iterator[_Request]:
+    for number, refs in numbered:
+        yield _Request(number, [[ref] for ref in refs])
 
 
-def _errors_as_items(batches: Iterable[tuple[int, Batch]]) -> Iterator[tuple[int, Batch] | _Failure]:
-    try:
-        yield from batches
-    except ValueError as error:
-        yield _Failure(str(error))
+def _read(requests: Iterable[_Request], read: Callable[[SampleRef], Sample], on_error: OnError) -> Iterator[_Answer]:
+    for request in requests:
+        skipped: list[Skipped] = []
+        found = (_first_readable(refs, read, on_error, skipped) for refs in request.places)
+        samples = [sample for sample in found if sample is not None]
+        yield _Answer(request.number, collate(samples) if samples else None, tuple(skipped))
 
 
-def _load(pipeline: DataPipeline, workers: int) -> Iterator[tuple[int, Batch]]:
-    loader = DataLoader(
-        pipeline,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=PREFETCHED_BATCHES if workers else None,
-        multiprocessing_context=_worker_context() if workers else None,
-        # A loader draws a seed for its workers; drawn from the global generator, it would change the run.
-        generator=torch.Generator(),
-    )
-    for item in loader:
-        if isinstance(item, _Failure):
-            raise ValueError(item.message)
-        number, batch = item
-        yield number, _with_own_masks(batch) if workers else batch
+def _first_readable(
+    refs: Iterable[SampleRef], read: Callable[[SampleRef], Sample], on_error: OnError, skipped: list[Skipped]
+) -> Sample | None:
+    for ref in refs:
+        try:
+            return read(ref)
+        except CorruptSampleError as error:
+            if on_error == "stop":
+                raise
+            skipped.append(Skipped(error.shard, str(error)))
+    return None
 
 
-def _worker_context() -> BaseContext:
-    """Workers fork from a server process that imports the libraries once.
-
-    Unlike the training process, it has no threads, process group or GPU whose state a fork would break.
-    """
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
+def _batches(pipeline: DataPipeline, workers: int, skip_log: SkipLog) -> Iterator[tuple[int, Batch]]:
+    for answer in load(pipeline, workers, preload=__name__):
+        skip_log.add(answer.skipped)
+        if answer.batch is not None:
+            yield answer.number, _with_own_masks(answer.batch) if workers else answer.batch
 
 
 def _with_own_masks(batch: Batch) -> Batch:

@@ -18,6 +18,7 @@ from unimmad.config import EvaluationSettings
 from unimmad.data.index import ModalityKind, Split
 from unimmad.data.sample import Batch, Sample
 from unimmad.data.shard_set import SampleRef, ShardSet
+from unimmad.data.skipping import OnError, SkipLog
 from unimmad.data.stream import evaluation_batches
 from unimmad.evaluation.drawing import denormalise
 from unimmad.evaluation.figures import SamplePicture
@@ -59,8 +60,12 @@ def evaluate_classes(
     workers: int,
     mask_resize: MaskRule = "nearest",
     progress: bool = True,
+    on_error: OnError = "stop",
+    skip_log: SkipLog | None = None,
 ) -> Iterator[ScoredClass]:
     """Score every sample of ``split`` and give each class's result as soon as it is complete.
+
+    Corrupt samples stop it, or (``on_error="skip"``) are left out and counted in ``skip_log``.
 
     Raises:
         ValueError: the split is empty, a sample can't be read, or a modality's slot is beyond the model's.
@@ -81,6 +86,8 @@ def evaluate_classes(
         batch_size=settings.batch_size,
         workers=workers,
         mask_resize=mask_resize,
+        on_error=on_error,
+        skip_log=skip_log,
     )
     total = sum(len(refs) for refs in references.values())
     with tqdm(total=total, desc=f"evaluate {split}", unit="image", disable=None if progress else True) as bar:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,6 +48,14 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(values, device=self.device)
         return values[0]
+
+    def sums(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Counts by name, added up over all ranks."""
+        of_ranks: list[Any] = [dict(counts)]
+        if self.size > 1:
+            of_ranks = [None] * self.size
+            dist.all_gather_object(of_ranks, dict(counts))
+        return dict(sum((Counter(of_rank) for of_rank in of_ranks), Counter()))
 
 
 def join_world() -> World:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
+from unimmad.data.location import DataFolder, parse_data_folder
 
 DEFAULT_DEEPSPEED_CONFIG = Path("ds_configs/ep1.json")
 
@@ -18,8 +19,8 @@ class TrainArguments:
 
     recipe: Recipe
     deepspeed_config: Path
-    data: tuple[Path, ...]
-    """Shard folders; empty: the synthetic set."""
+    data: tuple[DataFolder, ...]
+    """Shard folders, local or by URL; empty: the synthetic set."""
     output_dir: Path
     max_steps: int | None
     resume: str
@@ -29,7 +30,7 @@ class TrainArguments:
 def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
     """
     Raises:
-        ValueError: the recipe or an override is wrong.
+        ValueError: the recipe, an override or a data URL is wrong.
     """
     parser = argparse.ArgumentParser(
         prog="train.py", description="Train UniMMAD. Started by deepspeed, torchrun, SLURM or plain python."
@@ -41,7 +42,16 @@ def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one setting"
     )
     parser.add_argument("--deepspeed_config", "--deepspeed-config", type=Path, default=DEFAULT_DEEPSPEED_CONFIG)
-    parser.add_argument("--data", type=Path, nargs="+", default=[], help="shard folders; default: the synthetic set")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="DIR|URL",
+        help="shard folders, or their URLs (s3://..., https://..., 'pipe:COMMAND {}'); default: the synthetic set",
+    )
+    parser.add_argument(
+        "--on-error", choices=["stop", "skip"], help="at a corrupt sample; short for --set data.on_error=... (stop)"
+    )
     parser.add_argument("--output-dir", type=Path, help="default: runs/RECIPE")
     parser.add_argument("--max-steps", type=int, help="stop after this step, with a checkpoint to continue from")
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="which run to continue")
@@ -50,11 +60,12 @@ def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
     given = parser.parse_args(words)
     if given.max_steps is not None and given.max_steps < 1:
         raise ValueError(f"--max-steps {given.max_steps} must be 1 or more")
-    recipe = load_recipe(given.recipe, given.overrides)
+    overrides = [*given.overrides, *([f"data.on_error={given.on_error}"] if given.on_error else [])]
+    recipe = load_recipe(given.recipe, overrides)
     return TrainArguments(
         recipe=recipe,
         deepspeed_config=given.deepspeed_config,
-        data=tuple(given.data),
+        data=tuple(parse_data_folder(text) for text in given.data),
         output_dir=given.output_dir or Path("runs") / recipe.name,
         max_steps=given.max_steps,
         resume=given.resume,

@@ -15,6 +15,7 @@ from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.data.order import TrainingOrder
 from unimmad.data.sample import Batch
 from unimmad.data.shard_set import SampleRef, ShardSet
+from unimmad.data.skipping import SkipLog, summary
 from unimmad.data.stream import training_batches
 from unimmad.evaluation.evaluate import evaluate_checkpoint
 from unimmad.parallel.engine import Engine
@@ -50,6 +51,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.facts = facts
         self.settings = facts.recipe.training
+        self.skip_log = SkipLog("another sample takes its place")
 
     def run(self, start: int, max_steps: int | None) -> None:
         """Train from step ``start`` to the end of the schedule, or to ``max_steps``.
@@ -79,6 +81,8 @@ class Trainer:
                     self._stop_if_not_finite(guard)
                 log.step(step + 1, rate)
                 self._after_step(step + 1, end, total, guard, log)
+            if skipped := summary(self.engine.world.sums(self.skip_log.shards)):
+                log.message(f"{skipped}; others took their places")
 
     def _batches(self, start: int, end: int) -> Iterator[Batch]:
         world, accumulation = self.engine.world, self.settings.accumulation
@@ -91,6 +95,8 @@ class Trainer:
             workers=self.facts.recipe.data.workers,
             start_step=start * accumulation,
             end_step=end * accumulation,
+            on_error=self.facts.recipe.data.on_error,
+            skip_log=self.skip_log,
         )
         try:
             for _, batch in stream:
@@ -142,8 +148,10 @@ class Trainer:
         folder = self.checkpoints.run / "evaluations" / f"step_{step:08d}"
         evaluation = evaluate_checkpoint(
             load_checkpoint(checkpoint),
-            [Path(data) for data in self.facts.data],
+            self.shards.folders,
             folder,
+            cache=self.shards.cache,
+            on_error=self.facts.recipe.data.on_error,
             device=self.engine.world.device,
             workers=0,
             progress=False,

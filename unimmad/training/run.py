@@ -15,8 +15,10 @@ from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint, read_st
 from unimmad.checkpoint.loading import fill_model
 from unimmad.checkpoint.pieces import PieceReader
 from unimmad.data.default_set import ensure_synthetic_shards
+from unimmad.data.location import DataFolder
 from unimmad.data.order import TrainingOrder
-from unimmad.data.shard_set import SampleRef, ShardSet
+from unimmad.data.shard_cache import ShardCache
+from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.model.backbone import RANDOM_WEIGHTS, calibrate_batchnorm
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.deepspeed_config import read_deepspeed_config
@@ -47,7 +49,7 @@ def train(arguments: TrainArguments, world: World) -> None:
     ep_size = effective_ep_size(settings.ep_size, world.size, recipe.model)
     run = _choose_run_folder(arguments, world)
     data = _data_folders(arguments, world)
-    shards = ShardSet.open(data)
+    shards = ShardSet.open(data, ShardCache.of(recipe.data.cache_folder, recipe.data.cache_gb))
     if shards.max_slot >= recipe.model.modality_slots:
         raise ValueError(
             f"the data use {shards.max_slot + 1} modality slots and the recipe's model has "
@@ -59,6 +61,7 @@ def train(arguments: TrainArguments, world: World) -> None:
         recipe.training.seed,
         recipe.training.global_batch // recipe.training.accumulation,
         recipe.training.accumulation,
+        recipe.data.sampling,
     )
     schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
     model, backbone_weights = _starting_model(
@@ -90,7 +93,7 @@ def _choose_run_folder(arguments: TrainArguments, world: World) -> RunFolder:
     return RunFolder(Path(path), Path(rest) if rest else None)
 
 
-def _data_folders(arguments: TrainArguments, world: World) -> list[Path]:
+def _data_folders(arguments: TrainArguments, world: World) -> list[DataFolder]:
     if arguments.data:
         return list(arguments.data)
     folder = ""
@@ -119,7 +122,11 @@ def _calibration_images(
     """The images of the run's first steps."""
     for step in range(CALIBRATION_STEPS):
         for ref in order.at(step):
-            yield shards.read(ref, arguments.recipe.model.image_size).images_MCHW
+            try:
+                yield shards.read(ref, arguments.recipe.model.image_size).images_MCHW
+            except CorruptSampleError:
+                if arguments.recipe.data.on_error == "stop":
+                    raise
 
 
 def _from_main_first(

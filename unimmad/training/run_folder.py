@@ -53,7 +53,9 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
     Raises:
         ValueError: the checkpoint was trained with other settings; names them.
     """
-    theirs, ours = _flat(read_state(checkpoint)["recipe"]), _flat(recipe.model_dump(mode="json"))
+    # A setting that is younger than the checkpoint had its default there.
+    theirs = _flat(Recipe(name="").model_dump(mode="json")) | _flat(read_state(checkpoint)["recipe"])
+    ours = _flat(recipe.model_dump(mode="json"))
     different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     # How a run is watched, stored and read may change while it goes on; what it computes may not.
     different = [key for key in different if not key.startswith("evaluation.") and key not in _FREE]
@@ -68,6 +70,9 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
 
 _FREE = {
     "data.workers",
+    "data.on_error",
+    "data.cache_folder",
+    "data.cache_gb",
     "training.log_every",
     "training.evaluate_every",
     "training.checkpoint_every",

@@ -1,0 +1,94 @@
+"""Items from worker processes, in order, with errors that stay one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+PREFETCHED_ITEMS = 2
+"""Items that each worker makes ahead."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Takes the place of an item that could not be made.
+
+    An exception that leaves a worker would arrive with a traceback in its message.
+    """
+
+    message: str
+
+
+def load(dataset: Dataset[Any], workers: int, preload: str) -> Iterator[Any]:
+    """A data set's items; with workers, each item is made by one of them, ahead of time.
+
+    Args:
+        workers: 0 makes the items here.
+        preload: the module that workers import once, in the process that they fork from.
+
+    Raises:
+        ValueError: an item is a ``Failure``; its message.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=PREFETCHED_ITEMS if workers else None,
+        multiprocessing_context=_worker_context(preload) if workers else None,
+        # A loader draws a seed for its workers; drawn from the global generator, it would change the run.
+        generator=torch.Generator(),
+    )
+    for item in loader:
+        if isinstance(item, Failure):
+            raise ValueError(item.message)
+        yield item
+
+
+def load_each(make: Callable[[T], R], inputs: list[T], workers: int, preload: str) -> Iterator[R]:
+    """``make`` of each input, in order; all three picklable.
+
+    Raises:
+        ValueError: as ``make``.
+    """
+    return load(_Made(make, inputs), workers, preload)
+
+
+def errors_as_items(items: Iterable[T]) -> Iterator[T | Failure]:
+    """The last stage of a pipeline."""
+    try:
+        yield from items
+    except ValueError as error:
+        yield Failure(str(error))
+
+
+class _Made(Dataset[Any]):
+    def __init__(self, make: Callable[[Any], Any], inputs: list[Any]) -> None:
+        self.make, self.inputs = make, inputs
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.make(self.inputs[number])
+        except ValueError as error:
+            return Failure(str(error))
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def _worker_context(preload: str) -> BaseContext:
+    """Workers fork from a server process that imports the libraries once.
+
+    Unlike the training process, it has no threads, process group or GPU whose state a fork would break.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    return context

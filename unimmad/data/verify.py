@@ -1,0 +1,122 @@
+"""A shard folder held against its index, byte by byte: what ``tools/make_shards.py verify`` prints."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from unimmad.data.index import Index, Member, SampleEntry, ShardEntry, load_index
+from unimmad.data.shard_notes import sha256_of
+
+_DESCRIBED = ("key", "dataset", "class_name", "split", "defect", "anomalous")
+
+
+def verify_folder(folder: Path, progress: bool = True) -> list[str]:
+    """Everything that is wrong with a shard folder, one line each; reads every shard whole.
+
+    Found are: a missing, cut or altered shard (size, sha256), one that the index does not know, a sample listed twice
+    or under two names, a wrong count, and members that are not where and what the index says.
+
+    Raises:
+        ValueError: the folder or its index cannot be read.
+    """
+    index = load_index(folder)
+    problems = list(_index_problems(folder, index))
+    of_shard: list[list[SampleEntry]] = [[] for _ in index.shards]
+    for sample in index.samples:
+        of_shard[sample.shard].append(sample)
+    with tqdm(
+        total=sum(shard.bytes for shard in index.shards),
+        desc=f"verify {folder}",
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,
+    ) as bar:
+        for shard, samples in zip(index.shards, of_shard, strict=True):
+            problems += [f"{folder / shard.name}: {problem}" for problem in _shard_problems(folder, shard, samples)]
+            bar.update(shard.bytes)
+    return problems
+
+
+def _index_problems(folder: Path, index: Index) -> Iterator[str]:
+    for (dataset, key), count in Counter((sample.dataset, sample.key) for sample in index.samples).items():
+        if count > 1:
+            yield f"{folder}: the index lists the key {key} of data set {dataset} {count} times"
+    for name, count in Counter(shard.name for shard in index.shards).items():
+        if count > 1:
+            yield f"{folder}: the index lists the shard {name} {count} times"
+    listed = {shard.name for shard in index.shards}
+    for path in sorted(folder.glob("*.tar")):
+        if path.name not in listed:
+            yield f"{path}: is not in the index"
+    for sample in index.samples:
+        known = {modality.name for modality in index.datasets[sample.dataset].modalities}
+        for name in sorted(set(sample.images) - known):
+            yield f"{folder}: sample {sample.key} has a modality {name} that data set {sample.dataset} does not have"
+
+
+def _shard_problems(folder: Path, shard: ShardEntry, samples: Sequence[SampleEntry]) -> Iterator[str]:
+    path = folder / shard.name
+    if not path.is_file():
+        yield "is missing"
+        return
+    if shard.samples != len(samples):
+        yield f"the index lists {len(samples)} samples in it, and counts {shard.samples}"
+    size = path.stat().st_size
+    if size != shard.bytes:
+        yield f"has {size} bytes, the index says {shard.bytes}: it was cut short or changed"
+        return
+    if sha256_of(path) != shard.sha256:
+        yield "its sha256 is not the index's: it was altered"
+    try:
+        with tarfile.open(path) as tar:
+            yield from _member_problems(tar, samples)
+    except tarfile.TarError as error:
+        yield f"cannot be read as a tar file ({error})"
+
+
+def _member_problems(tar: tarfile.TarFile, samples: Sequence[SampleEntry]) -> Iterator[str]:
+    found = {info.name: info for info in tar.getmembers()}
+    for name, count in Counter(info.name for info in tar.getmembers()).items():
+        if count > 1:
+            yield f"holds the member {name} {count} times"
+    expected = {f"{sample.dataset}/{sample.key}.json" for sample in samples}
+    for sample in samples:
+        yield from _description_problems(tar, found.get(f"{sample.dataset}/{sample.key}.json"), sample)
+        for member in (*sample.images.values(), *([sample.mask] if sample.mask else [])):
+            expected.add(member.name)
+            if not _lies_there(found.get(member.name), member):
+                yield f"{member.name} is not where the index says, or not as long"
+    for name in sorted(found.keys() - expected):
+        yield f"holds {name}, which no sample of the index has"
+
+
+def _lies_there(info: tarfile.TarInfo | None, member: Member) -> bool:
+    return info is not None and info.isreg() and (info.offset_data, info.size) == (member.offset, member.length)
+
+
+def _description_problems(tar: tarfile.TarFile, info: tarfile.TarInfo | None, sample: SampleEntry) -> Iterator[str]:
+    """Each sample's ``key.json`` says what plain WebDataset readers take for true."""
+    stream = tar.extractfile(info) if info is not None and info.isreg() else None
+    if stream is None:
+        yield f"{sample.dataset}/{sample.key}.json is missing"
+        return
+    try:
+        described: Any = json.loads(stream.read())
+    except ValueError:
+        described = None
+    if not isinstance(described, dict):
+        yield f"{sample.dataset}/{sample.key}.json is no JSON object"
+        return
+    for key in _DESCRIBED:
+        if described.get(key) != getattr(sample, key):
+            yield (
+                f"{sample.dataset}/{sample.key}.json says {key} is {described.get(key)!r}, "
+                f"the index {getattr(sample, key)!r}"
+            )
