@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,13 +70,9 @@ def weights_of_tokens(batch: Batch) -> Tensor:
 
 
 class Smooth(TorchFunctionMode):
-    """Inside, ReLU is softplus."""
+    """Inside, ReLU is softplus: a unit whose sign flips by rounding would hide what is looked for."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return F.softplus(args[0]) if func in _RELU else func(*args, **(kwargs or {}))
-
-
-def activations(problem: Problem) -> contextlib.AbstractContextManager[object]:
-    return Smooth() if problem.smooth else contextlib.nullcontext()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from parity.cases import STEPS, Problem
 from parity.parts import InParts
-from parity.problem import Batches, activations, starting_model, weights_of_tokens
+from parity.problem import Batches, Smooth, starting_model, weights_of_tokens
 from parity.record import Facts, Record, leaders_of, margin_of
 
 from unimmad.training.loss import unimmad_loss
@@ -30,7 +30,7 @@ def run_reference(shards: Path, problem: Problem, parts: int = 1, backwards: boo
         optimizer.zero_grad()
         for part in range(problem.accumulation):
             batch = batches.at(step * problem.accumulation + part, order)
-            with activations(problem), InParts(parts) if parts > 1 else contextlib.nullcontext():
+            with Smooth(), InParts(parts) if parts > 1 else contextlib.nullcontext():
                 with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
                     output = model(batch.images_TCHW, batch.tokens_per_sample, batch.slot_of_token_T)
                 loss = unimmad_loss(output, weights_of_tokens(batch), 1.0, settings.focal_gamma).total

@@ -19,7 +19,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parity.cases import FULL, SHORT, STEPS, Case
-from parity.problem import Batches, activations, starting_model, weights_of_tokens
+from parity.problem import Batches, Smooth, starting_model, weights_of_tokens
 from parity.record import Facts, leaders_of, margin_of, write_rank
 from torch import Tensor
 
@@ -82,7 +82,7 @@ def run_case(case: Case, world: World, shards: Path, folder: Path) -> None:
     for step in range(STEPS):
         for part in range(problem.accumulation):
             batch = batches.at(step * problem.accumulation + part, part_of_rank)
-            with activations(problem):
+            with Smooth():
                 output, loss = micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
             losses.append(mean_over_ranks(loss.total, world))
             routing.append(leaders_of(output))
