@@ -13,6 +13,8 @@ from parity.record import Record, read_record
 from parity.reference import run_reference
 
 WORKER = Path(__file__).with_name("worker.py")
+CASES_A_LAUNCH = 6
+SECONDS_A_CASE = 120
 ROUNDINGS = ({"parts": 2}, {"parts": 4}, {"parts": 2, "backwards": True})
 """The reference is computed as it is, and again in these ways."""
 
@@ -36,7 +38,8 @@ def launch(cases: Sequence[Case], shards: Path, folder: Path) -> None:
     """Start the ranks, run the cases, wait."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
     ranks = ["--num_accelerators", str(cases[0].layout.world)]
-    done = run([*launcher, *ranks, str(WORKER), str(shards), str(folder), *(case.name for case in cases)], folder)
+    names = [case.name for case in cases]
+    done = run([*launcher, *ranks, str(WORKER), str(shards), str(folder), *names], folder, SECONDS_A_CASE * len(cases))
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
 
 
@@ -44,4 +47,8 @@ def _launches(cases: Sequence[Case]) -> list[list[Case]]:
     groups: dict[tuple[int, int], list[Case]] = {}
     for case in cases:
         groups.setdefault((case.layout.world, case.layout.ep_size), []).append(case)
-    return list(groups.values())
+    return [
+        group[start : start + CASES_A_LAUNCH]
+        for group in groups.values()
+        for start in range(0, len(group), CASES_A_LAUNCH)
+    ]
