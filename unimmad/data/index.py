@@ -16,7 +16,7 @@ INDEX_NAME = "index.json"
 FORMAT: Literal[1] = 1
 
 ModalityKind = Literal["rgb", "gray", "depth"]
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "calibration"]
 
 
 class _Frozen(BaseModel):
