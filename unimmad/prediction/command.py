@@ -68,7 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output-dir", type=Path, default=Path("predictions"), help="default: %(default)s")
     parser.add_argument(
-        "--data", type=Path, nargs="+", help="shard folders that tell the modalities; default: those it was trained on"
+        "--data",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="shard folder that tells the modalities, once for each; default: those it was trained on",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="default: %(default)s")
@@ -77,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scale",
         type=float,
-        help="map value at the bright end of the heat maps' colours; default: twice the threshold, or else each map's "
-        "own largest value",
+        help="map value at the bright end of the heat maps' colours, 0 at the dark one; default: half to one and a "
+        "half of the threshold, or without one each map's own range",
     )
     return parser
 

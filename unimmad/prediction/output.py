@@ -15,6 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
+from unimmad.evaluation.drawing import colour_limits
 from unimmad.evaluation.thresholds import Thresholds
 from unimmad.files import write_aside, write_text_aside
 from unimmad.prediction.detector import Prediction
@@ -129,10 +130,13 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _limits(prediction: Prediction, scale: float | None) -> tuple[float, float]:
-    """From 0 to ``scale``, or to twice the threshold (the middle colour decides), or to the map's largest value."""
-    if scale is None and prediction.threshold is not None and prediction.threshold > 0:
-        scale = 2 * prediction.threshold
-    return 0.0, scale or float(prediction.map_HW.max()) or 1.0
+    """0 to ``scale``; else about the threshold, which the middle colour shows; else the map's own range."""
+    if scale is not None:
+        return 0.0, scale
+    threshold = prediction.threshold
+    if threshold is not None and threshold > 0:
+        return 0.5 * threshold, 1.5 * threshold
+    return colour_limits([prediction.map_HW])
 
 
 def _shortened(name: str) -> str:
