@@ -20,7 +20,7 @@ CLASSES = ("solids/cookie", "solids/rope")
 def calibrated(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     shards = hand_made_shards(folder / "shards", ["solids"])
-    checkpoint, _ = hand_made_checkpoint(folder / "run", load_recipe("tiny"), [shards])
+    checkpoint, _ = hand_made_checkpoint(folder / "run", load_recipe("tiny", ["model.kernel_sizes=[1, 3]"]), [shards])
     _give_every_leader_its_own_kernel(checkpoint)
     scores = {"solids/cookie": [0.3, 0.4, 0.2], "solids/rope": [0.5]}
     modalities = dict.fromkeys(CLASSES, ("rgb", "depth"))

@@ -101,17 +101,17 @@ class FixedRouting(nn.Module):
 def convolve_by_products(x_BEhw: Tensor, kernels_TEEkk: Tensor, modalities: int) -> Tensor:
     """``leaders.convolve_tokens`` where every sample has ``modalities`` tokens: [T, E, h, w].
 
-    One batched matrix product for each of the k x k positions, over the map shifted by it.
+    A batched matrix product for each row of the kernels, over the map's column shifts side by side: with all shifts at
+    once a map would take k x k times its memory, and one product a shift makes graphs of thousands of nodes.
     """
     _, out_channels, in_channels, size, _ = kernels_TEEkk.shape
     height, width = x_BEhw.shape[2:]
     padded_BEhw = F.pad(x_BEhw, (size // 2,) * 4)
-    kernels_BFEkk = kernels_TEEkk.reshape(-1, modalities * out_channels, in_channels, size, size)
-    output_BFp: Tensor | None = None
-    for row in range(size):
-        for column in range(size):
-            shifted_BEp = padded_BEhw[:, :, row : row + height, column : column + width].flatten(2)
-            product_BFp = torch.bmm(kernels_BFEkk[..., row, column], shifted_BEp)
-            output_BFp = product_BFp if output_BFp is None else output_BFp + product_BFp
-    assert output_BFp is not None
+    shifted_BIhw = torch.cat([padded_BEhw[..., column : column + width] for column in range(size)], dim=1)
+    # I = k E, column by column as above; F = M E, the outputs of a sample's tokens.
+    kernels_kTEI = kernels_TEEkk.permute(3, 0, 1, 4, 2).flatten(3)
+    kernels_kBFI = kernels_kTEI.reshape(size, -1, modalities * out_channels, size * in_channels)
+    output_BFp = torch.bmm(kernels_kBFI[0], shifted_BIhw[:, :, :height].flatten(2))
+    for row in range(1, size):
+        output_BFp = output_BFp + torch.bmm(kernels_kBFI[row], shifted_BIhw[:, :, row : row + height].flatten(2))
     return output_BFp.reshape(-1, out_channels, height, width)
