@@ -13,7 +13,7 @@ from unimmad.config import load_recipe
 
 @pytest.fixture(scope="session")
 def calibration_shards(tmp_path_factory) -> Path:
-    """cookie and rope (rgb, depth), cloth, tile and nut (rgb); one training image of each is set aside."""
+    """cookie and rope (rgb, depth), cloth, tiles and nut (rgb); one training image of each is set aside."""
     folder = hand_made_shards(tmp_path_factory.mktemp("shards") / "aside", ["solids", "materials"])
     index = json.loads((folder / "index.json").read_text())
     for sample in index["samples"]:

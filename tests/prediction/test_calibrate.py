@@ -15,7 +15,7 @@ from unimmad.evaluation.thresholds import Thresholds
 from unimmad.prediction.calibrate import calibrate, describe
 
 CPU = torch.device("cpu")
-CLASSES = ["materials/cloth", "materials/nut", "materials/tile", "solids/cookie", "solids/rope"]
+CLASSES = ["materials/cloth", "materials/nut", "materials/tiles", "solids/cookie", "solids/rope"]
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,12 @@ def thresholds(checkpoint, calibration_shards) -> Thresholds:
     return calibrate(checkpoint, [calibration_shards], 0.01, device=CPU, progress=False)
 
 
-def changed(shards: Path, target: Path, split: str, **values: object) -> Path:
-    """A copy of the shards in which samples of the split have other values."""
+def changed(shards: Path, target: Path, values: dict[str, object]) -> Path:
+    """A copy of the shards in which the samples of the calibration split have other values."""
     copy = shutil.copytree(shards, target)
     index = json.loads((copy / "index.json").read_text())
     for sample in index["samples"]:
-        if sample["split"] == split:
+        if sample["split"] == "calibration":
             sample.update(values)
     (copy / "index.json").write_text(json.dumps(index))
     return copy
@@ -64,13 +64,13 @@ def test_too_few_images_are_said(thresholds):
 
 
 def test_without_the_split_it_says_what_to_do(checkpoint, calibration_shards, tmp_path):
-    copy = changed(calibration_shards, tmp_path / "none", "calibration", split="train")
+    copy = changed(calibration_shards, tmp_path / "none", {"split": "train"})
     with pytest.raises(ValueError, match=r"none: no calibration split.*--calibration-share.*train"):
         calibrate(checkpoint, [copy], 0.01, device=CPU, progress=False)
 
 
 def test_an_anomalous_image_in_the_split_is_named(checkpoint, calibration_shards, tmp_path):
-    copy = changed(calibration_shards, tmp_path / "bad", "calibration", anomalous=True)
+    copy = changed(calibration_shards, tmp_path / "bad", {"anomalous": True})
     with pytest.raises(ValueError, match=r"class .*: .* of the calibration split is anomalous"):
         calibrate(checkpoint, [copy], 0.01, device=CPU, progress=False)
 

@@ -160,8 +160,8 @@ def table(results: list[tuple[Case, Cost]]) -> str:
     case = results[0][0]
     said = (
         f"{case.modalities} modalities a sample; GFLOP of one sample; samples as images/s, at batch size "
-        f"{case.batch_size}; latency at batch size 1 over {case.repeats} runs, {torch.get_num_threads()} CPU threads; peak: CPU resident, "
-        "GPU allocated"
+        f"{case.batch_size}; latency at batch size 1 over {case.repeats} runs; {torch.get_num_threads()} CPU threads; "
+        "peak: resident on a CPU, allocated on a GPU"
     )
     return "\n".join([*(f"| {line} |" for line in (lines[0], rule, *lines[1:])), said])
 
