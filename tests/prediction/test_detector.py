@@ -120,6 +120,12 @@ def test_a_known_class_is_decided_by_its_own_threshold(detector, thresholds, coo
         assert found.notes == ()
 
 
+def test_too_few_calibration_images_for_the_rate_are_said_with_each_decision(plain, thresholds, cookies):
+    strict = Detector(plain.engine, plain.catalogue, thresholds.model_copy(update={"false_alarm_rate": 0.01}))
+    found = strict.predict(cookies[0].images, class_name="cookie")
+    assert found.notes == ("1 calibration images promise a false-alarm rate of 0.5 only",)
+
+
 @pytest.mark.parametrize("class_name", [None, "spoon"])
 def test_no_class_or_an_unknown_one_is_decided_by_the_threshold_of_all(detector, thresholds, cookies, class_name):
     found = detector.predict(cookies[0].images, class_name=class_name)

@@ -15,6 +15,8 @@ from unimmad.evaluation.thresholds import Thresholds, check_rate, images_needed,
 from unimmad.prediction.engines import ModelEngine
 
 MAKE_SHARDS = "python tools/make_shards.py SOURCE --target DIR --calibration-share 0.2"
+MOST_NAMES = 3
+"""Classes that a note lists."""
 
 
 def calibrate(
@@ -84,9 +86,14 @@ def describe(thresholds: Thresholds) -> str:
         rate = thresholds.false_alarm_rate
         lines.append(
             f"note: a false-alarm rate of {rate:g} needs {images_needed(rate)} calibration images of a class; with "
-            f"fewer the threshold is their largest score and promises only the rate above: {', '.join(few)}"
+            f"fewer the threshold is their largest score and promises only the rate above: {_some(few)}"
         )
     return "\n".join(lines)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:MOST_NAMES])
+    return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES} more"
 
 
 def _check_split(references: dict[str, tuple[SampleRef, ...]], data: Sequence[Path]) -> None:

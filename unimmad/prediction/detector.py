@@ -207,11 +207,15 @@ class Detector:
             # A map adds up over modalities, so scores of fewer are lower.
             return None, None, [*notes, "no threshold holds for fewer modalities"]
         of_class = self.thresholds.classes.get(known) if known else None
-        if of_class is None:
-            return self.thresholds.all_classes, ALL_CLASSES, [*notes, "decided by the threshold of all classes"]
-        if set(of_class.modalities) != set(sample.modality_names):
+        if of_class is not None and set(of_class.modalities) != set(sample.modality_names):
             return None, None, [*notes, f"{known} was calibrated with {', '.join(of_class.modalities)}"]
-        return of_class, known, notes
+        if of_class is None:
+            notes.append("decided by the threshold of all classes")
+        threshold = of_class or self.thresholds.all_classes
+        if threshold.promised_rate > self.thresholds.false_alarm_rate:
+            rate = f"{threshold.promised_rate:.3g}"
+            notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
+        return threshold, known if of_class else ALL_CLASSES, notes
 
 
 def choose_device(name: str | None) -> torch.device:
