@@ -2,6 +2,7 @@
 
 python tools/evaluate.py                                  the newest run, on the data it was trained on
 python tools/evaluate.py --checkpoint runs/demo --data data/synthetic data/pothole
+python tools/evaluate.py --calibrate --false-alarm-rate 0.01      thresholds for tools/predict.py instead of a report
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from unimmad.data.location import DataFolder, parse_data_folder, recorded_data_f
 from unimmad.data.shard_cache import ShardCache
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
 from unimmad.evaluation.tables import screen_table
+from unimmad.evaluation.thresholds import DEFAULT_FALSE_ALARM_RATE, save_thresholds
+from unimmad.prediction.calibrate import calibrate, describe
 
 RUNS = Path("runs")
 TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"
@@ -28,6 +31,8 @@ def main() -> int:
     try:
         checkpoint = load_checkpoint(_checkpoint_folder(arguments.checkpoint))
         data = [parse_data_folder(text) for text in arguments.data] or _trained_on(checkpoint)
+        if arguments.calibrate:
+            return _calibrate(checkpoint, data, arguments)
         output = arguments.output_dir or checkpoint.folder.parent.parent / "evaluation"
         evaluation = evaluate_checkpoint(
             checkpoint,
@@ -75,6 +80,17 @@ def _parse() -> argparse.Namespace:
         default="nearest",
         help="bilinear: as the paper's authors do, for comparison with published rows",
     )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="instead of a report: score the calibration split and write thresholds beside the checkpoint",
+    )
+    parser.add_argument(
+        "--false-alarm-rate",
+        type=float,
+        default=DEFAULT_FALSE_ALARM_RATE,
+        help="with --calibrate: share of normal images that may be called anomalous (default: %(default)s)",
+    )
     return parser.parse_args()
 
 
@@ -95,6 +111,15 @@ def _trained_on(checkpoint: LoadedCheckpoint) -> list[DataFolder]:
             f"{checkpoint.folder} names no data that it was trained on; give shard folders with --data DIR"
         )
     return folders
+
+
+def _calibrate(checkpoint: LoadedCheckpoint, data: list[DataFolder], arguments: argparse.Namespace) -> int:
+    device, workers = _device(arguments.device), _workers(arguments.workers, checkpoint)
+    thresholds = calibrate(checkpoint, data, arguments.false_alarm_rate, device=device, workers=workers)
+    path = save_thresholds(thresholds, checkpoint.folder)
+    print(describe(thresholds))
+    print(f"thresholds {path}")
+    return 0
 
 
 def _device(name: str) -> torch.device:
