@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from unimmad.evaluation import curves
+from unimmad.evaluation import growing
 from unimmad.evaluation.metrics import METRIC_KEYS, MetricAccumulator, evaluate
 
 INF = np.inf
@@ -140,7 +140,7 @@ def test_regions_touching_at_a_corner_are_one():
 def test_blocks_do_not_change_the_numbers(monkeypatch):
     data = invented(11, levels=9, share=0.2)
     whole = evaluate(*data)
-    monkeypatch.setattr(curves, "_BLOCK", 7)
+    monkeypatch.setattr(growing, "BLOCK", 7)
     assert evaluate(*data) == pytest.approx(whole, abs=1e-12)
 
 

@@ -11,7 +11,8 @@ from unimmad.config import EvaluationSettings, load_recipe
 from unimmad.data.sample import collate
 from unimmad.data.shard_set import ShardSet
 from unimmad.evaluation.metrics import METRIC_KEYS, evaluate
-from unimmad.evaluation.run import ScoredClass, evaluate_classes, score_batch
+from unimmad.evaluation.run import ScoredClass, evaluate_classes
+from unimmad.evaluation.scoring import score_batch
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 
 CLASSES = ["cookie", "rope", "brain_upper", "brain_ventricles"]

@@ -1,0 +1,65 @@
+"""What stands above every table: how the numbers came about, and whatever two papers may differ in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from unimmad.checkpoint.loading import LoadedCheckpoint
+from unimmad.data.index import Split, load_index
+from unimmad.data.shard_set import ShardSet
+from unimmad.evaluation.scoring import MaskRule, Precision
+
+
+def report_header(
+    checkpoint: LoadedCheckpoint,
+    data: Sequence[Path],
+    shards: ShardSet,
+    split: Split,
+    device: torch.device,
+    mask_resize: MaskRule,
+    precision: Precision,
+    modalities: Sequence[str] | None,
+) -> dict[str, str]:
+    """The facts of one evaluation in words; ``shards`` are the samples that were evaluated, read from ``data``."""
+    recipe = checkpoint.recipe
+    settings = recipe.evaluation
+    size = recipe.model.image_size
+    top = max(1, int(size * size * settings.top_share))
+    blur = f"Gaussian {settings.blur_kernel} x {settings.blur_kernel}, sigma {settings.blur_sigma:g}, zero padding"
+    header = {
+        "checkpoint": _relative(checkpoint.folder),
+        "recipe": recipe.name,
+        "backbone": f"{recipe.model.backbone}, weights: {checkpoint.backbone_weights}",
+        "data": f"{', '.join(_relative(folder) for folder in data)} ({split} split)",
+        "image size": f"{size} x {size}",
+        "blur": blur if settings.blur_sigma else "none",
+        "image score": f"mean of the map's top {top} of {size * size} values",
+        "masks": f"resized {mask_resize}, anomalous where > 0",
+        "precision": f"{precision} on {device.type}",
+    }
+    if modalities is not None:
+        header["modalities"] = f"{', '.join(modalities)} only"
+    if unseen := _unseen_classes(checkpoint, shards, split):
+        header["not trained on"] = f"{', '.join(unseen)}; the router chooses experts for them all the same"
+    return header
+
+
+def _unseen_classes(checkpoint: LoadedCheckpoint, shards: ShardSet, split: Split) -> list[str]:
+    """Classes evaluated that training did not see; none where the training data are not at hand."""
+    trained: set[str] = set()
+    try:
+        for folder in checkpoint.state["data"]:
+            trained.update(load_index(Path(folder)).classes("train"))
+    except ValueError:
+        return []
+    return [name for name in shards.classes(split) if trained and name not in trained]
+
+
+def _relative(path: Path) -> str:
+    """A path as people would type it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
