@@ -45,6 +45,9 @@ def main() -> int:
     except ValueError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted; the same command goes on behind the last finished class", file=sys.stderr)
+        return 130
     return 0
 
 

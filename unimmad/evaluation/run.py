@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,9 +53,7 @@ def evaluate_classes(
         ValueError: the split is empty, a sample can't be read, a modality's slot is beyond the model's, or a map
             has NaN.
     """
-    slots = model.architecture.modality_slots
-    if shards.max_slot >= slots:
-        raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
+    _check_slots(model, shards)
     model.eval()
     refs_of = shards.classes(split)
     finished = finished or {}
@@ -69,34 +68,41 @@ def evaluate_classes(
         mask_resize=mask_resize,
     )
     by_class = itertools.groupby(batches, key=lambda batch: batch.samples[0].class_name)
+    draw = partial(sample_picture, model, shards, settings=settings, device=device, precision=precision)
 
     def with_pictures(scored: ScoredClass) -> ScoredClass:
         chosen = choose_pictures(refs_of[scored.class_name], scored.image_scores, settings.pictures_per_class)
-        pictures = (
-            sample_picture(model, shards, ref, settings, device, precision=precision, mask_resize=mask_resize)
-            for ref in chosen
-        )
-        return replace(scored, pictures=tuple(pictures))
+        return replace(scored, pictures=tuple(draw(ref, mask_resize=mask_resize) for ref in chosen))
 
     total = sum(len(refs_of[name]) for name in todo)
     label = f"evaluate {split}, {precision} on {device.type}"
     bar = tqdm(total=total, desc=label, unit="image", disable=None if progress else True)
     waiting: deque[Future[ScoredClass]] = deque()
+
+    def complete(wait: bool = False) -> Iterator[ScoredClass]:
+        while waiting and (wait or waiting[0].done()):
+            yield with_pictures(waiting.popleft().result())
+
     with bar, MetricsThread() as metrics:
         for class_name in refs_of:
             if class_name in finished:
                 waiting.append(_done(finished[class_name]))
             else:
                 scores = ClassScores(class_name, shards.datasets[class_name.partition("/")[0]].field, spill_to)
-                for batch in next(by_class)[1]:
+                _, of_class = next(by_class)  # batches come in the order of todo
+                for batch in of_class:
                     maps_BHW, scores_B = score_on_device(model, batch, settings, device, precision)
                     metrics.add(scores, batch.samples, maps_BHW, scores_B)
                     bar.update(batch.size)
+                    yield from complete()
                 waiting.append(metrics.finish(scores))
-            while waiting and waiting[0].done():
-                yield with_pictures(waiting.popleft().result())
-        while waiting:
-            yield with_pictures(waiting.popleft().result())
+        yield from complete(wait=True)
+
+
+def _check_slots(model: UniMMAD, shards: ShardSet) -> None:
+    slots = model.architecture.modality_slots
+    if shards.max_slot >= slots:
+        raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
 
 
 def _done(scored: ScoredClass) -> Future[ScoredClass]:
