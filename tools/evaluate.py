@@ -14,14 +14,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from unimmad.checkpoint.folder import find_checkpoint, newest_run
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.evaluation.comparison import compare, read_report, screen_comparison, write_comparison
 from unimmad.evaluation.each_modality import EachModality, evaluate_each_modality, screen_modalities
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
 from unimmad.evaluation.report import Report
+from unimmad.evaluation.scoring import named_device
 from unimmad.evaluation.screen import screen_table
 
 RUNS = Path("runs")
@@ -57,7 +56,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, nargs="+", help="shard folders; default: those it was trained on")
     parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation")
     parser.add_argument("--split", choices=["test", "train"], default="test")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU where there is one")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 on a GPU that has it, else fp32")
     parser.add_argument("--batch-size", type=int, help="images at a time; changes no number; default: the recipe's")
     parser.add_argument("--workers", type=int, help="loader processes; default: the recipe's")
@@ -85,7 +84,7 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[Report, Path]:
     checkpoint = _with_batch_size(checkpoint, arguments.batch_size)
     data = arguments.data or _trained_on(checkpoint)
     output = arguments.output_dir or checkpoint.folder.parent.parent / "evaluation"
-    device = _device(arguments.device)
+    device = named_device(arguments.device)
     run = partial(
         evaluate_checkpoint,
         checkpoint,
@@ -133,13 +132,6 @@ def _trained_on(checkpoint: LoadedCheckpoint) -> list[Path]:
             f"{checkpoint.folder} names no data that it was trained on; give shard folders with --data DIR"
         )
     return folders
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from None
 
 
 def _workers(given: int | None, checkpoint: LoadedCheckpoint) -> int:

@@ -24,6 +24,19 @@ MaskRule = Literal["nearest", "bilinear"]
 """How masks come to the image size before they count where > 0."""
 
 
+def named_device(name: str | None) -> torch.device:
+    """The device called ``name``; None: the GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from None
+
+
 def default_precision(device: torch.device) -> Precision:
     """``bf16`` on a GPU that computes in it, ``fp32`` everywhere else."""
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
