@@ -27,7 +27,7 @@ THEIRS = Report(
 def test_differences_are_ours_minus_theirs_over_common_classes():
     comparison = compare(OURS, THEIRS, "other.json")
     by_name = {row.name: row.differences for row in comparison.rows}
-    assert list(by_name) == ["x", "y", "mean of a", "field industry, mean", "mean of classes", "mean of data sets"]
+    assert list(by_name) == ["x", "y", "mean of a", "field mean: industry", "mean of classes", "mean of data sets"]
     assert by_name["x"]["AUPRO"] == pytest.approx(0.25)
     assert by_name["y"]["P-AP"] is None
     assert by_name["mean of a"]["I-AUROC"] == by_name["mean of classes"]["I-AUROC"] == pytest.approx(0.125)

@@ -87,7 +87,7 @@ def test_csv_keeps_full_precision_and_says_what_is_undefined(partial):
         "class",
         "class",
         "mean of metal",
-        "field industry, mean",
+        "field mean: industry",
         "mean of classes",
         "mean of data sets",
     ]

@@ -93,7 +93,7 @@ class Report:
     def mean_of_field(self, field: str) -> Mean:
         """Over all classes of the field, whatever their data set."""
         members = [result.metrics for result in self.classes if result.field == field]
-        return mean_of_members(f"field {field}, mean", members, "classes")
+        return mean_of_members(f"field mean: {field}", members, "classes")
 
     def mean_of_classes(self) -> Mean:
         return mean_of_members("mean of classes", [result.metrics for result in self.classes], "classes")
