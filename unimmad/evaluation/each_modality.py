@@ -94,7 +94,8 @@ def screen_modalities(each: EachModality) -> str:
         (dataset, [(row.modality, mean_cells(row.mean)) for row in each.rows if row.dataset == dataset])
         for dataset in datasets
     ]
-    return grouped_table("what each modality is worth: mean of each data set's classes", groups, each.notes)
+    title = "what each modality is worth: mean of each data set's classes"
+    return grouped_table(title, groups, each.notes, first="modality")
 
 
 def _rows(whole: Report, reports: Mapping[str, Report], several: Collection[str]) -> Iterator[ModalityRow]:

@@ -36,9 +36,9 @@ def screen_table(report: Report) -> str:
     return "\n".join([*lines, *_wrapped(footnotes(report))]) + "\n"
 
 
-def grouped_table(title: str, groups: Sequence[Group], notes: Sequence[str]) -> str:
-    """Rows of eight cells under headings, for tables that are no report."""
-    lines = [*textwrap.wrap(title, WIDTH), "", *_screen_heads(), "-" * WIDTH]
+def grouped_table(title: str, groups: Sequence[Group], notes: Sequence[str], first: str = "class") -> str:
+    """Rows of eight cells under headings, for tables that are no report; ``first`` is the head of the names."""
+    lines = [*textwrap.wrap(title, WIDTH), "", *_screen_heads(first), "-" * WIDTH]
     for heading, rows in groups:
         lines += [heading] if heading else []
         for name, row_cells in rows:
@@ -62,10 +62,10 @@ def _screen_header(report: Report) -> Iterator[str]:
         yield ""
 
 
-def _screen_heads() -> Iterator[str]:
+def _screen_heads(first: str = "class") -> Iterator[str]:
     groups = (f" {name} ".center(_CELL_WIDTH * columns - 2, "-") for name, columns in _GROUPS)
     yield " " * _NAME_WIDTH + "".join(f"  {group}" for group in groups)
-    yield "class".ljust(_NAME_WIDTH) + _aligned(_HEADS)
+    yield first.ljust(_NAME_WIDTH) + _aligned(_HEADS)
 
 
 def _screen_mean(mean: Mean) -> Iterator[str]:
