@@ -5,6 +5,7 @@ A modality that is left out leaves zeros in its slot, as where a sample lacks it
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Collection, Sequence
 
@@ -25,7 +26,10 @@ def keep_modalities(
     """
     _check_known(shards, names)
     wanted = frozenset(names)
-    return ShardSet(shards.folders, [_reduced(index, split, wanted, classes) for index in shards.indexes])
+    reduced = copy.copy(shards)
+    reduced.indexes = tuple(_reduced(index, split, wanted, classes) for index in shards.indexes)
+    reduced.datasets = {name: entry for index in reduced.indexes for name, entry in index.datasets.items()}
+    return reduced
 
 
 def classes_by_modality(shards: ShardSet, split: Split) -> dict[str, tuple[str, ...]]:

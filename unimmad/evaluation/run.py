@@ -71,7 +71,9 @@ def evaluate_classes(
     draw = partial(sample_picture, model, shards, settings=settings, device=device, precision=precision)
 
     def with_pictures(scored: ScoredClass) -> ScoredClass:
-        chosen = choose_pictures(refs_of[scored.class_name], scored.image_scores, settings.pictures_per_class)
+        by_key = {ref.entry.key: ref for ref in refs_of[scored.class_name]}
+        refs = [by_key[key] for key in scored.keys]
+        chosen = choose_pictures(refs, scored.image_scores, settings.pictures_per_class)
         return replace(scored, pictures=tuple(draw(ref, mask_resize=mask_resize) for ref in chosen))
 
     total = sum(len(refs_of[name]) for name in todo)
@@ -84,18 +86,19 @@ def evaluate_classes(
             yield with_pictures(waiting.popleft().result())
 
     with bar, MetricsThread() as metrics:
+        group = next(by_class, None)
         for class_name in refs_of:
             if class_name in finished:
                 waiting.append(_done(finished[class_name]))
-            else:
+            elif group is not None and group[0] == class_name:
                 scores = ClassScores(class_name, shards.datasets[class_name.partition("/")[0]].field, spill_to)
-                _, of_class = next(by_class)  # batches come in the order of todo
-                for batch in of_class:
+                for batch in group[1]:
                     maps_BHW, scores_B = score_on_device(model, batch, settings, device, precision)
                     metrics.add(scores, batch.samples, maps_BHW, scores_B)
                     bar.update(batch.size)
                     yield from complete()
                 waiting.append(metrics.finish(scores))
+                group = next(by_class, None)
         yield from complete(wait=True)
 
 
