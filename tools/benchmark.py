@@ -1,5 +1,6 @@
 """Measure parts of UniMMAD on this machine and print a table.
 
+python tools/benchmark.py metrics      exact metrics against scikit-learn and a plain AUPRO: CPU time, memory, growth
 python tools/benchmark.py model --recipe demo --precision fp32 bf16      what scoring costs
 """
 
@@ -9,7 +10,7 @@ import argparse
 import importlib
 import sys
 
-SUBCOMMANDS = ("model",)
+SUBCOMMANDS = ("metrics", "model")
 """Modules of ``unimmad.benchmarks``."""
 
 

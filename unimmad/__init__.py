@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unimmad.cpu_features import prefer_fast_sort
+
 if TYPE_CHECKING:
     from unimmad.prediction.detector import Detector, Prediction
 
 __all__ = ["Detector", "Prediction", "__version__"]
 __version__ = "0.1.0"
+
+prefer_fast_sort()
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.data.sample import collate
 from unimmad.data.shard_set import ShardSet
-from unimmad.evaluation.run import score_batch
+from unimmad.evaluation.scoring import score_batch
 from unimmad.evaluation.thresholds import Thresholds
 from unimmad.prediction.calibrate import calibrate, describe
 

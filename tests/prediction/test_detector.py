@@ -15,7 +15,7 @@ import unimmad
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.data.sample import collate
 from unimmad.data.shard_set import ShardSet
-from unimmad.evaluation.run import score_batch
+from unimmad.evaluation.scoring import score_batch
 from unimmad.evaluation.thresholds import Thresholds
 from unimmad.prediction.calibrate import calibrate
 from unimmad.prediction.detector import ALL_CLASSES, Detector

@@ -11,6 +11,7 @@ from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.data.location import DataFolder
 from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import SampleRef, ShardSet
+from unimmad.data.skipping import OnError, SkipLog
 from unimmad.data.stream import evaluation_batches
 from unimmad.evaluation.thresholds import Thresholds, check_rate, images_needed, make_thresholds
 from unimmad.prediction.engines import ModelEngine
@@ -29,6 +30,7 @@ def calibrate(
     workers: int = 0,
     progress: bool = True,
     cache: ShardCache | None = None,
+    on_error: OnError = "stop",
 ) -> Thresholds:
     """Thresholds of every class at ``false_alarm_rate``.
 
@@ -40,6 +42,7 @@ def calibrate(
         workers: loader processes.
         progress: whether to show a bar.
         cache: for shards from URLs; None: the default one.
+        on_error: ``skip`` leaves corrupt samples out, and says so.
 
     Raises:
         ValueError: no calibration split, an anomalous image in it, or data that can't be read or don't fit the model.
@@ -60,6 +63,8 @@ def calibrate(
         image_size=engine.image_size,
         batch_size=checkpoint.recipe.evaluation.batch_size,
         workers=workers,
+        on_error=on_error,
+        skip_log=SkipLog("it is left out"),
     )
     total = sum(len(of_class) for of_class in references.values())
     with tqdm(total=total, desc="calibrate", unit="image", disable=None if progress else True) as bar:
@@ -69,9 +74,12 @@ def calibrate(
                 scores[sample.class_name].append(score)
                 modalities[sample.class_name].update(dict.fromkeys(sample.modalities))
             bar.update(batch.size)
+    scores = {name: of_class for name, of_class in scores.items() if of_class}
+    if not scores:
+        raise ValueError(f"{', '.join(map(str, data))}: no sample of the calibration split can be read")
     return make_thresholds(
         scores,
-        {name: tuple(found) for name, found in modalities.items()},
+        {name: tuple(modalities[name]) for name in scores},
         shards.datasets,
         tuple(shards.classes("train")),
         false_alarm_rate,
