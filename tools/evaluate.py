@@ -95,9 +95,9 @@ def _print(evaluation: Evaluation) -> None:
     print(screen_table(evaluation.report))
     for table in evaluation.tables:
         print(f"table    {table}")
+    print(f"page     {evaluation.page}")
     if evaluation.overview is not None:
         print(f"picture  {evaluation.overview}")
-        print(f"pictures {evaluation.class_pictures[0].parent}/ (one a class)")
 
 
 if __name__ == "__main__":

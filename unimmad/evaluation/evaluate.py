@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,10 @@ import torch
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.data.index import Split
 from unimmad.data.shard_set import ShardSet
-from unimmad.evaluation.figures import SamplePicture, save_class_figure, save_overview
+from unimmad.evaluation.pictures import Pictures
 from unimmad.evaluation.report import ClassResult, Report
 from unimmad.evaluation.run import MaskRule, evaluate_classes
 from unimmad.evaluation.tables import write_tables
-
-PICTURES = "pictures"
-OVERVIEW = "overview.png"
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,8 @@ class Evaluation:
     report: Report
     tables: tuple[Path, ...]
     overview: Path | None
-    class_pictures: tuple[Path, ...]
+    page: Path
+    """All tables and pictures as HTML."""
 
 
 def evaluate_checkpoint(
@@ -51,8 +48,7 @@ def evaluate_checkpoint(
     shards = ShardSet.open(data)
     model = checkpoint.model.to(device)
     results: list[ClassResult] = []
-    in_overview: list[SamplePicture] = []
-    class_pictures: list[Path] = []
+    pictures = Pictures(output, checkpoint.recipe.model.kernel_sizes)
     scored_classes = evaluate_classes(
         model,
         shards,
@@ -65,16 +61,10 @@ def evaluate_checkpoint(
     )
     for scored in scored_classes:
         results.append(scored.result)
-        if scored.pictures:
-            path = output / PICTURES / f"{_file_name(scored.result)}.png"
-            save_class_figure(scored.pictures, path)
-            class_pictures.append(path)
-            in_overview.append(scored.pictures[0])
+        pictures.add(scored)
     report = Report(report_header(checkpoint, data, split, device, mask_resize), tuple(results))
-    overview = output / OVERVIEW if in_overview else None
-    if overview is not None:
-        save_overview(in_overview, overview)
-    return Evaluation(report, write_tables(report, output), overview, tuple(class_pictures))
+    tables = write_tables(report, output)
+    return Evaluation(report, tables, pictures.overview, pictures.finish(report, tables))
 
 
 def report_header(
@@ -103,7 +93,3 @@ def _relative(path: Path) -> str:
     """A path as people would type it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
-
-
-def _file_name(result: ClassResult) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{result.dataset}-{result.class_name}")

@@ -1,28 +1,33 @@
 """The run over a test split: batches in, maps and scores out, metrics class by class, a few pictures.
 
-Letters: B samples, H x W pixels.
+Letters: B samples of a batch, I samples of a class, H x W pixels.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from unimmad.config import EvaluationSettings
 from unimmad.data.index import ModalityKind, Split
-from unimmad.data.sample import Batch, Sample
+from unimmad.data.sample import Batch, Sample, collate
 from unimmad.data.shard_set import SampleRef, ShardSet
 from unimmad.data.stream import evaluation_batches
 from unimmad.evaluation.drawing import denormalise
+from unimmad.evaluation.expert_usage import ClassUsage, UsageCounter
 from unimmad.evaluation.figures import SamplePicture
 from unimmad.evaluation.metrics import MetricAccumulator
+from unimmad.evaluation.pixel_curves import PixelCurves
 from unimmad.evaluation.report import ClassResult
+from unimmad.evaluation.selection import failures_first
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.unimmad import UniMMAD
 
@@ -35,16 +40,31 @@ class ScoredClass:
 
     result: ClassResult
     pictures: tuple[SamplePicture, ...]
-    """Anomalous samples first."""
+    """Failures first."""
+    image_scores: NDArray[np.float64]
+    """[I], in index order."""
+    labels: NDArray[np.bool_]
+    """[I], True where anomalous."""
+    keys: tuple[str, ...]
+    """I sample keys."""
+    curves: PixelCurves | None
+    """None where a mask is missing or a label has no pixel."""
+    usage: ClassUsage
 
 
 @torch.no_grad()
 def score_batch(
-    model: UniMMAD, batch: Batch, settings: EvaluationSettings, device: torch.device
+    model: UniMMAD,
+    batch: Batch,
+    settings: EvaluationSettings,
+    device: torch.device,
+    usage: UsageCounter | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Blurred anomaly maps [B, H, W] and image scores [B], float32 on the CPU."""
+    """Blurred anomaly maps [B, H, W] and image scores [B], float32 on the CPU; ``usage`` counts the routing."""
     on_device = batch.to(device)
     output = model(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T)
+    if usage is not None:
+        usage.add(batch.samples, output.routings)
     maps_BHW = gaussian_blur(model.maps(output), settings.blur_kernel, settings.blur_sigma)
     return maps_BHW.cpu(), image_scores(maps_BHW, settings.top_share).cpu()
 
@@ -70,10 +90,6 @@ def evaluate_classes(
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
     model.eval()
     references = shards.classes(split)
-    chosen = {
-        name: [ref.entry.key for ref in _pictured(refs, settings.pictures_per_class)]
-        for name, refs in references.items()
-    }
     batches = evaluation_batches(
         shards,
         split,
@@ -86,14 +102,50 @@ def evaluate_classes(
     with tqdm(total=total, desc=f"evaluate {split}", unit="image", disable=None if progress else True) as bar:
         for class_name, of_class in itertools.groupby(batches, key=lambda batch: batch.samples[0].class_name):
             metrics = MetricAccumulator()
-            pictures = []
+            usage = UsageCounter(class_name, model.architecture.leaders)
+            scores: list[float] = []
             for batch in of_class:
-                maps_BHW, scores_B = score_batch(model, batch, settings, device)
+                maps_BHW, scores_B = score_batch(model, batch, settings, device, usage)
                 _add(metrics, batch.samples, maps_BHW, scores_B)
-                pictures += _pictures(batch, maps_BHW, scores_B, chosen[class_name], shards)
+                scores += scores_B.tolist()
                 bar.update(batch.size)
-            pictures.sort(key=lambda picture: chosen[picture.class_name].index(picture.key))
-            yield ScoredClass(_result(class_name, metrics, shards), tuple(pictures))
+            refs = references[class_name]
+            scores_I, labels_I = np.array(scores), np.array([ref.entry.anomalous for ref in refs])
+            defects = [ref.entry.defect for ref in refs]
+            chosen = failures_first(scores_I, labels_I, defects, settings.pictures_per_class)
+            pictures = (
+                replace(sample_picture(model, shards, refs[choice.index], settings, device), note=choice.note)
+                for choice in chosen
+            )
+            yield ScoredClass(
+                _result(class_name, metrics, shards),
+                tuple(pictures),
+                scores_I,
+                labels_I,
+                tuple(ref.entry.key for ref in refs),
+                metrics.curves(),
+                usage.usage(),
+            )
+
+
+def sample_picture(
+    model: UniMMAD, shards: ShardSet, ref: SampleRef, settings: EvaluationSettings, device: torch.device
+) -> SamplePicture:
+    """Read one sample, score it alone, and give what is drawn of it.
+
+    Raises:
+        ValueError: the sample can't be read.
+    """
+    sample = shards.read(ref, model.architecture.image_size)
+    maps_BHW, scores_B = score_batch(model, collate([sample]), settings, device)
+    images = tuple(
+        (name, denormalise(image_CHW, kind))
+        for name, image_CHW, kind in zip(sample.modalities, sample.images_MCHW, _kinds(shards, sample), strict=True)
+    )
+    mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
+    return SamplePicture(
+        sample.class_name, sample.key, sample.defect, scores_B.item(), images, maps_BHW[0].numpy(), mask_HW
+    )
 
 
 def _add(metrics: MetricAccumulator, samples: Sequence[Sample], maps_BHW: Tensor, scores_B: Tensor) -> None:
@@ -113,39 +165,6 @@ def _result(class_name: str, metrics: MetricAccumulator, shards: ShardSet) -> Cl
         anomalous=metrics.anomalous,
         metrics=metrics.compute(),
     )
-
-
-def _pictured(refs: Sequence[SampleRef], count: int) -> list[SampleRef]:
-    """A few samples worth a picture: the kinds of defect in turn, and one normal sample for comparison."""
-    by_defect: dict[str, list[SampleRef]] = {}
-    for ref in refs:
-        by_defect.setdefault(ref.entry.defect, []).append(ref)
-    normal = by_defect.pop("good", [])
-    in_turn = [ref for group in itertools.zip_longest(*by_defect.values()) for ref in group if ref is not None]
-    anomalous = in_turn[: max(0, count - 1)]
-    return anomalous + normal[: count - len(anomalous)]
-
-
-def _pictures(
-    batch: Batch, maps_BHW: Tensor, scores_B: Tensor, keys: Sequence[str], shards: ShardSet
-) -> list[SamplePicture]:
-    pictures = []
-    images_of_sample = batch.images_TCHW.split(batch.tokens_per_sample)
-    for sample, images_MCHW, map_HW, score in zip(
-        batch.samples, images_of_sample, maps_BHW, scores_B.tolist(), strict=True
-    ):
-        if sample.key not in keys:
-            continue
-        kinds = _kinds(shards, sample)
-        images = tuple(
-            (name, denormalise(image_CHW, kind))
-            for name, image_CHW, kind in zip(sample.modalities, images_MCHW, kinds, strict=True)
-        )
-        mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
-        pictures.append(
-            SamplePicture(sample.class_name, sample.key, sample.defect, score, images, map_HW.numpy(), mask_HW)
-        )
-    return pictures
 
 
 def _kinds(shards: ShardSet, sample: Sample) -> list[ModalityKind]:
