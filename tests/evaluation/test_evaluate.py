@@ -6,8 +6,11 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
+from html import escape
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -28,23 +31,42 @@ def evaluated(checkpoint, data: list[Path], output: Path, **options) -> Evaluati
     return evaluate_checkpoint(checkpoint, data, output, device=CPU, workers=0, progress=False, **options)
 
 
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 @pytest.fixture(scope="module")
 def finished(checkpoint, small_shards, tmp_path_factory) -> tuple[Evaluation, Path]:
     output = tmp_path_factory.mktemp("evaluated") / "new" / "report"
     return evaluated(checkpoint, [small_shards], output), output
 
 
-def test_tables_and_pictures_are_where_it_says_and_nothing_else_is(finished):
+def test_tables_and_pictures_are_linked_from_the_page_and_nothing_else_is_there(finished):
     evaluation, output = finished
-    said = [*evaluation.tables, evaluation.overview, *evaluation.class_pictures]
-    assert sorted(said) == sorted(path for path in output.rglob("*") if path.is_file())
+    links = set(re.findall(r'(?:href|src)="([^"#]+)"', evaluation.page.read_text()))
+    assert {output / unquote(link) for link in links} | {evaluation.page} == set(files_in(output))
     assert {path.name for path in evaluation.tables} == {"report.json", "report.csv", "report.md"}
+    assert {*evaluation.tables, evaluation.overview, evaluation.page} <= set(files_in(output))
     names = {"solids-cookie", "solids-rope", "brains-brain_ventricles", "brains-brain_upper"}
-    assert {path.stem for path in evaluation.class_pictures} == names
-    for path in (evaluation.overview, *evaluation.class_pictures):
+    assert {path.stem for path in (output / "pictures").iterdir()} == names
+    assert {path.stem for path in (output / "curves").iterdir()} == names
+
+
+def test_pictures_show_something(finished):
+    _, output = finished
+    for path in output.rglob("*.png"):
         with Image.open(path) as picture:
             assert min(picture.size) > 64
             assert len(picture.convert("RGB").getcolors(2**20) or range(1000)) > 100
+
+
+def test_the_page_holds_the_header_and_every_class(finished):
+    evaluation, _ = finished
+    page = evaluation.page.read_text()
+    for value in evaluation.report.header.values():
+        assert escape(value) in page
+    for result in evaluation.report.classes:
+        assert f"<h2>{result.dataset} / {result.class_name}</h2>" in page
 
 
 def test_the_three_tables_hold_the_reports_numbers(finished):
@@ -86,7 +108,8 @@ def test_the_recipes_batch_size_changes_no_number(checkpoint, small_shards, fini
     recipe = load_recipe("tiny", ["evaluation.batch_size=1", "evaluation.pictures_per_class=0"])
     alone = evaluated(dataclasses.replace(checkpoint, recipe=recipe), [small_shards], tmp_path)
     assert alone.overview is None
-    assert alone.class_pictures == ()
+    assert not (tmp_path / "pictures").exists()
+    assert alone.page.is_file()
     for ours, theirs in zip(alone.report.classes, finished[0].report.classes, strict=True):
         assert ours.metrics == pytest.approx(theirs.metrics, abs=CLOSE)
 

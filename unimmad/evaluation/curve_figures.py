@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from unimmad.evaluation.curve_points import (
@@ -38,7 +39,22 @@ def save_curve_figure(
     metrics: Metrics,
     path: Path,
 ) -> None:
-    """Image scores, ROC of images and pixels, PRO, and pixel scores, side by side, as PNG.
+    """Write :func:`curve_figure` as PNG.
+
+    Raises:
+        ValueError: the folder cannot be written to.
+    """
+    save_figure(curve_figure(title, image_scores_I, anomalous_I, pixels, metrics), path)
+
+
+def curve_figure(
+    title: str,
+    image_scores_I: NDArray[np.float64],
+    anomalous_I: NDArray[np.bool_],
+    pixels: PixelCurves | None,
+    metrics: Metrics,
+) -> Figure:
+    """Image scores, ROC of images and pixels, PRO, and pixel scores, side by side.
 
     Args:
         title: above the figure.
@@ -46,10 +62,6 @@ def save_curve_figure(
         anomalous_I: True where anomalous.
         pixels: None where the class has no pixel metrics; its panels then say so.
         metrics: the class's, for the legends.
-        path: the PNG.
-
-    Raises:
-        ValueError: the folder cannot be written to.
     """
     figure = new_figure(4 * _PANEL_INCHES[0], _PANEL_INCHES[1])
     figure.suptitle(title.replace("$", r"\$"), fontsize=10, fontweight="bold")
@@ -65,7 +77,7 @@ def save_curve_figure(
         _say(pixels_ax, "n/a: masks or a label are missing")
     else:
         _draw_histogram(pixels_ax, "pixel scores", pixels.histogram, pixels.threshold, logarithmic=True)
-    save_figure(figure, path)
+    return figure
 
 
 def _draw_histogram(

@@ -27,21 +27,38 @@ _OVERLAP_COLOURS = "magma"
 
 
 def save_expert_map(rows: Sequence[UsageRow], gates: Sequence[str], columns: int, path: Path) -> None:
-    """One panel a gate: leaders across, data sets and modalities down, disc area = activation frequency, as PNG.
+    """Write :func:`expert_map_figure` as PNG.
 
-    Colours tell the data sets apart. A disc that touches its neighbours' centres' half-way is a leader that
-    every token of the row goes to.
+    Raises:
+        ValueError: the folder cannot be written to.
+    """
+    save_figure(expert_map_figure(rows, gates, columns), path)
+
+
+def expert_map_figure(rows: Sequence[UsageRow], gates: Sequence[str], columns: int) -> Figure:
+    """One panel a gate: leaders across, data sets and modalities down, disc area = activation frequency.
+
+    Colours tell the data sets apart. The disc of a leader that all tokens of its row go to touches its neighbours'.
 
     Args:
         rows: at least one.
         gates: names of G.
         columns: panels side by side: the branches of a level.
-        path: the PNG.
-
-    Raises:
-        ValueError: the folder cannot be written to.
     """
-    save_figure(_map_figure(rows, gates, columns), path)
+    leaders = rows[0].frequency_GL.shape[1]
+    panels_down = -(-len(gates) // columns)
+    width = columns * (leaders + 1) * _DISC_INCHES + _LABEL_INCHES
+    height = panels_down * ((len(rows) + 1) * _DISC_INCHES + _HEAD_INCHES)
+    figure = new_figure(width, height)
+    grid = figure.subplots(panels_down, columns, squeeze=False, sharey=True)
+    for number, (ax, gate) in enumerate(zip(grid.reshape(-1), gates, strict=False)):
+        frequency_RL = np.stack([row.frequency_GL[number] for row in rows])
+        _draw_gate(ax, rows, frequency_RL, gate)
+    for ax in grid[-1]:
+        ax.set_xlabel("leader", fontsize=FONT_SIZE)
+    for ax in grid.reshape(-1)[len(gates) :]:
+        ax.set_visible(False)
+    return figure
 
 
 def save_class_overlap(classes: Sequence[str], overlap_CC: Shares, path: Path) -> None:
@@ -61,23 +78,6 @@ def save_class_overlap(classes: Sequence[str], overlap_CC: Shares, path: Path) -
     bar.ax.tick_params(labelsize=FONT_SIZE - 1)
     bar.set_label("overlap of leader usage", fontsize=FONT_SIZE)
     save_figure(figure, path)
-
-
-def _map_figure(rows: Sequence[UsageRow], gates: Sequence[str], columns: int) -> Figure:
-    leaders = rows[0].frequency_GL.shape[1]
-    panels_down = -(-len(gates) // columns)
-    width = columns * (leaders + 1) * _DISC_INCHES + _LABEL_INCHES
-    height = panels_down * ((len(rows) + 1) * _DISC_INCHES + _HEAD_INCHES)
-    figure = new_figure(width, height)
-    grid = figure.subplots(panels_down, columns, squeeze=False, sharey=True)
-    for number, (ax, gate) in enumerate(zip(grid.reshape(-1), gates, strict=False)):
-        frequency_RL = np.stack([row.frequency_GL[number] for row in rows])
-        _draw_gate(ax, rows, frequency_RL, gate)
-    for ax in grid[-1]:
-        ax.set_xlabel("leader", fontsize=FONT_SIZE)
-    for ax in grid.reshape(-1)[len(gates) :]:
-        ax.set_visible(False)
-    return figure
 
 
 def _draw_gate(ax: Axes, rows: Sequence[UsageRow], frequency_RL: Shares, gate: str) -> None:

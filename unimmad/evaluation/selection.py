@@ -41,8 +41,8 @@ def failures_first(scores_I: Scores, anomalous_I: Labels, defects: Sequence[str]
 
     A quarter (at least one, from three samples on) are the highest-scoring normals, as many are the
     lowest-scoring anomalies. The others are ordinary: anomalies with scores nearest to the median of theirs, the
-    kinds of defect in turn, and, last, one normal sample, likewise. Where one group has too few, failures fill the
-    places. Equal scores go by position.
+    kinds of defect in turn, and, last, one normal sample, likewise. Where one group has too few, more ordinary
+    samples fill the places. Equal scores go by position.
 
     Args:
         scores_I: image scores, no NaN.
@@ -56,13 +56,14 @@ def failures_first(scores_I: Scores, anomalous_I: Labels, defects: Sequence[str]
     worst = {*worst_normals[:failures], *worst_anomalies[:failures]}
     middle_anomalies = [index for index in _by(_from_median(scores_I, anomalous_I), anomalous_I) if index not in worst]
     middle_normals = [index for index in _by(_from_median(scores_I, ~anomalous_I), ~anomalous_I) if index not in worst]
+    ordinary_anomalies = _in_turn(middle_anomalies, defects)
     by_importance = (
         (Reason.FALSE_ALARM, worst_normals[:failures]),
         (Reason.MISSED, worst_anomalies[:failures]),
-        (Reason.ORDINARY_ANOMALY, _in_turn(middle_anomalies, defects)[: max(1, count - 2 * failures - 1)]),
+        (Reason.ORDINARY_ANOMALY, ordinary_anomalies[: max(1, count - 2 * failures - 1)]),
         (Reason.ORDINARY_NORMAL, middle_normals[:1]),
-        (Reason.FALSE_ALARM, worst_normals),
-        (Reason.MISSED, worst_anomalies),
+        (Reason.ORDINARY_ANOMALY, ordinary_anomalies),
+        (Reason.ORDINARY_NORMAL, middle_normals),
     )
     reasons: dict[int, Reason] = {}
     for reason, indices in by_importance:
