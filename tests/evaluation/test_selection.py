@@ -54,8 +54,8 @@ def test_a_single_picture_is_an_ordinary_anomaly():
 
 def test_notes_count_the_images_on_the_wrong_side():
     by_reason = {choice.reason: choice.note for choice in chosen(4)}
-    assert by_reason[Reason.FALSE_ALARM] == "highest-scoring normal, at or above 4 of 6 anomalies"
-    assert by_reason[Reason.MISSED] == "lowest-scoring anomaly, at or below 3 of 5 normals"
+    assert by_reason[Reason.FALSE_ALARM] == "highest-scoring normal, >= 4 of 6 anomalies"
+    assert by_reason[Reason.MISSED] == "lowest-scoring anomaly, <= 3 of 5 normals"
     assert by_reason[Reason.ORDINARY_ANOMALY] == "ordinary anomaly"
 
 

@@ -92,11 +92,23 @@ def _draw_histogram(
             ax.stairs(share_B, scores.edge_B1, color=colour, linewidth=1)
     if threshold is not None and np.isfinite(threshold):
         ax.axvline(threshold, color="0.2", linestyle="--", linewidth=1, label=f"F1max at {threshold:.3g}")
-    if logarithmic:
-        ax.set_yscale("log")
+    _leave_room_for_the_legend(ax, np.concatenate([scores.normal_B, scores.anomalous_B]), logarithmic)
     ax.set_xlabel("score", fontsize=FONT_SIZE)
     ax.set_ylabel("share of its label", fontsize=FONT_SIZE)
-    _add_legend(ax, "best")
+    _add_legend(ax, "upper right")
+
+
+def _leave_room_for_the_legend(ax: Axes, shares: NDArray[np.float64], logarithmic: bool) -> None:
+    """Nearly a third of the height, above the highest bin."""
+    highest = float(shares.max())
+    if highest == 0:
+        return
+    if logarithmic:
+        lowest = 0.5 * float(shares[shares > 0].min())
+        ax.set_yscale("log")
+        ax.set_ylim(lowest, highest * (highest / lowest) ** 0.45)
+    else:
+        ax.set_ylim(0, 1.45 * highest)
 
 
 def _draw_roc(ax: Axes, image: Curve | None, pixel: Curve | None, metrics: Metrics) -> None:
@@ -146,7 +158,7 @@ def _say(ax: Axes, text: str) -> None:
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=FONT_SIZE, color="0.4")
 
 
-def _add_legend(ax: Axes, place: Literal["best", "lower right"]) -> None:
+def _add_legend(ax: Axes, place: Literal["upper right", "lower right"]) -> None:
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=FONT_SIZE - 1, loc=place, frameon=True, framealpha=0.8, edgecolor="none")
 

@@ -55,6 +55,19 @@ def colour_limits(maps: Sequence[Image]) -> Limits:
     return low, low + max(abs(low), 1.0)
 
 
+def heat_limits(maps: Sequence[Image]) -> Limits:
+    """A common colour scale of some anomaly maps of one class: from their median to their largest finite value.
+
+    Half of the pixels get the darkest colour: they are normal nearly always, and their background level and the
+    border that the blur darkens would otherwise take up most of the scale.
+    """
+    values_P = np.concatenate([np.ravel(values) for values in maps])
+    finite_P = values_P[np.isfinite(values_P)]
+    if finite_P.size:
+        values_P = finite_P[finite_P >= np.median(finite_P)]
+    return colour_limits([values_P])
+
+
 def show_image(ax: Axes, image: Image, **style: object) -> None:
     ax.imshow(image, interpolation="nearest", **style)  # type: ignore[arg-type]
     ax.set_xticks([])

@@ -26,8 +26,8 @@ from unimmad.evaluation.drawing import (
     MAP_CONTOUR_COLOUR,
     Image,
     Limits,
-    colour_limits,
     draw_contour,
+    heat_limits,
     laid_over,
     show_blank,
     show_image,
@@ -105,7 +105,7 @@ def save_class_figure(rows: Sequence[SamplePicture], path: Path, threshold: floa
     """
     if not rows:
         raise ValueError(f"cannot draw {path}: it was given no samples")
-    limits = colour_limits([row.map_HW for row in rows])
+    limits = heat_limits([row.map_HW for row in rows])
     fullest_first = sorted(rows, key=lambda row: -len(row.images))
     names = list(dict.fromkeys(name for row in fullest_first for name, _ in row.images))
     heights = [_row_inches(row.images[0][1]) for row in rows]
@@ -125,14 +125,14 @@ def save_overview(samples: Sequence[SamplePicture], path: Path, limits: Sequence
     Args:
         samples: one a class.
         path: the PNG.
-        limits: each map's colour scale; by default from its smallest to its largest value.
+        limits: each map's colour scale; by default from its own median to its largest value.
 
     Raises:
         ValueError: no samples, or the folder cannot be written to.
     """
     if not samples:
         raise ValueError(f"cannot draw {path}: it was given no samples")
-    scales = limits or [colour_limits([sample.map_HW]) for sample in samples]
+    scales = limits or [heat_limits([sample.map_HW]) for sample in samples]
     columns = min(len(samples), max(2, round(math.sqrt(0.6 * len(samples)))))
     rows = math.ceil(len(samples) / columns)
     tallest = max(_row_inches(sample.images[0][1]) for sample in samples)
@@ -180,7 +180,7 @@ def _figure_of_rows(
     if heading:
         figure.suptitle(_fitted(heading, 0.5 * width), fontsize=11, fontweight="bold")
     left, right = figure.subfigures(1, 2, width_ratios=(width, _BAR_INCHES), squeeze=False)[0]
-    bar = right.colorbar(ScalarMappable(Normalize(*limits), MAP_COLOURS), cax=right.subplots())
+    bar = right.colorbar(ScalarMappable(Normalize(*limits), MAP_COLOURS), cax=right.subplots(), extend="min")
     bar.ax.tick_params(labelsize=FONT_SIZE - 1)
     bar.set_label("anomaly score", fontsize=FONT_SIZE)
     return figure, list(left.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from unimmad.evaluation.curve_figures import save_curve_figure
-from unimmad.evaluation.drawing import Limits, colour_limits
+from unimmad.evaluation.drawing import Limits, heat_limits
 from unimmad.evaluation.expert_map import save_class_overlap, save_expert_map
 from unimmad.evaluation.expert_usage import ClassUsage, rows_by_modality
 from unimmad.evaluation.figures import SamplePicture, save_class_figure, save_overview
@@ -68,7 +68,7 @@ class Pictures:
         written.append(self._save_curves(scored))
         if scored.pictures:
             written.append(self._save_heat_maps(scored))
-            limits = colour_limits([picture.map_HW for picture in scored.pictures])
+            limits = heat_limits([picture.map_HW for picture in scored.pictures])
             self._in_overview.append((_typical(scored.pictures), limits))
 
     def finish(self, report: Report, tables: Sequence[Path]) -> Path:

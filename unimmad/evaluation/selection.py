@@ -96,12 +96,12 @@ def _in_turn(indices: Iterable[int], defects: Sequence[str]) -> list[int]:
 
 
 def _note(index: int, reason: Reason, scores_I: Scores, anomalous_I: Labels) -> str:
-    """Such as ``highest-scoring normal, at or above 3 of 14 anomalies``."""
+    """Such as ``highest-scoring normal, >= 3 of 14 anomalies``: by score."""
     score = scores_I[index]
     if reason is Reason.FALSE_ALARM and anomalous_I.any():
         others_A = scores_I[anomalous_I]
-        return f"{reason}, at or above {int((others_A <= score).sum())} of {len(others_A)} anomalies"
+        return f"{reason}, >= {int((others_A <= score).sum())} of {len(others_A)} anomalies"
     if reason is Reason.MISSED and not anomalous_I.all():
         others_N = scores_I[~anomalous_I]
-        return f"{reason}, at or below {int((others_N >= score).sum())} of {len(others_N)} normals"
+        return f"{reason}, <= {int((others_N >= score).sum())} of {len(others_N)} normals"
     return str(reason)
