@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
 import torch
 
 from unimmad.data.sample import Sample
-from unimmad.evaluation.expert_usage import ClassUsage, UsageCounter, rows_by_modality, shares_by_dataset
+from unimmad.evaluation.expert_usage import (
+    ClassUsage,
+    UsageCounter,
+    read_usage,
+    rows_by_modality,
+    shares_by_dataset,
+    usage_entry,
+)
 from unimmad.model.routing import Routing
 
 LEADERS, TOP_K, LEVELS, BRANCHES = 6, 2, 3, 2
@@ -80,3 +88,11 @@ def test_shares_give_modalities_classes_and_sets_the_same_weight():
     assert list(shares) == ["a", "b"]
     np.testing.assert_allclose(shares["a"], [[0.6875, 0.3125]])
     np.testing.assert_allclose(shares["b"], [[0, 1]])
+
+
+def test_usage_survives_json():
+    before = usage("a", "x", [[[6, 2]], [[1, 1]]], ("rgb", "depth"), tokens=[4, 1])
+    after = read_usage(json.loads(json.dumps(usage_entry(before))))
+    assert (after.dataset, after.class_name, after.modalities) == ("a", "x", ("rgb", "depth"))
+    np.testing.assert_array_equal(after.counts_MGL, before.counts_MGL)
+    np.testing.assert_array_equal(after.tokens_M, before.tokens_M)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from unimmad.evaluation.curve_points import MOST_POINTS
 from unimmad.evaluation.metrics import MetricAccumulator
+from unimmad.evaluation.pixel_curves import curves_entry, read_curves
 
 
 def collected(images=4, shape=(24, 30), levels=40, seed=0):
@@ -77,3 +80,13 @@ def test_without_a_mask_or_a_label_there_are_none():
     assert metrics.curves() is None
     assert collected(images=1)[0].curves() is None
     assert MetricAccumulator().curves() is None
+
+
+def test_curves_survive_json():
+    before = collected()[0].curves()
+    after = read_curves(json.loads(json.dumps(curves_entry(before))))
+    for name in ("fpr", "tpr", "pro"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    for ours, theirs in zip(after.histogram, before.histogram, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert after.threshold == before.threshold

@@ -6,11 +6,11 @@ Letters: I images of the class.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from unimmad.evaluation.curve_points import (
@@ -65,6 +65,8 @@ def curve_figure(
     """
     figure = new_figure(4 * _PANEL_INCHES[0], _PANEL_INCHES[1])
     figure.suptitle(title.replace("$", r"\$"), fontsize=10, fontweight="bold")
+    patches = [Patch(color=NORMAL_COLOUR, label="normal"), Patch(color=ANOMALOUS_COLOUR, label="anomalous")]
+    figure.legend(handles=patches, loc="upper left", ncols=2, fontsize=FONT_SIZE - 1, frameon=False)
     images_ax, roc_ax, pro_ax, pixels_ax = figure.subplots(1, 4)
     normal_N, anomalous_A = np.sort(image_scores_I[~anomalous_I]), np.sort(image_scores_I[anomalous_I])
     image_threshold = f1max_threshold(normal_N, anomalous_A) if len(anomalous_A) else None
@@ -85,30 +87,18 @@ def _draw_histogram(
 ) -> None:
     """Each label's share of scores in each bin; the dashed line is the F1max threshold."""
     _head(ax, title)
-    shown = ((scores.normal_B, "normal", NORMAL_COLOUR), (scores.anomalous_B, "anomalous", ANOMALOUS_COLOUR))
-    for share_B, name, colour in shown:
+    label = "score"
+    for share_B, colour in ((scores.normal_B, NORMAL_COLOUR), (scores.anomalous_B, ANOMALOUS_COLOUR)):
         if share_B.any():
-            ax.stairs(share_B, scores.edge_B1, fill=True, alpha=0.45, color=colour, label=name)
+            ax.stairs(share_B, scores.edge_B1, fill=True, alpha=0.45, color=colour)
             ax.stairs(share_B, scores.edge_B1, color=colour, linewidth=1)
     if threshold is not None and np.isfinite(threshold):
-        ax.axvline(threshold, color="0.2", linestyle="--", linewidth=1, label=f"F1max at {threshold:.3g}")
-    _leave_room_for_the_legend(ax, np.concatenate([scores.normal_B, scores.anomalous_B]), logarithmic)
-    ax.set_xlabel("score", fontsize=FONT_SIZE)
-    ax.set_ylabel("share of its label", fontsize=FONT_SIZE)
-    _add_legend(ax, "upper right")
-
-
-def _leave_room_for_the_legend(ax: Axes, shares: NDArray[np.float64], logarithmic: bool) -> None:
-    """Nearly a third of the height, above the highest bin."""
-    highest = float(shares.max())
-    if highest == 0:
-        return
+        ax.axvline(threshold, color="0.2", linestyle="--", linewidth=1)
+        label = f"score (dashed: F1max at {threshold:.3g})"
     if logarithmic:
-        lowest = 0.5 * float(shares[shares > 0].min())
         ax.set_yscale("log")
-        ax.set_ylim(lowest, highest * (highest / lowest) ** 0.45)
-    else:
-        ax.set_ylim(0, 1.45 * highest)
+    ax.set_xlabel(label, fontsize=FONT_SIZE)
+    ax.set_ylabel("share of its label", fontsize=FONT_SIZE)
 
 
 def _draw_roc(ax: Axes, image: Curve | None, pixel: Curve | None, metrics: Metrics) -> None:
@@ -120,7 +110,7 @@ def _draw_roc(ax: Axes, image: Curve | None, pixel: Curve | None, metrics: Metri
             ax.plot([], [], color=_CURVE_COLOURS[name], label=f"{key} n/a")
         else:
             ax.plot(*curve, color=_CURVE_COLOURS[name], linewidth=1.4, label=f"{key} {_shown(metrics[key])}")
-    _add_legend(ax, "lower right")
+    _add_legend(ax)
 
 
 def _draw_pro(ax: Axes, curve: Curve | None, metrics: Metrics) -> None:
@@ -137,7 +127,7 @@ def _draw_pro(ax: Axes, curve: Curve | None, metrics: Metrics) -> None:
     ax.fill_between(fpr_P, value_P, color=_CURVE_COLOURS["pixel"], alpha=0.2, linewidth=0)
     ax.axvline(FPR_LIMIT, color="0.6", linewidth=0.8, linestyle=":")
     ax.plot(*curve, color=_CURVE_COLOURS["pixel"], linewidth=1.4, label=f"AUPRO {_shown(metrics['AUPRO'])}")
-    _add_legend(ax, "lower right")
+    _add_legend(ax)
 
 
 def _square(ax: Axes, ylabel: str) -> None:
@@ -158,9 +148,8 @@ def _say(ax: Axes, text: str) -> None:
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=FONT_SIZE, color="0.4")
 
 
-def _add_legend(ax: Axes, place: Literal["upper right", "lower right"]) -> None:
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=FONT_SIZE - 1, loc=place, frameon=True, framealpha=0.8, edgecolor="none")
+def _add_legend(ax: Axes) -> None:
+    ax.legend(fontsize=FONT_SIZE - 1, loc="lower right", frameon=True, framealpha=0.8, edgecolor="none")
 
 
 def _shown(value: float | None) -> str:

@@ -6,8 +6,9 @@ Letters: M modalities of a class, G gates (every level's branches, in the model'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,28 @@ class UsageCounter:
             np.stack([self._counts[key] for key in keys]),
             np.array([self._tokens[key] for key in keys], dtype=np.int64),
         )
+
+
+def usage_entry(usage: ClassUsage) -> dict[str, Any]:
+    """The usage in JSON's types."""
+    return {
+        "dataset": usage.dataset,
+        "class": usage.class_name,
+        "modalities": list(usage.modalities),
+        "counts": usage.counts_MGL.tolist(),
+        "tokens": usage.tokens_M.tolist(),
+    }
+
+
+def read_usage(entry: Mapping[str, Any]) -> ClassUsage:
+    """What :func:`usage_entry` gave."""
+    return ClassUsage(
+        dataset=str(entry["dataset"]),
+        class_name=str(entry["class"]),
+        modalities=tuple(entry["modalities"]),
+        counts_MGL=np.array(entry["counts"], dtype=np.int64),
+        tokens_M=np.array(entry["tokens"], dtype=np.int64),
+    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ Letters: N normal scores, A anomalous scores, R regions, P points, T thresholds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +58,28 @@ def pixel_curves(
         pro=from_zero(_overlaps(anomalous_A, region_A, size_R, threshold_T)),
         histogram=histogram(normal_N, sorted_A),
         threshold=f1max_threshold(normal_N, sorted_A),
+    )
+
+
+def curves_entry(curves: PixelCurves) -> dict[str, Any]:
+    """The curves in JSON's types, exactly."""
+    return {
+        "fpr": curves.fpr.tolist(),
+        "tpr": curves.tpr.tolist(),
+        "pro": curves.pro.tolist(),
+        "histogram": [values.tolist() for values in curves.histogram],
+        "threshold": curves.threshold,
+    }
+
+
+def read_curves(entry: Mapping[str, Any]) -> PixelCurves:
+    """What :func:`curves_entry` gave."""
+    return PixelCurves(
+        fpr=np.array(entry["fpr"], dtype=np.float64),
+        tpr=np.array(entry["tpr"], dtype=np.float64),
+        pro=np.array(entry["pro"], dtype=np.float64),
+        histogram=Histogram(*(np.array(values, dtype=np.float64) for values in entry["histogram"])),
+        threshold=float(entry["threshold"]),
     )
 
 
