@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 
 from unimmad.evaluation.html_page import Picture, Section, Table, save_page
 from unimmad.evaluation.metrics import METRIC_KEYS
@@ -25,6 +26,7 @@ class Page(HTMLParser):
         self.identifiers: list[str] = []
         self.links: list[str] = []
         self.images: list[str] = []
+        self.sizes: list[tuple[str, str]] = []
         self.text = ""
         self.feed(text)
         self.close()
@@ -36,6 +38,7 @@ class Page(HTMLParser):
         self.identifiers += [values["id"]] if "id" in values else []
         self.links += [values["href"]] if "href" in values else []
         self.images += [values["src"]] if "src" in values else []
+        self.sizes += [(values["width"], values["height"])] if tag == "img" else []
         if tag not in VOID:
             self.open_tags.append(tag)
 
@@ -70,8 +73,8 @@ def page(report, tmp_path):
     for of_class in pictures.values():
         for picture in of_class:
             picture.path.parent.mkdir(parents=True, exist_ok=True)
-            picture.path.write_text("")
-    (folder / "overview.png").write_text("")
+            Image.new("L", (70, 30)).save(picture.path)
+    Image.new("L", (20, 10)).save(folder / "overview.png")
     (folder / "report.csv").write_text("")
     table = Table("spread", ("set", "entropy"), (("<metal>", "0.5"),))
     save_page(
@@ -121,6 +124,7 @@ def test_every_class_has_a_section_with_its_pictures(page, report):
     shown = {folder / unquote(image) for image in found.images}
     assert len(shown) == len(found.images) == 2 * len(report.classes) + 1
     assert all(path.is_file() for path in shown)
+    assert found.sizes == [("20", "10"), *[("70", "30")] * 6]
     headings = [f"{found_class.dataset} / {found_class.class_name}" for found_class in report.classes]
     assert all(found.text.count(heading) == 2 for heading in headings)  # in the table and above its section
 

@@ -13,6 +13,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from PIL import Image
+
 from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.report import ClassResult, Mean, Report
 from unimmad.evaluation.tables import UNDEFINED, footnotes
@@ -23,7 +25,7 @@ TITLE = "UniMMAD evaluation"
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file and what it shows."""
+    """A PNG file that is there, and what it shows."""
 
     path: Path
     caption: str
@@ -101,7 +103,10 @@ class _Page:
     def picture(self, picture: Picture) -> str:
         """Scaled down to the page's width; a click opens it in full."""
         link, caption = self._link(picture.path), escape(picture.caption)
-        image = f'<img src="{link}" alt="{caption}" loading="lazy">'
+        # The size reserves the place of a picture not loaded yet: else a jump to a section would miss it.
+        with Image.open(picture.path) as opened:
+            size = f'width="{opened.width}" height="{opened.height}"'
+        image = f'<img src="{link}" alt="{caption}" {size} loading="lazy">'
         return f'<figure><a href="{link}">{image}</a><figcaption>{caption}</figcaption></figure>'
 
     def links(self, files: Sequence[Path]) -> str:
