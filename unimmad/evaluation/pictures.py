@@ -139,7 +139,7 @@ class Pictures:
 
 _EXPLANATION = (
     "Each token (one modality of one sample, at one level) is routed to a few leaders of each branch. A disc's area is "
-    "the share of a row's tokens that go to that leader; discs of the largest size stand for all of them. Leaders of "
+    "the share of a row's tokens that go to that leader; discs of neighbours touch where all tokens do. Leaders of "
     "different panels are different parameters. Entropies are fractions of the largest possible one. Data sets weigh "
     "the same, and so do the classes of one and the modalities of a class."
 )
@@ -153,7 +153,7 @@ def _gate_table(found: Specialisation) -> Table:
         entropy = float(np.average(entropy_L[used_L], weights=load_L[used_L]))
         rows.append((gate, f"{used_L.sum()} of {len(load_L)}", f"{load_L.max():.3f}", f"{entropy:.3f}"))
     heads = ("gate", "leaders in use", "largest load", "entropy over data sets")
-    caption = "Leaders of each gate; entropy is the mean over tokens: 0 each leader serves one data set, 1 all alike."
+    caption = "Leaders of each gate; entropies are weighted by load: 0 each leader serves one data set, 1 all alike."
     return Table(caption, heads, tuple(rows))
 
 
