@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from unimmad.evaluation.comparison import compare, read_report, screen_comparison, write_comparison
+from unimmad.evaluation.comparison import OtherReport, compare, read_report, screen_comparison, write_comparison
 from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.report import ClassResult, Report, to_json
 
@@ -25,7 +25,7 @@ THEIRS = Report(
 
 
 def test_differences_are_ours_minus_theirs_over_common_classes():
-    comparison = compare(OURS, THEIRS, "other.json")
+    comparison = compare(OURS, OtherReport("other.json", THEIRS))
     by_name = {row.name: row.differences for row in comparison.rows}
     assert list(by_name) == ["x", "y", "mean of a", "field mean: industry", "mean of classes", "mean of data sets"]
     assert by_name["x"]["AUPRO"] == pytest.approx(0.25)
@@ -36,7 +36,7 @@ def test_differences_are_ours_minus_theirs_over_common_classes():
 
 
 def test_the_screen_has_signs_and_says_what_else_differs():
-    text = screen_comparison(compare(OURS, THEIRS, "other.json"))
+    text = screen_comparison(compare(OURS, OtherReport("other.json", THEIRS)))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0] == "differences: this report minus other.json"
@@ -49,7 +49,7 @@ def test_the_screen_has_signs_and_says_what_else_differs():
 
 
 def test_files_hold_both_values_in_full(tmp_path):
-    paths = write_comparison(compare(OURS, THEIRS, "other.json"), tmp_path)
+    paths = write_comparison(compare(OURS, OtherReport("other.json", THEIRS)), tmp_path)
     assert [path.name for path in paths] == ["comparison.csv", "comparison.md"]
     rows = list(csv.DictReader(paths[0].open()))
     assert len(rows) == 6 * len(METRIC_KEYS)
@@ -58,7 +58,7 @@ def test_files_hold_both_values_in_full(tmp_path):
 
 
 def test_a_report_against_itself_shows_zeros():
-    comparison = compare(OURS, OURS, "itself")
+    comparison = compare(OURS, OtherReport("itself", OURS))
     assert {value for row in comparison.rows for value in row.differences.values()} == {0.0, None}
     assert comparison.notes == ()
     assert "+" not in screen_comparison(comparison)
@@ -66,7 +66,7 @@ def test_a_report_against_itself_shows_zeros():
 
 def test_reports_without_a_common_class_are_refused():
     with pytest.raises(ValueError, match=r"other.json has no class in common"):
-        compare(OURS, Report({}, THEIRS.classes[2:]), "other.json")
+        compare(OURS, OtherReport("other.json", Report({}, THEIRS.classes[2:])))
 
 
 def test_a_folder_stands_for_its_report(tmp_path):

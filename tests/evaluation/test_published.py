@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from unimmad.evaluation.html_page import save_page
 from unimmad.evaluation.latex import latex_table
 from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.published import published_rows
@@ -60,13 +61,17 @@ def test_they_stand_below_our_mean_and_enter_none(report, beside):
     assert "published" not in screen_table(report)
 
 
-def test_every_table_marks_them_as_published(beside):
+def test_every_table_marks_them_as_published(beside, tmp_path):
     assert "| MVTec-AD | published: UniMMAD, MVTec-AD |" in markdown_table(beside)
     rows = list(csv.DictReader(io.StringIO(csv_table(beside))))
     assert rows[-1]["row"] == "published"
     assert (rows[-1]["I-AP"], rows[-1]["P-AP"]) == ("0.996", "")
     assert from_json(to_json(beside)) == beside
     assert r"published: UniMMAD, MVTec-AD & 0.994" in latex_table(beside)
+    save_page(beside, tmp_path / "report.html", class_pictures={})
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<th>published: UniMMAD, MVTec-AD</th>") == 1
+    assert "<th>field mean: " in page
 
 
 def test_latex_is_a_booktabs_table_with_escaped_names(report):

@@ -63,7 +63,7 @@ def begun(*arguments, **options):
         evaluated(*arguments, **options)
 
 
-def interrupt(checkpoint, data, output, after):
+def interrupt(checkpoint, data, output, after, **options):
     """Evaluate, and stop when ``after`` classes are finished."""
     save = PartialResults.save
 
@@ -75,7 +75,7 @@ def interrupt(checkpoint, data, output, after):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(PartialResults, "save", saved_then_stopped)
         with pytest.raises(StoppedError):
-            evaluated(checkpoint, data, output)
+            evaluated(checkpoint, data, output, **options)
     return output
 
 
@@ -115,6 +115,8 @@ def test_finished_classes_are_skipped_and_the_report_is_the_same(
     for ours, theirs in zip(resumed.scored, whole.scored, strict=True):
         np.testing.assert_array_equal(ours.image_scores, theirs.image_scores)
         assert (ours.keys, ours.defects) == (theirs.keys, theirs.defects)
+        np.testing.assert_array_equal(ours.usage.counts_MGL, theirs.usage.counts_MGL)
+        np.testing.assert_array_equal(ours.curves.pro, theirs.curves.pro)
     assert (output / "image_scores.csv").read_bytes() == (tmp_path / "whole" / "image_scores.csv").read_bytes()
     assert sorted(os.listdir(output)) == sorted(os.listdir(tmp_path / "whole"))
 
@@ -124,7 +126,7 @@ def test_all_finished_needs_no_scoring_but_pictures(checkpoint, plain, small_sha
     scored_samples.clear()
     one_picture = with_settings(checkpoint, "evaluation.pictures_per_class=1")
     resumed = evaluated(one_picture, small_shards, tmp_path)
-    assert len(resumed.report.classes) == len(resumed.class_pictures) == 4
+    assert len(resumed.report.classes) == len(list((tmp_path / "pictures").iterdir())) == 4
     assert scored_samples == []
 
 
@@ -154,10 +156,28 @@ def test_other_settings_or_weights_begin_anew(checkpoint, small_shards, output, 
 
 def test_a_damaged_leftover_is_passed_over(plain, small_shards, output, kept):
     cut, other = sorted((output / FOLDER).iterdir())
-    cut.write_text(cut.read_text()[:50])
-    other.write_text("[]")
-    begun(plain, small_shards, output)
+    whole = json.loads(cut.read_text())
+    for leftover in (cut.read_text()[:50], json.dumps({**whole, "usage": {}})):
+        cut.write_text(leftover)
+        other.write_text("[]")
+        begun(plain, small_shards, output)
     assert kept == []
+
+
+def test_a_class_that_lost_samples_is_scored_again(plain, small_shards, tmp_path, scored_samples):
+    """What was left out of it must be in the report, too."""
+    data = shutil.copytree(small_shards, tmp_path / "data")
+    index = ShardSet.open([data]).indexes[0]
+    sample = index.classes("test")["solids/cookie"][0]
+    with (data / index.shards[sample.shard].name).open("r+b") as file:
+        file.seek(next(iter(sample.images.values())).offset)
+        file.write(b"nothing")
+
+    interrupt(plain, data, tmp_path / "report", after=1, on_error="skip")
+    scored_samples.clear()
+    resumed = evaluated(plain, data, tmp_path / "report", on_error="skip")
+    assert len(scored_samples) == 2 + 3 + 3
+    assert resumed.report.header["left out"].startswith("1 samples could not be read")
 
 
 def test_the_fingerprint_goes_by_the_data(checkpoint, small_shards, tmp_path):

@@ -117,17 +117,6 @@ def test_image_scores_are_the_same_at_any_batch_size(checkpoint, shards, one_by_
         np.testing.assert_allclose(ours.image_scores, theirs.image_scores, rtol=1e-5)
 
 
-def test_pictures_are_chosen_once_the_scores_are_known(checkpoint, shards):
-    def highest_first(refs, image_scores_I, count):
-        return [refs[place] for place in np.argsort(-image_scores_I)[:count]]
-
-    rules = settings(pictures_per_class=2)
-    options = {"device": CPU, "workers": 0, "progress": False, "choose_pictures": highest_first}
-    for scored_class in evaluate_classes(checkpoint.model, shards, "test", rules, **options):
-        expected = sorted(scored_class.image_scores.tolist(), reverse=True)[:2]
-        assert [picture.score for picture in scored_class.pictures] == pytest.approx(expected, rel=1e-5)
-
-
 def test_the_metrics_are_collected_in_another_thread(checkpoint, shards, monkeypatch):
     threads = set()
     add = MetricAccumulator.add
@@ -147,11 +136,11 @@ def test_nan_in_any_batch_stops_the_run_and_names_the_sample(checkpoint, shards,
     original = run.score_on_device
 
     def with_nan(model, batch, *rest):
-        maps_BHW, scores_B = original(model, batch, *rest)
+        scored = original(model, batch, *rest)
         for place, sample in enumerate(batch.samples):
             if sample.key == broken:
-                maps_BHW[place, 3, 4] = float("nan")
-        return maps_BHW, scores_B
+                scored.maps_BHW[place, 3, 4] = float("nan")
+        return scored
 
     monkeypatch.setattr(run, "score_on_device", with_nan)
     with pytest.raises(ValueError, match=rf"solids/rope {broken}\): 1 of 4096 values .* NaN"):
@@ -179,7 +168,7 @@ def test_the_default_precision_on_a_cpu_is_fp32():
     assert default_precision(CPU) == "fp32"
 
 
-def test_pictures_show_defects_in_turn_and_a_normal_sample_with_their_modalities_and_masks(one_by_one):
+def test_pictures_show_an_anomaly_and_a_normal_sample_with_their_modalities_and_masks(one_by_one):
     for scored_class in one_by_one:
         defective, normal = scored_class.pictures
         assert defective.defect != "good"
@@ -207,6 +196,32 @@ def test_data_with_more_slots_than_the_model_are_refused(shards):
     model, _ = new_model(load_recipe("tiny", ["model.modality_slots=2"]).model, seed=0)
     with pytest.raises(ValueError, match="use modality slot 3; the model has slots 0 to 1 only"):
         next(evaluate_classes(model, shards, "test", settings(), device=CPU, workers=0, progress=False))
+
+
+def test_failures_are_pictured_first_and_say_why(checkpoint, shards):
+    for scored_class in scored(checkpoint, shards, pictures_per_class=3):
+        notes = [picture.note for picture in scored_class.pictures]
+        assert [note.partition(",")[0] for note in notes] == [
+            "highest-scoring normal",
+            "lowest-scoring anomaly",
+            "ordinary anomaly",
+        ]
+        score_of = dict(zip(scored_class.keys, scored_class.image_scores, strict=True))
+        for picture in scored_class.pictures:
+            assert picture.score == pytest.approx(score_of[picture.key], rel=1e-5)
+        anomalous = scored_class.image_scores[scored_class.labels]
+        assert scored_class.pictures[1].score == pytest.approx(anomalous.min(), rel=1e-5)
+
+
+def test_the_routing_of_every_token_is_counted(checkpoint, shards, one_by_one):
+    top_k = load_recipe("tiny").model.top_k
+    together = scored(checkpoint, shards, batch_size=4)
+    for scored_class, other in zip(one_by_one, together, strict=True):
+        usage = scored_class.usage
+        assert (usage.dataset, usage.class_name) == (scored_class.result.dataset, scored_class.result.class_name)
+        assert usage.tokens_M.tolist() == [3] * len(usage.modalities)
+        assert set(usage.counts_MGL.sum(axis=2).reshape(-1).tolist()) == {3 * top_k}
+        np.testing.assert_array_equal(usage.counts_MGL, other.usage.counts_MGL)
 
 
 def test_a_model_in_training_mode_is_scored_in_eval_mode(checkpoint, shards, one_by_one):

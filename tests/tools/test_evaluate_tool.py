@@ -73,7 +73,7 @@ def test_by_default_the_newest_run_on_the_data_it_was_trained_on(typed, trained)
     assert "cookie" in out
     assert "data/small" in out
     report = trained / "runs" / "tiny" / "evaluation"
-    for name in ("report.json", "report.csv", "report.md", "overview.png"):
+    for name in ("report.json", "report.csv", "report.md", "overview.png", "report.html"):
         assert f" {Path(os.path.relpath(report / name, trained))}" in out
         assert (report / name).is_file()
     assert len(list((report / "pictures").glob("*.png"))) == 2

@@ -15,7 +15,7 @@ RUNS = Path("runs")
 TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"
 EACH = "each"
 """Of ``--modalities``: every one alone, and all together."""
-_EXAMPLES = """Report a checkpoint's metrics on screen, as CSV, JSON, Markdown, LaTeX, and as one HTML page with pictures.
+_EXAMPLES = """Report a checkpoint's metrics on screen, as CSV, JSON, Markdown, LaTeX, and an HTML page with pictures.
 
     %(prog)s                                              the newest run, on the data it was trained on
     %(prog)s --checkpoint runs/demo --data data/synthetic data/pothole

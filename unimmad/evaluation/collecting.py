@@ -14,12 +14,14 @@ from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from unimmad.data.sample import Sample
+from unimmad.evaluation.expert_usage import ClassUsage, UsageCounter
 from unimmad.evaluation.figures import SamplePicture
 from unimmad.evaluation.metrics import MetricAccumulator
+from unimmad.evaluation.pixel_curves import PixelCurves
 from unimmad.evaluation.report import ClassResult
+from unimmad.evaluation.scoring import BatchScores
 
 _BATCHES_WAITING = 4
 """Batches of maps that may wait for the metrics; the model pauses beyond that, so memory stays bounded."""
@@ -27,19 +29,27 @@ _BATCHES_WAITING = 4
 
 @dataclass(frozen=True)
 class ScoredClass:
-    """One class's result, every sample's image score, and the samples chosen for pictures."""
+    """One class's result, what its curves and the expert map are drawn from, and the samples chosen for pictures."""
 
     result: ClassResult
     pictures: tuple[SamplePicture, ...]
-    """In drawing order."""
+    """Failures first."""
     image_scores: NDArray[np.float64]
     """[I], in index order."""
     labels: NDArray[np.bool_]
     """[I], True where anomalous."""
     keys: tuple[str, ...]
     """I sample keys."""
-    defects: tuple[str, ...] = ()
+    defects: tuple[str, ...]
     """I times ``good`` or the name of the defect."""
+    curves: PixelCurves | None
+    """None where a mask is missing or a label has no pixel."""
+    usage: ClassUsage
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Data set and class."""
+        return self.result.dataset, self.result.class_name
 
     @property
     def class_name(self) -> str:
@@ -48,23 +58,26 @@ class ScoredClass:
 
 
 class ClassScores:
-    """A class's metrics and image scores, filled batch by batch."""
+    """A class's metrics, image scores and routing, filled batch by batch."""
 
-    def __init__(self, class_name: str, field: str, spill_to: Path | None) -> None:
-        """``class_name`` is ``DATASET/CLASS``; ``spill_to``: see ``MetricAccumulator``."""
+    def __init__(self, class_name: str, field: str, leaders: int, spill_to: Path | None) -> None:
+        """``class_name`` is ``DATASET/CLASS``; ``leaders`` are those of each gate; ``spill_to``: see
+        ``MetricAccumulator``."""
         self.class_name = class_name
         self.field = field
         self._metrics = MetricAccumulator(spill_to)
+        self._usage = UsageCounter(class_name, leaders)
         self._image_scores: list[float] = []
         self._samples: list[tuple[str, str, bool]] = []
 
-    def add(self, samples: Sequence[Sample], maps_BHW: Tensor, scores_B: Tensor) -> None:
+    def add(self, samples: Sequence[Sample], scored: BatchScores) -> None:
         """Take in a batch, from whatever device.
 
         Raises:
             ValueError: a NaN in a map or score; names the sample.
         """
-        for sample, map_HW, score in zip(samples, maps_BHW.cpu(), scores_B.tolist(), strict=True):
+        self._usage.add(samples, scored.routings)
+        for sample, map_HW, score in zip(samples, scored.maps_BHW.cpu(), scored.scores_B.tolist(), strict=True):
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
             name = f"{sample.class_name} {sample.key}"
             self._metrics.add(map_HW.numpy(), mask_HW, score, int(sample.anomalous), name=name)
@@ -89,6 +102,8 @@ class ClassScores:
             labels=np.array([anomalous for _, _, anomalous in self._samples], dtype=bool),
             keys=tuple(key for key, _, _ in self._samples),
             defects=tuple(defect for _, defect, _ in self._samples),
+            curves=self._metrics.curves(),
+            usage=self._usage.usage(),
         )
 
 
@@ -107,9 +122,9 @@ class MetricsThread:
     ) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def add(self, scores: ClassScores, samples: Sequence[Sample], maps_BHW: Tensor, scores_B: Tensor) -> None:
+    def add(self, scores: ClassScores, samples: Sequence[Sample], scored: BatchScores) -> None:
         """Hand a batch over; waits where too many are waiting, and raises what an earlier one raised."""
-        self._waiting.append(self._executor.submit(scores.add, samples, maps_BHW, scores_B))
+        self._waiting.append(self._executor.submit(scores.add, samples, scored))
         while len(self._waiting) > _BATCHES_WAITING or (self._waiting and self._waiting[0].done()):
             self._waiting.popleft().result()
 

@@ -17,8 +17,15 @@ from unimmad.evaluation.arguments import (
     chosen_workers,
     evaluation_parser,
 )
-from unimmad.evaluation.comparison import compare, read_report, screen_comparison, write_comparison
-from unimmad.evaluation.each_modality import EachModality, evaluate_each_modality, screen_modalities
+from unimmad.evaluation.comparison import (
+    Comparison,
+    OtherReport,
+    compare,
+    read_report,
+    screen_comparison,
+    write_comparison,
+)
+from unimmad.evaluation.each_modality import evaluate_each_modality, screen_modalities
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
 from unimmad.evaluation.report import Report
 from unimmad.evaluation.scoring import named_device
@@ -63,17 +70,18 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    other = None if arguments.compare is None else read_report(arguments.compare)
+    other = None if arguments.compare is None else OtherReport(str(arguments.compare), read_report(arguments.compare))
     if arguments.report is None:
-        report, output = _evaluate(arguments)
-    else:
-        report, output = read_report(arguments.report), arguments.output_dir
-        print(screen_table(report))
-    if other is not None:
-        _compare(report, other, str(arguments.compare), output)
+        _evaluate(arguments, other)
+        return
+    report = read_report(arguments.report)
+    comparison = None if other is None else compare(report, other)
+    _print_report(report, comparison)
+    if comparison is not None and arguments.output_dir is not None:
+        _print_tables(write_comparison(comparison, arguments.output_dir))
 
 
-def _evaluate(arguments: argparse.Namespace) -> tuple[Report, Path]:
+def _evaluate(arguments: argparse.Namespace, other: OtherReport | None) -> None:
     checkpoint = chosen_checkpoint(arguments)
     data = chosen_data(arguments, checkpoint)
     output = arguments.output_dir or checkpoint.folder.parent.parent / "evaluation"
@@ -91,37 +99,33 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[Report, Path]:
         fresh=arguments.fresh,
         spill_to=arguments.spill,
         published=arguments.published,
+        other=other,
         cache=cache,
         on_error=arguments.on_error,
     )
     if arguments.modalities == EACH:
         each = evaluate_each_modality(run, data, arguments.split, output, cache)
         _print(each.whole)
-        _print_modalities(each)
-        return each.whole.report, output
-    evaluation = run(output=output, modalities=chosen_modalities(arguments.modalities))
-    _print(evaluation)
-    return evaluation.report, output
-
-
-def _compare(report: Report, other: Report, name: str, output: Path | None) -> None:
-    comparison = compare(report, other, name)
-    print(screen_comparison(comparison))
-    if output is not None:
-        for path in write_comparison(comparison, output):
-            print(f"table    {path}")
-
-
-def _print_modalities(each: EachModality) -> None:
-    print(screen_modalities(each))
-    for table in each.tables:
-        print(f"table    {table}")
+        print(screen_modalities(each))
+        _print_tables(each.tables)
+        return
+    _print(run(output=output, modalities=chosen_modalities(arguments.modalities)))
 
 
 def _print(evaluation: Evaluation) -> None:
-    print(screen_table(evaluation.report))
-    for table in evaluation.tables:
-        print(f"table    {table}")
+    _print_report(evaluation.report, evaluation.comparison)
+    _print_tables(evaluation.tables)
     if evaluation.overview is not None:
         print(f"picture  {evaluation.overview}")
-        print(f"pictures {evaluation.class_pictures[0].parent}/ (one a class)")
+    print(f"page     {evaluation.page}")
+
+
+def _print_report(report: Report, comparison: Comparison | None) -> None:
+    print(screen_table(report))
+    if comparison is not None:
+        print(screen_comparison(comparison))
+
+
+def _print_tables(tables: Sequence[Path]) -> None:
+    for table in tables:
+        print(f"table    {table}")

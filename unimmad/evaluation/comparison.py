@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,23 @@ class ComparedRow:
     def differences(self) -> Metrics:
         """Ours minus theirs; None where either is undefined."""
         return {key: _difference(self.ours[key], self.theirs[key]) for key in METRIC_KEYS}
+
+
+@dataclass(frozen=True)
+class OtherReport:
+    """A report to compare with."""
+
+    name: str
+    """What it is called, such as its file."""
+    report: Report
+
+    def check_common(self, class_names: Iterable[str]) -> None:
+        """
+        Raises:
+            ValueError: it has none of these ``DATASET/CLASS``.
+        """
+        if not set(_names(self.report)) & set(class_names):
+            raise ValueError(f"{self.name} has no class in common with this report; compare reports over the same data")
 
 
 @dataclass(frozen=True)
@@ -73,21 +90,20 @@ def read_report(path: Path) -> Report:
         raise ValueError(f"{file}: {error}") from None
 
 
-def compare(report: Report, other: Report, name: str) -> Comparison:
-    """``report`` against ``other``, which is called ``name``.
+def compare(report: Report, other: OtherReport) -> Comparison:
+    """``report`` against ``other``.
 
     Raises:
         ValueError: they have no class in common.
     """
-    ours, theirs = _names(report), _names(other)
+    ours, theirs = _names(report), _names(other.report)
+    other.check_common(ours)
     common = [class_name for class_name in ours if class_name in set(theirs)]
-    if not common:
-        raise ValueError(f"{name} has no class in common with this report; compare reports over the same data")
-    keys = dict.fromkeys((*report.header, *other.header))
-    facts = ((key, report.header.get(key, "-"), other.header.get(key, "-")) for key in keys)
+    keys = dict.fromkeys((*report.header, *other.report.header))
+    facts = ((key, report.header.get(key, "-"), other.report.header.get(key, "-")) for key in keys)
     return Comparison(
-        other=name,
-        rows=tuple(_rows(_only(report, common), _only(other, common))),
+        other=other.name,
+        rows=tuple(_rows(_only(report, common), _only(other.report, common))),
         header=tuple(fact for fact in facts if fact[1] != fact[2]),
         only_ours=tuple(class_name for class_name in ours if class_name not in common),
         only_theirs=tuple(class_name for class_name in theirs if class_name not in common),
@@ -98,7 +114,7 @@ def screen_comparison(comparison: Comparison) -> str:
     """The differences for a terminal, in 80 columns."""
     datasets = dict.fromkeys(row.dataset for row in comparison.rows)
     groups: list[Group] = [
-        (dataset, [(row.name, _signed(row.differences)) for row in comparison.rows if row.dataset == dataset])
+        (dataset, [(row.name, signed_cells(row.differences)) for row in comparison.rows if row.dataset == dataset])
         for dataset in datasets
     ]
     return grouped_table(f"differences: this report minus {comparison.other}", groups, comparison.notes)
@@ -131,7 +147,7 @@ def _markdown(comparison: Comparison) -> str:
     lines = [f"Differences: this report minus {escaped(comparison.other)}.", ""]
     lines += [markdown_row(("data set", "class", *METRIC_KEYS)), markdown_row(("---", "---", *["---:"] * 8))]
     for row in comparison.rows:
-        lines.append(markdown_row((escaped(row.dataset), escaped(row.name), *_signed(row.differences))))
+        lines.append(markdown_row((escaped(row.dataset), escaped(row.name), *signed_cells(row.differences))))
     lines += [line for note in comparison.notes for line in ("", escaped(note))]
     return "\n".join(lines) + "\n"
 
@@ -162,7 +178,7 @@ def _difference(ours: float | None, theirs: float | None) -> float | None:
     return None if ours is None or theirs is None else ours - theirs
 
 
-def _signed(differences: Metrics) -> list[str]:
+def signed_cells(differences: Metrics) -> list[str]:
     """3 decimals with a sign; no sign where it rounds to zero."""
     rounded = (None if (value := differences[key]) is None else round(value, 3) for key in METRIC_KEYS)
     return [UNDEFINED if value is None else f"{value:+.3f}" if value else "0.000" for value in rounded]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from unimmad.data.location import DataFolder
 from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import ShardSet
 from unimmad.evaluation.evaluate import Evaluation
+from unimmad.evaluation.file_names import file_name
 from unimmad.evaluation.metrics import METRIC_KEYS, Metrics
 from unimmad.evaluation.modalities import classes_by_modality
 from unimmad.evaluation.report import Mean, Report, mean_of_members
@@ -82,7 +82,7 @@ def evaluate_each_modality(
     whole = evaluate(output=output)
     reports = {
         name: evaluate(
-            output=output / FOLDER / _folder_name(name), modalities=[name], classes=classes, published=False
+            output=output / FOLDER / file_name(name), modalities=[name], classes=classes, published=False, other=None
         ).report
         for name, classes in classes_of.items()
     }
@@ -138,7 +138,3 @@ def _markdown(each: EachModality) -> str:
         lines.append(markdown_row((escaped(row.dataset), escaped(row.modality), *cells)))
     lines += [line for note in each.notes for line in ("", escaped(note).replace(PARTIAL, r"\*", 1))]
     return "\n".join(lines) + "\n"
-
-
-def _folder_name(modality: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", modality)

@@ -19,19 +19,17 @@ from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import ShardSet
 from unimmad.data.skipping import OnError, SkipLog, summary
 from unimmad.evaluation.collecting import ScoredClass
-from unimmad.evaluation.figures import SamplePicture, save_class_figure, save_overview
+from unimmad.evaluation.comparison import Comparison, OtherReport, compare, write_comparison
 from unimmad.evaluation.header import report_header
 from unimmad.evaluation.modalities import keep_modalities
+from unimmad.evaluation.pictures import Pictures
 from unimmad.evaluation.published import published_rows
 from unimmad.evaluation.report import Report
-from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint, file_name
+from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.sample_picture import PictureChoice, defects_in_turn
 from unimmad.evaluation.scoring import MaskRule, Precision, default_precision
 from unimmad.evaluation.tables import write_image_scores, write_tables
 
-PICTURES = "pictures"
-OVERVIEW = "overview.png"
 NOT_IN_NUMBERS = frozenset({"batch_size", "pictures_per_class"})
 """Evaluation settings that change no number."""
 
@@ -43,9 +41,11 @@ class Evaluation:
     report: Report
     tables: tuple[Path, ...]
     overview: Path | None
-    class_pictures: tuple[Path, ...]
+    page: Path
+    """All tables and pictures as HTML."""
     scored: tuple[ScoredClass, ...]
     """Image scores, labels and keys of each class; without pictures."""
+    comparison: Comparison | None = None
 
 
 def evaluate_checkpoint(
@@ -61,10 +61,10 @@ def evaluate_checkpoint(
     precision: Precision | None = None,
     modalities: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
-    choose_pictures: PictureChoice = defects_in_turn,
     fresh: bool = False,
     spill_to: Path | None = None,
     published: bool = False,
+    other: OtherReport | None = None,
     cache: ShardCache | None = None,
     on_error: OnError = "stop",
 ) -> Evaluation:
@@ -77,27 +77,30 @@ def evaluate_checkpoint(
         precision: None: ``default_precision``.
         modalities: names of those to evaluate with; None: all.
         classes: with ``modalities``, the ``DATASET/CLASS`` names to evaluate; None: all.
-        choose_pictures: see ``evaluate_classes``.
         fresh: begin anew even where an interrupted evaluation could go on.
         spill_to: see ``MetricAccumulator``.
         published: put published rows beside ours.
+        other: a report to compare with.
         cache: for shards from URLs; None: the default one.
         on_error: ``skip`` leaves corrupt samples out; the report's header says how many.
 
     Raises:
-        ValueError: the data can't be read or don't fit the model, ``output`` can't be written, or nothing is published
-            for any of the data sets.
+        ValueError: the data can't be read or don't fit the model, ``output`` can't be written, nothing is published
+            for any of the data sets, or ``other`` has none of their classes.
     """
     shards = ShardSet.open(data, cache)
     if modalities is not None:
         shards = keep_modalities(shards, split, modalities, classes)
-    beside = published_rows(_datasets(shards, split)) if published else ()
+    refs_of = shards.classes(split)
+    if other is not None:
+        other.check_common(refs_of)
+    beside = published_rows(_datasets(refs_of)) if published else ()
     settings, precision = checkpoint.recipe.evaluation, precision or default_precision(device)
     facts = _number_facts(settings, split, mask_resize, precision, device)
     partial = PartialResults(output, evaluation_fingerprint(checkpoint.model, shards, facts))
     if fresh:
         partial.remove()
-    finished, refs_of = partial.load(), shards.classes(split)
+    finished = partial.load()
     if finished and progress:
         _say(
             f"{len(finished)} of {len(refs_of)} classes were finished by an interrupted evaluation: {_names(finished)}"
@@ -113,24 +116,18 @@ def evaluate_checkpoint(
         mask_resize=mask_resize,
         progress=progress,
         precision=precision,
-        choose_pictures=choose_pictures,
         finished=finished,
         spill_to=spill_to,
         on_error=on_error,
         skip_log=skip_log,
     )
     done: list[ScoredClass] = []
-    in_overview: list[SamplePicture] = []
-    class_pictures: list[Path] = []
+    pictures = Pictures(output, checkpoint.recipe.model.kernel_sizes)
     for scored in scored_classes:
         whole = len(scored.keys) == len(refs_of[scored.class_name])
         if whole and scored.class_name not in finished:  # else the next run would not know what was left out
             partial.save(scored)
-        if scored.pictures:
-            path = output / PICTURES / f"{file_name(scored.result)}.png"
-            save_class_figure(scored.pictures, path)
-            class_pictures.append(path)
-            in_overview.append(scored.pictures[0])
+        pictures.add(scored)
         done.append(replace(scored, pictures=()))
     if not done:
         raise ValueError(f"no sample of the {split} split can be read: {summary(skip_log.shards)}")
@@ -138,12 +135,12 @@ def evaluate_checkpoint(
     if left_out := summary(skip_log.shards):
         header["left out"] = left_out
     report = Report(header, tuple(scored.result for scored in done), beside)
-    overview = output / OVERVIEW if in_overview else None
-    if overview is not None:
-        save_overview(in_overview, overview)
-    tables = (*write_tables(report, output), write_image_scores(done, output))
+    comparison = None if other is None else compare(report, other)
+    compared = () if comparison is None else write_comparison(comparison, output)
+    tables = (*write_tables(report, output), write_image_scores(done, output), *compared)
+    page = pictures.finish(report, tables, comparison)
     partial.remove()
-    return Evaluation(report, tables, overview, tuple(class_pictures), tuple(done))
+    return Evaluation(report, tables, pictures.overview, page, tuple(done), comparison)
 
 
 def _number_facts(
@@ -160,8 +157,8 @@ def _number_facts(
     }
 
 
-def _datasets(shards: ShardSet, split: Split) -> list[str]:
-    return list(dict.fromkeys(name.partition("/")[0] for name in shards.classes(split)))
+def _datasets(class_names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name.partition("/")[0] for name in class_names))
 
 
 def _names(finished: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from unimmad.evaluation.curves import aupro, aupro_sampled, ranking_metrics
 from unimmad.evaluation.growing import GrowingArray, blocks
+from unimmad.evaluation.pixel_curves import PixelCurves, pixel_curves
 
 METRIC_KEYS = ("I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "AUPRO", "AUPRO-99")
 
@@ -151,6 +152,19 @@ class MetricAccumulator:
         """The metrics of all images so far, by the keys in ``METRIC_KEYS``; more images may follow."""
         values = (*self._image_metrics(), *self._pixel_metrics())
         return dict(zip(METRIC_KEYS, values, strict=True))
+
+    def curves(self) -> PixelCurves | None:
+        """What is drawn of the pixels so far; None where a mask is missing or a label has no pixel."""
+        anomalous_A = self._anomalous_pixels.values
+        if not self._all_have_masks or len(self._normal_pixels.values) == 0 or len(anomalous_A) == 0:
+            return None
+        return pixel_curves(
+            self._sorted_normal_pixels(),
+            self._anomalous_pixels.sorted_copy(),
+            anomalous_A,
+            self._pixel_regions.values,
+            self._region_sizes.values,
+        )
 
     def _add_pixels(self, scores_HW: NDArray[np.float32], anomalous_HW: NDArray[np.bool_]) -> None:
         self._normal_pixels_sorted = False

@@ -1,13 +1,12 @@
 """Finished classes of an interrupted evaluation: written one by one, found again by the same evaluation.
 
-OUTPUT/.partial/DATASET-CLASS.json      fingerprint, result, image scores; gone when the report is complete
+OUTPUT/.partial/DATASET-CLASS.json      fingerprint, result, scores, curves, usage; gone when the report is complete
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,10 @@ import numpy as np
 
 from unimmad.data.shard_set import ShardSet
 from unimmad.evaluation.collecting import ScoredClass
-from unimmad.evaluation.report import ClassResult, class_entry, read_class
+from unimmad.evaluation.expert_usage import read_usage, usage_entry
+from unimmad.evaluation.file_names import file_name
+from unimmad.evaluation.pixel_curves import curves_entry, read_curves
+from unimmad.evaluation.report import class_entry, read_class
 from unimmad.files import write_text_aside
 from unimmad.model.unimmad import UniMMAD
 
@@ -36,7 +38,7 @@ class PartialResults:
         """Classes finished by the same evaluation, by ``DATASET/CLASS``, without pictures; others are passed over."""
         contents = (_read(path) for path in sorted(self.folder.glob("*.json")))
         own = (_scored(content) for content in contents if content.get("fingerprint") == self.fingerprint)
-        return {scored.class_name: scored for scored in own}
+        return {scored.class_name: scored for scored in own if scored is not None}
 
     def save(self, scored: ScoredClass) -> None:
         """Keep one class's numbers.
@@ -51,8 +53,10 @@ class PartialResults:
             "labels": scored.labels.tolist(),
             "keys": scored.keys,
             "defects": scored.defects,
+            "curves": None if scored.curves is None else curves_entry(scored.curves),
+            "usage": usage_entry(scored.usage),
         }
-        write_text_aside(self.folder / f"{file_name(scored.result)}.json", json.dumps(content))
+        write_text_aside(self.folder / f"{file_name(*scored.names)}.json", json.dumps(content))
 
     def remove(self) -> None:
         """Forget all finished classes, those of other evaluations too."""
@@ -76,11 +80,6 @@ def evaluation_fingerprint(model: UniMMAD, shards: ShardSet, settings: Mapping[s
     return digest.hexdigest()
 
 
-def file_name(result: ClassResult) -> str:
-    """``DATASET-CLASS``, without letters that a file system may refuse."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{result.dataset}-{result.class_name}")
-
-
 def _read(path: Path) -> dict[str, Any]:
     """Empty where the file is not one of ours."""
     try:
@@ -90,12 +89,18 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _scored(content: dict[str, Any]) -> ScoredClass:
-    return ScoredClass(
-        result=read_class(content["class"]),
-        pictures=(),
-        image_scores=np.array(content["image_scores"], dtype=np.float64),
-        labels=np.array(content["labels"], dtype=bool),
-        keys=tuple(content["keys"]),
-        defects=tuple(content["defects"]),
-    )
+def _scored(content: dict[str, Any]) -> ScoredClass | None:
+    """None where an entry is missing: another version of this package wrote the file."""
+    try:
+        return ScoredClass(
+            result=read_class(content["class"]),
+            pictures=(),
+            image_scores=np.array(content["image_scores"], dtype=np.float64),
+            labels=np.array(content["labels"], dtype=bool),
+            keys=tuple(content["keys"]),
+            defects=tuple(content["defects"]),
+            curves=None if content["curves"] is None else read_curves(content["curves"]),
+            usage=read_usage(content["usage"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -23,8 +23,9 @@ from unimmad.data.shard_set import ShardSet
 from unimmad.data.skipping import OnError, SkipLog
 from unimmad.data.stream import evaluation_batches
 from unimmad.evaluation.collecting import ClassScores, MetricsThread, ScoredClass
-from unimmad.evaluation.sample_picture import PictureChoice, defects_in_turn, sample_picture
+from unimmad.evaluation.sample_picture import sample_picture
 from unimmad.evaluation.scoring import MaskRule, Precision, score_on_device
+from unimmad.evaluation.selection import failures_first
 from unimmad.model.unimmad import UniMMAD
 
 
@@ -39,7 +40,6 @@ def evaluate_classes(
     mask_resize: MaskRule = "nearest",
     progress: bool = True,
     precision: Precision = "fp32",
-    choose_pictures: PictureChoice = defects_in_turn,
     finished: Mapping[str, ScoredClass] | None = None,
     spill_to: Path | None = None,
     on_error: OnError = "stop",
@@ -48,7 +48,6 @@ def evaluate_classes(
     """Score every sample of ``split`` and give each class's result once it is complete, in index order.
 
     Args:
-        choose_pictures: which of a class's samples get a picture, ``settings.pictures_per_class`` at most.
         finished: classes scored before, by ``DATASET/CLASS``: only their pictures are made anew.
         spill_to: see ``MetricAccumulator``.
         on_error: ``skip`` leaves corrupt samples out; a class that loses all of them gives no result.
@@ -75,13 +74,21 @@ def evaluate_classes(
         skip_log=skip_log,
     )
     by_class = itertools.groupby(batches, key=lambda batch: batch.samples[0].class_name)
-    draw = partial(sample_picture, model, shards, settings=settings, device=device, precision=precision)
+    draw = partial(
+        sample_picture,
+        model,
+        shards,
+        settings=settings,
+        device=device,
+        precision=precision,
+        mask_resize=mask_resize,
+    )
 
     def with_pictures(scored: ScoredClass) -> ScoredClass:
         by_key = {ref.entry.key: ref for ref in refs_of[scored.class_name]}
-        refs = [by_key[key] for key in scored.keys]
-        chosen = choose_pictures(refs, scored.image_scores, settings.pictures_per_class)
-        return replace(scored, pictures=tuple(draw(ref, mask_resize=mask_resize) for ref in chosen))
+        chosen = failures_first(scored.image_scores, scored.labels, scored.defects, settings.pictures_per_class)
+        pictures = (replace(draw(by_key[scored.keys[choice.index]]), note=choice.note) for choice in chosen)
+        return replace(scored, pictures=tuple(pictures))
 
     total = sum(len(refs_of[name]) for name in todo)
     label = f"evaluate {split}, {precision} on {device.type}"
@@ -98,10 +105,11 @@ def evaluate_classes(
             if class_name in finished:
                 waiting.append(_done(finished[class_name]))
             elif group is not None and group[0] == class_name:
-                scores = ClassScores(class_name, shards.datasets[class_name.partition("/")[0]].field, spill_to)
+                field = shards.datasets[class_name.partition("/")[0]].field
+                scores = ClassScores(class_name, field, model.architecture.leaders, spill_to)
                 for batch in group[1]:
-                    maps_BHW, scores_B = score_on_device(model, batch, settings, device, precision)
-                    metrics.add(scores, batch.samples, maps_BHW, scores_B)
+                    scored = score_on_device(model, batch, settings, device, precision)
+                    metrics.add(scores, batch.samples, scored)
                     bar.update(batch.size)
                     yield from complete()
                 waiting.append(metrics.finish(scores))

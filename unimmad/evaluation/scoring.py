@@ -5,9 +5,9 @@ Letters: B samples, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from unimmad.config import EvaluationSettings
 from unimmad.data.sample import Batch
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
+from unimmad.model.routing import Routing
 from unimmad.model.unimmad import UniMMAD
 
 Precision = Literal["fp32", "bf16"]
@@ -22,6 +23,17 @@ Precision = Literal["fp32", "bf16"]
 weights, while routing scores, distances, maps and image scores stay fp32."""
 MaskRule = Literal["nearest", "bilinear"]
 """How masks come to the image size before they count where > 0."""
+
+
+class BatchScores(NamedTuple):
+    """What the model says of a batch, on its device."""
+
+    maps_BHW: Tensor
+    """Blurred anomaly maps, float32."""
+    scores_B: Tensor
+    """Image scores, float32."""
+    routings: Sequence[Sequence[Routing]]
+    """By level, then branch."""
 
 
 def named_device(name: str | None) -> torch.device:
@@ -52,21 +64,21 @@ def score_batch(
     precision: Precision = "fp32",
 ) -> tuple[Tensor, Tensor]:
     """Blurred anomaly maps [B, H, W] and image scores [B], float32 on the CPU."""
-    maps_BHW, scores_B = score_on_device(model, batch, settings, device, precision)
-    return maps_BHW.cpu(), scores_B.cpu()
+    scored = score_on_device(model, batch, settings, device, precision)
+    return scored.maps_BHW.cpu(), scored.scores_B.cpu()
 
 
 @torch.no_grad()
 def score_on_device(
     model: UniMMAD, batch: Batch, settings: EvaluationSettings, device: torch.device, precision: Precision
-) -> tuple[Tensor, Tensor]:
+) -> BatchScores:
     """As :func:`score_batch`, but what it gives stays on ``device``, where it may still be computed."""
     on_device = batch.to(device)
     with _exact_fp32(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = model(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T)
     with _exact_fp32():
         maps_BHW = gaussian_blur(model.maps(output), settings.blur_kernel, settings.blur_sigma)
-    return maps_BHW, image_scores(maps_BHW, settings.top_share)
+    return BatchScores(maps_BHW, image_scores(maps_BHW, settings.top_share), output.routings)
 
 
 @contextmanager
