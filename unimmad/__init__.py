@@ -1,7 +1,29 @@
 """UniMMAD: one anomaly-detection model for many classes and many imaging modalities.
 
 Folders in the order of the data's way: ``data`` (sets on disk, shards, stream), ``model`` (plain torch),
-``parallel`` (where experts live: DeepSpeed MoE), ``training``, ``checkpoint``, ``evaluation``.
+``parallel`` (where experts live: DeepSpeed MoE), ``training``, ``checkpoint``, ``evaluation``, ``prediction`` (one's
+own images: ``unimmad.Detector``), ``export``.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unimmad.cpu_features import prefer_fast_sort
+
+if TYPE_CHECKING:
+    from unimmad.prediction.detector import Detector, Prediction
+
+__all__ = ["Detector", "Prediction", "__version__"]
 __version__ = "0.1.0"
+
+prefer_fast_sort()
+
+
+def __getattr__(name: str) -> Any:
+    """``Detector`` and ``Prediction`` are imported when they are first asked for: torch and timm take seconds."""
+    if name in ("Detector", "Prediction"):
+        from unimmad.prediction import detector
+
+        return getattr(detector, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from unimmad.evaluation.drawing import colour_limits, denormalise, draw_contour, laid_over
+from unimmad.evaluation.drawing import colour_limits, denormalise, draw_contour, heat_limits, laid_over
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
@@ -46,6 +46,14 @@ def test_colour_limits_are_common_and_leave_out_infinities():
 @pytest.mark.parametrize("values", [[3.0, 3.0], [0.0, 0.0], [np.inf, np.inf]])
 def test_colour_limits_are_never_equal(values):
     low, high = colour_limits([np.array([values])])
+    assert np.isfinite([low, high]).all()
+    assert high > low
+
+
+def test_heat_maps_go_from_the_median_of_all_to_the_largest_value():
+    maps = [np.array([[1.0, 2.0, np.inf]]), np.array([[3.0, 4.0], [9.0, -np.inf]])]
+    assert heat_limits(maps) == (3.0, 9.0)
+    low, high = heat_limits([np.full((2, 2), np.inf)])
     assert np.isfinite([low, high]).all()
     assert high > low
 

@@ -6,8 +6,11 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
+from html import escape
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from hand_made import hand_made_shards
 from PIL import Image
 
 from unimmad.config import load_recipe
+from unimmad.evaluation.comparison import OtherReport
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
 from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.report import from_json
@@ -28,26 +32,46 @@ def evaluated(checkpoint, data: list[Path], output: Path, **options) -> Evaluati
     return evaluate_checkpoint(checkpoint, data, output, device=CPU, workers=0, progress=False, **options)
 
 
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 @pytest.fixture(scope="module")
 def finished(checkpoint, small_shards, tmp_path_factory) -> tuple[Evaluation, Path]:
     output = tmp_path_factory.mktemp("evaluated") / "new" / "report"
     return evaluated(checkpoint, [small_shards], output), output
 
 
-def test_tables_and_pictures_are_where_it_says_and_nothing_else_is(finished):
+def test_tables_and_pictures_are_linked_from_the_page_and_nothing_else_is_there(finished):
     evaluation, output = finished
-    said = [*evaluation.tables, evaluation.overview, *evaluation.class_pictures]
-    assert sorted(said) == sorted(path for path in output.rglob("*") if path.is_file())
-    assert {path.name for path in evaluation.tables} == {"report.json", "report.csv", "report.md"}
+    links = set(re.findall(r'(?:href|src)="([^"#]+)"', evaluation.page.read_text()))
+    assert {output / unquote(link) for link in links} | {evaluation.page} == set(files_in(output))
+    tables = {"report.json", "report.csv", "report.md", "report.tex", "image_scores.csv"}
+    assert {path.name for path in evaluation.tables} == tables
+    assert {*evaluation.tables, evaluation.overview, evaluation.page} <= set(files_in(output))
     names = {"solids-cookie", "solids-rope", "brains-brain_ventricles", "brains-brain_upper"}
-    assert {path.stem for path in evaluation.class_pictures} == names
-    for path in (evaluation.overview, *evaluation.class_pictures):
+    assert {path.stem for path in (output / "pictures").iterdir()} == names
+    assert {path.stem for path in (output / "curves").iterdir()} == names
+
+
+def test_pictures_show_something(finished):
+    _, output = finished
+    for path in output.rglob("*.png"):
         with Image.open(path) as picture:
             assert min(picture.size) > 64
             assert len(picture.convert("RGB").getcolors(2**20) or range(1000)) > 100
 
 
-def test_the_three_tables_hold_the_reports_numbers(finished):
+def test_the_page_holds_the_header_and_every_class(finished):
+    evaluation, _ = finished
+    page = evaluation.page.read_text()
+    for value in evaluation.report.header.values():
+        assert escape(value) in page
+    for result in evaluation.report.classes:
+        assert f"<h2>{result.dataset} / {result.class_name}</h2>" in page
+
+
+def test_the_tables_hold_the_reports_numbers(finished):
     evaluation, output = finished
     assert from_json((output / "report.json").read_text()) == evaluation.report
     rows = [row for row in csv.reader((output / "report.csv").open()) if row and not row[0].startswith("#")]
@@ -86,7 +110,8 @@ def test_the_recipes_batch_size_changes_no_number(checkpoint, small_shards, fini
     recipe = load_recipe("tiny", ["evaluation.batch_size=1", "evaluation.pictures_per_class=0"])
     alone = evaluated(dataclasses.replace(checkpoint, recipe=recipe), [small_shards], tmp_path)
     assert alone.overview is None
-    assert alone.class_pictures == ()
+    assert not (tmp_path / "pictures").exists()
+    assert alone.page.is_file()
     for ours, theirs in zip(alone.report.classes, finished[0].report.classes, strict=True):
         assert ours.metrics == pytest.approx(theirs.metrics, abs=CLOSE)
 
@@ -121,3 +146,26 @@ def test_a_data_set_without_that_split_is_refused(checkpoint, small_shards, tmp_
     (copy / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="test"):
         evaluated(checkpoint, [copy], tmp_path / "report")
+
+
+def test_another_reports_differences_are_on_the_page_and_in_tables(checkpoint, small_shards, finished, tmp_path):
+    plain = dataclasses.replace(checkpoint, recipe=load_recipe("tiny", ["evaluation.pictures_per_class=0"]))
+    theirs = finished[0].report
+    first = theirs.classes[0]
+    changed = dataclasses.replace(first, metrics={**first.metrics, "I-AP": first.metrics["I-AP"] - 0.125})
+    other = OtherReport("before/report.json", dataclasses.replace(theirs, classes=(changed, *theirs.classes[1:])))
+    found = evaluated(plain, [small_shards], tmp_path / "report", other=other)
+    assert found.comparison.rows[0].differences["I-AP"] == pytest.approx(0.125, abs=CLOSE)
+    page = found.page.read_text()
+    assert "<caption>This report minus before/report.json.</caption>" in page
+    assert "<td>+0.125</td>" in page
+    assert {"comparison.csv", "comparison.md"} <= {path.name for path in found.tables}
+    assert 'href="comparison.csv"' in page
+
+
+def test_a_report_over_other_data_is_refused_before_anything_is_scored(checkpoint, small_shards, finished, tmp_path):
+    elsewhere = dataclasses.replace(finished[0].report.classes[0], dataset="elsewhere")
+    other = OtherReport("theirs", dataclasses.replace(finished[0].report, classes=(elsewhere,)))
+    with pytest.raises(ValueError, match="theirs has no class in common"):
+        evaluated(checkpoint, [small_shards], tmp_path / "report", other=other)
+    assert not (tmp_path / "report").exists()

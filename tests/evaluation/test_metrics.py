@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from unimmad.evaluation import curves
+from unimmad.evaluation import growing
 from unimmad.evaluation.metrics import METRIC_KEYS, MetricAccumulator, evaluate
 
 INF = np.inf
@@ -130,6 +130,60 @@ def test_large_offsets_are_not_squashed():
     assert evaluate(shifted, masks, scores, labels) == evaluate(maps, masks, scores, labels)
 
 
+def test_66_000_regions():
+    """More than 16 bits can number. Each region is one pixel, so the PRO curve is the ROC curve."""
+    rng = np.random.default_rng(3)
+    masks = [np.zeros((520, 520), bool) for _ in range(2)]
+    for mask in masks:
+        mask[::2, ::2] = rng.random((260, 260)) < 0.5
+    masks[0][::2, ::2] = True
+    # A shuffled count: no ties, so the ROC curve is a staircase, and exact in float32.
+    order = rng.permutation(2 * 520 * 520).astype(np.float32).reshape(2, 520, 520)
+    maps = [np.where(mask, scores + 90_000.5, scores) for mask, scores in zip(masks, order, strict=True)]
+    truth, scores = np.stack(masks), np.stack(maps).astype(np.float64)
+    regions, normal = np.sort(scores[truth]), np.sort(scores[~truth])
+    assert len(regions) > 66_000
+    assert len(np.unique(regions)) + len(np.unique(normal)) == scores.size
+    overlap = 1 - np.searchsorted(regions, normal[::-1]) / len(regions)
+    width = np.diff(np.minimum(np.arange(len(normal) + 1) / len(normal), 0.3))
+    found = evaluate(maps, masks, [0.0, 1.0], [0, 1])
+    assert found["AUPRO"] == pytest.approx((width * overlap).sum() / 0.3, abs=1e-9)
+    assert found["P-AUROC"] == pytest.approx(overlap.mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize("outlier", [1e30, -1e30, 3e38])
+def test_outliers_change_ranks_only(outlier):
+    maps, masks, scores, labels = invented(15, levels=20)
+    maps[0][2, 3] = maps[1][4, 5] = outlier
+    scores[2] = outlier
+    found = assert_as_defined(maps, masks, scores, labels)
+    maps[0][2, 3] = maps[1][4, 5] = scores[2] = np.sign(outlier) * 1000
+    assert evaluate(maps, masks, scores, labels) == found
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
+def test_scores_of_any_scale(scale):
+    maps, masks, scores, labels = invented(16, levels=16)
+    scaled = [m * np.float32(2.0 ** round(np.log2(scale))) for m in maps]
+    assert_as_defined(scaled, masks, scores, labels)
+    assert evaluate(scaled, masks, [s * scale for s in scores], labels) == evaluate(maps, masks, scores, labels)
+
+
+def test_many_accumulators_merge_in_any_order():
+    images = list(zip(*invented(17, images=8, levels=12), strict=True))
+    parts = []
+    for start in (6, 0, 3):
+        part = MetricAccumulator()
+        for image in images[start : start + (2 if start == 6 else 3)]:
+            part.add(*image)
+        parts.append(part)
+    merged = MetricAccumulator()
+    for part in parts:
+        merged.merge(part)
+    whole = evaluate(*invented(17, images=8, levels=12))
+    assert merged.compute() == pytest.approx(whole, abs=1e-12)
+
+
 def test_regions_touching_at_a_corner_are_one():
     mask = np.zeros((4, 4), bool)
     mask[0, 0] = mask[1, 1] = mask[1, 2] = True
@@ -140,7 +194,7 @@ def test_regions_touching_at_a_corner_are_one():
 def test_blocks_do_not_change_the_numbers(monkeypatch):
     data = invented(11, levels=9, share=0.2)
     whole = evaluate(*data)
-    monkeypatch.setattr(curves, "_BLOCK", 7)
+    monkeypatch.setattr(growing, "BLOCK", 7)
     assert evaluate(*data) == pytest.approx(whole, abs=1e-12)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from unimmad.assembly import new_model
 from unimmad.config import EvaluationSettings, load_recipe
 from unimmad.data.sample import collate
 from unimmad.data.shard_set import ShardSet
-from unimmad.evaluation.metrics import METRIC_KEYS, evaluate
-from unimmad.evaluation.run import ScoredClass, evaluate_classes, score_batch
+from unimmad.evaluation import run
+from unimmad.evaluation.metrics import METRIC_KEYS, MetricAccumulator, evaluate
+from unimmad.evaluation.run import ScoredClass, evaluate_classes
+from unimmad.evaluation.scoring import default_precision, score_batch
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 
 CLASSES = ["cookie", "rope", "brain_upper", "brain_ventricles"]
@@ -94,7 +98,77 @@ def test_maps_are_blurred_and_the_image_score_is_the_mean_of_the_largest_values(
     torch.testing.assert_close(sharp_scores, expected)
 
 
-def test_pictures_show_defects_in_turn_and_a_normal_sample_with_their_modalities_and_masks(one_by_one):
+def test_scores_keys_and_labels_of_every_sample_come_with_the_class(checkpoint, shards, one_by_one):
+    for scored_class in one_by_one:
+        refs = shards.classes("test")[scored_class.class_name]
+        assert scored_class.keys == tuple(ref.entry.key for ref in refs)
+        assert scored_class.defects == tuple(ref.entry.defect for ref in refs)
+        assert scored_class.labels.tolist() == [ref.entry.anomalous for ref in refs]
+        assert scored_class.image_scores.dtype == np.float64
+        batch = collate([shards.read(ref, 64) for ref in refs])
+        _, scores_B = score_batch(checkpoint.model, batch, settings(), CPU)
+        np.testing.assert_allclose(scored_class.image_scores, scores_B.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_image_scores_are_the_same_at_any_batch_size(checkpoint, shards, one_by_one, batch_size):
+    together = scored(checkpoint, shards, batch_size=batch_size, pictures_per_class=0)
+    for ours, theirs in zip(together, one_by_one, strict=True):
+        np.testing.assert_allclose(ours.image_scores, theirs.image_scores, rtol=1e-5)
+
+
+def test_the_metrics_are_collected_in_another_thread(checkpoint, shards, monkeypatch):
+    threads = set()
+    add = MetricAccumulator.add
+
+    def noted(self, *image, **name):
+        threads.add(threading.current_thread().name)
+        add(self, *image, **name)
+
+    monkeypatch.setattr(MetricAccumulator, "add", noted)
+    scored(checkpoint, shards, pictures_per_class=0)
+    assert {name.partition("_")[0] for name in threads} == {"metrics"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_nan_in_any_batch_stops_the_run_and_names_the_sample(checkpoint, shards, monkeypatch, batch_size):
+    broken = shards.classes("test")["solids/rope"][1].entry.key
+    original = run.score_on_device
+
+    def with_nan(model, batch, *rest):
+        scored = original(model, batch, *rest)
+        for place, sample in enumerate(batch.samples):
+            if sample.key == broken:
+                scored.maps_BHW[place, 3, 4] = float("nan")
+        return scored
+
+    monkeypatch.setattr(run, "score_on_device", with_nan)
+    with pytest.raises(ValueError, match=rf"solids/rope {broken}\): 1 of 4096 values .* NaN"):
+        scored(checkpoint, shards, batch_size=batch_size, pictures_per_class=0)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("metrics")]
+
+
+def test_bf16_gives_close_fp32_maps(checkpoint, shards):
+    batch = collate([shards.read(ref, 64) for ref in shards.classes("test")["solids/cookie"]])
+    exact_BHW, exact_B = score_batch(checkpoint.model, batch, settings(), CPU, "fp32")
+    found_BHW, found_B = score_batch(checkpoint.model, batch, settings(), CPU, "bf16")
+    assert found_BHW.dtype == found_B.dtype == torch.float32
+    assert 0 < (found_B - exact_B).abs().max() < 0.05 * exact_B.max()
+    assert (found_BHW - exact_BHW).abs().max() < 0.1 * exact_BHW.max()
+
+
+def test_scoring_leaves_the_tf32_settings_as_they_were(checkpoint, shards):
+    batch = collate([shards.read(shards.classes("test")["solids/cookie"][0], 64)])
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    score_batch(checkpoint.model, batch, settings(), CPU)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+def test_the_default_precision_on_a_cpu_is_fp32():
+    assert default_precision(CPU) == "fp32"
+
+
+def test_pictures_show_an_anomaly_and_a_normal_sample_with_their_modalities_and_masks(one_by_one):
     for scored_class in one_by_one:
         defective, normal = scored_class.pictures
         assert defective.defect != "good"
@@ -122,6 +196,32 @@ def test_data_with_more_slots_than_the_model_are_refused(shards):
     model, _ = new_model(load_recipe("tiny", ["model.modality_slots=2"]).model, seed=0)
     with pytest.raises(ValueError, match="use modality slot 3; the model has slots 0 to 1 only"):
         next(evaluate_classes(model, shards, "test", settings(), device=CPU, workers=0, progress=False))
+
+
+def test_failures_are_pictured_first_and_say_why(checkpoint, shards):
+    for scored_class in scored(checkpoint, shards, pictures_per_class=3):
+        notes = [picture.note for picture in scored_class.pictures]
+        assert [note.partition(",")[0] for note in notes] == [
+            "highest-scoring normal",
+            "lowest-scoring anomaly",
+            "ordinary anomaly",
+        ]
+        score_of = dict(zip(scored_class.keys, scored_class.image_scores, strict=True))
+        for picture in scored_class.pictures:
+            assert picture.score == pytest.approx(score_of[picture.key], rel=1e-5)
+        anomalous = scored_class.image_scores[scored_class.labels]
+        assert scored_class.pictures[1].score == pytest.approx(anomalous.min(), rel=1e-5)
+
+
+def test_the_routing_of_every_token_is_counted(checkpoint, shards, one_by_one):
+    top_k = load_recipe("tiny").model.top_k
+    together = scored(checkpoint, shards, batch_size=4)
+    for scored_class, other in zip(one_by_one, together, strict=True):
+        usage = scored_class.usage
+        assert (usage.dataset, usage.class_name) == (scored_class.result.dataset, scored_class.result.class_name)
+        assert usage.tokens_M.tolist() == [3] * len(usage.modalities)
+        assert set(usage.counts_MGL.sum(axis=2).reshape(-1).tolist()) == {3 * top_k}
+        np.testing.assert_array_equal(usage.counts_MGL, other.usage.counts_MGL)
 
 
 def test_a_model_in_training_mode_is_scored_in_eval_mode(checkpoint, shards, one_by_one):

@@ -7,7 +7,9 @@ import pytest
 
 from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.report import ClassResult, Report, from_json
-from unimmad.evaluation.tables import csv_table, footnotes, markdown_table, screen_table, write_tables
+from unimmad.evaluation.screen import screen_table
+from unimmad.evaluation.tables import csv_table, markdown_table, write_tables
+from unimmad.evaluation.wording import footnotes
 
 PIXEL_KEYS = METRIC_KEYS[3:]
 
@@ -47,7 +49,7 @@ def test_screen_columns_are_aligned(complete):
     lines = screen_table(complete).splitlines()
     numbers = [line for line in lines if line.count("0.") == 8]
     places = {tuple(place for place, letter in enumerate(line) if letter == ".") for line in numbers}
-    assert len(numbers) == 6
+    assert len(numbers) == 7
     assert len(places) == 1
 
 
@@ -60,7 +62,7 @@ def test_a_long_class_name_is_kept_whole(complete):
 
 
 def test_partial_means_are_marked_and_explained(partial):
-    assert footnotes(partial)[0] == (
+    assert footnotes(partial)[1] == (
         "* mean of metal covers 1 of 2 classes for P-AUROC, P-AP, P-F1max, AUPRO, AUPRO-99"
     )
     table = screen_table(partial)
@@ -85,6 +87,7 @@ def test_csv_keeps_full_precision_and_says_what_is_undefined(partial):
         "class",
         "class",
         "mean of metal",
+        "field mean: industry",
         "mean of classes",
         "mean of data sets",
     ]
@@ -95,10 +98,10 @@ def test_csv_keeps_full_precision_and_says_what_is_undefined(partial):
     assert rows[0]["note"] == ""
 
 
-def test_write_tables_writes_three_files_and_nothing_else(complete, tmp_path):
+def test_write_tables_writes_four_files_and_nothing_else(complete, tmp_path):
     folder = tmp_path / "new" / "folder"
     paths = write_tables(complete, folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["report.csv", "report.json", "report.md"]
+    assert sorted(path.name for path in folder.iterdir()) == ["report.csv", "report.json", "report.md", "report.tex"]
     assert set(paths) == set(folder.iterdir())
     assert from_json((folder / "report.json").read_text()) == complete
     assert (folder / "report.md").read_text() == markdown_table(complete)

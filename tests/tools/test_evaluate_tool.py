@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -72,7 +73,7 @@ def test_by_default_the_newest_run_on_the_data_it_was_trained_on(typed, trained)
     assert "cookie" in out
     assert "data/small" in out
     report = trained / "runs" / "tiny" / "evaluation"
-    for name in ("report.json", "report.csv", "report.md", "overview.png"):
+    for name in ("report.json", "report.csv", "report.md", "overview.png", "report.html"):
         assert f" {Path(os.path.relpath(report / name, trained))}" in out
         assert (report / name).is_file()
     assert len(list((report / "pictures").glob("*.png"))) == 2
@@ -113,6 +114,13 @@ def test_checkpoint_data_and_output_can_be_named(typed, trained, tmp_path):
         (["--device", "gpu"], "--device gpu"),
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--workers", "-1"], "--workers -1"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--modalities", "sonar"], "no data set has a modality 'sonar'"),
+        (["--modalities", ","], "--modalities names none"),
+        (["--compare", "nowhere.json"], "nowhere.json can't be read as a report"),
+        (["--report", "data/small/index.json"], "data/small/index.json: the report"),
+        (["--published"], "no published row for solids"),
+        (["--spill", "data/small/index.json/x"], "cannot keep pixel scores in data/small/index.json/x"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(typed, trained, words, message):
@@ -149,6 +157,49 @@ def test_data_by_url_and_a_corrupt_sample(typed, trained, tmp_path):
     assert typed(tmp_path, *words, url, "--cache-dir", "cache")[0] == 0
     assert list((tmp_path / "cache").glob("*.tar"))
     assert "could not be read" not in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_options_of_the_run_reach_the_report(typed, trained, tmp_path):
+    words = ["--output-dir", str(tmp_path / "one"), "--batch-size", "1", "--precision", "bf16", "--workers", "0"]
+    code, out, _ = typed(trained, *words, "--modalities", "depth", "--spill", str(tmp_path / "spilled"))
+    assert code == 0
+    assert "bf16 on cpu" in out
+    assert "depth only" in out
+    assert list((tmp_path / "spilled").iterdir()) == []
+
+
+def test_each_modality_and_a_comparison(typed, trained, tmp_path):
+    code, out, _ = typed(trained, "--output-dir", str(tmp_path / "one"), "--modalities", "each", "--workers", "0")
+    assert code == 0
+    assert "what each modality is worth" in out
+    assert f"table    {tmp_path / 'one' / 'modalities' / 'modalities.csv'}" in out
+    words = ["--report", str(tmp_path / "one"), "--compare", str(tmp_path / "one" / "modalities" / "rgb")]
+    code, out, _ = typed(trained, *words, "--output-dir", str(tmp_path / "compared"))
+    assert code == 0
+    assert "differences: this report minus" in out
+    assert "modalities: - (this), rgb only (other)" in out
+    assert sorted(path.name for path in (tmp_path / "compared").iterdir()) == ["comparison.csv", "comparison.md"]
+
+
+def test_an_interruption_is_one_line(typed, trained, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unimmad.evaluation.command.evaluate_checkpoint", interrupted)
+    code, out, err = typed(trained, "--output-dir", str(tmp_path))
+    assert (code, out) == (130, "")
+    assert err == "evaluate.py: interrupted; the same command goes on behind the last finished class\n"
+
+
+def test_a_checkpoint_of_another_recipe_is_one_line(typed, trained, tmp_path):
+    checkpoint, _ = hand_made_checkpoint(tmp_path / "run", load_recipe("tiny"), [trained / "data" / "small"])
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["recipe"]["model"]["embed_dim"] *= 2
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    code, out, err = typed(tmp_path, "--checkpoint", "run")
+    assert (code, out) == (2, "")
+    assert "is of another recipe: " in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("file", ["state.json", "index.json", "model-00000.safetensors"])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from unimmad.data.index import Modality
+from unimmad.data.index import Modality, ModalityKind
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,15 +38,26 @@ def prepare(array: np.ndarray, modality: Modality, image_size: int, where: str =
     Raises:
         ValueError: the array's channels or values do not fit the modality's kind.
     """
+    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation(modality.kind))
+    return (resize(array, modality, image_size, where) - mean) / std
+
+
+def normalisation(kind: ModalityKind) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel: ImageNet's, or 0 and 1 for depth."""
+    if kind == "depth":
+        return (0.0,) * 3, (1.0,) * 3
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def resize(array: np.ndarray, modality: Modality, image_size: int, where: str = "image") -> Tensor:
+    """``prepare`` without the mean and std: RGB and gray in 0-1, depth about its foreground's mean."""
     if modality.kind == "depth":
         depth_HW = torch.from_numpy(centred_depth(array, modality, where))
         size = (image_size, image_size)
         depth_1HW = F.interpolate(depth_HW[None, None], size=size, mode="bilinear", align_corners=False)[0]
         return depth_1HW.repeat(3, 1, 1)
     channels = _channels(array, modality, where)
-    image_CHW = torch.from_numpy(np.stack([_resize(channel_HW, image_size) for channel_HW in channels]))
-    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
-    return (image_CHW - mean) / std
+    return torch.from_numpy(np.stack([_resize(channel_HW, image_size) for channel_HW in channels]))
 
 
 def check_fits(array: np.ndarray, modality: Modality, where: str) -> None:

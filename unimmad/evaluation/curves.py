@@ -9,19 +9,18 @@ Letters: N normal scores, A anomalous scores, R regions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unimmad.evaluation.growing import blocks
 
 Floats = NDArray[np.floating]
 
 FPR_LIMIT = 0.3
 """AUPRO integrates the curve from a false-positive rate of 0 to this one."""
 SAMPLED_THRESHOLDS = 99
-_BLOCK = 1 << 18
-"""Anomalous scores looked up at a time: bounds the float64 and int64 intermediates."""
 
 
 class Ranking(NamedTuple):
@@ -30,11 +29,6 @@ class Ranking(NamedTuple):
     auroc: float | None
     ap: float | None
     f1max: float | None
-
-
-def _blocks(length: int) -> Iterator[slice]:
-    for start in range(0, length, _BLOCK):
-        yield slice(start, min(start + _BLOCK, length))
 
 
 def ranking_metrics(normal_N: Floats, anomalous_A: Floats) -> Ranking:
@@ -52,7 +46,7 @@ def ranking_metrics(normal_N: Floats, anomalous_A: Floats) -> Ranking:
     twice_won = 0
     precision_sum = 0.0
     f1max = 0.0
-    for block in _blocks(anomalous):
+    for block in blocks(anomalous):
         score_A = anomalous_A[block]
         below_A = np.searchsorted(normal_N, score_A, side="left")
         not_above_A = np.searchsorted(normal_N, score_A, side="right")
@@ -80,7 +74,7 @@ def aupro(normal_N: Floats, anomalous_A: Floats, region_A: NDArray[np.int32], si
         size_R: pixels of each region.
     """
     area = 0.0
-    for block in _blocks(len(anomalous_A)):
+    for block in blocks(len(anomalous_A)):
         order_A = np.argsort(anomalous_A[block])  # neighbouring searches then touch neighbouring memory
         score_A, weight_A = anomalous_A[block][order_A], 1.0 / size_R[region_A[block][order_A]]
         start_A = 1.0 - np.searchsorted(normal_N, score_A, side="right") / len(normal_N)
@@ -108,7 +102,7 @@ def aupro_sampled(
     position_T = np.linspace(0, len(normal_N) - 1, num=SAMPLED_THRESHOLDS, dtype=np.int64)
     threshold_T = normal_N[position_T]
     passed_weight_T1 = np.zeros(SAMPLED_THRESHOLDS + 1)
-    for block in _blocks(len(anomalous_A)):
+    for block in blocks(len(anomalous_A)):
         passed_A = np.searchsorted(threshold_T, anomalous_A[block], side="left")
         weight_A = 1.0 / size_R[region_A[block]]
         passed_weight_T1 += np.bincount(passed_A, weights=weight_A, minlength=SAMPLED_THRESHOLDS + 1)

@@ -23,6 +23,9 @@ Limits = tuple[float, float]
 MAP_COLOURS = "inferno"
 DEPTH_COLOURS = "viridis"
 CONTOUR_COLOUR = "#00e5ff"
+MAP_CONTOUR_COLOUR = "#ffffff"
+NORMAL_COLOUR = "#3b6fb6"
+ANOMALOUS_COLOUR = "#d1495b"
 FONT_SIZE = 8
 
 
@@ -52,6 +55,19 @@ def colour_limits(maps: Sequence[Image]) -> Limits:
     return low, low + max(abs(low), 1.0)
 
 
+def heat_limits(maps: Sequence[Image]) -> Limits:
+    """A common colour scale of some anomaly maps of one class: from their median to their largest finite value.
+
+    Half of the pixels get the darkest colour: they are normal nearly always, and their background level and the
+    border that the blur darkens would otherwise take up most of the scale.
+    """
+    values_P = np.concatenate([np.ravel(values) for values in maps])
+    finite_P = values_P[np.isfinite(values_P)]
+    if finite_P.size:
+        values_P = finite_P[finite_P >= np.median(finite_P)]
+    return colour_limits([values_P])
+
+
 def show_image(ax: Axes, image: Image, **style: object) -> None:
     ax.imshow(image, interpolation="nearest", **style)  # type: ignore[arg-type]
     ax.set_xticks([])
@@ -70,7 +86,7 @@ def show_blank(ax: Axes, shape: tuple[int, ...], text: str) -> None:
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=FONT_SIZE, color="0.3")
 
 
-def draw_contour(ax: Axes, mask_HW: NDArray[np.bool_] | None) -> None:
+def draw_contour(ax: Axes, mask_HW: NDArray[np.bool_] | None, colour: str = CONTOUR_COLOUR) -> None:
     if mask_HW is None or not mask_HW.any():
         return
     # A border of zeros closes the contour of regions that touch the image's edge.
@@ -78,7 +94,7 @@ def draw_contour(ax: Axes, mask_HW: NDArray[np.bool_] | None) -> None:
     height, width = bordered.shape
     limits = ax.get_xlim(), ax.get_ylim()
     columns, rows = np.arange(-1, width - 1), np.arange(-1, height - 1)
-    ax.contour(columns, rows, bordered, [0.5], colors=CONTOUR_COLOUR, linewidths=1)
+    ax.contour(columns, rows, bordered, [0.5], colors=colour, linewidths=1)
     ax.set(xlim=limits[0], ylim=limits[1])
 
 

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from unimmad.checkpoint.loading import LoadedCheckpoint
+from unimmad.config import EvaluationSettings
 from unimmad.data.index import Split
-from unimmad.data.location import DataFolder, shown
+from unimmad.data.location import DataFolder
 from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import ShardSet
 from unimmad.data.skipping import OnError, SkipLog, summary
-from unimmad.evaluation.figures import SamplePicture, save_class_figure, save_overview
-from unimmad.evaluation.report import ClassResult, Report
-from unimmad.evaluation.run import MaskRule, evaluate_classes
-from unimmad.evaluation.tables import write_tables
+from unimmad.evaluation.collecting import ScoredClass
+from unimmad.evaluation.comparison import Comparison, OtherReport, compare, write_comparison
+from unimmad.evaluation.header import report_header
+from unimmad.evaluation.modalities import keep_modalities
+from unimmad.evaluation.pictures import Pictures
+from unimmad.evaluation.published import published_rows
+from unimmad.evaluation.report import Report
+from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
+from unimmad.evaluation.run import evaluate_classes
+from unimmad.evaluation.scoring import MaskRule, Precision, default_precision
+from unimmad.evaluation.tables import write_image_scores, write_tables
 
-PICTURES = "pictures"
-OVERVIEW = "overview.png"
+NOT_IN_NUMBERS = frozenset({"batch_size", "pictures_per_class"})
+"""Evaluation settings that change no number."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,11 @@ class Evaluation:
     report: Report
     tables: tuple[Path, ...]
     overview: Path | None
-    class_pictures: tuple[Path, ...]
+    page: Path
+    """All tables and pictures as HTML."""
+    scored: tuple[ScoredClass, ...]
+    """Image scores, labels and keys of each class; without pictures."""
+    comparison: Comparison | None = None
 
 
 def evaluate_checkpoint(
@@ -40,90 +53,119 @@ def evaluate_checkpoint(
     data: Sequence[DataFolder],
     output: Path,
     *,
-    split: Split = "test",
     device: torch.device,
     workers: int,
+    split: Split = "test",
     mask_resize: MaskRule = "nearest",
     progress: bool = True,
+    precision: Precision | None = None,
+    modalities: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    fresh: bool = False,
+    spill_to: Path | None = None,
+    published: bool = False,
+    other: OtherReport | None = None,
     cache: ShardCache | None = None,
     on_error: OnError = "stop",
 ) -> Evaluation:
     """Evaluate on ``split`` of the shard folders ``data`` and write tables and pictures into ``output``.
 
-    Shards from URLs go through ``cache``. With ``on_error="skip"`` corrupt samples are left out, and the report's
-    header says how many.
+    Each finished class is kept in ``output`` until the report is complete. An evaluation that was interrupted goes on
+    behind its last finished class, where checkpoint, data and settings are the same, and says so.
+
+    Args:
+        precision: None: ``default_precision``.
+        modalities: names of those to evaluate with; None: all.
+        classes: with ``modalities``, the ``DATASET/CLASS`` names to evaluate; None: all.
+        fresh: begin anew even where an interrupted evaluation could go on.
+        spill_to: see ``MetricAccumulator``.
+        published: put published rows beside ours.
+        other: a report to compare with.
+        cache: for shards from URLs; None: the default one.
+        on_error: ``skip`` leaves corrupt samples out; the report's header says how many.
 
     Raises:
-        ValueError: the data can't be read or don't fit the model, or ``output`` can't be written.
+        ValueError: the data can't be read or don't fit the model, ``output`` can't be written, nothing is published
+            for any of the data sets, or ``other`` has none of their classes.
     """
     shards = ShardSet.open(data, cache)
+    if modalities is not None:
+        shards = keep_modalities(shards, split, modalities, classes)
+    refs_of = shards.classes(split)
+    if other is not None:
+        other.check_common(refs_of)
+    beside = published_rows(_datasets(refs_of)) if published else ()
+    settings, precision = checkpoint.recipe.evaluation, precision or default_precision(device)
+    facts = _number_facts(settings, split, mask_resize, precision, device)
+    partial = PartialResults(output, evaluation_fingerprint(checkpoint.model, shards, facts))
+    if fresh:
+        partial.remove()
+    finished = partial.load()
+    if finished and progress:
+        _say(
+            f"{len(finished)} of {len(refs_of)} classes were finished by an interrupted evaluation: {_names(finished)}"
+        )
     skip_log = SkipLog("it is left out")
-    model = checkpoint.model.to(device)
-    results: list[ClassResult] = []
-    in_overview: list[SamplePicture] = []
-    class_pictures: list[Path] = []
     scored_classes = evaluate_classes(
-        model,
+        checkpoint.model.to(device),
         shards,
         split,
-        checkpoint.recipe.evaluation,
+        settings,
         device=device,
         workers=workers,
         mask_resize=mask_resize,
         progress=progress,
+        precision=precision,
+        finished=finished,
+        spill_to=spill_to,
         on_error=on_error,
         skip_log=skip_log,
     )
+    done: list[ScoredClass] = []
+    pictures = Pictures(output, checkpoint.recipe.model.kernel_sizes)
     for scored in scored_classes:
-        results.append(scored.result)
-        if scored.pictures:
-            path = output / PICTURES / f"{_file_name(scored.result)}.png"
-            save_class_figure(scored.pictures, path)
-            class_pictures.append(path)
-            in_overview.append(scored.pictures[0])
-    if not results:
+        whole = len(scored.keys) == len(refs_of[scored.class_name])
+        if whole and scored.class_name not in finished:  # else the next run would not know what was left out
+            partial.save(scored)
+        pictures.add(scored)
+        done.append(replace(scored, pictures=()))
+    if not done:
         raise ValueError(f"no sample of the {split} split can be read: {summary(skip_log.shards)}")
-    header = report_header(checkpoint, data, split, device, mask_resize)
-    if skipped := summary(skip_log.shards):
-        header["left out"] = skipped
-    report = Report(header, tuple(results))
-    overview = output / OVERVIEW if in_overview else None
-    if overview is not None:
-        save_overview(in_overview, overview)
-    return Evaluation(report, write_tables(report, output), overview, tuple(class_pictures))
+    header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)
+    if left_out := summary(skip_log.shards):
+        header["left out"] = left_out
+    report = Report(header, tuple(scored.result for scored in done), beside)
+    comparison = None if other is None else compare(report, other)
+    compared = () if comparison is None else write_comparison(comparison, output)
+    tables = (*write_tables(report, output), write_image_scores(done, output), *compared)
+    page = pictures.finish(report, tables, comparison)
+    partial.remove()
+    return Evaluation(report, tables, pictures.overview, page, tuple(done), comparison)
 
 
-def report_header(
-    checkpoint: LoadedCheckpoint, data: Sequence[DataFolder], split: Split, device: torch.device, mask_resize: MaskRule
-) -> dict[str, str]:
-    """Everything that two papers may differ in, in words."""
-    recipe = checkpoint.recipe
-    settings = recipe.evaluation
-    size = recipe.model.image_size
-    top = max(1, int(size * size * settings.top_share))
-    blur = f"Gaussian {settings.blur_kernel} x {settings.blur_kernel}, sigma {settings.blur_sigma:g}, zero padding"
+def _number_facts(
+    settings: EvaluationSettings, split: Split, mask_resize: MaskRule, precision: Precision, device: torch.device
+) -> dict[str, object]:
+    """All that changes a number, beside the model and the data."""
     return {
-        "checkpoint": _relative(checkpoint.folder),
-        "recipe": recipe.name,
-        "backbone": f"{recipe.model.backbone}, weights: {checkpoint.backbone_weights}",
-        "data": f"{', '.join(map(_data_name, data))} ({split} split)",
-        "image size": f"{size} x {size}",
-        "blur": blur if settings.blur_sigma else "none",
-        "image score": f"mean of the map's top {top} of {size * size} values",
-        "masks": f"resized {mask_resize}, anomalous where > 0",
-        "precision": f"fp32 on {device.type}",
+        "settings": settings.model_dump(mode="json", exclude=set(NOT_IN_NUMBERS)),
+        "split": split,
+        "mask_resize": mask_resize,
+        "precision": precision,
+        "device": device.type,
+        "versions": {package: version(package) for package in ("unimmad", "torch", "numpy")},
     }
 
 
-def _data_name(folder: DataFolder) -> str:
-    return _relative(folder) if isinstance(folder, Path) else shown(folder.url)
+def _datasets(class_names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name.partition("/")[0] for name in class_names))
 
 
-def _relative(path: Path) -> str:
-    """A path as people would type it."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+def _names(finished: Iterable[str]) -> str:
+    names = list(finished)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _file_name(result: ClassResult) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{result.dataset}-{result.class_name}")
+def _say(text: str) -> None:
+    """A line that does not disturb a progress bar."""
+    tqdm.write(text, file=sys.stderr)

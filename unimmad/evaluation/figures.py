@@ -16,15 +16,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from unimmad.evaluation.drawing import (
+    CONTOUR_COLOUR,
     FONT_SIZE,
     MAP_COLOURS,
+    MAP_CONTOUR_COLOUR,
     Image,
     Limits,
-    colour_limits,
     draw_contour,
+    heat_limits,
     laid_over,
     show_blank,
     show_image,
@@ -56,10 +59,13 @@ class SamplePicture:
     map_HW: Image
     mask_HW: NDArray[np.bool_] | None
     """True where anomalous; None where unknown."""
+    note: str = ""
+    """Why the sample is shown."""
 
     @property
     def title(self) -> str:
-        return f"{self.key}   {self.defect}   score {self.score:.3g}"
+        what = f"{self.key}   {self.defect}   score {self.score:.3g}"
+        return f"{what}   ({self.note})" if self.note else what
 
 
 def heat_map_panel(
@@ -84,26 +90,32 @@ def heat_map_panel(
     return figure
 
 
-def save_class_figure(rows: Sequence[SamplePicture], path: Path) -> None:
+def save_class_figure(rows: Sequence[SamplePicture], path: Path, threshold: float | None = None) -> None:
     """A few samples of one class, one a row, on a common colour scale, as PNG.
 
     Images, map and mask of a sample have one size; samples may differ in size and modalities.
+
+    Args:
+        rows: from top to bottom.
+        path: the PNG.
+        threshold: the map's contour is drawn around values at or above it; None draws the mask's alone.
 
     Raises:
         ValueError: no rows, or the folder cannot be written to.
     """
     if not rows:
         raise ValueError(f"cannot draw {path}: it was given no samples")
-    limits = colour_limits([row.map_HW for row in rows])
+    limits = heat_limits([row.map_HW for row in rows])
     fullest_first = sorted(rows, key=lambda row: -len(row.images))
     names = list(dict.fromkeys(name for row in fullest_first for name, _ in row.images))
     heights = [_row_inches(row.images[0][1]) for row in rows]
     heights[0] += _HEAD_INCHES
     figure, parts = _figure_of_rows(len(names) + 3, heights, limits, heading=rows[0].class_name)
+    _explain_contours(figure, threshold)
     for number, (part, row) in enumerate(zip(parts, rows, strict=True)):
         pictures = dict(row.images)
         columns = [(name, pictures.get(name)) for name in names]
-        _draw_row(part, columns, row.map_HW, row.mask_HW, row.title, limits, heads=number == 0)
+        _draw_row(part, columns, row.map_HW, row.mask_HW, row.title, limits, number == 0, threshold)
     save_figure(figure, path)
 
 
@@ -113,18 +125,18 @@ def save_overview(samples: Sequence[SamplePicture], path: Path, limits: Sequence
     Args:
         samples: one a class.
         path: the PNG.
-        limits: each map's colour scale; by default from its smallest to its largest value.
+        limits: each map's colour scale; by default from its own median to its largest value.
 
     Raises:
         ValueError: no samples, or the folder cannot be written to.
     """
     if not samples:
         raise ValueError(f"cannot draw {path}: it was given no samples")
-    scales = limits or [colour_limits([sample.map_HW]) for sample in samples]
+    scales = limits or [heat_limits([sample.map_HW]) for sample in samples]
     columns = min(len(samples), max(2, round(math.sqrt(0.6 * len(samples)))))
     rows = math.ceil(len(samples) / columns)
     tallest = max(_row_inches(sample.images[0][1]) for sample in samples)
-    figure = _new_figure(columns * 2 * _CELL_INCHES, rows * (tallest + 0.1))
+    figure = new_figure(columns * 2 * _CELL_INCHES, rows * (tallest + 0.1))
     parts = figure.subfigures(rows, columns, squeeze=False).reshape(-1)
     for part, sample, scale in zip(parts, samples, scales, strict=False):
         lines = (sample.class_name, f"{sample.defect}   score {sample.score:.3g}")
@@ -146,7 +158,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_aside(path, lambda temporary: figure.savefig(temporary, format="png", facecolor="white"))
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches, on white."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -163,14 +176,25 @@ def _figure_of_rows(
 ) -> tuple[Figure, list[SubFigure]]:
     """A figure with a part for each row and one colour bar beside them all."""
     width = columns * _CELL_INCHES
-    figure = _new_figure(width + _BAR_INCHES, sum(heights) + (_ROW_TITLE_INCHES if heading else 0))
+    figure = new_figure(width + _BAR_INCHES, sum(heights) + (_ROW_TITLE_INCHES if heading else 0))
     if heading:
-        figure.suptitle(_fitted(heading, 0.7 * width), fontsize=11, fontweight="bold")
+        figure.suptitle(_fitted(heading, 0.5 * width), fontsize=11, fontweight="bold")
     left, right = figure.subfigures(1, 2, width_ratios=(width, _BAR_INCHES), squeeze=False)[0]
-    bar = right.colorbar(ScalarMappable(Normalize(*limits), MAP_COLOURS), cax=right.subplots())
+    bar = right.colorbar(ScalarMappable(Normalize(*limits), MAP_COLOURS), cax=right.subplots(), extend="min")
     bar.ax.tick_params(labelsize=FONT_SIZE - 1)
     bar.set_label("anomaly score", fontsize=FONT_SIZE)
     return figure, list(left.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+
+
+def _explain_contours(figure: Figure, threshold: float | None) -> None:
+    """A legend in the upper right corner, on the grey of an overlay so that white lines can be seen."""
+    lines = [Line2D([], [], color=CONTOUR_COLOUR, label="mask")]
+    if threshold is not None and np.isfinite(threshold):
+        lines.append(Line2D([], [], color=MAP_CONTOUR_COLOUR, label=f"map at {threshold:.3g} or more"))
+    style = {"facecolor": "0.35", "labelcolor": "white", "framealpha": 1.0, "edgecolor": "none"}
+    figure.legend(
+        handles=lines, loc="upper right", ncols=len(lines), fontsize=FONT_SIZE - 1, borderaxespad=0.3, **style
+    )
 
 
 def _draw_row(
@@ -181,6 +205,7 @@ def _draw_row(
     title: str,
     limits: Limits,
     heads: bool,
+    threshold: float | None = None,
 ) -> None:
     """Draw the modalities (None: this sample lacks it), then map, overlay and mask."""
     part.suptitle(_fitted(title, (len(columns) + 3) * _CELL_INCHES), x=0.005, ha="left", fontsize=FONT_SIZE)
@@ -194,6 +219,8 @@ def _draw_row(
     show_map(map_ax, map_HW, limits)
     first_image = next(image for _, image in columns if image is not None)
     show_image(overlay_ax, laid_over(first_image, map_HW, limits))
+    if threshold is not None:
+        draw_contour(overlay_ax, map_HW >= threshold, MAP_CONTOUR_COLOUR)
     draw_contour(overlay_ax, mask_HW)
     if mask_HW is None:
         show_blank(mask_ax, map_HW.shape, "no mask")

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from unimmad.evaluation.curves import aupro, aupro_sampled, ranking_metrics
+from unimmad.evaluation.growing import GrowingArray, blocks
+from unimmad.evaluation.pixel_curves import PixelCurves, pixel_curves
 
 METRIC_KEYS = ("I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "AUPRO", "AUPRO-99")
 
@@ -60,39 +63,26 @@ def evaluate(
     return accumulator.compute()
 
 
-class _Growing:
-    """A one-dimensional array that grows in place, at most an eighth larger than what it holds."""
-
-    def __init__(self, dtype: type[np.generic]) -> None:
-        self._buffer: NDArray = np.empty(0, dtype=dtype)
-        self._length = 0
-
-    def append(self, values: NDArray) -> None:
-        needed = self._length + len(values)
-        if needed > len(self._buffer):
-            # Large arrays are moved by remapping their pages, so growing needs no second copy. No view
-            # outlives a method of MetricAccumulator, which makes skipping the reference check safe.
-            self._buffer.resize(needed + self._length // 8, refcheck=False)
-        self._buffer[self._length : needed] = values
-        self._length = needed
-
-    @property
-    def values(self) -> NDArray:
-        """What was appended, as a view that is valid until the next ``append``."""
-        return self._buffer[: self._length]
-
-
 class MetricAccumulator:
     """Collects the test images of one class, one at a time, in about 4 bytes a normal pixel."""
 
-    def __init__(self) -> None:
+    def __init__(self, spill_to: Path | None = None) -> None:
+        """Args:
+        spill_to: a folder where pixel scores are kept in files, for classes larger than memory: about 4 bytes a
+            pixel there, some megabytes of memory whatever the number of images, and the same numbers. The files
+            have no names and go with the accumulator.
+
+        Raises:
+            ValueError: the folder can't be written to.
+        """
         self._image_scores: list[float] = []
         self._image_labels: list[bool] = []
-        self._normal_pixels = _Growing(np.float32)
-        self._anomalous_pixels = _Growing(np.float32)
-        self._pixel_regions = _Growing(np.int32)
-        self._region_sizes = _Growing(np.int64)
+        self._normal_pixels = GrowingArray(np.float32, spill_to)
+        self._anomalous_pixels = GrowingArray(np.float32, spill_to)
+        self._pixel_regions = GrowingArray(np.int32, spill_to)
+        self._region_sizes = GrowingArray(np.int64, spill_to)
         self._all_have_masks = True
+        self._normal_pixels_sorted = True
 
     @property
     def normal(self) -> int:
@@ -146,18 +136,38 @@ class MetricAccumulator:
         self._image_scores.extend(other._image_scores)
         self._image_labels.extend(other._image_labels)
         regions_before = len(self._region_sizes.values)
-        self._normal_pixels.append(other._normal_pixels.values)
-        self._anomalous_pixels.append(other._anomalous_pixels.values)
-        self._pixel_regions.append(other._pixel_regions.values + np.int32(regions_before))
-        self._region_sizes.append(other._region_sizes.values)
+        for ours, theirs, shift in (
+            (self._normal_pixels, other._normal_pixels, 0),
+            (self._anomalous_pixels, other._anomalous_pixels, 0),
+            (self._pixel_regions, other._pixel_regions, regions_before),
+            (self._region_sizes, other._region_sizes, 0),
+        ):
+            values = theirs.values
+            for block in blocks(len(values)):
+                ours.append(values[block] + shift if shift else values[block])
         self._all_have_masks &= other._all_have_masks
+        self._normal_pixels_sorted = False
 
     def compute(self) -> Metrics:
         """The metrics of all images so far, by the keys in ``METRIC_KEYS``; more images may follow."""
         values = (*self._image_metrics(), *self._pixel_metrics())
         return dict(zip(METRIC_KEYS, values, strict=True))
 
+    def curves(self) -> PixelCurves | None:
+        """What is drawn of the pixels so far; None where a mask is missing or a label has no pixel."""
+        anomalous_A = self._anomalous_pixels.values
+        if not self._all_have_masks or len(self._normal_pixels.values) == 0 or len(anomalous_A) == 0:
+            return None
+        return pixel_curves(
+            self._sorted_normal_pixels(),
+            self._anomalous_pixels.sorted_copy(),
+            anomalous_A,
+            self._pixel_regions.values,
+            self._region_sizes.values,
+        )
+
     def _add_pixels(self, scores_HW: NDArray[np.float32], anomalous_HW: NDArray[np.bool_]) -> None:
+        self._normal_pixels_sorted = False
         if not anomalous_HW.any():
             self._normal_pixels.append(scores_HW.reshape(-1))
             return
@@ -177,10 +187,8 @@ class MetricAccumulator:
     def _pixel_metrics(self) -> tuple[float | None, ...]:
         if not self._all_have_masks:
             return (None,) * 5
-        normal_N = self._normal_pixels.values
-        normal_N.sort()  # in place: the order of normal pixels carries no meaning
-        anomalous_A = self._anomalous_pixels.values
-        ranking = ranking_metrics(normal_N, np.sort(anomalous_A))
+        normal_N, anomalous_A = self._sorted_normal_pixels(), self._anomalous_pixels.values
+        ranking = ranking_metrics(normal_N, self._anomalous_pixels.sorted_copy())
         if len(normal_N) == 0 or len(anomalous_A) == 0:
             return (*ranking, None, None)
         regions = (self._pixel_regions.values, self._region_sizes.values)
@@ -189,6 +197,13 @@ class MetricAccumulator:
             aupro(normal_N, anomalous_A, *regions),
             aupro_sampled(normal_N, anomalous_A, *regions),
         )
+
+    def _sorted_normal_pixels(self) -> NDArray[np.float32]:
+        values_N = self._normal_pixels.values
+        if not self._normal_pixels_sorted:
+            values_N.sort()  # in place: the order of normal pixels carries no meaning
+            self._normal_pixels_sorted = True
+        return values_N
 
 
 def _checked_map(map_HW: ArrayLike, where: str) -> NDArray[np.float32]:

@@ -1,10 +1,10 @@
-"""The result of an evaluation: what was measured, class by class, and the three kinds of mean."""
+"""The result of an evaluation: what was measured, class by class, and the four kinds of mean."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from unimmad.evaluation.metrics import METRIC_KEYS, Metrics
@@ -48,11 +48,27 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class PublishedRow:
+    """Numbers that a paper gives for one data set, to stand beside ours."""
+
+    dataset: str
+    """Our name of the data set."""
+    name: str
+    """Of the method, and of the data set as the paper calls it."""
+    metrics: Metrics
+    """None where nothing was published."""
+    source: str
+    note: str
+    """What differs from our rules."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a table shows. ``header`` says how the numbers came about (checkpoint, blur, ...)."""
 
     header: dict[str, str]
     classes: tuple[ClassResult, ...]
+    published: tuple[PublishedRow, ...] = ()
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -62,21 +78,39 @@ class Report:
     def classes_of(self, dataset: str) -> tuple[ClassResult, ...]:
         return tuple(result for result in self.classes if result.dataset == dataset)
 
+    def published_of(self, dataset: str) -> tuple[PublishedRow, ...]:
+        return tuple(row for row in self.published if row.dataset == dataset)
+
     def mean_of_dataset(self, dataset: str) -> Mean:
         members = [result.metrics for result in self.classes_of(dataset)]
-        return _mean(f"mean of {dataset}", members, "classes")
+        return mean_of_members(f"mean of {dataset}", members, "classes")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields, in the order of their first class."""
+        return tuple(dict.fromkeys(result.field for result in self.classes))
+
+    def mean_of_field(self, field: str) -> Mean:
+        """Over all classes of the field, whatever their data set."""
+        members = [result.metrics for result in self.classes if result.field == field]
+        return mean_of_members(f"field mean: {field}", members, "classes")
 
     def mean_of_classes(self) -> Mean:
-        return _mean("mean of classes", [result.metrics for result in self.classes], "classes")
+        return mean_of_members("mean of classes", [result.metrics for result in self.classes], "classes")
 
     def mean_of_datasets(self) -> Mean:
         members = [self.mean_of_dataset(dataset).metrics for dataset in self.datasets]
-        return _mean("mean of data sets", members, "data sets")
+        return mean_of_members("mean of data sets", members, "data sets")
 
     def means(self) -> tuple[Mean, ...]:
-        """Each data set's mean, then the mean of all classes, then the mean of the data sets' means."""
-        each = tuple(self.mean_of_dataset(dataset) for dataset in self.datasets)
-        return (*each, self.mean_of_classes(), self.mean_of_datasets())
+        """Each data set's mean, each field's, then the mean of all classes and the mean of the data sets' means."""
+        of_datasets = tuple(self.mean_of_dataset(dataset) for dataset in self.datasets)
+        return (*of_datasets, *self.means_of_all())
+
+    def means_of_all(self) -> tuple[Mean, ...]:
+        """The means that go beyond one data set."""
+        of_fields = tuple(self.mean_of_field(field) for field in self.fields)
+        return (*of_fields, self.mean_of_classes(), self.mean_of_datasets())
 
 
 def to_json(report: Report) -> str:
@@ -84,8 +118,9 @@ def to_json(report: Report) -> str:
     content = {
         "format": FORMAT,
         "header": report.header,
-        "classes": [_class_entry(result) for result in report.classes],
+        "classes": [class_entry(result) for result in report.classes],
         "means": [_mean_entry(mean) for mean in report.means()],
+        "published": [asdict(row) for row in report.published],
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -104,14 +139,19 @@ def from_json(text: str) -> Report:
         raise ValueError(f"the report is not of format {FORMAT}; evaluate again to write a new one")
     try:
         header = {str(key): str(value) for key, value in content["header"].items()}
-        return Report(header=header, classes=tuple(_read_class(entry) for entry in content["classes"]))
+        return Report(
+            header=header,
+            classes=tuple(read_class(entry) for entry in content["classes"]),
+            published=tuple(PublishedRow(**row) for row in content.get("published", ())),
+        )
     except KeyError as error:
         raise ValueError(f"the report has no entry {error}; evaluate again to write a new one") from None
     except (AttributeError, TypeError) as error:
         raise ValueError(f"the report has another form ({error}); evaluate again to write it anew") from None
 
 
-def _mean(name: str, members: Iterable[Mapping[str, float | None]], unit: str) -> Mean:
+def mean_of_members(name: str, members: Iterable[Mapping[str, float | None]], unit: str) -> Mean:
+    """Mean of each metric over the members that define it; ``unit`` is what the members are, in the plural."""
     members = list(members)
     defined = {key: [value for metrics in members if (value := metrics[key]) is not None] for key in METRIC_KEYS}
     return Mean(
@@ -123,7 +163,8 @@ def _mean(name: str, members: Iterable[Mapping[str, float | None]], unit: str) -
     )
 
 
-def _class_entry(result: ClassResult) -> dict[str, Any]:
+def class_entry(result: ClassResult) -> dict[str, Any]:
+    """A class's result as JSON's types."""
     return {
         "dataset": result.dataset,
         "field": result.field,
@@ -144,7 +185,8 @@ def _mean_entry(mean: Mean) -> dict[str, Any]:
     }
 
 
-def _read_class(entry: dict[str, Any]) -> ClassResult:
+def read_class(entry: dict[str, Any]) -> ClassResult:
+    """Read what :func:`class_entry` gave; a missing entry is a KeyError."""
     values = {key: entry["metrics"][key] for key in METRIC_KEYS}
     return ClassResult(
         dataset=str(entry["dataset"]),

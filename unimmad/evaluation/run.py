@@ -1,53 +1,32 @@
-"""The run over a test split: batches in, maps and scores out, metrics class by class, a few pictures.
+"""The run over a split: batches in, maps and scores out, metrics class by class, a few pictures.
 
-Letters: B samples, H x W pixels.
+Three things go on at once: loader processes decode ahead, this thread runs the model, and one more thread collects
+the metrics (NumPy and torch give way to other threads while they sort and copy). So the slowest of them decides.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from unimmad.config import EvaluationSettings
-from unimmad.data.index import ModalityKind, Split
-from unimmad.data.sample import Batch, Sample
-from unimmad.data.shard_set import SampleRef, ShardSet
+from unimmad.data.index import Split
+from unimmad.data.shard_set import ShardSet
 from unimmad.data.skipping import OnError, SkipLog
 from unimmad.data.stream import evaluation_batches
-from unimmad.evaluation.drawing import denormalise
-from unimmad.evaluation.figures import SamplePicture
-from unimmad.evaluation.metrics import MetricAccumulator
-from unimmad.evaluation.report import ClassResult
-from unimmad.model.anomaly_map import gaussian_blur, image_scores
+from unimmad.evaluation.collecting import ClassScores, MetricsThread, ScoredClass
+from unimmad.evaluation.sample_picture import sample_picture
+from unimmad.evaluation.scoring import MaskRule, Precision, score_on_device
+from unimmad.evaluation.selection import failures_first
 from unimmad.model.unimmad import UniMMAD
-
-MaskRule = Literal["nearest", "bilinear"]
-
-
-@dataclass(frozen=True)
-class ScoredClass:
-    """One class's result and the samples chosen for pictures."""
-
-    result: ClassResult
-    pictures: tuple[SamplePicture, ...]
-    """Anomalous samples first."""
-
-
-@torch.no_grad()
-def score_batch(
-    model: UniMMAD, batch: Batch, settings: EvaluationSettings, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Blurred anomaly maps [B, H, W] and image scores [B], float32 on the CPU."""
-    on_device = batch.to(device)
-    output = model(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T)
-    maps_BHW = gaussian_blur(model.maps(output), settings.blur_kernel, settings.blur_sigma)
-    return maps_BHW.cpu(), image_scores(maps_BHW, settings.top_share).cpu()
 
 
 def evaluate_classes(
@@ -60,101 +39,91 @@ def evaluate_classes(
     workers: int,
     mask_resize: MaskRule = "nearest",
     progress: bool = True,
+    precision: Precision = "fp32",
+    finished: Mapping[str, ScoredClass] | None = None,
+    spill_to: Path | None = None,
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
 ) -> Iterator[ScoredClass]:
-    """Score every sample of ``split`` and give each class's result as soon as it is complete.
+    """Score every sample of ``split`` and give each class's result once it is complete, in index order.
 
-    Corrupt samples stop it, or (``on_error="skip"``) are left out and counted in ``skip_log``.
+    Args:
+        finished: classes scored before, by ``DATASET/CLASS``: only their pictures are made anew.
+        spill_to: see ``MetricAccumulator``.
+        on_error: ``skip`` leaves corrupt samples out; a class that loses all of them gives no result.
+        skip_log: counts what was left out.
 
     Raises:
-        ValueError: the split is empty, a sample can't be read, or a modality's slot is beyond the model's.
+        ValueError: the split is empty, a sample can't be read, a modality's slot is beyond the model's, or a map
+            has NaN.
     """
-    slots = model.architecture.modality_slots
-    if shards.max_slot >= slots:
-        raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
+    _check_slots(model, shards)
     model.eval()
-    references = shards.classes(split)
-    chosen = {
-        name: [ref.entry.key for ref in _pictured(refs, settings.pictures_per_class)]
-        for name, refs in references.items()
-    }
+    refs_of = shards.classes(split)
+    finished = finished or {}
+    todo = [name for name in refs_of if name not in finished]
     batches = evaluation_batches(
         shards,
         split,
         image_size=model.architecture.image_size,
         batch_size=settings.batch_size,
         workers=workers,
+        classes=todo,
         mask_resize=mask_resize,
         on_error=on_error,
         skip_log=skip_log,
     )
-    total = sum(len(refs) for refs in references.values())
-    with tqdm(total=total, desc=f"evaluate {split}", unit="image", disable=None if progress else True) as bar:
-        for class_name, of_class in itertools.groupby(batches, key=lambda batch: batch.samples[0].class_name):
-            metrics = MetricAccumulator()
-            pictures = []
-            for batch in of_class:
-                maps_BHW, scores_B = score_batch(model, batch, settings, device)
-                _add(metrics, batch.samples, maps_BHW, scores_B)
-                pictures += _pictures(batch, maps_BHW, scores_B, chosen[class_name], shards)
-                bar.update(batch.size)
-            pictures.sort(key=lambda picture: chosen[picture.class_name].index(picture.key))
-            yield ScoredClass(_result(class_name, metrics, shards), tuple(pictures))
-
-
-def _add(metrics: MetricAccumulator, samples: Sequence[Sample], maps_BHW: Tensor, scores_B: Tensor) -> None:
-    for sample, map_HW, score in zip(samples, maps_BHW, scores_B.tolist(), strict=True):
-        mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
-        name = f"{sample.class_name} {sample.key}"
-        metrics.add(map_HW.numpy(), mask_HW, score, int(sample.anomalous), name=name)
-
-
-def _result(class_name: str, metrics: MetricAccumulator, shards: ShardSet) -> ClassResult:
-    dataset, _, short_name = class_name.partition("/")
-    return ClassResult(
-        dataset=dataset,
-        field=shards.datasets[dataset].field,
-        class_name=short_name,
-        normal=metrics.normal,
-        anomalous=metrics.anomalous,
-        metrics=metrics.compute(),
+    by_class = itertools.groupby(batches, key=lambda batch: batch.samples[0].class_name)
+    draw = partial(
+        sample_picture,
+        model,
+        shards,
+        settings=settings,
+        device=device,
+        precision=precision,
+        mask_resize=mask_resize,
     )
 
+    def with_pictures(scored: ScoredClass) -> ScoredClass:
+        by_key = {ref.entry.key: ref for ref in refs_of[scored.class_name]}
+        chosen = failures_first(scored.image_scores, scored.labels, scored.defects, settings.pictures_per_class)
+        pictures = (replace(draw(by_key[scored.keys[choice.index]]), note=choice.note) for choice in chosen)
+        return replace(scored, pictures=tuple(pictures))
 
-def _pictured(refs: Sequence[SampleRef], count: int) -> list[SampleRef]:
-    """A few samples worth a picture: the kinds of defect in turn, and one normal sample for comparison."""
-    by_defect: dict[str, list[SampleRef]] = {}
-    for ref in refs:
-        by_defect.setdefault(ref.entry.defect, []).append(ref)
-    normal = by_defect.pop("good", [])
-    in_turn = [ref for group in itertools.zip_longest(*by_defect.values()) for ref in group if ref is not None]
-    anomalous = in_turn[: max(0, count - 1)]
-    return anomalous + normal[: count - len(anomalous)]
+    total = sum(len(refs_of[name]) for name in todo)
+    label = f"evaluate {split}, {precision} on {device.type}"
+    bar = tqdm(total=total, desc=label, unit="image", disable=None if progress else True)
+    waiting: deque[Future[ScoredClass]] = deque()
+
+    def complete(wait: bool = False) -> Iterator[ScoredClass]:
+        while waiting and (wait or waiting[0].done()):
+            yield with_pictures(waiting.popleft().result())
+
+    with bar, MetricsThread() as metrics:
+        group = next(by_class, None)
+        for class_name in refs_of:
+            if class_name in finished:
+                waiting.append(_done(finished[class_name]))
+            elif group is not None and group[0] == class_name:
+                field = shards.datasets[class_name.partition("/")[0]].field
+                scores = ClassScores(class_name, field, model.architecture.leaders, spill_to)
+                for batch in group[1]:
+                    scored = score_on_device(model, batch, settings, device, precision)
+                    metrics.add(scores, batch.samples, scored)
+                    bar.update(batch.size)
+                    yield from complete()
+                waiting.append(metrics.finish(scores))
+                group = next(by_class, None)
+        yield from complete(wait=True)
 
 
-def _pictures(
-    batch: Batch, maps_BHW: Tensor, scores_B: Tensor, keys: Sequence[str], shards: ShardSet
-) -> list[SamplePicture]:
-    pictures = []
-    images_of_sample = batch.images_TCHW.split(batch.tokens_per_sample)
-    for sample, images_MCHW, map_HW, score in zip(
-        batch.samples, images_of_sample, maps_BHW, scores_B.tolist(), strict=True
-    ):
-        if sample.key not in keys:
-            continue
-        kinds = _kinds(shards, sample)
-        images = tuple(
-            (name, denormalise(image_CHW, kind))
-            for name, image_CHW, kind in zip(sample.modalities, images_MCHW, kinds, strict=True)
-        )
-        mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
-        pictures.append(
-            SamplePicture(sample.class_name, sample.key, sample.defect, score, images, map_HW.numpy(), mask_HW)
-        )
-    return pictures
+def _check_slots(model: UniMMAD, shards: ShardSet) -> None:
+    slots = model.architecture.modality_slots
+    if shards.max_slot >= slots:
+        raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
 
 
-def _kinds(shards: ShardSet, sample: Sample) -> list[ModalityKind]:
-    by_name = {modality.name: modality.kind for modality in shards.datasets[sample.dataset].modalities}
-    return [by_name[name] for name in sample.modalities]
+def _done(scored: ScoredClass) -> Future[ScoredClass]:
+    future: Future[ScoredClass] = Future()
+    future.set_result(scored)
+    return future

@@ -32,5 +32,9 @@ class InputEmbedding(nn.Module):
         """[T, 3, H, W] -> [B, 3, H, W]; a missing modality leaves zeros in its slot."""
         placed_BSCHW = images_TCHW.new_zeros(batch, self.slots, *images_TCHW.shape[1:])
         placed_BSCHW = placed_BSCHW.index_put((sample_of_token_T, slot_of_token_T), images_TCHW)
+        return self.embed(placed_BSCHW)
+
+    def embed(self, placed_BSCHW: Tensor) -> Tensor:
+        """[B, S, 3, H, W], each image in its slot and zeros in the others -> [B, 3, H, W]."""
         x_BCHW = placed_BSCHW.flatten(1, 2) + self.embedding_CHW
         return self.stem(x_BCHW) + self.shortcut(x_BCHW)

@@ -1,0 +1,124 @@
+"""Data that lack what some metrics need, that training did not see, or that are stored in another way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hand_made import hand_made_shards
+from PIL import Image
+
+from unimmad.config import load_recipe
+from unimmad.data.layouts.find import find_set
+from unimmad.data.shards import write_shards
+from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
+from unimmad.evaluation.metrics import METRIC_KEYS
+from unimmad.evaluation.screen import screen_table
+
+SIDE = 64
+IMAGE_KEYS, PIXEL_KEYS = METRIC_KEYS[:3], METRIC_KEYS[3:]
+
+
+@pytest.fixture
+def evaluated(checkpoint, tmp_path):
+    """Evaluate a folder, without pictures."""
+    plain = dataclasses.replace(checkpoint, recipe=load_recipe("tiny", ["evaluation.pictures_per_class=0"]))
+
+    def evaluate(folder: Path) -> Evaluation:
+        output = tmp_path / f"report-{folder.name}"
+        return evaluate_checkpoint(plain, [folder], output, device=torch.device("cpu"), workers=0, progress=False)
+
+    return evaluate
+
+
+def changed_copy(folder: Path, target: Path, change) -> Path:
+    """A shard folder whose test samples are those that ``change`` gives for each; None leaves one out."""
+    shutil.copytree(folder, target)
+    index = json.loads((target / "index.json").read_text())
+    samples = [change(sample) if sample["split"] == "test" else sample for sample in index["samples"]]
+    index["samples"] = [sample for sample in samples if sample is not None]
+    (target / "index.json").write_text(json.dumps(index))
+    return target
+
+
+def metrics_of(evaluation: Evaluation, class_name: str) -> dict[str, float | None]:
+    return next(result.metrics for result in evaluation.report.classes if result.class_name == class_name)
+
+
+def joined(evaluation: Evaluation) -> str:
+    return " ".join(screen_table(evaluation.report).split())
+
+
+def test_without_masks_the_pixel_metrics_are_undefined_and_it_says_so(evaluated, small_shards, tmp_path):
+    found = evaluated(changed_copy(small_shards, tmp_path / "bare", lambda sample: {**sample, "mask": None}))
+    metrics = metrics_of(found, "cookie")
+    assert {metrics[key] for key in PIXEL_KEYS} == {None}
+    assert None not in {metrics[key] for key in IMAGE_KEYS}
+    assert "n/a: masks missing or empty, so no pixel metric is defined: solids/cookie, solids/rope" in joined(found)
+    assert json.loads(found.tables[0].read_text())["classes"][0]["metrics"]["AUPRO"] is None
+
+
+def test_without_anomalies_a_class_has_no_metric_and_the_means_leave_it_out(evaluated, small_shards, tmp_path):
+    def normal_ropes(sample):
+        return None if sample["class_name"] == "rope" and sample["anomalous"] else sample
+
+    found = evaluated(changed_copy(small_shards, tmp_path / "calm", normal_ropes))
+    assert set(metrics_of(found, "rope").values()) == {None}
+    assert "n/a: no anomalous image, so no metric is defined: solids/rope" in joined(found)
+    assert "* mean of solids covers 1 of 2 classes" in joined(found)
+
+
+def test_without_normal_images_only_auroc_is_undefined(evaluated, small_shards, tmp_path):
+    found = evaluated(changed_copy(small_shards, tmp_path / "bad", lambda s: s if s["anomalous"] else None))
+    metrics = metrics_of(found, "cookie")
+    assert metrics["I-AUROC"] is None
+    assert metrics["I-AP"] == 1.0
+    assert "n/a: no normal image, so I-AUROC is undefined: solids/cookie" in joined(found)
+
+
+def test_classes_that_training_did_not_see_are_evaluated_and_named(evaluated, small_shards, tmp_path):
+    materials = hand_made_shards(tmp_path / "materials", ["materials"])
+    report = evaluated(materials).report
+    assert report.header["not trained on"].startswith("materials/cloth, materials/")
+    assert "router" in report.header["not trained on"]
+    assert None not in report.classes[0].metrics.values()
+    assert "not trained on" not in evaluated(small_shards).report.header
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def gray_set(root: Path, dtype: type, factor: int, side: int = SIDE) -> Path:
+    """The same gray images, in 8 or 16 bit."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        image = rng.integers(0, 256, (side, side)).astype(dtype) * dtype(factor)
+        part = ("train/good", "test/good", "test/bent", "test/bent")[number]
+        save(root / "bolt" / part / f"{number:03d}.png", image)
+        if part == "test/bent":
+            mask = np.zeros((side, side), np.uint8)
+            mask[side // 4 : side // 2, side // 3 :] = 255
+            save(root / "bolt" / "ground_truth" / "bent" / f"{number:03d}_mask.png", mask)
+    write_shards([find_set(root).source], root.parent / f"{root.name}-shards", progress=False)
+    return root.parent / f"{root.name}-shards"
+
+
+def test_bit_depth_changes_no_number(evaluated, tmp_path):
+    eight = evaluated(gray_set(tmp_path / "eight", np.uint8, 1))
+    sixteen = evaluated(gray_set(tmp_path / "sixteen", np.uint16, 257))
+    np.testing.assert_allclose(sixteen.scored[0].image_scores, eight.scored[0].image_scores, rtol=1e-4)
+    assert metrics_of(sixteen, "bolt") == pytest.approx(metrics_of(eight, "bolt"), abs=1e-3)
+
+
+@pytest.mark.parametrize("side", [23, 150])
+def test_images_of_another_size_are_resized_with_their_masks(evaluated, tmp_path, side):
+    found = evaluated(gray_set(tmp_path / "other", np.uint8, 1, side))
+    assert None not in metrics_of(found, "bolt").values()
+    assert found.report.header["image size"] == "64 x 64"

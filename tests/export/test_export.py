@@ -1,0 +1,127 @@
+"""Exported files compute what PyTorch computes, say what they are, and serve prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unimmad.evaluation.thresholds import load_thresholds
+from unimmad.export.command import main
+from unimmad.export.files import METADATA_FILE
+from unimmad.export.metadata import ExportMetadata
+from unimmad.prediction.detector import Detector
+from unimmad.prediction.inputs import InputSample
+
+onnxruntime = pytest.importorskip("onnxruntime", reason='exported files need the extra "export"')
+pytest.importorskip("onnxscript", reason='exported files need the extra "export"')
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def sample(seed: int, size: int = 80) -> InputSample:
+    rng = np.random.default_rng(seed)
+    rgb = (rng.random((size, size, 3)) * 255).astype(np.uint8)
+    depth = (rng.random((size, size)) * 60000).astype(np.uint16)
+    return InputSample(f"sample {seed}", {"rgb": rgb, "depth": depth})
+
+
+def export(calibrated: Path, target: Path, *words: str) -> Path:
+    assert main(["--checkpoint", str(calibrated), "--target", str(target), *words]) == 0
+    return target
+
+
+@pytest.fixture(scope="module")
+def onnx_file(calibrated, tmp_path_factory) -> Path:
+    return export(calibrated, tmp_path_factory.mktemp("onnx") / "solids.onnx", "--format", "onnx")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_onnx_runtime_gives_pytorchs_scores_and_maps_at_any_batch_size(calibrated, onnx_file, batch):
+    samples = [sample(seed) for seed in range(batch)]
+    ours = list(Detector.from_checkpoint(calibrated).predict_all(samples, batch_size=batch))
+    theirs = list(Detector.from_onnx(onnx_file).predict_all(samples, batch_size=batch))
+    assert [p.score for p in theirs] == pytest.approx([p.score for p in ours], rel=1e-4, abs=1e-4)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(other.map_HW, mine.map_HW, **CLOSE)
+        assert mine.map_HW.std() > 1e-3
+        assert (other.threshold, other.anomalous, other.notes) == (mine.threshold, mine.anomalous, mine.notes)
+
+
+def test_the_order_of_the_modalities_given_does_not_matter(onnx_file):
+    detector, images = Detector.from_onnx(onnx_file), sample(1).images
+    turned = dict(reversed(list(images.items())))
+    assert detector.predict(turned).score == detector.predict(images).score
+
+
+def test_its_metadata_have_thresholds_classes_and_modalities(onnx_file, calibrated):
+    strings = onnxruntime.InferenceSession(onnx_file).get_modelmeta().custom_metadata_map
+    assert json.loads(strings["classes"]) == ["solids/cookie", "solids/rope"]
+    assert [(entry["name"], entry["slot"]) for entry in json.loads(strings["modalities"])] == [("rgb", 0), ("depth", 1)]
+    metadata = ExportMetadata.from_strings(strings, "file")
+    assert metadata.thresholds == load_thresholds(calibrated)
+    assert (metadata.image_size, metadata.recipe, metadata.step, metadata.dataset) == (64, "tiny", 3, "solids")
+
+
+def test_only_the_file_is_left_behind(onnx_file):
+    assert list(onnx_file.parent.iterdir()) == [onnx_file]
+
+
+def test_a_known_class_has_its_threshold_and_an_unknown_one_that_of_all(onnx_file):
+    detector = Detector.from_onnx(onnx_file)
+    images = sample(2).images
+    assert detector.predict(images, class_name="rope").threshold == 0.5
+    assert detector.predict(images, class_name="spoon").threshold_of == "all classes"
+
+
+def test_a_file_of_two_modalities_refuses_one(onnx_file):
+    rgb = sample(0).images["rgb"]
+    with pytest.raises(ValueError, match=r"image has the modalities rgb; the exported file takes rgb, depth"):
+        Detector.from_onnx(onnx_file).predict({"rgb": rgb})
+
+
+def test_a_torch_program_gives_the_same_numbers_at_any_batch_size(calibrated, tmp_path):
+    file = export(calibrated, tmp_path / "rgb.pt2", "--format", "torch", "--modality", "rgb")
+    extra = {METADATA_FILE: ""}
+    program = torch.export.load(file, extra_files=extra).module()
+    metadata = ExportMetadata.model_validate_json(extra[METADATA_FILE])
+    assert [modality.name for modality in metadata.modalities] == ["rgb"]
+    images = [{"rgb": sample(seed, size=64).images["rgb"]} for seed in range(3)]
+    detector = Detector.from_checkpoint(calibrated)
+    expected = [detector.predict(found) for found in images]
+    pixels_NHWC = np.stack([found["rgb"] for found in images])
+    images_BMCHW = torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2)[:, None] / 255
+    for count in (1, 3):
+        maps_BHW, scores_B = program(images_BMCHW[:count])
+        assert scores_B.tolist() == pytest.approx([p.score for p in expected[:count]], rel=1e-4, abs=1e-4)
+        np.testing.assert_allclose(maps_BHW.detach(), np.stack([p.map_HW for p in expected[:count]]), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "onnx", "--target", "x.pt2"], "call it *.onnx"),
+        (["--format", "torch", "--target", "x.pt2", "--dataset", "brains"], "brains is not known; known are solids"),
+        (["--format", "torch", "--target", "x.pt2", "--modality", "t1"], "--modality t1: solids has rgb, depth"),
+    ],
+)
+def test_bad_words_are_one_line_and_code_2(calibrated, capsys, monkeypatch, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--checkpoint", str(calibrated), *words]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_onnx_or_not_of_this_package_is_named(tmp_path):
+    (tmp_path / "other.onnx").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"other.onnx can't be run by ONNX Runtime"):
+        Detector.from_onnx(tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match=r"gone.onnx does not exist; make it with tools/export.py"):
+        Detector.from_onnx(tmp_path / "gone.onnx")
+    with pytest.raises(ValueError, match=r"other.onnx: its metadata do not say"):
+        ExportMetadata.from_strings({"format": "1"}, "other.onnx")

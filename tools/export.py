@@ -1,0 +1,13 @@
+"""Export a checkpoint as one ONNX or torch.export file. See docs/predict.md, or --help.
+
+python tools/export.py --checkpoint runs/demo --dataset solids --format onnx --target solids.onnx
+"""
+
+from __future__ import annotations
+
+import sys
+
+from unimmad.export.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,13 @@
+"""Score one's own images; the same as the command unimmad-predict. See docs/predict.md, or --help.
+
+python tools/predict.py --checkpoint runs/demo PATH...
+"""
+
+from __future__ import annotations
+
+import sys
+
+from unimmad.prediction.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""The cost of scoring: parameters, operations, images a second, latency and peak memory.
+
+Each case (recipe, device, precision) runs in a process of its own, with random weights: the cost does not depend on
+them. What is timed is what prediction does with images on the device: network, map, blur and image score.
+
+Letters: B samples, M modalities of each, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from unimmad.assembly import empty_model
+from unimmad.config import load_recipe
+from unimmad.model.anomaly_map import gaussian_blur, image_scores
+
+HELP = "cost of the model: parameters, FLOPs, images/s, latency, peak memory"
+PRECISIONS = ("fp32", "bf16")
+WARM_UPS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    recipe: str
+    device: str
+    precision: str
+    modalities: int
+    batch_size: int
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was found."""
+
+    parameters: int
+    """Of both backbones, too."""
+    trained_parameters: int
+    flops: int
+    """Of one sample, 2 for each multiply-add; convolutions and matrix products."""
+    images_per_second: float
+    """Samples, at the case's batch size."""
+    latency_median: float
+    """Seconds, at batch size 1."""
+    latency_p95: float
+    peak_bytes: int
+    """GPU: allocated by PyTorch. CPU: the process's largest resident size."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommand's options."""
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--recipe", nargs="+", default=["demo"], help="recipes to measure (default: demo)")
+    parser.add_argument("--device", nargs="+", default=[default_device], help="default: a GPU where there is one")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="default: fp32")
+    parser.add_argument("--modalities", type=int, default=1, help="of each sample (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="for images a second (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=20, help="timed runs of each (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> str:
+    """The table.
+
+    Raises:
+        ValueError: no such recipe or device, or a number that cannot be.
+    """
+    for name in ("modalities", "batch_size", "repeats"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be 1 or more")
+    cases = [
+        Case(recipe, device, precision, options.modalities, options.batch_size, options.repeats)
+        for recipe, device, precision in product(options.recipe, options.device, options.precision)
+    ]
+    # A process for each case, or the peak memory of one would be that of the largest before it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        return table([(case, pool.submit(measure, case).result()) for case in cases])
+
+
+@torch.no_grad()
+def measure(case: Case) -> Cost:
+    """Build the recipe's model and time it.
+
+    Raises:
+        ValueError: no such recipe or device, or more modalities than the model has slots.
+    """
+    recipe = load_recipe(case.recipe)
+    if case.modalities > recipe.model.modality_slots:
+        raise ValueError(
+            f"--modalities {case.modalities}: recipe {recipe.name} has {recipe.model.modality_slots} slots"
+        )
+    device = _device(case.device)
+    model = empty_model(recipe.model).to(device).eval()
+    settings, size = recipe.evaluation, recipe.model.image_size
+
+    def scorer(batch_size: int) -> Callable[[], None]:
+        images_TCHW = torch.randn(batch_size * case.modalities, 3, size, size, device=device)
+        slot_of_token_T = torch.arange(case.modalities, device=device).repeat(batch_size)
+        tokens_per_sample = (case.modalities,) * batch_size
+
+        def score() -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16"):
+                output = model(images_TCHW, tokens_per_sample, slot_of_token_T)
+            maps_BHW = gaussian_blur(model.maps(output), settings.blur_kernel, settings.blur_sigma)
+            image_scores(maps_BHW, settings.top_share).cpu()
+
+        return score
+
+    with FlopCounterMode(display=False) as counter:
+        scorer(1)()
+    alone = _seconds(scorer(1), case.repeats)
+    together = _seconds(scorer(case.batch_size), case.repeats)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trained_parameters=trained,
+        flops=counter.get_total_flops(),
+        images_per_second=case.batch_size / statistics.median(together),
+        latency_median=statistics.median(alone),
+        latency_p95=_percentile(alone, 0.95),
+        peak_bytes=_peak_bytes(device),
+    )
+
+
+def table(results: list[tuple[Case, Cost]]) -> str:
+    """Markdown, one row a case."""
+    heads = ["recipe", "device", "precision", "parameters", "trained", "GFLOP", "images/s", "median", "p95", "peak"]
+    rows = [
+        [
+            case.recipe,
+            case.device,
+            case.precision,
+            f"{cost.parameters / 1e6:.1f} M",
+            f"{cost.trained_parameters / 1e6:.1f} M",
+            f"{cost.flops / 1e9:.2f}",
+            f"{cost.images_per_second:.1f}",
+            f"{cost.latency_median * 1e3:.1f} ms",
+            f"{cost.latency_p95 * 1e3:.1f} ms",
+            f"{cost.peak_bytes / 2**20:.0f} MiB",
+        ]
+        for case, cost in results
+    ]
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    lines = [" | ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in [heads, *rows]]
+    rule = " | ".join("-" * (width - 1) + ":" for width in widths)
+    case = results[0][0]
+    said = (
+        f"{case.modalities} modalities a sample; GFLOP of one sample; samples as images/s, at batch size "
+        f"{case.batch_size}; latency at batch size 1 over {case.repeats} runs; {torch.get_num_threads()} CPU threads; "
+        "peak: resident on a CPU, allocated on a GPU"
+    )
+    return "\n".join([*(f"| {line} |" for line in (lines[0], rule, *lines[1:])), said])
+
+
+def _seconds(score: Callable[[], None], repeats: int) -> list[float]:
+    """Of each run; a run ends when its scores are on the host."""
+    for _ in range(WARM_UPS):
+        score()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        score()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _percentile(values: list[float], share: float) -> float:
+    """The smallest value that this share of all does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from None

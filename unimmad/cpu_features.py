@@ -1,0 +1,31 @@
+"""Which of a processor's instructions NumPy may use; must be settled before NumPy is first imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+VARIABLE = "NPY_DISABLE_CPU_FEATURES"
+AVX512 = "X86_V4"
+"""NumPy's name for its AVX-512 group."""
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def prefer_fast_sort() -> None:
+    """On AMD processors, let NumPy sort with AVX2 instead of AVX-512, unless the user has set ``VARIABLE``.
+
+    Its AVX-512 sort stores compressed vectors, which AMD's Zen 4 does in microcode: 39 ns a number instead of 6,
+    measured over 6.5 million of them. Without effect where NumPy is imported already.
+    """
+    if VARIABLE not in os.environ and "numpy" not in sys.modules and is_amd_with_avx512(_CPU_INFO):
+        os.environ[VARIABLE] = AVX512
+
+
+def is_amd_with_avx512(cpu_info: Path) -> bool:
+    """By Linux's description of the processors; False where there is none."""
+    try:
+        first = cpu_info.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return False
+    return "AuthenticAMD" in first and " avx512f " in first

@@ -1,0 +1,141 @@
+"""What is collected of a class while it is scored, and the thread that collects it.
+
+Letters: B samples of a batch, I samples of a class, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unimmad.data.sample import Sample
+from unimmad.evaluation.expert_usage import ClassUsage, UsageCounter
+from unimmad.evaluation.figures import SamplePicture
+from unimmad.evaluation.metrics import MetricAccumulator
+from unimmad.evaluation.pixel_curves import PixelCurves
+from unimmad.evaluation.report import ClassResult
+from unimmad.evaluation.scoring import BatchScores
+
+_BATCHES_WAITING = 4
+"""Batches of maps that may wait for the metrics; the model pauses beyond that, so memory stays bounded."""
+
+
+@dataclass(frozen=True)
+class ScoredClass:
+    """One class's result, what its curves and the expert map are drawn from, and the samples chosen for pictures."""
+
+    result: ClassResult
+    pictures: tuple[SamplePicture, ...]
+    """Failures first."""
+    image_scores: NDArray[np.float64]
+    """[I], in index order."""
+    labels: NDArray[np.bool_]
+    """[I], True where anomalous."""
+    keys: tuple[str, ...]
+    """I sample keys."""
+    defects: tuple[str, ...]
+    """I times ``good`` or the name of the defect."""
+    curves: PixelCurves | None
+    """None where a mask is missing or a label has no pixel."""
+    usage: ClassUsage
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Data set and class."""
+        return self.result.dataset, self.result.class_name
+
+    @property
+    def class_name(self) -> str:
+        """``DATASET/CLASS``."""
+        return f"{self.result.dataset}/{self.result.class_name}"
+
+
+class ClassScores:
+    """A class's metrics, image scores and routing, filled batch by batch."""
+
+    def __init__(self, class_name: str, field: str, leaders: int, spill_to: Path | None) -> None:
+        """``class_name`` is ``DATASET/CLASS``; ``leaders`` are those of each gate; ``spill_to``: see
+        ``MetricAccumulator``."""
+        self.class_name = class_name
+        self.field = field
+        self._metrics = MetricAccumulator(spill_to)
+        self._usage = UsageCounter(class_name, leaders)
+        self._image_scores: list[float] = []
+        self._samples: list[tuple[str, str, bool]] = []
+
+    def add(self, samples: Sequence[Sample], scored: BatchScores) -> None:
+        """Take in a batch, from whatever device.
+
+        Raises:
+            ValueError: a NaN in a map or score; names the sample.
+        """
+        self._usage.add(samples, scored.routings)
+        for sample, map_HW, score in zip(samples, scored.maps_BHW.cpu(), scored.scores_B.tolist(), strict=True):
+            mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
+            name = f"{sample.class_name} {sample.key}"
+            self._metrics.add(map_HW.numpy(), mask_HW, score, int(sample.anomalous), name=name)
+            self._image_scores.append(score)
+            self._samples.append((sample.key, sample.defect, sample.anomalous))
+
+    def scored(self) -> ScoredClass:
+        """The finished class, without pictures."""
+        dataset, _, short_name = self.class_name.partition("/")
+        result = ClassResult(
+            dataset=dataset,
+            field=self.field,
+            class_name=short_name,
+            normal=self._metrics.normal,
+            anomalous=self._metrics.anomalous,
+            metrics=self._metrics.compute(),
+        )
+        return ScoredClass(
+            result=result,
+            pictures=(),
+            image_scores=np.array(self._image_scores, dtype=np.float64),
+            labels=np.array([anomalous for _, _, anomalous in self._samples], dtype=bool),
+            keys=tuple(key for key, _, _ in self._samples),
+            defects=tuple(defect for _, defect, _ in self._samples),
+            curves=self._metrics.curves(),
+            usage=self._usage.usage(),
+        )
+
+
+class MetricsThread:
+    """One thread that collects maps, at most some batches behind the model. Use it in a ``with`` statement."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> MetricsThread:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def add(self, scores: ClassScores, samples: Sequence[Sample], scored: BatchScores) -> None:
+        """Hand a batch over; waits where too many are waiting, and raises what an earlier one raised."""
+        self._waiting.append(self._executor.submit(scores.add, samples, scored))
+        while len(self._waiting) > _BATCHES_WAITING or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+
+    def finish(self, scores: ClassScores) -> Future[ScoredClass]:
+        """The class's result once all that was handed over is in; raises what any of its batches raised."""
+        added = tuple(self._waiting)
+        self._waiting.clear()
+
+        def finished() -> ScoredClass:
+            for batch in added:  # done already, since one thread does everything in turn
+                batch.result()
+            return scores.scored()
+
+        return self._executor.submit(finished)

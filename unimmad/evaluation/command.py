@@ -1,0 +1,131 @@
+"""The command ``unimmad-evaluate``, which ``tools/evaluate.py`` is too: from words typed to a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from unimmad.data.shard_cache import ShardCache
+from unimmad.evaluation.arguments import (
+    EACH,
+    chosen_checkpoint,
+    chosen_data,
+    chosen_modalities,
+    chosen_workers,
+    evaluation_parser,
+)
+from unimmad.evaluation.comparison import (
+    Comparison,
+    OtherReport,
+    compare,
+    read_report,
+    screen_comparison,
+    write_comparison,
+)
+from unimmad.evaluation.each_modality import evaluate_each_modality, screen_modalities
+from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
+from unimmad.evaluation.report import Report
+from unimmad.evaluation.scoring import named_device
+from unimmad.evaluation.screen import screen_table
+from unimmad.evaluation.thresholds import save_thresholds
+from unimmad.prediction.calibrate import calibrate, describe
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Evaluate as ``words`` say (None: those of the command line); 0, or 2 where something given is wrong."""
+    parser = evaluation_parser()
+    arguments = parser.parse_args(words)
+    try:
+        if arguments.calibrate:
+            _calibrate(arguments)
+        else:
+            _report(arguments)
+    except ValueError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = "" if arguments.calibrate else "; the same command goes on behind the last finished class"
+        print(f"{parser.prog}: interrupted{again}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    checkpoint = chosen_checkpoint(arguments)
+    thresholds = calibrate(
+        checkpoint,
+        chosen_data(arguments, checkpoint),
+        arguments.false_alarm_rate,
+        device=named_device(arguments.device),
+        workers=chosen_workers(arguments, checkpoint),
+        cache=ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
+        on_error=arguments.on_error,
+    )
+    path = save_thresholds(thresholds, checkpoint.folder)
+    print(describe(thresholds))
+    print(f"thresholds {path}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    other = None if arguments.compare is None else OtherReport(str(arguments.compare), read_report(arguments.compare))
+    if arguments.report is None:
+        _evaluate(arguments, other)
+        return
+    report = read_report(arguments.report)
+    comparison = None if other is None else compare(report, other)
+    _print_report(report, comparison)
+    if comparison is not None and arguments.output_dir is not None:
+        _print_tables(write_comparison(comparison, arguments.output_dir))
+
+
+def _evaluate(arguments: argparse.Namespace, other: OtherReport | None) -> None:
+    checkpoint = chosen_checkpoint(arguments)
+    data = chosen_data(arguments, checkpoint)
+    output = arguments.output_dir or checkpoint.folder.parent.parent / "evaluation"
+    # Not the checkpoint's cache folder: a file that others may have written names no place to write to.
+    cache = ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb)
+    run = partial(
+        evaluate_checkpoint,
+        checkpoint,
+        data,
+        device=named_device(arguments.device),
+        workers=chosen_workers(arguments, checkpoint),
+        split=arguments.split,
+        mask_resize=arguments.mask_resize,
+        precision=arguments.precision,
+        fresh=arguments.fresh,
+        spill_to=arguments.spill,
+        published=arguments.published,
+        other=other,
+        cache=cache,
+        on_error=arguments.on_error,
+    )
+    if arguments.modalities == EACH:
+        each = evaluate_each_modality(run, data, arguments.split, output, cache)
+        _print(each.whole)
+        print(screen_modalities(each))
+        _print_tables(each.tables)
+        return
+    _print(run(output=output, modalities=chosen_modalities(arguments.modalities)))
+
+
+def _print(evaluation: Evaluation) -> None:
+    _print_report(evaluation.report, evaluation.comparison)
+    _print_tables(evaluation.tables)
+    if evaluation.overview is not None:
+        print(f"picture  {evaluation.overview}")
+    print(f"page     {evaluation.page}")
+
+
+def _print_report(report: Report, comparison: Comparison | None) -> None:
+    print(screen_table(report))
+    if comparison is not None:
+        print(screen_comparison(comparison))
+
+
+def _print_tables(tables: Sequence[Path]) -> None:
+    for table in tables:
+        print(f"table    {table}")

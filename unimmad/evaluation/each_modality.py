@@ -1,0 +1,140 @@
+"""What each sensor is worth: an evaluation with all modalities, and one with each of them alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unimmad.data.index import Split
+from unimmad.data.location import DataFolder
+from unimmad.data.shard_cache import ShardCache
+from unimmad.data.shard_set import ShardSet
+from unimmad.evaluation.evaluate import Evaluation
+from unimmad.evaluation.file_names import file_name
+from unimmad.evaluation.metrics import METRIC_KEYS, Metrics
+from unimmad.evaluation.modalities import classes_by_modality
+from unimmad.evaluation.report import Mean, Report, mean_of_members
+from unimmad.evaluation.screen import Group, grouped_table
+from unimmad.evaluation.tables import escaped, markdown_row
+from unimmad.evaluation.wording import PARTIAL, coverage, exact_cells, mean_cells
+from unimmad.files import write_text_aside
+
+FOLDER = "modalities"
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class ModalityRow:
+    """One data set evaluated with ``modality`` alone, or ``all``; over its classes with several modalities."""
+
+    dataset: str
+    modality: str
+    mean: Mean
+
+
+@dataclass(frozen=True)
+class EachModality:
+    """The whole evaluation, and what is left of it with one modality."""
+
+    whole: Evaluation
+    rows: tuple[ModalityRow, ...]
+    left_out: tuple[str, ...]
+    """``DATASET/CLASS`` names with one modality only."""
+    tables: tuple[Path, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        partial = tuple(
+            f"{PARTIAL} {row.dataset} with {row.modality}: the mean covers {coverage(row.mean)}"
+            for row in self.rows
+            if row.mean.incomplete
+        )
+        one_only = (f"one modality only, left out: {', '.join(self.left_out)}",) if self.left_out else ()
+        return (*partial, *one_only)
+
+
+def evaluate_each_modality(
+    evaluate: Callable[..., Evaluation],
+    data: Sequence[DataFolder],
+    split: Split,
+    output: Path,
+    cache: ShardCache | None = None,
+) -> EachModality:
+    """Evaluate with all modalities into ``output`` and with each alone into ``output/modalities/NAME``.
+
+    Args:
+        evaluate: ``evaluate_checkpoint`` with all but output, modalities and classes given.
+        data: the shard folders that it reads.
+        split: the split that it reads.
+        output: see above.
+        cache: as for ``evaluate``.
+
+    Raises:
+        ValueError: as ``evaluate_checkpoint``, or no class has several modalities.
+    """
+    shards = ShardSet.open(data, cache)
+    classes_of = classes_by_modality(shards, split)
+    if not classes_of:
+        raise ValueError("--modalities each: no class has several modalities; evaluate without this option")
+    whole = evaluate(output=output)
+    reports = {
+        name: evaluate(
+            output=output / FOLDER / file_name(name), modalities=[name], classes=classes, published=False, other=None
+        ).report
+        for name, classes in classes_of.items()
+    }
+    several = {class_name for classes in classes_of.values() for class_name in classes}
+    rows = tuple(_rows(whole.report, reports, several))
+    left_out = tuple(name for name in shards.classes(split) if name not in several)
+    tables = tuple(output / FOLDER / f"modalities.{suffix}" for suffix in ("csv", "md"))
+    each = EachModality(whole, rows, left_out, tables)
+    for path, text in zip(tables, (_csv(each), _markdown(each)), strict=True):
+        write_text_aside(path, text)
+    return each
+
+
+def screen_modalities(each: EachModality) -> str:
+    """The table for a terminal, in 80 columns."""
+    datasets = dict.fromkeys(row.dataset for row in each.rows)
+    groups: list[Group] = [
+        (dataset, [(row.modality, mean_cells(row.mean)) for row in each.rows if row.dataset == dataset])
+        for dataset in datasets
+    ]
+    title = "what each modality is worth: mean of each data set's classes"
+    return grouped_table(title, groups, each.notes, first="modality")
+
+
+def _rows(whole: Report, reports: Mapping[str, Report], several: Collection[str]) -> Iterator[ModalityRow]:
+    undefined: Metrics = dict.fromkeys(METRIC_KEYS)
+    for dataset in whole.datasets:
+        wanted = [
+            result.class_name for result in whole.classes_of(dataset) if f"{dataset}/{result.class_name}" in several
+        ]
+        for modality, report in {ALL: whole, **reports}.items():
+            metrics_of = {result.class_name: result.metrics for result in report.classes_of(dataset)}
+            if any(name in metrics_of for name in wanted):
+                members = [metrics_of.get(name, undefined) for name in wanted]
+                yield ModalityRow(dataset, modality, mean_of_members(modality, members, "classes"))
+
+
+def _csv(each: EachModality) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("dataset", "modality", "classes", *METRIC_KEYS, "note"))
+    for row in each.rows:
+        writer.writerow(
+            (row.dataset, row.modality, row.mean.members, *exact_cells(row.mean.metrics), coverage(row.mean))
+        )
+    return text.getvalue()
+
+
+def _markdown(each: EachModality) -> str:
+    lines = [markdown_row(("data set", "modality", *METRIC_KEYS)), markdown_row(("---", "---", *["---:"] * 8))]
+    for row in each.rows:
+        cells = mean_cells(row.mean, partial=r"\*")
+        lines.append(markdown_row((escaped(row.dataset), escaped(row.modality), *cells)))
+    lines += [line for note in each.notes for line in ("", escaped(note).replace(PARTIAL, r"\*", 1))]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,74 @@
+"""What stands above every table: how the numbers came about, and whatever two papers may differ in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from unimmad.checkpoint.folder import STATE_NAME
+from unimmad.checkpoint.loading import LoadedCheckpoint
+from unimmad.data.index import Split, load_index
+from unimmad.data.location import DataFolder, recorded_data_folder, shown
+from unimmad.data.shard_set import ShardSet
+from unimmad.evaluation.scoring import MaskRule, Precision
+
+
+def report_header(
+    checkpoint: LoadedCheckpoint,
+    data: Sequence[DataFolder],
+    shards: ShardSet,
+    split: Split,
+    device: torch.device,
+    mask_resize: MaskRule,
+    precision: Precision,
+    modalities: Sequence[str] | None,
+) -> dict[str, str]:
+    """The facts of one evaluation in words; ``shards`` are the samples that were evaluated, read from ``data``."""
+    recipe = checkpoint.recipe
+    settings = recipe.evaluation
+    size = recipe.model.image_size
+    top = max(1, int(size * size * settings.top_share))
+    blur = f"Gaussian {settings.blur_kernel} x {settings.blur_kernel}, sigma {settings.blur_sigma:g}, zero padding"
+    header = {
+        "checkpoint": _relative(checkpoint.folder),
+        "recipe": recipe.name,
+        "backbone": f"{recipe.model.backbone}, weights: {checkpoint.backbone_weights}",
+        "data": f"{', '.join(map(_data_name, data))} ({split} split)",
+        "image size": f"{size} x {size}",
+        "blur": blur if settings.blur_sigma else "none",
+        "image score": f"mean of the map's top {top} of {size * size} values",
+        "masks": f"resized {mask_resize}, anomalous where > 0",
+        "precision": f"{precision} on {device.type}",
+    }
+    if modalities is not None:
+        header["modalities"] = f"{', '.join(modalities)} only"
+    if unseen := _unseen_classes(checkpoint, shards, split):
+        header["not trained on"] = f"{', '.join(unseen)}; the router chooses experts for them all the same"
+    return header
+
+
+def _unseen_classes(checkpoint: LoadedCheckpoint, shards: ShardSet, split: Split) -> list[str]:
+    """Classes evaluated that training did not see; none where the training data are not at hand."""
+    trained: set[str] = set()
+    try:
+        for text in checkpoint.state["data"]:
+            folder = recorded_data_folder(text, STATE_NAME)
+            if not isinstance(folder, Path):
+                return []
+            trained.update(load_index(folder).classes("train"))
+    except ValueError:
+        return []
+    return [name for name in shards.classes(split) if trained and name not in trained]
+
+
+def _data_name(folder: DataFolder) -> str:
+    return _relative(folder) if isinstance(folder, Path) else shown(folder.url)
+
+
+def _relative(path: Path) -> str:
+    """A path as people would type it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

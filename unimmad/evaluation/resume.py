@@ -1,0 +1,106 @@
+"""Finished classes of an interrupted evaluation: written one by one, found again by the same evaluation.
+
+OUTPUT/.partial/DATASET-CLASS.json      fingerprint, result, scores, curves, usage; gone when the report is complete
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unimmad.data.shard_set import ShardSet
+from unimmad.evaluation.collecting import ScoredClass
+from unimmad.evaluation.expert_usage import read_usage, usage_entry
+from unimmad.evaluation.file_names import file_name
+from unimmad.evaluation.pixel_curves import curves_entry, read_curves
+from unimmad.evaluation.report import class_entry, read_class
+from unimmad.files import write_text_aside
+from unimmad.model.unimmad import UniMMAD
+
+FOLDER = ".partial"
+
+
+class PartialResults:
+    """The finished classes of one evaluation, known by its fingerprint."""
+
+    def __init__(self, output: Path, fingerprint: str) -> None:
+        """``output`` is where the report will be written."""
+        self.folder = output / FOLDER
+        self.fingerprint = fingerprint
+
+    def load(self) -> dict[str, ScoredClass]:
+        """Classes finished by the same evaluation, by ``DATASET/CLASS``, without pictures; others are passed over."""
+        contents = (_read(path) for path in sorted(self.folder.glob("*.json")))
+        own = (_scored(content) for content in contents if content.get("fingerprint") == self.fingerprint)
+        return {scored.class_name: scored for scored in own if scored is not None}
+
+    def save(self, scored: ScoredClass) -> None:
+        """Keep one class's numbers.
+
+        Raises:
+            ValueError: the folder can't be written to.
+        """
+        content = {
+            "fingerprint": self.fingerprint,
+            "class": class_entry(scored.result),
+            "image_scores": scored.image_scores.tolist(),
+            "labels": scored.labels.tolist(),
+            "keys": scored.keys,
+            "defects": scored.defects,
+            "curves": None if scored.curves is None else curves_entry(scored.curves),
+            "usage": usage_entry(scored.usage),
+        }
+        write_text_aside(self.folder / f"{file_name(*scored.names)}.json", json.dumps(content))
+
+    def remove(self) -> None:
+        """Forget all finished classes, those of other evaluations too."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def evaluation_fingerprint(model: UniMMAD, shards: ShardSet, settings: Mapping[str, Any]) -> str:
+    """A number for one evaluation: two have the same one only where they give the same results.
+
+    Args:
+        model: all its tensors count.
+        shards: its indexes count, and by the sums in them the shards.
+        settings: everything else that changes a number; of JSON's types.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for index in shards.indexes:
+        digest.update(index.model_dump_json().encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Empty where the file is not one of ours."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _scored(content: dict[str, Any]) -> ScoredClass | None:
+    """None where an entry is missing: another version of this package wrote the file."""
+    try:
+        return ScoredClass(
+            result=read_class(content["class"]),
+            pictures=(),
+            image_scores=np.array(content["image_scores"], dtype=np.float64),
+            labels=np.array(content["labels"], dtype=bool),
+            keys=tuple(content["keys"]),
+            defects=tuple(content["defects"]),
+            curves=None if content["curves"] is None else read_curves(content["curves"]),
+            usage=read_usage(content["usage"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""A checkpoint as one file for other runtimes: ONNX, or a torch.export program."""

@@ -1,0 +1,66 @@
+"""What an exported file says of itself, so that it can be used without the checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from unimmad.config import EvaluationSettings
+from unimmad.data.index import DatasetEntry, Modality
+from unimmad.evaluation.thresholds import Thresholds
+
+FORMAT: Literal[1] = 1
+IMAGES_INPUT = "images"
+MAPS_OUTPUT = "maps"
+SCORES_OUTPUT = "scores"
+
+
+class ExportMetadata(BaseModel):
+    """One entry of the file's metadata for each field, as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: Literal[1] = FORMAT
+    unimmad_version: str
+    recipe: str
+    """Its name."""
+    step: int
+    """Of the checkpoint."""
+    dataset: str
+    field: str
+    """industry, medicine, ..."""
+    modalities: Annotated[tuple[Modality, ...], Field(min_length=1)]
+    """In the order of the input's second axis."""
+    classes: tuple[str, ...]
+    """``DATASET/CLASS`` that the model was trained on."""
+    image_size: int
+    evaluation: EvaluationSettings
+    """Blur and top share that the file computes."""
+    thresholds: Thresholds | None
+
+    @property
+    def datasets(self) -> dict[str, DatasetEntry]:
+        """The one data set, with the modalities that the file takes."""
+        return {self.dataset: DatasetEntry(field=self.field, modalities=self.modalities)}
+
+    def to_strings(self) -> dict[str, str]:
+        """For a file format whose metadata are strings."""
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in self.model_dump(mode="json").items()}
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str], where: str) -> ExportMetadata:
+        """Read what ``to_strings`` gave.
+
+        Raises:
+            ValueError: entries are missing or of another form: the file was not exported by this package.
+        """
+        try:
+            return cls.model_validate({key: json.loads(strings[key]) for key in cls.model_fields if key in strings})
+        except (ValidationError, json.JSONDecodeError) as error:
+            reason = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
+            raise ValueError(
+                f"{where}: its metadata do not say what it needs ({reason}); make it anew with tools/export.py"
+            ) from None

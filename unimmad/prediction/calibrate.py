@@ -1,0 +1,121 @@
+"""Scores the split ``calibration``, normal images that training never saw, and takes thresholds from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from unimmad.checkpoint.loading import LoadedCheckpoint
+from unimmad.data.location import DataFolder
+from unimmad.data.shard_cache import ShardCache
+from unimmad.data.shard_set import SampleRef, ShardSet
+from unimmad.data.skipping import OnError, SkipLog
+from unimmad.data.stream import evaluation_batches
+from unimmad.evaluation.thresholds import Thresholds, check_rate, images_needed, make_thresholds
+from unimmad.prediction.engines import ModelEngine
+
+MAKE_SHARDS = "python tools/make_shards.py SOURCE --target DIR --calibration-share 0.2"
+MOST_NAMES = 3
+"""Classes that a note lists."""
+
+
+def calibrate(
+    checkpoint: LoadedCheckpoint,
+    data: Sequence[DataFolder],
+    false_alarm_rate: float,
+    *,
+    device: torch.device,
+    workers: int = 0,
+    progress: bool = True,
+    cache: ShardCache | None = None,
+    on_error: OnError = "stop",
+) -> Thresholds:
+    """Thresholds of every class at ``false_alarm_rate``.
+
+    Args:
+        checkpoint: a loaded one.
+        data: shard folders with a calibration split.
+        false_alarm_rate: share of normal images that may be called anomalous, between 0 and 1.
+        device: what to compute on.
+        workers: loader processes.
+        progress: whether to show a bar.
+        cache: for shards from URLs; None: the default one.
+        on_error: ``skip`` leaves corrupt samples out, and says so.
+
+    Raises:
+        ValueError: no calibration split, an anomalous image in it, or data that can't be read or don't fit the model.
+    """
+    check_rate(false_alarm_rate)
+    shards = ShardSet.open(data, cache)
+    references = shards.classes("calibration")
+    _check_split(references, data)
+    engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device)
+    slots = checkpoint.model.architecture.modality_slots
+    if shards.max_slot >= slots:
+        raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
+    scores: dict[str, list[float]] = {name: [] for name in references}
+    modalities: dict[str, dict[str, None]] = {name: {} for name in references}
+    batches = evaluation_batches(
+        shards,
+        "calibration",
+        image_size=engine.image_size,
+        batch_size=checkpoint.recipe.evaluation.batch_size,
+        workers=workers,
+        on_error=on_error,
+        skip_log=SkipLog("it is left out"),
+    )
+    total = sum(len(of_class) for of_class in references.values())
+    with tqdm(total=total, desc="calibrate", unit="image", disable=None if progress else True) as bar:
+        for batch in batches:
+            _, scores_B = engine.score_tokens(batch.images_TCHW, batch.tokens_per_sample, batch.slot_of_token_T)
+            for sample, score in zip(batch.samples, scores_B.tolist(), strict=True):
+                scores[sample.class_name].append(score)
+                modalities[sample.class_name].update(dict.fromkeys(sample.modalities))
+            bar.update(batch.size)
+    scores = {name: of_class for name, of_class in scores.items() if of_class}
+    if not scores:
+        raise ValueError(f"{', '.join(map(str, data))}: no sample of the calibration split can be read")
+    return make_thresholds(
+        scores,
+        {name: tuple(modalities[name]) for name in scores},
+        shards.datasets,
+        tuple(shards.classes("train")),
+        false_alarm_rate,
+    )
+
+
+def describe(thresholds: Thresholds) -> str:
+    """The thresholds as a table for the screen, and what they can't promise."""
+    widest = max(len(name) for name in ["all classes", *thresholds.classes])
+    lines = [f"{'class':{widest}}  images  threshold  false alarms at most"]
+    for name, found in [*thresholds.classes.items(), ("all classes", thresholds.all_classes)]:
+        lines.append(f"{name:{widest}}  {found.images:6d}  {found.value:9.4g}  {found.promised_rate:.3%}")
+    few = thresholds.too_few()
+    if few:
+        rate = thresholds.false_alarm_rate
+        lines.append(
+            f"note: a false-alarm rate of {rate:g} needs {images_needed(rate)} calibration images of a class; with "
+            f"fewer the threshold is their largest score and promises only the rate above: {_some(few)}"
+        )
+    return "\n".join(lines)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:MOST_NAMES])
+    return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES} more"
+
+
+def _check_split(references: dict[str, tuple[SampleRef, ...]], data: Sequence[DataFolder]) -> None:
+    if not references:
+        raise ValueError(
+            f"{', '.join(map(str, data))}: no calibration split, and thresholds need normal images that were set aside "
+            f"for them. Write the shards anew with some ({MAKE_SHARDS}), train on those, and calibrate then"
+        )
+    for name, of_class in references.items():
+        for reference in of_class:
+            if reference.entry.anomalous:
+                raise ValueError(
+                    f"class {name}: {reference.entry.key} of the calibration split is anomalous; remove it"
+                )

@@ -1,0 +1,111 @@
+"""What a model was trained on: data sets, their modalities, classes. Decides which input slot an image goes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from unimmad.data.index import DatasetEntry, Index, Modality
+
+
+@dataclass(frozen=True)
+class Match:
+    """What an image or a set of images was recognised as."""
+
+    modalities: tuple[Modality, ...]
+    """In slot order."""
+    class_name: str | None
+    """``DATASET/CLASS``; None where the class is not one that the model was trained on."""
+    missing: tuple[str, ...] = ()
+    """Modalities of the data set that were not given."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Data sets by name, and the classes as ``DATASET/CLASS``."""
+
+    datasets: dict[str, DatasetEntry]
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of_indexes(cls, indexes: Iterable[Index]) -> Catalogue:
+        datasets: dict[str, DatasetEntry] = {}
+        classes: dict[str, None] = {}
+        for index in indexes:
+            datasets.update(index.datasets)
+            classes.update(dict.fromkeys(f"{sample.dataset}/{sample.class_name}" for sample in index.samples))
+        return cls(datasets, tuple(classes))
+
+    @property
+    def modality_names(self) -> tuple[str, ...]:
+        """Of all data sets, each name once."""
+        return tuple(dict.fromkeys(modality.name for entry in self.datasets.values() for modality in entry.modalities))
+
+    def match(self, names: Sequence[str] | None, class_name: str | None = None) -> Match:
+        """Find the modalities that images go by.
+
+        Args:
+            names: modality names; None for a single image that was given without one.
+            class_name: ``CLASS``, ``DATASET/CLASS``, or one that the model does not know (``DATASET/`` before it tells
+                the data set whose modalities its images have).
+
+        Raises:
+            ValueError: a modality that is not known, or images that may be of several data sets.
+        """
+        known_class, dataset = self._find_class(class_name)
+        candidates = [dataset] if dataset is not None else list(self.datasets)
+        entry = self._only(candidates) if names is None else self._with_names(candidates, names)
+        chosen = [modality for modality in entry.modalities if names is None or modality.name in names]
+        given = {modality.name for modality in chosen}
+        missing = tuple(modality.name for modality in entry.modalities if modality.name not in given)
+        ordered = tuple(sorted(chosen, key=lambda modality: modality.slot))
+        return Match(ordered, known_class, missing)
+
+    def _find_class(self, given: str | None) -> tuple[str | None, str | None]:
+        """The full name of a known class, and the data set, each None where not known."""
+        if given is None:
+            return None, None
+        found = [name for name in self.classes if given in (name, name.partition("/")[2])]
+        if len(found) > 1:
+            raise ValueError(f"class {given} is in several data sets; say which: {', '.join(found)}")
+        full = found[0] if found else given
+        dataset, separator, _ = full.partition("/")
+        return found[0] if found else None, dataset if separator and dataset in self.datasets else None
+
+    def _only(self, candidates: Sequence[str]) -> DatasetEntry:
+        """For an image without a modality's name: the data sets of one modality, if they mean the same by it."""
+        alone = [name for name in candidates if len(self.datasets[name].modalities) == 1]
+        if not alone:
+            sets = "; ".join(f"{name}: {', '.join(_names(self.datasets[name]))}" for name in candidates)
+            raise ValueError(
+                "an image without a modality's name is not enough here: give a folder with one folder a modality, "
+                f"or --modality NAME=FILE for each. Known are: {sets}"
+            )
+        return self._agreed(alone, None)
+
+    def _with_names(self, candidates: Sequence[str], names: Sequence[str]) -> DatasetEntry:
+        known = dict.fromkeys(name for dataset in candidates for name in _names(self.datasets[dataset]))
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            raise ValueError(f"modality {', '.join(unknown) or '(none)'} is not known; known are {', '.join(known)}")
+        having = [dataset for dataset in candidates if set(names) <= set(_names(self.datasets[dataset]))]
+        if not having:
+            raise ValueError(f"no data set has all of the modalities {', '.join(names)}; give one sample's images only")
+        exact = [dataset for dataset in having if set(names) == set(_names(self.datasets[dataset]))]
+        return self._agreed(exact or having, names)
+
+    def _agreed(self, candidates: Sequence[str], names: Sequence[str] | None) -> DatasetEntry:
+        meanings = {
+            tuple(modality for modality in self.datasets[dataset].modalities if names is None or modality.name in names)
+            for dataset in candidates
+        }
+        if len(meanings) > 1:
+            raise ValueError(
+                f"the data sets {', '.join(candidates)} differ in what these images may be; say one of them with "
+                f"--class, for example --class {candidates[0]}/NAME"
+            )
+        return self.datasets[candidates[0]]
+
+
+def _names(entry: DatasetEntry) -> list[str]:
+    return [modality.name for modality in entry.modalities]

@@ -1,0 +1,230 @@
+"""``unimmad.Detector``: a trained model that scores one's own images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unimmad.checkpoint.folder import find_checkpoint
+from unimmad.checkpoint.loading import load_checkpoint
+from unimmad.evaluation.thresholds import Threshold, Thresholds, load_thresholds
+from unimmad.prediction.catalogue import Catalogue
+from unimmad.prediction.engines import Engine, ModelEngine, OnnxEngine
+from unimmad.prediction.inputs import ImageSource, InputSample
+from unimmad.prediction.pictures import Picture
+from unimmad.prediction.reading import PreparedSample, prepare_sample
+from unimmad.prediction.sources import checkpoint_catalogue
+
+DEFAULT_BATCH_SIZE = 8
+ALL_CLASSES = "all classes"
+READERS = 2
+"""Threads that decode the next batch while one is scored."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one sample."""
+
+    name: str
+    class_name: str | None
+    """``DATASET/CLASS``; None where it was not given or is not known to the model."""
+    modalities: tuple[str, ...]
+    """Those that were scored, in slot order."""
+    files: dict[str, str]
+    """By modality name; empty for arrays."""
+    score: float
+    """Any real number; the higher, the less normal."""
+    map_HW: NDArray[np.float32]
+    """Blurred anomaly map at the model's size."""
+    threshold: float | None
+    """None where there is none that holds for this sample."""
+    threshold_of: str | None
+    """The class that it was calibrated on, or ``all classes``."""
+    notes: tuple[str, ...]
+    """What one should know of this result."""
+    pictures: tuple[tuple[str, Picture], ...]
+    """Name and picture of each modality, where they were asked for."""
+
+    @property
+    def anomalous(self) -> bool | None:
+        """Whether the score is above the threshold; None without one."""
+        return None if self.threshold is None else self.score > self.threshold
+
+
+class Detector:
+    """Scores images of any size and bit depth, of known modalities and of any class.
+
+    >>> from unimmad import Detector
+    >>> detector = Detector.from_checkpoint("runs/demo")                                    # doctest: +SKIP
+    >>> found = detector.predict({"rgb": "part.png", "depth": "part_depth.png"}, class_name="cookie")  # doctest: +SKIP
+    >>> print(found.score, found.anomalous, found.map_HW.shape)                             # doctest: +SKIP
+    0.41 True (128, 128)
+    """
+
+    def __init__(self, engine: Engine, catalogue: Catalogue, thresholds: Thresholds | None = None) -> None:
+        """See ``from_checkpoint`` and ``from_onnx``, which put the three together."""
+        self.engine = engine
+        self.catalogue = catalogue
+        self.thresholds = thresholds
+
+    @classmethod
+    def open(cls, path: Path | str, *, data: Sequence[Path] | None = None, device: str | None = None) -> Detector:
+        """``from_onnx`` for a file called ``*.onnx``, else ``from_checkpoint``.
+
+        Raises:
+            ValueError: as theirs.
+        """
+        if Path(path).suffix == ".onnx":
+            return cls.from_onnx(path)
+        return cls.from_checkpoint(path, data=data, device=device)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: Path | str, *, data: Sequence[Path] | None = None, device: str | None = None
+    ) -> Detector:
+        """Load a checkpoint, and the thresholds beside it if there are any.
+
+        Args:
+            path: a run folder (its newest checkpoint) or a checkpoint folder.
+            data: shard folders whose indexes tell the modalities and classes; by default they come from the
+                thresholds, or from the folders that the checkpoint was trained on.
+            device: ``cpu``, ``cuda``, ``cuda:1``; by default a GPU where there is one.
+
+        Raises:
+            ValueError: no whole checkpoint, no such device, or nothing that tells the modalities.
+        """
+        chosen = choose_device(device)
+        checkpoint = load_checkpoint(find_checkpoint(Path(path)))
+        thresholds = load_thresholds(checkpoint.folder)
+        catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
+        return cls(ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, chosen), catalogue, thresholds)
+
+    @classmethod
+    def from_onnx(cls, file: Path | str) -> Detector:
+        """Open a file that ``tools/export.py --format onnx`` made; needs ONNX Runtime.
+
+        Raises:
+            ValueError: no such file, or it can't be run.
+        """
+        engine = OnnxEngine(Path(file))
+        described = engine.metadata
+        return cls(engine, Catalogue(described.datasets, described.classes), described.thresholds)
+
+    def predict(
+        self,
+        images: ImageSource | Mapping[str, ImageSource],
+        *,
+        class_name: str | None = None,
+        name: str = "image",
+    ) -> Prediction:
+        """Score one sample.
+
+        Args:
+            images: a file or a decoded array (H x W or H x W x channels) by modality name; a single one without a name
+                where the model has a data set of one modality.
+            class_name: ``CLASS`` or ``DATASET/CLASS``: its threshold decides. One that the model does not know is
+                scored as well, and decided by the threshold of all classes.
+            name: for messages.
+
+        Raises:
+            ValueError: an image that can't be read or does not fit, or a modality that is not known.
+        """
+        return next(self.predict_all([InputSample(name, images)], class_name=class_name))
+
+    def predict_all(
+        self,
+        samples: Iterable[InputSample],
+        *,
+        class_name: str | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        with_pictures: bool = False,
+    ) -> Iterator[Prediction]:
+        """Score many, in their order; files are read while others are scored.
+
+        Args:
+            samples: what to score.
+            class_name: as for ``predict``, of all of them.
+            batch_size: samples scored at once.
+            with_pictures: fill ``Prediction.pictures``.
+
+        Raises:
+            ValueError: as ``predict``, when the sample's turn comes.
+        """
+        prepare = partial(
+            prepare_sample,
+            catalogue=self.catalogue,
+            class_name=class_name,
+            image_size=self.engine.image_size,
+            with_pictures=with_pictures,
+        )
+        waiting = iter(samples)
+        with ThreadPoolExecutor(READERS) as pool:
+
+            def start() -> list[Future[PreparedSample]]:
+                return [pool.submit(prepare, sample) for sample in islice(waiting, batch_size)]
+
+            reading = start()
+            while reading:
+                prepared = [future.result() for future in reading]
+                reading = start()
+                maps_BHW, scores_B = self.engine.score(prepared)
+                for sample, map_HW, score in zip(prepared, maps_BHW, scores_B.tolist(), strict=True):
+                    yield self._prediction(sample, map_HW, score, class_name)
+
+    def _prediction(self, sample: PreparedSample, map_HW: Tensor, score: float, asked: str | None) -> Prediction:
+        threshold, of, notes = self._threshold(sample, asked)
+        return Prediction(
+            name=sample.name,
+            class_name=sample.match.class_name,
+            modalities=sample.modality_names,
+            files=sample.files,
+            score=score,
+            map_HW=map_HW.numpy(),
+            threshold=None if threshold is None else threshold.value,
+            threshold_of=of,
+            notes=tuple(notes),
+            pictures=sample.pictures,
+        )
+
+    def _threshold(self, sample: PreparedSample, asked: str | None) -> tuple[Threshold | None, str | None, list[str]]:
+        """The threshold that holds for a sample, whose it is, and what to say about it."""
+        known, missing = sample.match.class_name, sample.match.missing
+        notes = [f"class {asked} is not one that the model was trained on"] if asked is not None and not known else []
+        if missing:
+            notes.append(f"scored without {', '.join(missing)}")
+        if self.thresholds is None:
+            return None, None, notes
+        if missing:
+            # A map adds up over modalities, so scores of fewer are lower.
+            return None, None, [*notes, "no threshold holds for fewer modalities"]
+        of_class = self.thresholds.classes.get(known) if known else None
+        if of_class is not None and set(of_class.modalities) != set(sample.modality_names):
+            return None, None, [*notes, f"{known} was calibrated with {', '.join(of_class.modalities)}"]
+        if of_class is None:
+            notes.append("decided by the threshold of all classes")
+        threshold = of_class or self.thresholds.all_classes
+        if threshold.promised_rate > self.thresholds.false_alarm_rate:
+            rate = f"{threshold.promised_rate:.3g}"
+            notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
+        return threshold, known if of_class else ALL_CLASSES, notes
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name; by default a GPU where there is one.
+
+    Raises:
+        ValueError: it can't be used here.
+    """
+    try:
+        return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device {name} can't be used here: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,125 @@
+"""What computes maps and scores: a checkpoint's model in PyTorch, or an exported file in ONNX Runtime.
+
+Letters: B samples, M modalities of a sample, T tokens (sample, modality), C = 3 channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unimmad.config import EvaluationSettings
+from unimmad.data.prepare import normalisation
+from unimmad.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
+from unimmad.model.anomaly_map import gaussian_blur, image_scores
+from unimmad.model.unimmad import UniMMAD
+from unimmad.prediction.reading import PreparedSample
+
+
+class Engine(Protocol):
+    """Scores samples at its own image size."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
+        """Blurred maps [B, H, W] and image scores [B], float32 on the CPU.
+
+        Raises:
+            ValueError: a sample's modalities are not among those that can be scored.
+        """
+
+
+class ModelEngine:
+    """The local form of the model."""
+
+    def __init__(self, model: UniMMAD, settings: EvaluationSettings, device: torch.device) -> None:
+        self.model = model.to(device).eval()
+        self.settings = settings
+        self.device = device
+
+    @property
+    def image_size(self) -> int:
+        return self.model.architecture.image_size
+
+    def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
+        slots = [modality.slot for sample in samples for modality in sample.modalities]
+        available = self.model.architecture.modality_slots
+        if max(slots) >= available:
+            raise ValueError(f"an image of slot {max(slots)}; the model has slots 0 to {available - 1} only")
+        images_TCHW = torch.cat([normalised(sample) for sample in samples])
+        return self.score_tokens(images_TCHW, [len(sample.modalities) for sample in samples], torch.tensor(slots))
+
+    @torch.no_grad()
+    def score_tokens(
+        self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same for normalised images, listed sample by sample."""
+        output = self.model(images_TCHW.to(self.device), tokens_per_sample, slot_of_token_T.to(self.device))
+        maps_BHW = gaussian_blur(self.model.maps(output), self.settings.blur_kernel, self.settings.blur_sigma)
+        return maps_BHW.cpu(), image_scores(maps_BHW, self.settings.top_share).cpu()
+
+
+def normalised(sample: PreparedSample) -> Tensor:
+    """A sample's images with the mean and standard deviation that the model was trained with: [M, C, H, W]."""
+    statistics = [normalisation(modality.kind) for modality in sample.modalities]
+    mean_MC11, std_MC11 = (torch.tensor(values)[:, :, None, None] for values in zip(*statistics, strict=True))
+    return (sample.images_MCHW - mean_MC11) / std_MC11
+
+
+class OnnxEngine:
+    """An exported file; normalisation, map, blur and score are inside it."""
+
+    def __init__(self, file: Path, threads: int | None = None) -> None:
+        """
+        Args:
+            file: written by ``tools/export.py --format onnx``.
+            threads: of ONNX Runtime; None leaves the choice to it.
+
+        Raises:
+            ValueError: no such file, ONNX Runtime is not installed, or the file can't be run or says not what it needs.
+        """
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist; make it with tools/export.py")
+        runtime = _onnx_runtime()
+        options = runtime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = runtime.InferenceSession(file, options, providers=runtime.get_available_providers())
+        except Exception as error:  # ONNX Runtime's errors share no base class but this
+            raise ValueError(f"{file} can't be run by ONNX Runtime: {str(error).splitlines()[0]}") from None
+        self.metadata = ExportMetadata.from_strings(self._session.get_modelmeta().custom_metadata_map, str(file))
+
+    @property
+    def image_size(self) -> int:
+        return self.metadata.image_size
+
+    def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
+        wanted = tuple(modality.name for modality in self.metadata.modalities)
+        for sample in samples:
+            if set(sample.modality_names) != set(wanted):
+                raise ValueError(
+                    f"{sample.name} has the modalities {', '.join(sample.modality_names)}; the exported file takes "
+                    f"{', '.join(wanted)}, all of them; export another, or use the checkpoint"
+                )
+        images_BMCHW = torch.stack([_in_order(sample, wanted) for sample in samples]).numpy()
+        maps_BHW, scores_B = self._session.run([MAPS_OUTPUT, SCORES_OUTPUT], {IMAGES_INPUT: images_BMCHW})
+        return torch.from_numpy(np.asarray(maps_BHW)), torch.from_numpy(np.asarray(scores_B))
+
+
+def _in_order(sample: PreparedSample, names: Sequence[str]) -> Tensor:
+    return sample.images_MCHW[[sample.modality_names.index(name) for name in names]]
+
+
+def _onnx_runtime() -> Any:
+    try:
+        return import_module("onnxruntime")
+    except ImportError:
+        raise ValueError('an exported file needs ONNX Runtime: pip install "unimmad[export]"') from None

@@ -1,0 +1,43 @@
+"""Where a checkpoint's catalogue comes from: shard folders, or the thresholds beside the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unimmad.checkpoint.loading import LoadedCheckpoint
+from unimmad.data.index import INDEX_NAME, load_index
+from unimmad.evaluation.thresholds import Thresholds
+from unimmad.prediction.catalogue import Catalogue
+
+
+def checkpoint_catalogue(
+    checkpoint: LoadedCheckpoint, data: Sequence[Path] | None, thresholds: Thresholds | None
+) -> Catalogue:
+    """Data sets and classes of a checkpoint.
+
+    Args:
+        checkpoint: a loaded one.
+        data: shard folders given by the user, whose indexes alone are read; None takes the thresholds' data sets, or
+            the folders that the checkpoint was trained on.
+        thresholds: those beside the checkpoint.
+
+    Raises:
+        ValueError: a folder is none of shards, or nothing tells what the checkpoint was trained on.
+    """
+    if data is None and thresholds is not None:
+        return Catalogue(thresholds.datasets, thresholds.trained_classes)
+    folders = data or [Path(folder) for folder in checkpoint.state.get("data", [])]
+    if not folders:
+        raise ValueError(
+            f"{checkpoint.folder} does not say which data it was trained on, and so not which modalities it knows; "
+            "give a shard folder with --data DIR"
+        )
+    missing = [folder for folder in folders if not (folder / INDEX_NAME).is_file()]
+    if missing and data is None:
+        raise ValueError(
+            f"{checkpoint.folder} was trained on {', '.join(map(str, folders))}, and {missing[0]} is not here to say "
+            "which modalities there are; give the shard folders with --data DIR, or calibrate where they are "
+            "(tools/evaluate.py --calibrate)"
+        )
+    return Catalogue.of_indexes(load_index(folder) for folder in folders)
