@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from launches import free_port, run
 from parity.cases import Case, Problem
 from parity.compare import BF16_BOUND, BOUND, Comparison, compare
@@ -27,11 +29,21 @@ def compared(cases: Sequence[Case], shards: Path, folder: Path) -> Iterator[tupl
         for case in group:
             problem = case.problem
             if problem not in references:
-                again = [run_reference(shards, problem, **rounding) for rounding in ROUNDINGS]
-                references[problem] = [run_reference(shards, problem), *again]
+                with one_thread():
+                    again = [run_reference(shards, problem, **rounding) for rounding in ROUNDINGS]
+                    references[problem] = [run_reference(shards, problem), *again]
             whole, *in_parts = references[problem]
             bound = BF16_BOUND if problem.recipe.training.precision == "bf16" else BOUND
             yield case, compare(read_record(folder / case.name), whole, in_parts, bound)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """As ranks that share two cores have; small layers gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def launch(cases: Sequence[Case], shards: Path, folder: Path) -> None:
