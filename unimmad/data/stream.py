@@ -19,6 +19,7 @@ from webdataset import DataPipeline
 
 from unimmad.data.index import Split
 from unimmad.data.loading import errors_as_items, load
+from unimmad.data.modality_dropout import ModalityDropout
 from unimmad.data.order import TrainingOrder
 from unimmad.data.sample import Batch, Sample, collate
 from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
@@ -55,6 +56,7 @@ def training_batches(
     end_step: int,
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
+    modality_dropout: float = 0.0,
 ) -> Iterator[tuple[int, Batch]]:
     """One rank's part of the training steps ``start_step`` to ``end_step - 1``, in order.
 
@@ -66,6 +68,7 @@ def training_batches(
         on_error: ``skip`` puts another sample in the place of a corrupt one: the order's own choice for that
             position, so batches keep their size and the draw stays the same on any number of ranks.
         skip_log: counts what was skipped; None: a new one, which logs only.
+        modality_dropout: probability that a modality of a sample is left out; see ``ModalityDropout``.
 
     Returns:
         (step, batch) of each step.
@@ -78,7 +81,7 @@ def training_batches(
     pipeline = DataPipeline(
         partial(range, start_step, end_step),
         _split_by_worker,
-        partial(_draw, order=order, part=part),
+        partial(_draw, order=order, part=part, dropout=ModalityDropout(order.seed, modality_dropout)),
         partial(_read, read=partial(shards.read, image_size=image_size), on_error=on_error),
         errors_as_items,
     )
@@ -162,13 +165,22 @@ def _split_by_worker(numbered: Iterable[T]) -> Iterator[T]:
     return iter(numbered) if worker is None else islice(numbered, worker.id, None, worker.num_workers)
 
 
-def _draw(steps: Iterable[int], order: TrainingOrder[SampleRef], part: slice) -> Iterator[_Request]:
+def _draw(
+    steps: Iterable[int], order: TrainingOrder[SampleRef], part: slice, dropout: ModalityDropout
+) -> Iterator[_Request]:
     for step in steps:
-        places = [
-            chain([ref], order.substitutes(step, place))
-            for place, ref in islice(enumerate(order.at(step)), part.start, part.stop)
-        ]
-        yield _Request(step, places)
+        drawn = islice(enumerate(order.at(step)), part.start, part.stop)
+        yield _Request(step, [_candidates(ref, step, place, order, dropout) for place, ref in drawn])
+
+
+def _candidates(
+    ref: SampleRef, step: int, place: int, order: TrainingOrder[SampleRef], dropout: ModalityDropout
+) -> Iterable[SampleRef]:
+    candidates = chain([ref], order.substitutes(step, place))
+    if not dropout.probability:
+        return candidates
+    epoch, position = order.position(step, place)
+    return (dropout.thinned(candidate, epoch, position) for candidate in candidates)
 
 
 def _without_substitutes(numbered: Iterable[tuple[int, Sequence[SampleRef]]]) -> Iterator[_Request]:
