@@ -33,7 +33,7 @@ from unimmad.data.index import (
 from unimmad.data.limits import check_encoded
 from unimmad.data.location import DataFolder, RemoteFolder, shown
 from unimmad.data.prepare import prepare
-from unimmad.data.sample import Sample
+from unimmad.data.sample import ImageRoom, Sample
 from unimmad.data.shard_cache import ShardCache
 
 MAX_OPEN_SHARDS = 128
@@ -116,38 +116,47 @@ class ShardSet:
             for name, entries in index.classes(split).items()
         }
 
-    def read(self, ref: SampleRef, image_size: int, mask_resize: Literal["nearest", "bilinear"] = "nearest") -> Sample:
+    def read(
+        self,
+        ref: SampleRef,
+        image_size: int,
+        mask_resize: Literal["nearest", "bilinear"] = "nearest",
+        room: ImageRoom | None = None,
+    ) -> Sample:
         """Read, decode and prepare one sample.
 
         Args:
             ref: from ``classes``.
             image_size: side of the images and the mask, in pixels.
             mask_resize: see ``decode.decode_mask``.
+            room: where the images go; None: to memory of their own.
 
         Raises:
             CorruptSampleError: a member cannot be read or does not decode; names shard and member.
             ValueError: the shard cannot be fetched.
         """
         try:
-            return self._read(ref, image_size, mask_resize)
+            return self._read(ref, image_size, mask_resize, room)
         except (FetchError, CorruptSampleError):
             raise
         except ValueError as error:
             raise CorruptSampleError(self._shard_name(ref), str(error)) from None
 
-    def _read(self, ref: SampleRef, image_size: int, mask_resize: Literal["nearest", "bilinear"]) -> Sample:
+    def _read(
+        self, ref: SampleRef, image_size: int, mask_resize: Literal["nearest", "bilinear"], room: ImageRoom | None
+    ) -> Sample:
         entry = ref.entry
         present = [m for m in self.datasets[entry.dataset].modalities if m.name in entry.images]
         present.sort(key=lambda modality: modality.slot)
-        images: list[Tensor] = []
+        images_MCHW = (room or ImageRoom(len(present), image_size)).take(len(present))
         shape: tuple[int, ...] = ()
-        for modality in present:
+        for modality, image_CHW in zip(present, images_MCHW, strict=True):
             member = entry.images[modality.name]
             where = self._where(ref, member)
             array = decode_image(self._member_bytes(ref, member), Path(member.name).suffix, where)
             shape = shape or array.shape
             check_same_size(where, array.shape, "the sample's first image", shape)
-            images.append(prepare(array, modality, image_size, where))
+            prepare(array, modality, image_size, where, out=image_CHW)
         return Sample(
             key=entry.key,
             dataset=entry.dataset,
@@ -156,7 +165,7 @@ class ShardSet:
             anomalous=entry.anomalous,
             modalities=tuple(modality.name for modality in present),
             slots=tuple(modality.slot for modality in present),
-            images_MCHW=torch.stack(images),
+            images_MCHW=images_MCHW,
             mask_HW=self._read_mask(ref, image_size, shape, mask_resize),
         )
 

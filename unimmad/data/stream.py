@@ -21,7 +21,7 @@ from unimmad.data.index import Split
 from unimmad.data.loading import errors_as_items, load
 from unimmad.data.modality_dropout import ModalityDropout
 from unimmad.data.order import TrainingOrder
-from unimmad.data.sample import Batch, Sample, collate
+from unimmad.data.sample import Batch, ImageRoom, Sample, collate
 from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.skipping import OnError, SkipLog, Skipped
 
@@ -30,10 +30,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Request:
-    """One batch to read. Each place lists what may stand there, best first."""
+    """One batch to read. Each place has the sample that belongs there, and those that may stand there instead."""
 
     number: int
-    places: Sequence[Iterable[SampleRef]]
+    places: Sequence[tuple[SampleRef, Iterable[SampleRef]]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def training_batches(
         partial(range, start_step, end_step),
         _split_by_worker,
         partial(_draw, order=order, part=part, dropout=ModalityDropout(order.seed, modality_dropout)),
-        partial(_read, read=partial(shards.read, image_size=image_size), on_error=on_error),
+        partial(_read, read=partial(shards.read, image_size=image_size), image_size=image_size, on_error=on_error),
         errors_as_items,
     )
     return _batches(pipeline, workers, skip_log or SkipLog("another sample takes its place"))
@@ -122,7 +122,12 @@ def evaluation_batches(
         partial(enumerate, list(_batches_of_classes(chosen, batch_size))),
         _split_by_worker,
         _without_substitutes,
-        partial(_read, read=partial(shards.read, image_size=image_size, mask_resize=mask_resize), on_error=on_error),
+        partial(
+            _read,
+            read=partial(shards.read, image_size=image_size, mask_resize=mask_resize),
+            image_size=image_size,
+            on_error=on_error,
+        ),
         errors_as_items,
     )
     return (batch for _, batch in _batches(pipeline, workers, skip_log or SkipLog("it is left out")))
@@ -170,28 +175,32 @@ def _draw(
 ) -> Iterator[_Request]:
     for step in steps:
         drawn = islice(enumerate(order.at(step)), part.start, part.stop)
-        yield _Request(step, [_candidates(ref, step, place, order, dropout) for place, ref in drawn])
+        yield _Request(step, [_place(ref, step, place, order, dropout) for place, ref in drawn])
 
 
-def _candidates(
+def _place(
     ref: SampleRef, step: int, place: int, order: TrainingOrder[SampleRef], dropout: ModalityDropout
-) -> Iterable[SampleRef]:
-    candidates = chain([ref], order.substitutes(step, place))
+) -> tuple[SampleRef, Iterable[SampleRef]]:
+    others = order.substitutes(step, place)
     if not dropout.probability:
-        return candidates
+        return ref, others
     epoch, position = order.position(step, place)
-    return (dropout.thinned(candidate, epoch, position) for candidate in candidates)
+    return dropout.thinned(ref, epoch, position), (dropout.thinned(other, epoch, position) for other in others)
 
 
 def _without_substitutes(numbered: Iterable[tuple[int, Sequence[SampleRef]]]) -> Iterator[_Request]:
     for number, refs in numbered:
-        yield _Request(number, [[ref] for ref in refs])
+        yield _Request(number, [(ref, ()) for ref in refs])
 
 
-def _read(requests: Iterable[_Request], read: Callable[[SampleRef], Sample], on_error: OnError) -> Iterator[_Answer]:
+def _read(
+    requests: Iterable[_Request], read: Callable[..., Sample], image_size: int, on_error: OnError
+) -> Iterator[_Answer]:
     for request in requests:
         skipped: list[Skipped] = []
-        found = (_first_readable(refs, read, on_error, skipped) for refs in request.places)
+        room = ImageRoom(sum(len(ref.entry.images) for ref, _ in request.places), image_size)
+        read_there = partial(read, room=room)
+        found = (_first_readable(chain([ref], others), read_there, on_error, skipped) for ref, others in request.places)
         samples = [sample for sample in found if sample is not None]
         yield _Answer(request.number, collate(samples) if samples else None, tuple(skipped))
 

@@ -1,0 +1,33 @@
+"""Measure parts of UniMMAD on this machine and print a table.
+
+python tools/benchmark.py data         what reading training data costs, against decoding alone and a plain Dataset
+python tools/benchmark.py scaling      what a large cluster's nodes would read: shards, bytes a second, start-up
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+SUBCOMMANDS = ("data",)
+"""Modules of ``unimmad.benchmarks``."""
+
+
+def main() -> int:
+    modules = {name: importlib.import_module(f"unimmad.benchmarks.{name}") for name in SUBCOMMANDS}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(dest="subcommand", required=True)
+    for name, module in modules.items():
+        module.add_arguments(subparsers.add_parser(name, help=module.HELP, description=module.__doc__))
+    arguments = parser.parse_args()
+    try:
+        print(modules[arguments.subcommand].run(arguments))
+    except ValueError as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
