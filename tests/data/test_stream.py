@@ -59,7 +59,7 @@ class FakeShards:
             return {}
         return {name: tuple(FakeRef(name, i) for i in range(count)) for name, count in COUNTS.items()}
 
-    def read(self, ref: FakeRef, image_size: int, mask_resize: str = "nearest", room: Any = None) -> Sample:
+    def read(self, ref: FakeRef, image_size: int, mask_resize: str = "nearest", **_: Any) -> Sample:
         self.asked.append(ref)
         if not self._path(ref).is_file():
             raise ValueError(f"{self._path(ref).name} is gone")

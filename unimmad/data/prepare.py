@@ -13,6 +13,7 @@ from unimmad.data.index import Modality, ModalityKind
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """The normalisation the backbones' ImageNet weights were trained with."""
+_MEAN_C11, _STD_C11 = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
 DEPTH_FACTOR = 100.0
 """Depth in metres about its foreground mean, times this, is of the order of 1 (method, recipe)."""
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -45,8 +46,7 @@ def prepare(
     out_CHW = torch.empty(image_CHW.shape) if out is None else out
     if modality.kind == "depth":
         return out_CHW.copy_(image_CHW)
-    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation(modality.kind))
-    return torch.sub(image_CHW, mean, out=out_CHW).div_(std)
+    return torch.sub(image_CHW, _MEAN_C11, out=out_CHW).div_(_STD_C11)
 
 
 def normalisation(kind: ModalityKind) -> tuple[tuple[float, ...], tuple[float, ...]]:

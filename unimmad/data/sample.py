@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Sample:
     images_MCHW: Tensor
     """float32, normalised: one 3-channel image a modality."""
     mask_HW: Tensor | None
-    """bool, True where anomalous; None where the set has no mask for an anomalous sample."""
+    """bool, True where anomalous; None where the set has no mask for an anomalous sample, and in training."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,8 @@ class ImageRoom:
     """
 
     def __init__(self, images: int, image_size: int) -> None:
-        self._free_TCHW = torch.empty(images, 3, image_size, image_size)
-        if get_worker_info() is not None:
-            # Else it would be copied to shared memory on its way to the trainer.
-            self._free_TCHW.share_memory_()
+        # numpy asks for huge pages, torch for none: making room for 10 x 4 images then costs 2 ms instead of 13.
+        self._free_TCHW = torch.from_numpy(np.empty((images, 3, image_size, image_size), dtype=np.float32))
 
     def take(self, images: int) -> Tensor:
         """The next ``images`` images, not yet filled: float32, M x 3 x H x W."""

@@ -71,7 +71,7 @@ def training_batches(
         modality_dropout: probability that a modality of a sample is left out; see ``ModalityDropout``.
 
     Returns:
-        (step, batch) of each step.
+        (step, batch) of each step; without masks, which training has no use for.
 
     Raises:
         ValueError: at once where the order's batch does not divide among the ranks; while iterating where a
@@ -82,7 +82,12 @@ def training_batches(
         partial(range, start_step, end_step),
         _split_by_worker,
         partial(_draw, order=order, part=part, dropout=ModalityDropout(order.seed, modality_dropout)),
-        partial(_read, read=partial(shards.read, image_size=image_size), image_size=image_size, on_error=on_error),
+        partial(
+            _read,
+            read=partial(shards.read, image_size=image_size, with_mask=False),
+            image_size=image_size,
+            on_error=on_error,
+        ),
         errors_as_items,
     )
     return _batches(pipeline, workers, skip_log or SkipLog("another sample takes its place"))
