@@ -10,7 +10,7 @@ import argparse
 import importlib
 import sys
 
-SUBCOMMANDS = ("data",)
+SUBCOMMANDS = ("data", "scaling")
 """Modules of ``unimmad.benchmarks``."""
 
 
