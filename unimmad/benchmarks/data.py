@@ -204,10 +204,13 @@ def _waiting_table(data: Sequence[Path], task: Task, plain: PlainDataset, argume
         for name, make in racing.items():
             times[name].append(_first_and_rest(make))
     samples = (task.steps - 1) * task.order.batch
-    lines = [f"| {workers} loader processes | first batch, s | then samples/s |", "| --- | ---: | ---: |"]
+    lines = [
+        f"| {workers} loader processes | first batch, s: the first time | usually | then samples/s |",
+        "| --- | ---: | ---: | ---: |",
+    ]
     for name, found in times.items():
         first, rest = (statistics.median(values) for values in zip(*found, strict=True))
-        lines.append(f"| {name} | {first:.2f} | {samples / rest:.0f} |")
+        lines.append(f"| {name} | {found[0][0]:.2f} | {first:.2f} | {samples / rest:.0f} |")
     load = os.getloadavg()[0]
     return [*lines, "", f"{os.cpu_count()} cores, load {load:.1f}"]
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unimmad.data.collector import collector_paused
 from unimmad.data.decode import check_same_size, decode_image, decode_mask
 from unimmad.data.download import FetchError, fetch
 from unimmad.data.index import (
@@ -110,11 +111,12 @@ class ShardSet:
 
     def classes(self, split: Split) -> dict[str, tuple[SampleRef, ...]]:
         """Samples of ``split`` by ``DATASET/CLASS``, folder by folder in the order of their indexes."""
-        return {
-            name: tuple(SampleRef(number, entry) for entry in entries)
-            for number, index in enumerate(self.indexes)
-            for name, entries in index.classes(split).items()
-        }
+        with collector_paused():
+            return {
+                name: tuple(SampleRef(number, entry) for entry in entries)
+                for number, index in enumerate(self.indexes)
+                for name, entries in index.classes(split).items()
+            }
 
     def read(
         self,

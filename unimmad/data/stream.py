@@ -15,10 +15,9 @@ from itertools import chain, islice
 from typing import Literal, TypeVar
 
 from torch.utils.data import get_worker_info
-from webdataset import DataPipeline
 
 from unimmad.data.index import Split
-from unimmad.data.loading import errors_as_items, load
+from unimmad.data.loading import Pipeline, errors_as_items, load
 from unimmad.data.modality_dropout import ModalityDropout
 from unimmad.data.order import TrainingOrder
 from unimmad.data.sample import Batch, ImageRoom, Sample, collate
@@ -78,7 +77,7 @@ def training_batches(
             sample cannot be read (corrupt: unless skipped), nor any in its place.
     """
     part = _part_of_rank(order.batch, rank, world_size)
-    pipeline = DataPipeline(
+    pipeline = Pipeline(
         partial(range, start_step, end_step),
         _split_by_worker,
         partial(_draw, order=order, part=part, dropout=ModalityDropout(order.seed, modality_dropout)),
@@ -123,7 +122,7 @@ def evaluation_batches(
     if batch_size < 1:
         raise ValueError(f"an evaluation batch of {batch_size} samples is not possible; choose 1 or more")
     chosen = _choose_classes(shards.classes(split), split, classes)
-    pipeline = DataPipeline(
+    pipeline = Pipeline(
         partial(enumerate, list(_batches_of_classes(chosen, batch_size))),
         _split_by_worker,
         _without_substitutes,
@@ -223,7 +222,7 @@ def _first_readable(
     return None
 
 
-def _batches(pipeline: DataPipeline, workers: int, skip_log: SkipLog) -> Iterator[tuple[int, Batch]]:
+def _batches(pipeline: Pipeline, workers: int, skip_log: SkipLog) -> Iterator[tuple[int, Batch]]:
     for answer in load(pipeline, workers, preload=__name__):
         skip_log.add(answer.skipped)
         if answer.batch is not None:
