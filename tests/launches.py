@@ -1,6 +1,7 @@
 """Starts the real commands as a user would, in a folder of their own; used by tests that launch training."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -44,10 +45,23 @@ def environment() -> dict[str, str]:
     return ours
 
 
-def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+def run(words: list[str], folder: Path, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
+    """Wait for a command; one that takes longer is ended with all that it started."""
+    with subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 
 def train(folder: Path, *words: str, launcher: str = "python", ranks: int = 1, config: str = "ep1.json") -> str:

@@ -1,5 +1,7 @@
 """Measure parts of UniMMAD on this machine and print a table.
 
+python tools/benchmark.py data         what reading training data costs, against decoding alone and a plain Dataset
+python tools/benchmark.py scaling      what a large cluster's nodes would read: shards, bytes a second, start-up
 python tools/benchmark.py metrics      exact metrics against scikit-learn and a plain AUPRO: CPU time, memory, growth
 python tools/benchmark.py model --recipe demo --precision fp32 bf16      what scoring costs
 """
@@ -10,7 +12,7 @@ import argparse
 import importlib
 import sys
 
-SUBCOMMANDS = ("metrics", "model")
+SUBCOMMANDS = ("data", "scaling", "metrics", "model")
 """Modules of ``unimmad.benchmarks``."""
 
 

@@ -90,6 +90,9 @@ class DataSettings(_Section):
     sampling: Literal["balanced", "natural"] = "balanced"
     """``balanced``: every class equally likely at each draw, with replacement (the paper). ``natural``: every sample
     once an epoch."""
+    modality_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability that a modality of a training sample is left out, so that the model learns to do without each sensor
+    (not in the paper); at least one stays."""
     on_error: Literal["stop", "skip"] = "stop"
     """A corrupt sample ends the training (``stop``), or another takes its place; the end of the run tells how often."""
     cache_folder: str = ""

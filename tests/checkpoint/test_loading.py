@@ -53,9 +53,9 @@ def test_the_saved_model_comes_back_with_its_facts(saved):
 @pytest.mark.parametrize(
     ("override", "name", "theirs", "ours"),
     [
-        ("model.embed_dim=16", r"levels\.0\.\S+", r"\[.*8.*\]", r"\[.*16.*\]"),
-        ("model.leaders=16", r"\S+\.routed\.gate\.linear\.weight", r"\[8, 8\]", r"\[16, 8\]"),
-        ("model.banks=2", r"\S+\.bank\.kernels_GNEEkk", r"\[1, 4, 8, 8, 1, 1\]", r"\[2, 4, 8, 8, 1, 1\]"),
+        ("model.embed_dim=8", r"levels\.0\.\S+", r"\[.*16.*\]", r"\[.*8.*\]"),
+        ("model.leaders=16", r"\S+\.routed\.gate\.linear\.weight", r"\[8, 16\]", r"\[16, 16\]"),
+        ("model.banks=2", r"\S+\.bank\.kernels_GNEEkk", r"\[1, 4, 16, 16, 1, 1\]", r"\[2, 4, 16, 16, 1, 1\]"),
         ("model.image_size=96", r"input_embedding\.\S+", r"\[12, 64, 64\]", r"\[12, 96, 96\]"),
     ],
 )
@@ -74,7 +74,7 @@ def test_a_tensor_that_the_checkpoint_lacks_is_named(copy):
 
 
 def test_a_recipe_that_does_not_fit_the_tensors_is_refused(copy):
-    recipe = load_recipe("tiny", ["model.embed_dim=16"])
+    recipe = load_recipe("tiny", ["model.embed_dim=8"])
     change_state(copy, recipe=recipe.model_dump(mode="json"))
     with pytest.raises(ValueError, match="is of another recipe"):
         load_checkpoint(copy)

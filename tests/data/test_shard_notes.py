@@ -1,13 +1,16 @@
 """Notes of finished shards: used again for the same inputs and for no others."""
 
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data.every_layout import COPIES, make_copy
 
 from unimmad.data.index import DatasetEntry, Modality, ShardEntry
+from unimmad.data.layouts import find_sets
 from unimmad.data.packing import Work, pack
 from unimmad.data.shard_notes import ShardNotes, sha256_of
 from unimmad.data.source import SourceFile, SourceSample, SourceSet
@@ -67,3 +70,43 @@ def test_what_is_drawn_is_never_noted(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="cannot be read"):
         pack(work[0])
+
+
+@pytest.mark.parametrize("layout", COPIES)
+def test_every_file_that_a_sample_is_made_of_is_watched(layout: str, tmp_path: Path) -> None:
+    """Whatever file a sample cannot be written without, another state of it is another shard."""
+    sets = [found.source for found in find_sets(make_copy(layout, tmp_path / "sources"))]
+    files = [path for path in (tmp_path / "sources").rglob("*") if path.is_file()]
+    for folder in ("notes", "tars"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "tars" / "train-0.tar").write_bytes(b"data")
+    shard = ShardEntry(name="train-0.tar", bytes=4, sha256=sha256_of(tmp_path / "tars" / "train-0.tar"), samples=1)
+    notes = ShardNotes(tmp_path / "notes", tmp_path / "tars", 100)
+    for source in sets:
+        one_of_each = {(sample.split, sample.defect): (source, sample) for sample in source.samples}
+        for work in one_of_each.values():
+            notes.add(shard, [], [work])
+            needed = [path for path in files if _is_needed(path, work)]
+            assert len(needed) >= len(work[1].images) + (work[1].mask is not None)
+            for path in needed:
+                _check_watched(path, notes, [work])
+
+
+def _is_needed(path: Path, work: Work) -> bool:
+    away = path.with_name(".away")
+    path.rename(away)
+    try:
+        pack(work)
+    except (ValueError, OSError):
+        return True
+    finally:
+        away.rename(path)
+    return False
+
+
+def _check_watched(path: Path, notes: ShardNotes, work: list[Work]) -> None:
+    before = path.stat().st_mtime_ns
+    assert found(notes, work)
+    os.utime(path, ns=(1, 1))
+    assert not found(notes, work), f"{path} is not watched"
+    os.utime(path, ns=(before, before))

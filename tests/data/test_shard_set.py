@@ -54,6 +54,9 @@ def test_samples_come_back_prepared(folders: list[Path]) -> None:
     assert cut.mask_HW.any()
     assert good.mask_HW is not None
     assert not good.mask_HW.any()
+    without = shards.read(shards.classes("test")["food/bagel"][0], 8, with_mask=False)
+    assert without.mask_HW is None
+    assert torch.equal(without.images_MCHW, cut.images_MCHW)
     own_size = shards.read(shards.classes("test")["parts/bolt"][0], 12)
     assert own_size.mask_HW is not None
     np.testing.assert_array_equal(own_size.mask_HW[:, 0].numpy(), mask()[:, 0] > 0)

@@ -40,7 +40,7 @@ class FakeRef:
     @property
     def entry(self) -> Any:
         dataset, name = self.class_name.split("/")
-        return SimpleNamespace(key=f"{name}_{self.number}", dataset=dataset, class_name=name)
+        return SimpleNamespace(key=f"{name}_{self.number}", dataset=dataset, class_name=name, images={"rgb": None})
 
 
 class FakeShards:
@@ -59,7 +59,7 @@ class FakeShards:
             return {}
         return {name: tuple(FakeRef(name, i) for i in range(count)) for name, count in COUNTS.items()}
 
-    def read(self, ref: FakeRef, image_size: int, mask_resize: str = "nearest") -> Sample:
+    def read(self, ref: FakeRef, image_size: int, mask_resize: str = "nearest", **_: Any) -> Sample:
         self.asked.append(ref)
         if not self._path(ref).is_file():
             raise ValueError(f"{self._path(ref).name} is gone")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from launches import free_port, run
 from parity.cases import Case, Problem
 from parity.compare import BF16_BOUND, BOUND, Comparison, compare
@@ -13,6 +15,8 @@ from parity.record import Record, read_record
 from parity.reference import run_reference
 
 WORKER = Path(__file__).with_name("worker.py")
+CASES_A_LAUNCH = 6
+SECONDS_A_CASE = 120
 ROUNDINGS = ({"parts": 2}, {"parts": 4}, {"parts": 2, "backwards": True})
 """The reference is computed as it is, and again in these ways."""
 
@@ -25,18 +29,29 @@ def compared(cases: Sequence[Case], shards: Path, folder: Path) -> Iterator[tupl
         for case in group:
             problem = case.problem
             if problem not in references:
-                again = [run_reference(shards, problem, **rounding) for rounding in ROUNDINGS]
-                references[problem] = [run_reference(shards, problem), *again]
+                with one_thread():
+                    again = [run_reference(shards, problem, **rounding) for rounding in ROUNDINGS]
+                    references[problem] = [run_reference(shards, problem), *again]
             whole, *in_parts = references[problem]
             bound = BF16_BOUND if problem.recipe.training.precision == "bf16" else BOUND
             yield case, compare(read_record(folder / case.name), whole, in_parts, bound)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """As ranks that share two cores have; small layers gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def launch(cases: Sequence[Case], shards: Path, folder: Path) -> None:
     """Start the ranks, run the cases, wait."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
     ranks = ["--num_accelerators", str(cases[0].layout.world)]
-    done = run([*launcher, *ranks, str(WORKER), str(shards), str(folder), *(case.name for case in cases)], folder)
+    names = [case.name for case in cases]
+    done = run([*launcher, *ranks, str(WORKER), str(shards), str(folder), *names], folder, SECONDS_A_CASE * len(cases))
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
 
 
@@ -44,4 +59,8 @@ def _launches(cases: Sequence[Case]) -> list[list[Case]]:
     groups: dict[tuple[int, int], list[Case]] = {}
     for case in cases:
         groups.setdefault((case.layout.world, case.layout.ep_size), []).append(case)
-    return list(groups.values())
+    return [
+        group[start : start + CASES_A_LAUNCH]
+        for group in groups.values()
+        for start in range(0, len(group), CASES_A_LAUNCH)
+    ]

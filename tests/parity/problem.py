@@ -70,9 +70,17 @@ def weights_of_tokens(batch: Batch) -> Tensor:
 
 
 class Smooth(TorchFunctionMode):
-    """Inside, ReLU is softplus: a unit whose sign flips by rounding would hide what is looked for."""
+    """Inside, ReLU is softplus and max pooling takes means.
+
+    A unit whose sign, or a window whose largest value, changes by rounding would hide what is looked for.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return F.softplus(args[0]) if func in _RELU else func(*args, **(kwargs or {}))
+        if func in _RELU:
+            return F.softplus(args[0])
+        if func is F.max_pool2d:
+            given = kwargs or {}
+            return F.avg_pool2d(args[0], args[1], given["stride"], given["padding"])
+        return func(*args, **(kwargs or {}))

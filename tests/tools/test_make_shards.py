@@ -7,6 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from data.disk_sets import make_manifest, make_mmad_index, make_mvtec, make_visa, rgb, save
+from data.every_layout import COPIES, make_copy
 from PIL import Image
 
 from unimmad.data.index import load_index
@@ -85,6 +86,22 @@ def test_several_sources_of_several_layouts(
     aside = {sample.dataset for sample in index.samples if sample.split == "calibration"}
     assert aside == {"cloths"}
     assert "note: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", COPIES)
+def test_every_layout_is_written_and_verified(
+    layout: str, tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = make_copy(layout, tmp_path / "sources"), tmp_path / "shards"
+    assert tool.main([str(source), "--target", str(target)]) == 0
+    benchmark = bool(LAYOUTS[layout].info.classes)
+    assert (list(load_index(target).datasets) == [layout]) == benchmark
+    assert tool.main(["verify", str(target)]) == 0
+    assert "is as the index says" in capsys.readouterr().out
+
+
+def test_there_is_a_copy_of_every_layout() -> None:
+    assert list(COPIES) == list(LAYOUTS)
 
 
 def test_lists_layouts(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ def test_without_words_it_is_the_demo_on_the_synthetic_set():
 
 def test_everything_can_be_said():
     words = "--recipe tiny --set model.embed_dim=16 --set training.learning_rate=1e-4 --deepspeed_config ep4.json"
-    words += " --data a b/c --output-dir out --max-steps 7 --resume runs/tiny-2 --init-from runs/demo"
+    words += " --data a b/c --output-dir out --max-steps 7 --resume runs/tiny-2 --init-from runs/demo --deterministic"
     assert parse_arguments(words.split()) == TrainArguments(
         recipe=load_recipe("tiny", ["model.embed_dim=16", "training.learning_rate=0.0001"]),
         deepspeed_config=Path("ep4.json"),
@@ -32,6 +32,7 @@ def test_everything_can_be_said():
         max_steps=7,
         resume="runs/tiny-2",
         init_from=Path("runs/demo"),
+        deterministic=True,
     )
 
 

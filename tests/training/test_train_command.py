@@ -66,8 +66,8 @@ def one_step(shards, tmp_path_factory):
 def test_ranks_share_the_batch_and_change_nothing(ranks, config, shards, one_step, tmp_path):
     """Launched by deepspeed; ep4.json on two ranks runs with ep_size 2. The gradients are those of one process.
 
-    The tiny model is badly conditioned (BatchNorm over few values), so rounding alone moves some gradients in the
-    third digit; one that a rank counts twice or not at all is off by its own size.
+    Whether they are so to rounding is tests/parity's business, where ReLU is smooth; here a unit whose sign flips by
+    rounding moves some gradient by a hundredth. One that a rank counts twice or not at all is off by its own size.
     """
     reference, start = one_step
     words = ("--data", str(shards), *ONE_STEP, "--set", "training.learning_rate=1")
@@ -127,9 +127,9 @@ def test_bad_input_is_one_line_and_a_failing_exit(words, said, tmp_path):
 def test_another_recipe_is_not_continued(shards, four_steps):
     folder = four_steps.parents[1]
     words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
-    done = run([*words, "--data", str(shards), "--set", "model.embed_dim=16"], folder)
+    done = run([*words, "--data", str(shards), "--set", "model.embed_dim=32"], folder)
     assert done.returncode == 2
-    assert "model.embed_dim is 8 there and 16 now" in done.stderr
+    assert "model.embed_dim is 16 there and 32 now" in done.stderr
 
 
 def test_a_shard_cut_short_stops_with_its_name(shards, tmp_path):

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from unimmad.data.collector import collector_paused
+
 INDEX_NAME = "index.json"
 FORMAT: Literal[1] = 1
 
@@ -121,7 +123,8 @@ def parse_index(data: bytes, origin: str) -> Index:
         ValueError: cut short, of another form, or a sample of a shard or data set that is not listed.
     """
     try:
-        index = Index.model_validate_json(data)
+        with collector_paused():
+            index = Index.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -10,6 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from webdataset import DataPipeline
+
+from unimmad.data.collector import collector_paused
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,6 +30,19 @@ class Failure:
     """
 
     message: str
+
+
+class Pipeline(DataPipeline):
+    """A pipeline that gets into worker processes quickly: its stages know every sample of the data."""
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Pipeline], tuple[bytes]]:
+        with collector_paused():
+            return _pipeline, (pickle.dumps(self.pipeline),)
+
+
+def _pipeline(stages: bytes) -> Pipeline:
+    with collector_paused():
+        return Pipeline(*pickle.loads(stages))
 
 
 def load(dataset: Dataset[Any], workers: int, preload: str) -> Iterator[Any]:

@@ -21,6 +21,8 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from unimmad.data.random_words import Purpose, below, random_words
+
 T = TypeVar("T")
 
 WINDOW_SAMPLES = 512
@@ -32,7 +34,6 @@ SUBSTITUTES = 16
 """Samples that are tried in place of one that cannot be read: half of its class, then half of all."""
 
 _EPOCHS_KEPT = 2
-_CLASS_OF_POSITION, _PLACE_OF_SAMPLE, _PLACE_OF_SHARD, _SUBSTITUTE = range(4)
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class TrainingOrder(Generic[T]):
         """The epoch that a global step belongs to, from 0."""
         return step // self._steps_per_epoch
 
+    def position(self, step: int, place: int) -> tuple[int, int]:
+        """Epoch, and position in it, of the sample at ``place`` of a global step's batch."""
+        epoch, step_of_epoch = divmod(step, self._steps_per_epoch)
+        return epoch, step_of_epoch * self.batch + place
+
     def at(self, step: int) -> list[T]:
         """The ``batch`` samples of a global step (0 is the run's first), in the order of their positions."""
         if step < 0:
@@ -109,14 +115,13 @@ class TrainingOrder(Generic[T]):
         Raises:
             ValueError: at the end of ``SUBSTITUTES`` samples.
         """
-        epoch, step_of_epoch = divmod(step, self._steps_per_epoch)
-        position = step_of_epoch * self.batch + place
+        epoch, position = self.position(step, place)
         own = self._class_of(int(self._epoch(epoch)[position]))
-        for attempt, raw in enumerate(_random(self.seed, _SUBSTITUTE, epoch, position, SUBSTITUTES)):
+        for attempt, raw in enumerate(random_words(self.seed, Purpose.SUBSTITUTE, epoch, position, SUBSTITUTES)):
             if attempt < SUBSTITUTES // 2:
-                yield self._samples[own.first + int(_below(raw, len(own.shard_of_sample)))]
+                yield self._samples[own.first + int(below(raw, len(own.shard_of_sample)))]
             else:
-                yield self._samples[int(_below(raw, len(self._samples)))]
+                yield self._samples[int(below(raw, len(self._samples)))]
         raise ValueError(
             f"step {step}: neither a sample nor any of {SUBSTITUTES} drawn in its place can be read; "
             "see which shards are damaged with tools/make_shards.py verify"
@@ -171,42 +176,26 @@ def _describe(samples: Sequence[T], shard_of: Callable[[T], Hashable], first: in
     return _Class(first, shard_of_sample_N, np.bincount(shard_of_sample_N))
 
 
-def _random(seed: int, purpose: int, epoch: int, class_number: int, count: int) -> NDArray[np.uint64]:
-    """Uniform 64-bit integers of one purpose.
-
-    Philox's key is the seed and the upper three words of its counter say what the numbers are for, so two
-    purposes can never share numbers. Raw output is used because numpy promises it for good, unlike that of
-    its distributions.
-    """
-    counter = np.array([0, class_number, epoch, purpose], dtype=np.uint64)
-    return np.random.Philox(key=seed, counter=counter).random_raw(count)
-
-
 def _draw_classes(seed: int, epoch: int, positions: int, classes: int) -> NDArray[np.int64]:
-    raw_P = _random(seed, _CLASS_OF_POSITION, epoch, 0, positions)
-    return _below(raw_P, classes).astype(np.int64)
+    raw_P = random_words(seed, Purpose.CLASS_OF_POSITION, epoch, 0, positions)
+    return below(raw_P, classes).astype(np.int64)
 
 
 def _permute_classes(seed: int, epoch: int, positions: int, sizes: Sequence[int]) -> NDArray[np.int64]:
     """Each class as often as it has samples, shuffled; again and again where the positions are more than samples."""
     total = sum(sizes)
     rounds = -(-positions // total)
-    key_RT = _random(seed, _CLASS_OF_POSITION, epoch, 0, rounds * total).reshape(rounds, total)
+    key_RT = random_words(seed, Purpose.CLASS_OF_POSITION, epoch, 0, rounds * total).reshape(rounds, total)
     class_T = np.repeat(np.arange(len(sizes)), sizes)
     return class_T[np.argsort(key_RT, axis=-1, kind="stable")].reshape(-1)[:positions]
-
-
-def _below(raw: NDArray[np.uint64] | np.uint64, bound: int) -> NDArray[np.uint64]:
-    """Random integers from 0 to ``bound - 1``: the upper 32 bits as a fraction of 1, times ``bound``."""
-    return np.asarray(((raw >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
 
 
 def _draw_visits(seed: int, epoch: int, number: int, described: _Class, draws: int) -> NDArray[np.int64]:
     """The samples (numbered within the class) of a class's first ``draws`` draws of an epoch."""
     samples, shards = len(described.shard_of_sample), len(described.samples_of_shard)
     rounds = -(-draws // samples)
-    key_RN = _random(seed, _PLACE_OF_SAMPLE, epoch, number, rounds * samples).reshape(rounds, samples)
-    key_RS = _random(seed, _PLACE_OF_SHARD, epoch, number, rounds * shards).reshape(rounds, shards)
+    key_RN = random_words(seed, Purpose.PLACE_OF_SAMPLE, epoch, number, rounds * samples).reshape(rounds, samples)
+    key_RS = random_words(seed, Purpose.PLACE_OF_SHARD, epoch, number, rounds * shards).reshape(rounds, shards)
     window_RN = _windows(key_RS, described.samples_of_shard)[:, described.shard_of_sample]
     return np.lexsort((key_RN, window_RN), axis=-1).reshape(-1)[:draws]
 

@@ -13,13 +13,16 @@ from unimmad.data.index import Modality, ModalityKind
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """The normalisation the backbones' ImageNet weights were trained with."""
+_MEAN_C11, _STD_C11 = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
 DEPTH_FACTOR = 100.0
 """Depth in metres about its foreground mean, times this, is of the order of 1 (method, recipe)."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """ITU-R BT.601, as Pillow turns colour into gray."""
 
 
-def prepare(array: np.ndarray, modality: Modality, image_size: int, where: str = "image") -> Tensor:
+def prepare(
+    array: np.ndarray, modality: Modality, image_size: int, where: str = "image", out: Tensor | None = None
+) -> Tensor:
     """Make the model's input of one decoded image (method, recipe).
 
     RGB and gray: bilinear resize as Pillow does it (with antialiasing, without crop), ImageNet mean and std;
@@ -31,6 +34,7 @@ def prepare(array: np.ndarray, modality: Modality, image_size: int, where: str =
         modality: its kind and, for depth, scale and invalid value.
         image_size: side of the result.
         where: the file (and sample), for messages.
+        out: float32, 3 x image_size x image_size, to write the result to; None: a new one.
 
     Returns:
         float32, 3 x image_size x image_size.
@@ -38,8 +42,11 @@ def prepare(array: np.ndarray, modality: Modality, image_size: int, where: str =
     Raises:
         ValueError: the array's channels or values do not fit the modality's kind.
     """
-    mean, std = (torch.tensor(values)[:, None, None] for values in normalisation(modality.kind))
-    return (resize(array, modality, image_size, where) - mean) / std
+    image_CHW = resize(array, modality, image_size, where)
+    out_CHW = torch.empty(image_CHW.shape) if out is None else out
+    if modality.kind == "depth":
+        return out_CHW.copy_(image_CHW)
+    return torch.sub(image_CHW, _MEAN_C11, out=out_CHW).div_(_STD_C11)
 
 
 def normalisation(kind: ModalityKind) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -50,14 +57,22 @@ def normalisation(kind: ModalityKind) -> tuple[tuple[float, ...], tuple[float, .
 
 
 def resize(array: np.ndarray, modality: Modality, image_size: int, where: str = "image") -> Tensor:
-    """``prepare`` without the mean and std: RGB and gray in 0-1, depth about its foreground's mean."""
+    """``prepare`` without the mean and std: RGB and gray in 0-1, depth about its foreground's mean.
+
+    The three channels of gray and depth are one in memory.
+    """
     if modality.kind == "depth":
         depth_HW = torch.from_numpy(centred_depth(array, modality, where))
         size = (image_size, image_size)
         depth_1HW = F.interpolate(depth_HW[None, None], size=size, mode="bilinear", align_corners=False)[0]
-        return depth_1HW.repeat(3, 1, 1)
-    channels = _channels(array, modality, where)
-    return torch.from_numpy(np.stack([_resize(channel_HW, image_size) for channel_HW in channels]))
+        return depth_1HW.expand(3, -1, -1)
+    pixels = _pixels(array, modality, where)
+    if pixels.ndim == 2:
+        return torch.from_numpy(_resize(pixels, image_size)).expand(3, -1, -1)
+    if pixels.dtype == np.uint8:
+        return torch.from_numpy(_resize(pixels, image_size)).permute(2, 0, 1)
+    # Pillow has no picture of three floating-point channels.
+    return torch.from_numpy(np.stack([_resize(pixels[:, :, channel], image_size) for channel in range(3)]))
 
 
 def check_fits(array: np.ndarray, modality: Modality, where: str) -> None:
@@ -65,7 +80,7 @@ def check_fits(array: np.ndarray, modality: Modality, where: str) -> None:
     if modality.kind == "depth":
         _depth_and_foreground(array, modality, where)
     else:
-        _channels(array, modality, where)
+        _pixels(array, modality, where)
 
 
 def centred_depth(array: np.ndarray, modality: Modality, where: str = "depth") -> np.ndarray:
@@ -80,8 +95,10 @@ def centred_depth(array: np.ndarray, modality: Modality, where: str = "depth") -
     depth_HW, foreground_HW = _depth_and_foreground(array, modality, where)
     if not foreground_HW.any():
         return np.zeros(depth_HW.shape, dtype=np.float32)
-    mean = depth_HW[foreground_HW].mean()
-    return (np.where(foreground_HW, depth_HW - mean, 0.0) * DEPTH_FACTOR).astype(np.float32)
+    depth_HW -= depth_HW[foreground_HW].mean()
+    depth_HW *= DEPTH_FACTOR
+    depth_HW[~foreground_HW] = 0.0
+    return depth_HW.astype(np.float32)
 
 
 def _depth_and_foreground(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -97,22 +114,25 @@ def _depth_and_foreground(array: np.ndarray, modality: Modality, where: str) -> 
     if modality.invalid is not None:
         foreground_HW &= stored_HW != modality.invalid
     largest = np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1.0
-    return stored_HW.astype(np.float64) / largest * modality.scale, foreground_HW
+    depth_HW = stored_HW.astype(np.float64)
+    depth_HW /= largest
+    depth_HW *= modality.scale
+    return depth_HW, foreground_HW
 
 
-def _channels(array: np.ndarray, modality: Modality, where: str) -> list[np.ndarray]:
-    """Three H x W arrays: uint8, or float32 in 0-1."""
+def _pixels(array: np.ndarray, modality: Modality, where: str) -> np.ndarray:
+    """H x W, or H x W x 3 for colours: uint8, or float32 in 0-1."""
     if array.ndim == 3 and array.shape[2] not in (3, 4):
         raise ValueError(
             f"{where}: {array.shape[2]} channels do not make a picture of kind {modality.kind}; wanted 1 or 3"
         )
     array = _unit_range(array, modality, where)
     if array.ndim == 2:
-        return [array] * 3
+        return array
     if modality.kind == "rgb":
-        return [array[:, :, channel] for channel in range(3)]
+        return array[:, :, :3]
     gray_HW = array[:, :, :3].astype(np.float32) @ np.array(LUMINANCE, dtype=np.float32)
-    return [np.rint(gray_HW).astype(np.uint8) if array.dtype == np.uint8 else gray_HW] * 3
+    return np.rint(gray_HW).astype(np.uint8) if array.dtype == np.uint8 else gray_HW
 
 
 def _unit_range(array: np.ndarray, modality: Modality, where: str) -> np.ndarray:
@@ -133,8 +153,8 @@ def _unit_range(array: np.ndarray, modality: Modality, where: str) -> np.ndarray
     return array.astype(np.float32)
 
 
-def _resize(channel_HW: np.ndarray, image_size: int) -> np.ndarray:
-    """Bilinear, as Pillow does it; uint8 or float32 in 0-1 to float32 in 0-1."""
-    image = Image.fromarray(np.ascontiguousarray(channel_HW))
-    resized = np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
-    return resized / np.float32(255) if channel_HW.dtype == np.uint8 else resized
+def _resize(pixels: np.ndarray, image_size: int) -> np.ndarray:
+    """Bilinear, as Pillow does it; uint8 (H x W, or H x W x 3) or float32 in 0-1 (H x W) to float32 in 0-1."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    resized = np.array(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
+    return resized / np.float32(255) if pixels.dtype == np.uint8 else resized

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class Sample:
     images_MCHW: Tensor
     """float32, normalised: one 3-channel image a modality."""
     mask_HW: Tensor | None
-    """bool, True where anomalous; None where the set has no mask for an anomalous sample."""
+    """bool, True where anomalous; None where the set has no mask for an anomalous sample, and in training."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,45 @@ class Batch:
         )
 
 
+class ImageRoom:
+    """Memory for the images of one batch, taken sample by sample: ``collate`` then has nothing to copy.
+
+    Args:
+        images: how many there will be; for those beyond, new memory is made.
+        image_size: their height and width.
+    """
+
+    def __init__(self, images: int, image_size: int) -> None:
+        # numpy asks for huge pages, torch for none: making room for 10 x 4 images then costs 2 ms instead of 13.
+        self._free_TCHW = torch.from_numpy(np.empty((images, 3, image_size, image_size), dtype=np.float32))
+
+    def take(self, images: int) -> Tensor:
+        """The next ``images`` images, not yet filled: float32, M x 3 x H x W."""
+        if images > len(self._free_TCHW):
+            return self._free_TCHW.new_empty(images, *self._free_TCHW.shape[1:])
+        taken_MCHW, self._free_TCHW = self._free_TCHW[:images], self._free_TCHW[images:]
+        return taken_MCHW
+
+
 def collate(samples: Sequence[Sample]) -> Batch:
     """Join samples of any number of modalities into one batch, without padding."""
     counts = torch.tensor([len(sample.slots) for sample in samples])
     no_image = torch.empty(0)
     return Batch(
         samples=tuple(replace(sample, images_MCHW=no_image) for sample in samples),
-        images_TCHW=torch.cat([sample.images_MCHW for sample in samples]),
+        images_TCHW=_joined([sample.images_MCHW for sample in samples]),
         sample_of_token_T=torch.repeat_interleave(torch.arange(len(samples)), counts),
         slot_of_token_T=torch.tensor([slot for sample in samples for slot in sample.slots]),
     )
+
+
+def _joined(images: Sequence[Tensor]) -> Tensor:
+    """``torch.cat``; where the images follow each other in one ``ImageRoom``, the memory that they already are."""
+    first, total = images[0], sum(len(image_MCHW) for image_MCHW in images)
+    end = first.data_ptr()
+    for image_MCHW in images:
+        same = image_MCHW.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and image_MCHW.is_contiguous() and image_MCHW.data_ptr() == end):
+            return torch.cat(list(images))
+        end += image_MCHW.nbytes
+    return first.as_strided((total, *first.shape[1:]), first.stride())

@@ -10,13 +10,14 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from unimmad.data.collector import collector_paused
 from unimmad.data.decode import check_same_size, decode_image, decode_mask
 from unimmad.data.download import FetchError, fetch
 from unimmad.data.index import (
@@ -33,7 +34,7 @@ from unimmad.data.index import (
 from unimmad.data.limits import check_encoded
 from unimmad.data.location import DataFolder, RemoteFolder, shown
 from unimmad.data.prepare import prepare
-from unimmad.data.sample import Sample
+from unimmad.data.sample import ImageRoom, Sample
 from unimmad.data.shard_cache import ShardCache
 
 MAX_OPEN_SHARDS = 128
@@ -110,45 +111,58 @@ class ShardSet:
 
     def classes(self, split: Split) -> dict[str, tuple[SampleRef, ...]]:
         """Samples of ``split`` by ``DATASET/CLASS``, folder by folder in the order of their indexes."""
-        return {
-            name: tuple(SampleRef(number, entry) for entry in entries)
-            for number, index in enumerate(self.indexes)
-            for name, entries in index.classes(split).items()
-        }
+        with collector_paused():
+            return {
+                name: tuple(SampleRef(number, entry) for entry in entries)
+                for number, index in enumerate(self.indexes)
+                for name, entries in index.classes(split).items()
+            }
 
-    def read(self, ref: SampleRef, image_size: int, mask_resize: Literal["nearest", "bilinear"] = "nearest") -> Sample:
+    def read(
+        self,
+        ref: SampleRef,
+        image_size: int,
+        mask_resize: Literal["nearest", "bilinear"] = "nearest",
+        room: ImageRoom | None = None,
+        with_mask: bool = True,
+    ) -> Sample:
         """Read, decode and prepare one sample.
 
         Args:
             ref: from ``classes``.
             image_size: side of the images and the mask, in pixels.
             mask_resize: see ``decode.decode_mask``.
+            room: where the images go; None: to memory of their own.
+            with_mask: False leaves the mask None.
 
         Raises:
             CorruptSampleError: a member cannot be read or does not decode; names shard and member.
             ValueError: the shard cannot be fetched.
         """
         try:
-            return self._read(ref, image_size, mask_resize)
+            sample, shape = self._read_images(ref, image_size, room)
+            mask_HW = self._read_mask(ref, image_size, shape, mask_resize) if with_mask else None
         except (FetchError, CorruptSampleError):
             raise
         except ValueError as error:
             raise CorruptSampleError(self._shard_name(ref), str(error)) from None
+        return replace(sample, mask_HW=mask_HW)
 
-    def _read(self, ref: SampleRef, image_size: int, mask_resize: Literal["nearest", "bilinear"]) -> Sample:
+    def _read_images(self, ref: SampleRef, image_size: int, room: ImageRoom | None) -> tuple[Sample, tuple[int, ...]]:
+        """The sample without its mask, and its images' stored shape."""
         entry = ref.entry
         present = [m for m in self.datasets[entry.dataset].modalities if m.name in entry.images]
         present.sort(key=lambda modality: modality.slot)
-        images: list[Tensor] = []
+        images_MCHW = (room or ImageRoom(len(present), image_size)).take(len(present))
         shape: tuple[int, ...] = ()
-        for modality in present:
+        for modality, image_CHW in zip(present, images_MCHW, strict=True):
             member = entry.images[modality.name]
             where = self._where(ref, member)
-            array = decode_image(self._member_bytes(ref, member), Path(member.name).suffix, where)
+            array = decode_image(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
             shape = shape or array.shape
             check_same_size(where, array.shape, "the sample's first image", shape)
-            images.append(prepare(array, modality, image_size, where))
-        return Sample(
+            prepare(array, modality, image_size, where, out=image_CHW)
+        sample = Sample(
             key=entry.key,
             dataset=entry.dataset,
             class_name=ref.class_name,
@@ -156,9 +170,10 @@ class ShardSet:
             anomalous=entry.anomalous,
             modalities=tuple(modality.name for modality in present),
             slots=tuple(modality.slot for modality in present),
-            images_MCHW=torch.stack(images),
-            mask_HW=self._read_mask(ref, image_size, shape, mask_resize),
+            images_MCHW=images_MCHW,
+            mask_HW=None,
         )
+        return sample, shape
 
     def _read_mask(
         self, ref: SampleRef, size: int, shape: tuple[int, ...], resize: Literal["nearest", "bilinear"]
@@ -167,7 +182,7 @@ class ShardSet:
         if member is None:
             return None if ref.entry.anomalous else torch.zeros(size, size, dtype=torch.bool)
         data, where = self._member_bytes(ref, member), self._where(ref, member)
-        return decode_mask(data, Path(member.name).suffix, where, size, shape, resize)
+        return decode_mask(data, os.path.splitext(member.name)[1], where, size, shape, resize)
 
     def _where(self, ref: SampleRef, member: Member) -> str:
         return f"{self._shard_name(ref)}: {member.name}"
@@ -175,7 +190,7 @@ class ShardSet:
     def _shard_name(self, ref: SampleRef) -> str:
         """For messages: the path, or the URL."""
         folder, name = self.folders[ref.folder], self._shard(ref).name
-        return str(folder / name) if isinstance(folder, Path) else shown(folder.file(name))
+        return os.path.join(folder, name) if isinstance(folder, Path) else shown(folder.file(name))
 
     def _shard(self, ref: SampleRef) -> ShardEntry:
         return self.indexes[ref.folder].shards[ref.entry.shard]

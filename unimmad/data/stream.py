@@ -15,12 +15,12 @@ from itertools import chain, islice
 from typing import Literal, TypeVar
 
 from torch.utils.data import get_worker_info
-from webdataset import DataPipeline
 
 from unimmad.data.index import Split
-from unimmad.data.loading import errors_as_items, load
+from unimmad.data.loading import Pipeline, errors_as_items, load
+from unimmad.data.modality_dropout import ModalityDropout
 from unimmad.data.order import TrainingOrder
-from unimmad.data.sample import Batch, Sample, collate
+from unimmad.data.sample import Batch, ImageRoom, Sample, collate
 from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.skipping import OnError, SkipLog, Skipped
 
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Request:
-    """One batch to read. Each place lists what may stand there, best first."""
+    """One batch to read. Each place has the sample that belongs there, and those that may stand there instead."""
 
     number: int
-    places: Sequence[Iterable[SampleRef]]
+    places: Sequence[tuple[SampleRef, Iterable[SampleRef]]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def training_batches(
     end_step: int,
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
+    modality_dropout: float = 0.0,
 ) -> Iterator[tuple[int, Batch]]:
     """One rank's part of the training steps ``start_step`` to ``end_step - 1``, in order.
 
@@ -66,20 +67,26 @@ def training_batches(
         on_error: ``skip`` puts another sample in the place of a corrupt one: the order's own choice for that
             position, so batches keep their size and the draw stays the same on any number of ranks.
         skip_log: counts what was skipped; None: a new one, which logs only.
+        modality_dropout: probability that a modality of a sample is left out; see ``ModalityDropout``.
 
     Returns:
-        (step, batch) of each step.
+        (step, batch) of each step; without masks, which training has no use for.
 
     Raises:
         ValueError: at once where the order's batch does not divide among the ranks; while iterating where a
             sample cannot be read (corrupt: unless skipped), nor any in its place.
     """
     part = _part_of_rank(order.batch, rank, world_size)
-    pipeline = DataPipeline(
+    pipeline = Pipeline(
         partial(range, start_step, end_step),
         _split_by_worker,
-        partial(_draw, order=order, part=part),
-        partial(_read, read=partial(shards.read, image_size=image_size), on_error=on_error),
+        partial(_draw, order=order, part=part, dropout=ModalityDropout(order.seed, modality_dropout)),
+        partial(
+            _read,
+            read=partial(shards.read, image_size=image_size, with_mask=False),
+            image_size=image_size,
+            on_error=on_error,
+        ),
         errors_as_items,
     )
     return _batches(pipeline, workers, skip_log or SkipLog("another sample takes its place"))
@@ -115,11 +122,16 @@ def evaluation_batches(
     if batch_size < 1:
         raise ValueError(f"an evaluation batch of {batch_size} samples is not possible; choose 1 or more")
     chosen = _choose_classes(shards.classes(split), split, classes)
-    pipeline = DataPipeline(
+    pipeline = Pipeline(
         partial(enumerate, list(_batches_of_classes(chosen, batch_size))),
         _split_by_worker,
         _without_substitutes,
-        partial(_read, read=partial(shards.read, image_size=image_size, mask_resize=mask_resize), on_error=on_error),
+        partial(
+            _read,
+            read=partial(shards.read, image_size=image_size, mask_resize=mask_resize),
+            image_size=image_size,
+            on_error=on_error,
+        ),
         errors_as_items,
     )
     return (batch for _, batch in _batches(pipeline, workers, skip_log or SkipLog("it is left out")))
@@ -162,24 +174,37 @@ def _split_by_worker(numbered: Iterable[T]) -> Iterator[T]:
     return iter(numbered) if worker is None else islice(numbered, worker.id, None, worker.num_workers)
 
 
-def _draw(steps: Iterable[int], order: TrainingOrder[SampleRef], part: slice) -> Iterator[_Request]:
+def _draw(
+    steps: Iterable[int], order: TrainingOrder[SampleRef], part: slice, dropout: ModalityDropout
+) -> Iterator[_Request]:
     for step in steps:
-        places = [
-            chain([ref], order.substitutes(step, place))
-            for place, ref in islice(enumerate(order.at(step)), part.start, part.stop)
-        ]
-        yield _Request(step, places)
+        drawn = islice(enumerate(order.at(step)), part.start, part.stop)
+        yield _Request(step, [_place(ref, step, place, order, dropout) for place, ref in drawn])
+
+
+def _place(
+    ref: SampleRef, step: int, place: int, order: TrainingOrder[SampleRef], dropout: ModalityDropout
+) -> tuple[SampleRef, Iterable[SampleRef]]:
+    others = order.substitutes(step, place)
+    if not dropout.probability:
+        return ref, others
+    epoch, position = order.position(step, place)
+    return dropout.thinned(ref, epoch, position), (dropout.thinned(other, epoch, position) for other in others)
 
 
 def _without_substitutes(numbered: Iterable[tuple[int, Sequence[SampleRef]]]) -> Iterator[_Request]:
     for number, refs in numbered:
-        yield _Request(number, [[ref] for ref in refs])
+        yield _Request(number, [(ref, ()) for ref in refs])
 
 
-def _read(requests: Iterable[_Request], read: Callable[[SampleRef], Sample], on_error: OnError) -> Iterator[_Answer]:
+def _read(
+    requests: Iterable[_Request], read: Callable[..., Sample], image_size: int, on_error: OnError
+) -> Iterator[_Answer]:
     for request in requests:
         skipped: list[Skipped] = []
-        found = (_first_readable(refs, read, on_error, skipped) for refs in request.places)
+        room = ImageRoom(sum(len(ref.entry.images) for ref, _ in request.places), image_size)
+        read_there = partial(read, room=room)
+        found = (_first_readable(chain([ref], others), read_there, on_error, skipped) for ref, others in request.places)
         samples = [sample for sample in found if sample is not None]
         yield _Answer(request.number, collate(samples) if samples else None, tuple(skipped))
 
@@ -197,7 +222,7 @@ def _first_readable(
     return None
 
 
-def _batches(pipeline: DataPipeline, workers: int, skip_log: SkipLog) -> Iterator[tuple[int, Batch]]:
+def _batches(pipeline: Pipeline, workers: int, skip_log: SkipLog) -> Iterator[tuple[int, Batch]]:
     for answer in load(pipeline, workers, preload=__name__):
         skip_log.add(answer.skipped)
         if answer.batch is not None:

@@ -1,7 +1,8 @@
 """C-MoE, the decoder of one level (METHOD part 6): reconstructs each token's teacher features from the shared ones.
 
 What depends on the sample only (key, the branches' inputs, the fixed experts, the key half of the cross condition)
-is computed once a sample, not once a token.
+is computed once a sample, not once a token. Tokens take their sample's map by ``index_select``, since the gradient of
+plain indexing adds up in an order that changes from run to run, on CPUs too.
 
 Letters: B samples, T tokens (sample, modality), C_l channels of the level, E embed channels, L leaders,
 K routed leaders, h x w positions.
@@ -83,7 +84,7 @@ class CrossCondition(nn.Module):
         """-> [T, E]. The 3x3 convolution is split so that its key half runs once a sample."""
         for_key, for_query = self.join.weight.chunk(2, dim=1)
         key_half_BEhw = F.conv2d(key_BEhw, for_key, padding=1)
-        joined_TEhw = F.conv2d(query_TEhw, for_query, padding=1) + key_half_BEhw[sample_of_token_T]
+        joined_TEhw = F.conv2d(query_TEhw, for_query, padding=1) + key_half_BEhw.index_select(0, sample_of_token_T)
         x_TEhw = self.group_norm(F.gelu(self.batch_norm(joined_TEhw))).relu()
         # In float32 whatever autocast says: the router must not flip with the precision.
         return self.mix(x_TEhw).float().mean(dim=(2, 3))
@@ -125,7 +126,7 @@ class MiMoEBranch(nn.Module):
         # The last 1x1 is split in two so that the fixed expert's half runs once a sample.
         for_fixed, for_routed = self.post.weight.chunk(2, dim=1)
         fixed_BEhw = F.conv2d(F.conv2d(x_BEhw, self.fixed_EEkk, padding=self.kernel_size // 2), for_fixed)
-        output_TEhw = F.conv2d(routed_TEhw, for_routed) + fixed_BEhw[sample_of_token_T]
+        output_TEhw = F.conv2d(routed_TEhw, for_routed) + fixed_BEhw.index_select(0, sample_of_token_T)
         return self.norm(output_TEhw).relu(), routing
 
 

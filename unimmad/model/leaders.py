@@ -63,7 +63,8 @@ def mix_kernels(
     """
     banks, base_experts, out_channels, in_channels, size, _ = kernels_GNEEkk.shape
     tokens = leaders_TK.shape[0]
-    shares_TKNE = logits_LNE.softmax(dim=1)[leaders_TK] * scores_TK[:, :, None, None]
+    routed_TKNE = logits_LNE.softmax(dim=1).index_select(0, leaders_TK.flatten()).unflatten(0, leaders_TK.shape)
+    shares_TKNE = routed_TKNE * scores_TK[:, :, None, None]
     if banks == 1:
         shares_TJE = shares_TKNE.sum(dim=1)
     else:

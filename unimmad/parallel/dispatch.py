@@ -81,13 +81,13 @@ def dispatch(
     here = dist.get_rank(group)
     plan = plan_dispatch(routing.leaders_TK, leaders_per_rank, group)
     ids_SK, scores_SK = _for_rank(routing, plan.token_S, plan.rank_S, leaders_per_rank)
-    maps_SEhw = x_BEhw[sample_of_token_T[plan.token_S]]
+    maps_SEhw = x_BEhw.index_select(0, sample_of_token_T[plan.token_S])
     came = exchange_rows(maps_SEhw, plan.sent, plan.received, group)
     came_scores = exchange_rows(scores_SK, plan.sent, plan.received, group)
     came_ids = exchange_rows(ids_SK, plan.sent, plan.received, group)
 
     own_ids, own_scores = _for_rank(routing, plan.own_tokens, torch.full_like(plan.own_tokens, here), leaders_per_rank)
-    inputs = torch.cat([came, x_BEhw[sample_of_token_T[plan.own_tokens]]])
+    inputs = torch.cat([came, x_BEhw.index_select(0, sample_of_token_T[plan.own_tokens])])
     outputs = apply_leaders(inputs, torch.cat([came_ids, own_ids]), torch.cat([came_scores, own_scores]))
     for_others, own = outputs.split([came.shape[0], len(plan.own_tokens)])
     home = exchange_rows(for_others, plan.received, plan.sent, group)
@@ -103,4 +103,4 @@ def _for_rank(routing: Routing, token_S: Tensor, rank_S: Tensor, leaders_per_ran
     leaders_SK = routing.leaders_TK[token_S]
     local_SK = leaders_SK - rank_S[:, None] * leaders_per_rank
     here_SK = (local_SK >= 0) & (local_SK < leaders_per_rank)
-    return local_SK * here_SK, routing.scores_TK[token_S] * here_SK
+    return local_SK * here_SK, routing.scores_TK.index_select(0, token_S) * here_SK

@@ -25,6 +25,8 @@ class TrainArguments:
     max_steps: int | None
     resume: str
     init_from: Path | None
+    deterministic: bool = False
+    """Only GPUs need it; CPUs give the same bits with the same number of threads."""
 
 
 def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
@@ -56,6 +58,9 @@ def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
     parser.add_argument("--max-steps", type=int, help="stop after this step, with a checkpoint to continue from")
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="which run to continue")
     parser.add_argument("--init-from", type=Path, metavar="DIR", help="take weights only from this checkpoint")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="on GPUs: slower kernels that give the same bits in every run"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     given = parser.parse_args(words)
     if given.max_steps is not None and given.max_steps < 1:
@@ -70,4 +75,5 @@ def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
         max_steps=given.max_steps,
         resume=given.resume,
         init_from=given.init_from,
+        deterministic=given.deterministic,
     )

@@ -97,6 +97,7 @@ class Trainer:
             end_step=end * accumulation,
             on_error=self.facts.recipe.data.on_error,
             skip_log=self.skip_log,
+            modality_dropout=self.facts.recipe.data.modality_dropout,
         )
         try:
             for _, batch in stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,8 @@ def train(arguments: TrainArguments, world: World) -> None:
     if settings.bf16:
         arguments = replace(arguments, recipe=arguments.recipe.with_precision("bf16"))
     recipe = arguments.recipe
+    if arguments.deterministic:
+        _choose_deterministic_kernels()
     ep_size = effective_ep_size(settings.ep_size, world.size, recipe.model)
     run = _choose_run_folder(arguments, world)
     data = _data_folders(arguments, world)
@@ -78,6 +81,12 @@ def train(arguments: TrainArguments, world: World) -> None:
     trained_on = TrainedOn.of(shards.datasets, shards.classes("train"))
     facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on)
     Trainer(engine, shards, order, schedule, CheckpointFolder(run.path), facts).run(start, arguments.max_steps)
+
+
+def _choose_deterministic_kernels() -> None:
+    # cuBLAS reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _choose_run_folder(arguments: TrainArguments, world: World) -> RunFolder:

@@ -1,0 +1,34 @@
+"""The training command, which writes down what each rank draws. Started by tests.
+
+Rank r appends a line ``[step, [[DATASET/KEY, [SLOT, ...]], ...]]`` to RECORD_FOLDER/r.jsonl as it takes each batch.
+With HOLD_AT_STEP=n it stays before step n until it is killed.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from unimmad import train
+from unimmad.data.stream import training_batches
+from unimmad.training import loop
+
+
+def recorded_batches(*arguments, **options):
+    hold = int(os.environ.get("HOLD_AT_STEP", "-1"))
+    record = Path(os.environ["RECORD_FOLDER"]) / f"{os.environ.get('RANK', '0')}.jsonl"
+    with record.open("a", buffering=1) as lines:
+        for step, batch in training_batches(*arguments, **options):
+            while step == hold:
+                time.sleep(1)
+            drawn = [[f"{sample.dataset}/{sample.key}", list(sample.slots)] for sample in batch.samples]
+            lines.write(json.dumps([step, drawn]) + "\n")
+            yield step, batch
+
+
+if __name__ == "__main__":  # loader workers import this file, too
+    loop.training_batches = recorded_batches
+    sys.exit(train.main())
