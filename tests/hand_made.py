@@ -9,6 +9,7 @@ from unimmad.assembly import new_model
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.pieces import Piece, write_pieces
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
+from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe
 from unimmad.data.shards import write_shards
 from unimmad.data.synthetic import synthetic_sets
@@ -22,7 +23,9 @@ def hand_made_shards(folder: Path, sets: Sequence[str]) -> Path:
     return folder
 
 
-def hand_made_checkpoint(run: Path, recipe: Recipe, data: Sequence[Path], step: int = 3) -> tuple[Path, UniMMAD]:
+def hand_made_checkpoint(
+    run: Path, recipe: Recipe, data: Sequence[Path], step: int = 3, trained_on: TrainedOn | None = None
+) -> tuple[Path, UniMMAD]:
     """An untrained model as the checkpoint of ``step``, in two files as two ranks would write it."""
     model, origin = new_model(recipe.model, seed=step)
     folder = CheckpointFolder(run)
@@ -37,6 +40,7 @@ def hand_made_checkpoint(run: Path, recipe: Recipe, data: Sequence[Path], step: 
         backbone_weights=origin,
         data=[str(path) for path in data],
         layout=Layout(world_size=2),
+        trained_on=trained_on,
     )
     write_index_and_state(partial, state)
     return folder.commit(step, keep=2), model.eval()

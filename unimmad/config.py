@@ -153,7 +153,7 @@ class EvaluationSettings(_Section):
     """Standard deviation in pixels; 0 leaves the map as it is."""
     top_share: Annotated[float, Field(gt=0, le=1)] = 0.001
     """An image's score is the mean of this share of its map's largest values (at least one)."""
-    pictures_per_class: NotNegative = 4
+    pictures_per_class: NotNegative = 8
     """Heat maps drawn of each class."""
 
     @model_validator(mode="after")

@@ -96,6 +96,16 @@ def test_a_name_that_is_not_there_is_named(tmp_path):
         PieceReader(tmp_path).read("levels.9.leaders")
 
 
+def test_files_of_tensors_that_are_not_wanted_need_not_be_there(tmp_path):
+    write_pieces(tmp_path / "model-00000.safetensors", [Piece("x", (2,), 0, torch.ones(2))])
+    write_pieces(tmp_path / "optimizer-00000.safetensors", [Piece("optimizer/exp_avg/x", (2,), 0, torch.zeros(2))])
+    (tmp_path / "index.json").write_text(json.dumps(build_index(tmp_path)))
+    (tmp_path / "optimizer-00000.safetensors").unlink()
+    assert PieceReader(tmp_path, without="optimizer/").read("x").tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"lacks optimizer-00000\.safetensors: it is not whole"):
+        PieceReader(tmp_path)
+
+
 def test_a_missing_file_is_named_before_anything_is_read(tmp_path):
     write_split(tmp_path, [12])
     (tmp_path / "model-00001.safetensors").unlink()

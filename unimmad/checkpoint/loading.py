@@ -10,6 +10,7 @@ from typing import Any
 from unimmad.assembly import empty_model
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.pieces import PieceReader
+from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe, parse_recipe
 from unimmad.model.unimmad import UniMMAD
 
@@ -33,6 +34,15 @@ class LoadedCheckpoint:
         return int(self.state["step"])
 
     @property
+    def trained_on(self) -> TrainedOn | None:
+        """Classes and modalities that training saw; None where the checkpoint does not say.
+
+        Raises:
+            ValueError: it says it in another form.
+        """
+        return read_trained_on(self.state, str(self.folder / STATE_NAME))
+
+    @property
     def backbone_weights(self) -> str:
         """In words, what the backbone was loaded with when training began."""
         return str(self.state["backbone_weights"])
@@ -41,13 +51,15 @@ class LoadedCheckpoint:
 def load_checkpoint(folder: Path) -> LoadedCheckpoint:
     """Build the checkpoint's own recipe's model and fill it; the model is in eval mode, on the CPU.
 
+    The optimizer's files need not be there.
+
     Raises:
         ValueError: the folder is no whole checkpoint, or its tensors do not fit its recipe.
     """
     state = read_state(folder)
     recipe = parse_recipe(state["recipe"], origin=f"{folder / STATE_NAME}: recipe")
     model = empty_model(recipe.model)
-    fill_model(model, PieceReader(folder))
+    fill_model(model, PieceReader(folder, without=OPTIMIZER_PREFIX))
     return LoadedCheckpoint(folder, recipe, model.eval(), state)
 
 

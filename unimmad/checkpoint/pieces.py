@@ -78,15 +78,24 @@ def build_index(folder: Path) -> dict[str, Any]:
 class PieceReader:
     """Reads tensors, or ranges of them, from a folder of pieces."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, without: str | None = None) -> None:
         """
+        Args:
+            folder: of the pieces and their index.
+            without: files that hold nothing but tensors whose names begin so need not be there.
+
         Raises:
             ValueError: the folder has no index, or a file that it lists is missing.
         """
         self.folder = folder
         try:
             self._tensors = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-            files = {piece["file"] for entry in self._tensors.values() for piece in entry["pieces"]}
+            files = {
+                piece["file"]
+                for name, entry in self._tensors.items()
+                if without is None or not name.startswith(without)
+                for piece in entry["pieces"]
+            }
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
             raise ValueError(f"checkpoint {folder} has no readable {INDEX_NAME}: it is not whole") from None
         missing = sorted(file for file in files if not (folder / file).is_file())

@@ -12,6 +12,7 @@ from typing import Any
 
 from unimmad.checkpoint.folder import STATE_NAME
 from unimmad.checkpoint.pieces import INDEX_NAME, build_index
+from unimmad.checkpoint.trained_on import KEY, TrainedOn
 from unimmad.config import Recipe
 
 FORMAT = 1
@@ -35,6 +36,7 @@ def build_state(
     backbone_weights: str,
     data: Sequence[str],
     layout: Layout,
+    trained_on: TrainedOn | None = None,
 ) -> dict[str, Any]:
     """The contents of state.json.
 
@@ -43,6 +45,8 @@ def build_state(
         finished: whether the recipe's schedule has ended.
         backbone_weights: in words, what the backbone was loaded with when training began.
         data: the shard folders trained on.
+        layout: how the run was spread.
+        trained_on: what was in them; None where that is not known.
     """
     samples = step * recipe.training.global_batch
     return {
@@ -54,6 +58,7 @@ def build_state(
         "recipe": recipe.model_dump(mode="json"),
         "backbone_weights": backbone_weights,
         "data": list(data),
+        **({} if trained_on is None else {KEY: trained_on.entry()}),
         "layout": asdict(layout),
         "versions": {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}},
     }

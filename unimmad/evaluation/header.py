@@ -51,17 +51,24 @@ def report_header(
 
 
 def _unseen_classes(checkpoint: LoadedCheckpoint, shards: ShardSet, split: Split) -> list[str]:
-    """Classes evaluated that training did not see; none where the training data are not at hand."""
-    trained: set[str] = set()
+    """Classes evaluated that training did not see; none where nothing tells what it saw."""
+    known = checkpoint.trained_on
+    trained = set(known.classes if known else _trained_on_folders(checkpoint))
+    return [name for name in shards.classes(split) if trained and name not in trained]
+
+
+def _trained_on_folders(checkpoint: LoadedCheckpoint) -> list[str]:
+    """Of older checkpoints: what their data folders hold now; none where they are not at hand."""
+    trained: list[str] = []
     try:
         for text in checkpoint.state["data"]:
             folder = recorded_data_folder(text, STATE_NAME)
             if not isinstance(folder, Path):
                 return []
-            trained.update(load_index(folder).classes("train"))
+            trained.extend(load_index(folder).classes("train"))
     except ValueError:
         return []
-    return [name for name in shards.classes(split) if trained and name not in trained]
+    return trained
 
 
 def _data_name(folder: DataFolder) -> str:

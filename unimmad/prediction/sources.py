@@ -1,4 +1,4 @@
-"""Where a checkpoint's catalogue comes from: shard folders, or the thresholds beside the checkpoint."""
+"""Where a checkpoint's catalogue comes from: shard folders, the thresholds beside the checkpoint, or itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def checkpoint_catalogue(
     Args:
         checkpoint: a loaded one.
         data: shard folders given by the user, whose indexes alone are read; None takes the thresholds' data sets, or
-            the folders that the checkpoint was trained on.
+            those that the checkpoint itself names, or (of older ones) those in the folders that it was trained on.
         thresholds: those beside the checkpoint.
 
     Raises:
@@ -27,6 +27,9 @@ def checkpoint_catalogue(
     """
     if data is None and thresholds is not None:
         return Catalogue(thresholds.datasets, thresholds.trained_classes)
+    trained_on = checkpoint.trained_on
+    if data is None and trained_on is not None:
+        return Catalogue(trained_on.datasets, trained_on.classes)
     folders = data or [Path(folder) for folder in checkpoint.state.get("data", [])]
     if not folders:
         raise ValueError(

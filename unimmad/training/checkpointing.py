@@ -14,6 +14,7 @@ from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX
 from unimmad.checkpoint.pieces import Piece, PieceReader, write_pieces
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
+from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe
 from unimmad.parallel.engine import Engine, OptimizerPiece
 from unimmad.parallel.placement import portable_name
@@ -27,6 +28,7 @@ class RunFacts:
     backbone_weights: str
     data: list[str]
     zero_stage: int
+    trained_on: TrainedOn | None = None
 
 
 def save_checkpoint(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int, finished: bool) -> Path:
@@ -133,6 +135,7 @@ def _finish(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int
         backbone_weights=facts.backbone_weights,
         data=facts.data,
         layout=Layout(engine.world.size, engine.ep_size, facts.zero_stage),
+        trained_on=facts.trained_on,
     )
     write_index_and_state(folder.partial(step), state)
     folder.commit(step, facts.recipe.training.keep_checkpoints)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from unimmad.assembly import empty_model, new_model
 from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
-from unimmad.checkpoint.loading import fill_model
+from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model
 from unimmad.checkpoint.pieces import PieceReader
+from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.data.default_set import ensure_synthetic_shards
 from unimmad.data.location import DataFolder
 from unimmad.data.order import TrainingOrder
@@ -77,7 +78,8 @@ def train(arguments: TrainArguments, world: World) -> None:
         start = int(read_state(run.resume_from)["step"])
         restore_optimizer(engine, run.resume_from, start)
         logger.info("continuing %s at step %d", run.path, start)
-    facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage)
+    trained_on = TrainedOn.of(shards.datasets, shards.classes("train"))
+    facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on)
     Trainer(engine, shards, order, schedule, CheckpointFolder(run.path), facts).run(start, arguments.max_steps)
 
 
@@ -118,7 +120,8 @@ def _starting_model(
     source = run.resume_from or (find_checkpoint(arguments.init_from) if arguments.init_from else None)
     if source is not None:
         model = empty_model(arguments.recipe.model)
-        fill_model(model, PieceReader(source))
+        # A run that continues needs the optimizer's state, too: better to miss it now than after DeepSpeed's set-up.
+        fill_model(model, PieceReader(source, without=None if run.resume_from else OPTIMIZER_PREFIX))
         if run.resume_from is None:
             logger.info("weights from %s", source)
         return model, str(read_state(source)["backbone_weights"])
