@@ -1,4 +1,4 @@
-"""A real SLURM of several nodes on this one machine: its own controller, node daemons and munge, in a folder of its own.
+"""A real SLURM of several nodes on this one machine: controller, node daemons and munge of its own, in one folder.
 
 Nodes are called unode1, unode2, ...; their names go into /etc/hosts while the cluster runs, since ranks meet by name.
 """

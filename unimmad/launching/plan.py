@@ -12,7 +12,7 @@ from typing import Literal
 from unimmad.config import Recipe
 from unimmad.files import write_text_aside
 from unimmad.launching.options import LaunchOptions
-from unimmad.launching.slurm_commands import Partition, choose_partition, count_gpus, partitions, slurm_is_here
+from unimmad.launching.slurm_commands import Partition, choose_partition, count_gpus, partitions, why_no_slurm
 from unimmad.launching.sweep import Variant, expand_sweep
 from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_config
 from unimmad.training.arguments import TrainArguments, parse_arguments
@@ -61,8 +61,9 @@ def make_plan(options: LaunchOptions) -> Plan:
         ValueError: SLURM, the partition or the nodes are not there, the trainer would refuse its options, the output
             folder can't be written.
     """
-    cluster, notes = _choose_cluster(options)
-    gpus, gpu_notes = _choose_gpus(options, cluster)
+    lack = why_no_slurm()
+    cluster, notes = _choose_cluster(options, lack)
+    gpus, gpu_notes = _choose_gpus(options, cluster, lack)
     tasks_per_node = options.tasks_per_node or gpus or 1
     if cluster == "debug" and options.nodes * tasks_per_node > 1:
         raise ValueError("--cluster debug runs one rank in this process; use --cluster local for several")
@@ -88,14 +89,13 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _choose_cluster(options: LaunchOptions) -> tuple[Literal["slurm", "local", "debug"], list[str]]:
+def _choose_cluster(options: LaunchOptions, lack: str) -> tuple[Literal["slurm", "local", "debug"], list[str]]:
     cluster = options.cluster
-    here = slurm_is_here()
-    if cluster == "slurm" and not here and not options.dry_run:
-        raise ValueError("--cluster slurm: there is no SLURM here (no sbatch); --cluster local trains on this machine")
-    if cluster == "auto" and not here and options.nodes > 1:
+    if cluster == "slurm" and lack and not options.dry_run:
+        raise ValueError(f"--cluster slurm: there is no SLURM here ({lack}); --cluster local trains on this machine")
+    if cluster == "auto" and lack and options.nodes > 1:
         raise ValueError(
-            f"there is no SLURM here (no sbatch), and --nodes {options.nodes} needs one; to train on this machine "
+            f"there is no SLURM here ({lack}), and --nodes {options.nodes} needs one; to train on this machine "
             f"use --cluster local --tasks-per-node {options.nodes}"
         )
     if cluster in ("local", "debug") and options.nodes > 1:
@@ -104,12 +104,12 @@ def _choose_cluster(options: LaunchOptions) -> tuple[Literal["slurm", "local", "
             f"--cluster local --tasks-per-node {options.nodes}"
         )
     if cluster == "auto":
-        return ("slurm", []) if here else ("local", ["there is no SLURM here (no sbatch): training on this machine"])
+        return ("local", [f"there is no SLURM here ({lack}): training on this machine"]) if lack else ("slurm", [])
     return cluster, []
 
 
-def _choose_gpus(options: LaunchOptions, cluster: str) -> tuple[int, list[str]]:
-    if cluster == "slurm" and slurm_is_here():
+def _choose_gpus(options: LaunchOptions, cluster: str, lack: str) -> tuple[int, list[str]]:
+    if cluster == "slurm" and not lack:
         partition = choose_partition(partitions(), options.partition)
         _check_nodes(options, partition)
         if options.gpus_per_node is None and not options.gres:

@@ -42,9 +42,13 @@ class JobState:
     nodes: str = ""
 
 
-def slurm_is_here() -> bool:
-    """Whether this machine can submit to SLURM."""
-    return shutil.which("sbatch") is not None and shutil.which("srun") is not None
+def why_no_slurm() -> str:
+    """Why this machine can't submit to SLURM; empty where it can, even if the controller is away at the moment."""
+    if shutil.which("sbatch") is None:
+        return "no sbatch"
+    if "configuration source" in _call("sinfo", "--noheader").stderr:
+        return "its commands are, but no configuration"
+    return ""
 
 
 def partitions() -> list[Partition]:
