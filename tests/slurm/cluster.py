@@ -111,7 +111,7 @@ class LocalCluster:
 
     def _write_configuration(self) -> None:
         control, *ports = _free_ports(1 + len(self.names))
-        # Partition debug gives way to urgent; a job that is requeued may start again after cred_expire seconds.
+        # Partition debug gives way to urgent; a requeued job waits cred_expire seconds (5 at least).
         lines = [
             "ClusterName=unimmad",
             "SlurmctldHost=localhost(127.0.0.1)",
@@ -120,7 +120,7 @@ class LocalCluster:
             "SlurmdUser=root",
             "AuthType=auth/munge",
             "CredType=cred/munge",
-            f"AuthInfo=socket={self._munge_socket},cred_expire=4",
+            f"AuthInfo=socket={self._munge_socket},cred_expire=5",
             f"StateSaveLocation={self.folder}/state",
             f"SlurmdSpoolDir={self.folder}/spool/%n",
             f"SlurmctldPidFile={self.folder}/state/slurmctld.pid",

@@ -16,6 +16,7 @@ from training.crashes import newest_step
 
 LAUNCH = ROOT / "slurm" / "launch.py"
 SECONDS = 300
+ON_NODES = Path(__file__).parent / "on_nodes"
 SMALL = ("--set", "training.checkpoint_every=1", "--set", "training.epochs=100")
 
 
@@ -81,6 +82,12 @@ def submit(cluster: LocalCluster, output: Path, words: list[str], trainer: list[
             ours, cwd=output.parent, env=environment(cluster), stdout=file, stderr=subprocess.STDOUT, text=True
         )
     return Submission(cluster, output, process, said)
+
+
+def on_nodes(**settings: object) -> list[str]:
+    """Options with which ``on_nodes/sitecustomize.py`` takes hold of every task."""
+    exports = " ".join(f"TEST_{name}={value}" for name, value in settings.items())
+    return ["--setup", f"export PYTHONPATH={ON_NODES}:$PYTHONPATH {exports}"]
 
 
 def environment(cluster: LocalCluster) -> dict[str, str]:
