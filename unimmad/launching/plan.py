@@ -18,6 +18,8 @@ from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_conf
 from unimmad.training.arguments import TrainArguments, parse_arguments
 
 CONFIGS = Path("ds_configs")
+"""Looked for where the user stands, then in the project."""
+PROJECT = Path(__file__).parents[2]
 JOBS_FOLDER = "slurm"
 """Inside the output folder: logs, batch script, what a job remembers."""
 
@@ -139,9 +141,10 @@ def _with_deepspeed_config(words: Sequence[str], tasks_per_node: int) -> tuple[l
     # No other option of the trainer begins so, and argparse takes any unambiguous beginning.
     if any(word.startswith("--de") for word in words):
         return list(words), []
+    folder = CONFIGS if CONFIGS.is_dir() else PROJECT / CONFIGS
     sizes = {
         int(path.stem.removeprefix("ep")): path
-        for path in CONFIGS.glob("ep*.json")
+        for path in folder.glob("ep*.json")
         if path.stem.removeprefix("ep").isdecimal()
     }
     fitting = [size for size in sizes if tasks_per_node % size == 0]
