@@ -75,12 +75,13 @@ class TrainingJob:
                 f"{self.max_requeues}; the same command continues from the last checkpoint"
             )
         place.export()
-        shield_loader_processes()
         world = join_world()
         log_from_main(world.is_main)
         arguments = self._settle(place, world)
         if arguments is None:
             return True
+        if arguments.recipe.data.workers:
+            shield_loader_processes()
         from unimmad.training.run import train
 
         return train(arguments, world, should_stop=stop.asked)
