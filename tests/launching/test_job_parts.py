@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from unimmad.launching import shared_folder
 from unimmad.launching.log_tail import LogTail, last_lines
 from unimmad.launching.place import Place, check_neighbours, describe_ranks
 from unimmad.launching.stop_request import SIGNALS, StopRequest
+from unimmad.launching.submission import PYTHON_OF_TASKS
 from unimmad.parallel.world import World
 
 
@@ -32,6 +34,12 @@ def test_signals_are_remembered_and_only_one_asks_to_requeue():
     assert not stop.to_requeue()
     os.kill(os.getpid(), signal.SIGUSR2)
     assert stop.to_requeue()
+
+
+def test_a_signal_before_the_handlers_does_not_end_a_task():
+    words = "'import os; os.kill(os.getpid(), 12); os.kill(os.getpid(), 15); print(7)'"
+    done = subprocess.run(["bash", "-c", f"{PYTHON_OF_TASKS} -c {words}"], capture_output=True, text=True, check=False)
+    assert done.stdout == "7\n"
 
 
 def test_ranks_and_groups():

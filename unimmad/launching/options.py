@@ -112,7 +112,8 @@ def _add_placement(group: argparse._ArgumentGroup) -> None:
         group.add_argument(f"--{name}", help=f"sbatch --{name}")
     for name in ("name", "comment", "dependency", "mail-user"):
         sent = "job-name" if name == "name" else name
-        group.add_argument(f"--{name}", help=f"sbatch --{sent}")
+        when = "; when mail is sent: --slurm-arg mail-type=END,FAIL" if name == "mail-user" else ""
+        group.add_argument(f"--{name}", help=f"sbatch --{sent}{when}")
 
 
 def _add_environment(group: argparse._ArgumentGroup) -> None:

@@ -78,11 +78,11 @@ def make_plan(options: LaunchOptions) -> Plan:
 
 def describe(plan: Plan) -> str:
     """What will be submitted, for people."""
-    ranks = f"{plan.options.nodes} nodes x {plan.tasks_per_node} ranks = {plan.world_size} ranks"
+    ranks = f"nodes {plan.options.nodes} x ranks a node {plan.tasks_per_node} = {plan.world_size}"
     group = "inside a node" if plan.tasks_per_node % plan.ep_size == 0 else "across nodes"
     lines = [
         *plan.notes,
-        f"{plan.cluster}: {ranks}, {plan.gpus_per_node} GPUs a node; rank = node x {plan.tasks_per_node} + local rank",
+        f"{plan.cluster}: {ranks}, GPUs a node {plan.gpus_per_node}; rank = node x {plan.tasks_per_node} + local rank",
         f"experts: ep_size {plan.ep_size}, groups of neighbouring ranks {group}",
         f"output: {plan.output_dir}",
     ]
@@ -117,6 +117,8 @@ def _choose_gpus(options: LaunchOptions, cluster: str, lack: str) -> tuple[int, 
         if options.gpus_per_node is None and not options.gres:
             gpus = min(partition.gpus_of_nodes.values())
             return gpus, [f"--gpus-per-node {gpus}: what every node of partition {partition.name} has, by sinfo"]
+    if cluster == "slurm" and options.gpus_per_node is None and not options.gres:
+        return 0, [f"--gpus-per-node 0: there is no SLURM here to ask ({lack})"]
     if options.gpus_per_node is None and cluster in ("local", "debug"):
         import torch
 
@@ -151,7 +153,7 @@ def _with_deepspeed_config(words: Sequence[str], tasks_per_node: int) -> tuple[l
     if not fitting:
         return list(words), []
     path = sizes[max(fitting)]
-    note = f"--deepspeed_config {path}: the largest ep_size that fits {tasks_per_node} ranks a node"
+    note = f"--deepspeed_config {path}: the largest ep_size that fits in a node ({tasks_per_node} rank{'s' * (tasks_per_node > 1)})"
     return ["--deepspeed_config", str(path), *words], [note]
 
 

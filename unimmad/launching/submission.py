@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ import submitit
 from unimmad.launching.job import TrainingJob
 from unimmad.launching.plan import Plan, Task, recipe_of
 
+PYTHON_OF_TASKS = f"""bash -c 'trap "" TERM USR2; exec "$@"' task {shlex.quote(sys.executable)}"""
+"""Until Python has installed its handlers, a signal that asks to stop must not end a task, which would fail the job."""
 MINUTES_WITHOUT_LIMIT = 60 * 24 * 365
 """submitit ends local jobs after a time; SLURM's own default rules on a cluster."""
 
@@ -55,7 +59,7 @@ def submit(plan: Plan, tasks: Sequence[Task]) -> list[SubmittedJob]:
 
 def batch_script(plan: Plan) -> str:
     """What would be given to sbatch."""
-    executor = _ScriptWriter(folder=plan.jobs_folder)
+    executor = _ScriptWriter(folder=plan.jobs_folder, python=PYTHON_OF_TASKS)
     executor.update_parameters(**slurm_parameters(plan))
     if len(plan.tasks) > 1:
         executor.parameters["map_count"] = len(plan.tasks)
@@ -80,7 +84,7 @@ def _training_job(plan: Plan, task: Task) -> TrainingJob:
 
 
 def _slurm_executor(plan: Plan) -> Any:
-    executor = submitit.SlurmExecutor(folder=plan.jobs_folder)
+    executor = submitit.SlurmExecutor(folder=plan.jobs_folder, python=PYTHON_OF_TASKS)
     executor.update_parameters(**slurm_parameters(plan))
     return executor
 
