@@ -153,7 +153,7 @@ def _with_deepspeed_config(words: Sequence[str], tasks_per_node: int) -> tuple[l
     if not fitting:
         return list(words), []
     path = sizes[max(fitting)]
-    note = f"--deepspeed_config {path}: the largest ep_size that fits in a node ({tasks_per_node} rank{'s' * (tasks_per_node > 1)})"
+    note = f"--deepspeed_config {path}: the largest ep_size that fits in a node"
     return ["--deepspeed_config", str(path), *words], [note]
 
 
