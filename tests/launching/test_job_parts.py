@@ -34,6 +34,9 @@ def test_signals_are_remembered_and_only_one_asks_to_requeue():
     assert not stop.to_requeue()
     os.kill(os.getpid(), signal.SIGUSR2)
     assert stop.to_requeue()
+    stop.no_longer()
+    # Unlike handlers, what is ignored stays so while Python ends.
+    assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
 
 
 def test_a_signal_before_the_handlers_does_not_end_a_task():

@@ -53,6 +53,7 @@ class TrainingJob:
             self._fail(place, error)
         if not complete:
             self._end_early(place, stop)
+        stop.no_longer()
         from unimmad.files import write_text_aside
         from unimmad.parallel.world import leave_world
 

@@ -30,6 +30,11 @@ class StopRequest:
             signal.signal(number, self._remember)
         return self
 
+    def no_longer(self) -> None:
+        """Ignore the signals from now on: Python gives up its handlers as it ends, and a task that is done could die."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def asked(self) -> bool:
         """Whether training should stop."""
         return bool(self._got)
