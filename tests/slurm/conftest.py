@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from cluster import LocalCluster, missing
+from submitting import NODES, STEPS, Submission, submit, trainer_words
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +21,12 @@ def cluster(tmp_path_factory) -> Iterator[LocalCluster]:
         yield started
     finally:
         started.stop()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster, parity_shards, tmp_path_factory) -> Submission:
+    """A submission on two nodes that nothing disturbs."""
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    submission = submit(cluster, output, NODES, trainer_words(parity_shards, "--max-steps", str(STEPS)))
+    assert submission.end() == 0, submission.everything()
+    return submission

@@ -6,16 +6,20 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from cluster import LocalCluster
-from launches import CONFIGS, ROOT
+from launches import CONFIGS, ROOT, weights
 from training.crashes import newest_step
 
 LAUNCH = ROOT / "slurm" / "launch.py"
-SECONDS = 300
+SECONDS = 600
+STEPS = 8
+"""Of a whole test run."""
+NODES = ("--nodes", "2", "--gpus-per-node", "0", "--signal-delay-s", "30")
 ON_NODES = Path(__file__).parent / "on_nodes"
 SMALL = ("--set", "training.checkpoint_every=1", "--set", "training.epochs=100")
 
@@ -67,12 +71,19 @@ class Submission:
         return "\n".join(parts)
 
 
+def assert_same_weights(submission: Submission, undisturbed: Submission) -> None:
+    """Bit for bit, optimizer state included, after the whole run."""
+    assert newest_step(submission.output) == STEPS
+    ours, theirs = weights(submission.output), weights(undisturbed.output)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
 def trainer_words(shards: Path, *words: str) -> list[str]:
     config = ["--deepspeed_config", str(CONFIGS / "ep1.json")]
     return ["--", "--recipe", "tiny", *config, "--data", str(shards), *SMALL, *words]
 
 
-def submit(cluster: LocalCluster, output: Path, words: list[str], trainer: list[str]) -> Submission:
+def submit(cluster: LocalCluster, output: Path, words: Sequence[str], trainer: Sequence[str]) -> Submission:
     """Start the launcher in the background; it waits for its job."""
     output.parent.mkdir(parents=True, exist_ok=True)
     said = output.parent / f"{output.name}.said"

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 
 import pytest
 from launches import CONFIGS, weights
-from submitting import SECONDS, environment, on_nodes, submit, trainer_words
-from test_on_cluster import NODES, STEPS, assert_same_weights, undisturbed  # noqa: F401
+from submitting import (
+    LAUNCH,
+    NODES,
+    SECONDS,
+    STEPS,
+    assert_same_weights,
+    environment,
+    on_nodes,
+    submit,
+    trainer_words,
+)
 from training.crashes import newest_step
 
 from unimmad.checkpoint.folder import find_checkpoint, read_state
@@ -30,7 +40,7 @@ def slowly(cluster, parity_shards, tmp_path):
     return start
 
 
-def test_requeued_from_outside(cluster, slowly, undisturbed):  # noqa: F811
+def test_requeued_from_outside(cluster, slowly, undisturbed):
     submission = slowly()
     cluster.command("scontrol", "requeue", submission.job_id)
     assert submission.end() == 0, submission.everything()
@@ -38,7 +48,7 @@ def test_requeued_from_outside(cluster, slowly, undisturbed):  # noqa: F811
     assert_same_weights(submission, undisturbed)
 
 
-def test_preempted_by_an_urgent_job(cluster, slowly, undisturbed):  # noqa: F811
+def test_preempted_by_an_urgent_job(cluster, slowly, undisturbed):
     submission = slowly(seconds=2)
     urgent = ["--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 3"]
     cluster.command("sbatch", *urgent)
@@ -50,7 +60,7 @@ def test_preempted_by_an_urgent_job(cluster, slowly, undisturbed):  # noqa: F811
     assert_same_weights(submission, undisturbed)
 
 
-def test_time_limit(slowly, undisturbed):  # noqa: F811
+def test_time_limit(slowly, undisturbed):
     """SLURM warns up to a minute early: 30 to 90 s after the start of a job that needs 100 s."""
     submission = slowly("--timeout-min", "2", seconds=12, until_step=0)
     assert submission.end() == 0, submission.everything()
@@ -60,7 +70,7 @@ def test_time_limit(slowly, undisturbed):  # noqa: F811
     assert_same_weights(submission, undisturbed)
 
 
-def test_a_node_dies(cluster, slowly, undisturbed):  # noqa: F811
+def test_a_node_dies(cluster, slowly, undisturbed):
     submission = slowly()
     cluster.fail_node("unode2")
     try:
@@ -73,7 +83,7 @@ def test_a_node_dies(cluster, slowly, undisturbed):  # noqa: F811
     assert_same_weights(submission, undisturbed)
 
 
-def test_cancelled_and_submitted_again(cluster, slowly, undisturbed):  # noqa: F811
+def test_cancelled_and_submitted_again(cluster, slowly, undisturbed):
     submission = slowly()
     cluster.command("scancel", submission.job_id)
     assert submission.end() == 1
@@ -158,10 +168,6 @@ def test_no_srun_on_the_nodes(cluster, parity_shards, tmp_path):
     ],
 )
 def test_what_slurm_would_refuse(cluster, parity_shards, tmp_path, words, said):
-    import sys
-
-    from submitting import LAUNCH
-
     trainer = trainer_words(parity_shards, "--deepspeed_config", str(CONFIGS / "ep1.json"))
     ours = [sys.executable, str(LAUNCH), "--output-dir", str(tmp_path / "run"), *words, *trainer]
     done = subprocess.run(

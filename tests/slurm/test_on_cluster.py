@@ -2,36 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-from launches import weights
-from submitting import submit, trainer_words
+from submitting import NODES, STEPS, assert_same_weights, submit, trainer_words
 from training.crashes import newest_step, whole_checkpoints
-
-STEPS = 8
-NODES = ["--nodes", "2", "--gpus-per-node", "0", "--signal-delay-s", "30"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster, parity_shards, tmp_path_factory):
-    """A submission on two nodes that nothing disturbs."""
-    output = tmp_path_factory.mktemp("undisturbed") / "run"
-    submission = submit(cluster, output, NODES, trainer_words(parity_shards, "--max-steps", str(STEPS)))
-    assert submission.end() == 0, submission.everything()
-    return submission
-
-
-def disturbed(cluster, parity_shards, tmp_path, *words):
-    trainer = trainer_words(parity_shards, "--max-steps", str(STEPS))
-    submission = submit(cluster, tmp_path / "run", [*NODES, *words], trainer)
-    submission.until_step(2)
-    return submission
-
-
-def assert_same_weights(submission, undisturbed):
-    assert newest_step(submission.output) == STEPS
-    ours, theirs = weights(submission.output), weights(undisturbed.output)
-    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
 def test_a_submission_trains_on_its_nodes_and_says_where_things_are(undisturbed):
@@ -45,7 +17,8 @@ def test_a_submission_trains_on_its_nodes_and_says_where_things_are(undisturbed)
 
 
 def test_a_preemption_signal_saves_together_requeues_and_changes_nothing(cluster, parity_shards, undisturbed, tmp_path):
-    submission = disturbed(cluster, parity_shards, tmp_path)
+    submission = submit(cluster, tmp_path / "run", NODES, trainer_words(parity_shards, "--max-steps", str(STEPS)))
+    submission.until_step(2)
     cluster.command("scancel", "--signal=USR2", submission.job_id)
     submission.until_restarted()
     saved = newest_step(submission.output)

@@ -31,7 +31,7 @@ class StopRequest:
         return self
 
     def no_longer(self) -> None:
-        """Ignore the signals from now on: Python gives up its handlers as it ends, and a task that is done could die."""
+        """Ignore the signals: Python gives up its handlers as it ends, and a task that is done could still die."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def submit(plan: Plan, tasks: Sequence[Task]) -> list[SubmittedJob]:
     executor = _slurm_executor(plan) if plan.cluster == "slurm" else _local_executor(plan)
     jobs = [_training_job(plan, task) for task in tasks]
     try:
-        with executor.batch():
+        with _interrupts_ignored(), executor.batch():
             handles = [executor.submit(job) for job in jobs]
     except submitit.core.utils.FailedJobError as error:
         raise ValueError(f"SLURM refuses the job: {_sbatch_words(str(error))}") from None
@@ -55,6 +57,16 @@ def submit(plan: Plan, tasks: Sequence[Task]) -> list[SubmittedJob]:
         SubmittedJob(handle.job_id, job.key, task, plan.jobs_folder, handle)
         for handle, job, task in zip(handles, jobs, tasks, strict=True)
     ]
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """So for processes that start inside, too: Ctrl-C at a waiting launcher does not reach a local job."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def batch_script(plan: Plan) -> str:
