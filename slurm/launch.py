@@ -1,21 +1,19 @@
-"""Submit training to a SLURM cluster. Not there yet: it says what to do instead."""
+"""Train on a SLURM cluster, or on this machine, through submitit.
+
+    python slurm/launch.py --nodes 4 --wait
+    python slurm/launch.py --nodes 2 --gpus-per-node 8 --partition gpu -- --recipe paper --data shards/mvtec shards/visa
+    python slurm/launch.py --nodes 4 --dry-run
+    python slurm/launch.py --cluster local --tasks-per-node 2 --follow -- --max-steps 20
+    python slurm/launch.py --sweep model.leaders=8,16,32 --wait
+
+Everything behind ``--`` goes to the trainer. ``--help`` lists the options; docs/slurm.md explains them.
+"""
 
 from __future__ import annotations
 
-import shutil
 import sys
 
-
-def main() -> int:
-    """One line on standard error; exit status 2."""
-    found = "SLURM is here" if shutil.which("sbatch") else "there is no SLURM here (no sbatch)"
-    print(
-        f"launch.py: {found}, but launching through it comes with a later release; until then start every node with "
-        "torchrun --nnodes N --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint HOST:PORT unimmad/train.py",
-        file=sys.stderr,
-    )
-    return 2
-
+from unimmad.launching.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -41,7 +41,7 @@ def main() -> int:
     from unimmad.training.run import train
 
     world = join_world()
-    _log_from_main(world.is_main)
+    log_from_main(world.is_main)
     try:
         train(arguments, world)
     except ValueError as error:
@@ -50,19 +50,24 @@ def main() -> int:
         # No clean-up, here and below: other ranks may wait for this one, and the launcher ends them.
         os._exit(2)
     except BaseException as error:
-        _tell(error, world.rank)
+        tell(error, world.rank)
         os._exit(1)
     leave_world()
     return 0
 
 
-def _tell(error: BaseException, rank: int) -> None:
+def tell(error: BaseException, rank: int) -> None:
     """The traceback of what went wrong here; one line where this rank only noticed that another is gone."""
-    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_RANK_SIGNS):
+    if is_lost_rank(error):
         print(f"train.py: rank {rank} lost another rank, whose own message says why", file=sys.stderr, flush=True)
         return
     traceback.print_exception(error)
     print(f"train.py: rank {rank} failed: {error!r}", file=sys.stderr, flush=True)
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether this rank only noticed that another is gone."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_RANK_SIGNS)
 
 
 def _leave_package_folder_off_the_path() -> None:
@@ -71,7 +76,8 @@ def _leave_package_folder_off_the_path() -> None:
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or ".") != here]
 
 
-def _log_from_main(is_main: bool) -> None:
+def log_from_main(is_main: bool) -> None:
+    """Only rank 0 speaks of what goes well."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("unimmad").setLevel(logging.INFO if is_main else logging.ERROR)
     logging.captureWarnings(True)

@@ -68,12 +68,14 @@ def join_world() -> World:
         os.environ["MASTER_PORT"] = str(_free_port())
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     on_gpu = torch.cuda.is_available()
+    # A launcher shows a rank all GPUs of the node, or its own alone.
+    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     if on_gpu:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(device)
     else:
         _share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     _init_deepspeed("nccl" if on_gpu else "gloo")
-    return World(rank, size, local_rank, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
+    return World(rank, size, local_rank, device)
 
 
 def leave_world() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -43,6 +43,7 @@ class Trainer:
         schedule: Schedule,
         checkpoints: CheckpointFolder,
         facts: RunFacts,
+        should_stop: Callable[[], bool] | None = None,
     ) -> None:
         self.engine = engine
         self.shards = shards
@@ -50,11 +51,16 @@ class Trainer:
         self.schedule = schedule
         self.checkpoints = checkpoints
         self.facts = facts
+        self.should_stop = should_stop
+        """Asked after each step; where some rank says yes, all save and stop. Where None, nobody asks."""
         self.settings = facts.recipe.training
         self.skip_log = SkipLog("another sample takes its place")
 
-    def run(self, start: int, max_steps: int | None) -> None:
+    def run(self, start: int, max_steps: int | None) -> bool:
         """Train from step ``start`` to the end of the schedule, or to ``max_steps``.
+
+        Returns:
+            Whether it came there; False where ``should_stop`` ended it after some step's checkpoint.
 
         Raises:
             ValueError: a sample can't be read, loss or weights are not finite, or a checkpoint can't be written.
@@ -63,7 +69,7 @@ class Trainer:
         end = total if max_steps is None else min(total, max_steps)
         if start >= end:
             logger.info("%s is at step %d already: nothing to do", self.checkpoints.run, start)
-            return
+            return True
         batches = self._batches(start, end)
         guard = LossGuard(self.engine)
         with RunLog(self.checkpoints.run, self.engine.world, self.facts.recipe, start, end) as log:
@@ -80,9 +86,18 @@ class Trainer:
                 if log.due(step + 1):
                     self._stop_if_not_finite(guard)
                 log.step(step + 1, rate)
-                self._after_step(step + 1, end, total, guard, log)
+                stopping = self._must_stop()
+                self._after_step(step + 1, end, total, guard, log, stopping)
+                if stopping and step + 1 < end:
+                    log.message(f"step {step + 1}: asked to stop")
+                    return False
             if skipped := summary(self.engine.world.sums(self.skip_log.shards)):
                 log.message(f"{skipped}; others took their places")
+        return True
+
+    def _must_stop(self) -> bool:
+        """Whether some rank was asked to; all ranks get the same answer."""
+        return self.should_stop is not None and not self.engine.world.agreed(not self.should_stop())
 
     def _batches(self, start: int, end: int) -> Iterator[Batch]:
         world, accumulation = self.engine.world, self.settings.accumulation
@@ -129,17 +144,17 @@ class Trainer:
             newest = self.checkpoints.newest()
         return f"the last good checkpoint is {newest or 'none'}; try a smaller training.learning_rate"
 
-    def _after_step(self, step: int, end: int, total: int, guard: LossGuard, log: RunLog) -> None:
+    def _after_step(self, step: int, end: int, total: int, guard: LossGuard, log: RunLog, stopping: bool) -> None:
         """Checkpoint and evaluate where their turn has come; ``step`` steps are done."""
         evaluate = self.settings.evaluate_every and step % self.settings.evaluate_every == 0
-        if not (evaluate or step == end or step % self.settings.checkpoint_every == 0):
+        if not (evaluate or stopping or step == end or step % self.settings.checkpoint_every == 0):
             return
         self._stop_if_not_finite(guard)
         if not guard.weights_are_finite():
             raise ValueError(f"a weight is NaN or infinite after step {step}; {self._way_out()}")
         path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, finished=step == total)
         log.message(f"step {step}: checkpoint {path}")
-        if evaluate:
+        if evaluate and (step == end or not stopping):
             if self.engine.world.is_main:
                 self._evaluate(path, step, log)
             self.engine.world.barrier()

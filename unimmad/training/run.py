@@ -39,8 +39,12 @@ CALIBRATION_STEPS = 8
 """Steps whose images set the BatchNorm statistics of a backbone without weights."""
 
 
-def train(arguments: TrainArguments, world: World) -> None:
-    """
+def train(arguments: TrainArguments, world: World, should_stop: Callable[[], bool] | None = None) -> bool:
+    """Train to the end, or until ``should_stop`` holds on some rank; then all save at the end of their step.
+
+    Returns:
+        Whether the end was reached.
+
     Raises:
         ValueError: something the user gave is wrong; every rank raises it.
     """
@@ -80,7 +84,8 @@ def train(arguments: TrainArguments, world: World) -> None:
         logger.info("continuing %s at step %d", run.path, start)
     trained_on = TrainedOn.of(shards.datasets, shards.classes("train"))
     facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on)
-    Trainer(engine, shards, order, schedule, CheckpointFolder(run.path), facts).run(start, arguments.max_steps)
+    trainer = Trainer(engine, shards, order, schedule, CheckpointFolder(run.path), facts, should_stop)
+    return trainer.run(start, arguments.max_steps)
 
 
 def _choose_deterministic_kernels() -> None:

@@ -1,0 +1,71 @@
+"""What a job remembers: a restart continues its own run, and only that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from unimmad.checkpoint.folder import CheckpointFolder
+from unimmad.config import load_recipe
+from unimmad.launching.failure_notes import first_failure, note_failure
+from unimmad.launching.run_record import RunRecord
+from unimmad.parallel.world import World
+from unimmad.training.arguments import TrainArguments, parse_arguments
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+
+
+def asked(folder: Path, *words: str) -> TrainArguments:
+    return parse_arguments(["--recipe", "tiny", "--output-dir", str(folder / "run"), *words])
+
+
+def save(run: Path, step: int, finished: bool = False) -> Path:
+    folder = CheckpointFolder(run)
+    partial = folder.begin(step)
+    state = {"recipe": load_recipe("tiny").model_dump(mode="json"), "step": step, "finished": finished}
+    (partial / "state.json").write_text(json.dumps(state))
+    return folder.commit(step, 5)
+
+
+def test_a_restart_continues_the_run_that_its_first_start_chose(tmp_path):
+    """Even with --resume never, which opens a fresh folder at the first start."""
+    save(tmp_path / "run", 3)
+    record = RunRecord(tmp_path, "key")
+    arguments = asked(tmp_path, "--resume", "never")
+    first = record.settle(arguments, ALONE)
+    assert (first.output_dir, first.resume) == (tmp_path / "run-2", "auto")
+    newest = save(tmp_path / "run-2", 5)
+    again = RunRecord(tmp_path, "key").settle(arguments, ALONE)
+    assert (again.output_dir, again.resume) == (tmp_path / "run-2", str(newest))
+    assert RunRecord(tmp_path, "key").starts() == 2
+
+
+def test_a_restart_after_the_end_has_nothing_to_do(tmp_path):
+    record = RunRecord(tmp_path, "key")
+    assert record.settle(asked(tmp_path), ALONE) is not None
+    save(tmp_path / "run", 9, finished=True)
+    assert record.settle(asked(tmp_path), ALONE) is None
+    other = RunRecord(tmp_path, "another").settle(asked(tmp_path), ALONE)
+    assert other.output_dir == tmp_path / "run-2", "another submission is another run"
+
+
+def test_a_first_start_continues_what_is_there(tmp_path):
+    newest = save(tmp_path / "run", 3)
+    settled = RunRecord(tmp_path, "key").settle(asked(tmp_path), ALONE)
+    assert settled.resume == str(newest)
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        RunRecord(tmp_path, "other").settle(asked(tmp_path, "--resume", str(tmp_path / "absent")), ALONE)
+
+
+def test_of_failures_the_first_after_the_last_restart_counts(tmp_path):
+    assert first_failure(tmp_path, "key") is None
+    note_failure(tmp_path, "key", 0, 3, "n1", RuntimeError("before the restart"))
+    note_failure(tmp_path, "key", 1, 2, "n2", ValueError("the cause"))
+    note_failure(tmp_path, "key", 1, 0, "n1", RuntimeError("what followed"))
+    failure = first_failure(tmp_path, "key")
+    assert (failure.rank, failure.node, failure.message, failure.trace) == (2, "n2", "the cause", "")
+    note_failure(tmp_path, "key", 10, 1, "n1", RuntimeError("later"))
+    assert "RuntimeError: later" in first_failure(tmp_path, "key").trace

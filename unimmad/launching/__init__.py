@@ -1,0 +1,1 @@
+"""Submits training to SLURM by submitit, runs it on the nodes, and watches it."""

@@ -1,0 +1,48 @@
+"""Notes that failing ranks leave in the jobs folder, so that what failed first is shown, and not what followed.
+
+KEY.RESTARTS.rankNNNNN.failure.json
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from unimmad.files import write_text_aside
+
+_SUFFIX = ".failure.json"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong on one rank."""
+
+    rank: int
+    node: str
+    time: float
+    """Seconds since 1970, by the node's clock."""
+    message: str
+    trace: str
+    """The traceback; empty where the message is for users and says it all."""
+
+
+def note_failure(folder: Path, key: str, restarts: int, rank: int, node: str, error: BaseException) -> None:
+    """Leave a note."""
+    told = isinstance(error, ValueError)
+    trace = "" if told else "".join(traceback.format_exception(error))
+    message = str(error) if told else repr(error)
+    note = Failure(rank, node, time.time(), message, trace)
+    write_text_aside(folder / f"{key}.{restarts}.rank{rank:05d}{_SUFFIX}", json.dumps(asdict(note)) + "\n")
+
+
+def first_failure(folder: Path, key: str) -> Failure | None:
+    """What failed first after the job's last restart; None where no rank could say anything."""
+    notes = [
+        (-int(path.name.split(".")[1]), Failure(**json.loads(path.read_text(encoding="utf-8"))))
+        for path in folder.glob(f"{key}.*{_SUFFIX}")
+    ]
+    newest_first = sorted(notes, key=lambda note: (note[0], note[1].time))
+    return newest_first[0][1] if newest_first else None

@@ -1,0 +1,46 @@
+"""Finds an output folder that each node has for itself, before training writes half a checkpoint on each."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from unimmad.files import write_text_aside
+from unimmad.parallel.world import World
+
+PATIENCE_S = 30.0
+"""How long a network file system may take to show what another node wrote."""
+
+
+def check_shared(probe: Path, world: World, nodes: list[str]) -> None:
+    """Rank 0 writes ``probe`` and every rank looks for it. Collective.
+
+    Raises:
+        ValueError: some node does not see it; every rank raises it.
+    """
+    if world.is_main:
+        write_text_aside(probe, "")
+    world.barrier()
+    here = _appears(probe)
+    seen = [here] * world.size
+    if world.size > 1:
+        dist.all_gather_object(seen, here)
+    if world.is_main:
+        probe.unlink(missing_ok=True)
+    blind = sorted({node for node, sees in zip(nodes, seen, strict=True) if not sees})
+    if blind:
+        raise ValueError(
+            f"the output folder is not shared: {probe.parent}, written by {nodes[0]}, is another one on "
+            f"{', '.join(blind)}; choose --output-dir on a file system that all nodes mount"
+        )
+
+
+def _appears(probe: Path) -> bool:
+    deadline = time.monotonic() + PATIENCE_S
+    while not probe.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
