@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 install: $(INSTALLED)
 
 # The constraints also reach the build environments, where an unpinned torch would be fetched a second time.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): Makefile pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; give another with PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,export,dev]"
