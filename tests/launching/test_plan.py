@@ -105,6 +105,17 @@ def test_an_output_folder_that_cannot_be_written(slurm, capsys):
     assert "choose another output folder" in capsys.readouterr().err
 
 
+def test_two_jobs_do_not_share_a_folder(slurm, monkeypatch):
+    install(slurm.parent / "bin", monkeypatch, squeue="echo 12; echo 13_0")
+    (slurm / "slurm").mkdir(parents=True)
+    (slurm / "slurm" / "11_submitted.pkl").touch()
+    plan_of(slurm)
+    (slurm / "slurm" / "12_submitted.pkl").touch()
+    with pytest.raises(ValueError, match="job 12 is still to train"):
+        plan_of(slurm)
+    plan_of(slurm, "--dependency", "afterany:12")
+
+
 def test_without_slurm(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)

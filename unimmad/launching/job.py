@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from submitit.helpers import DelayedSubmission
 
@@ -101,13 +102,16 @@ class TrainingJob:
         check_shared(self.jobs_folder / f"{self.key}.{place.restarts}.seen", world, nodes)
         arguments = parse_arguments(self.words)
         asked = read_deepspeed_config(arguments.deepspeed_config).ep_size
-        ep_size = effective_ep_size(asked, world.size, arguments.recipe.model)
+        with warnings.catch_warnings():
+            # The trainer will say it.
+            warnings.simplefilter("ignore")
+            ep_size = effective_ep_size(asked, world.size, arguments.recipe.model)
         if world.is_main:
             started = f"start {place.restarts + 1} of job {place.job_id}: {describe_ranks(nodes, ep_size)}"
             print(started, file=sys.stderr, flush=True)
         return RunRecord(self.jobs_folder, self.key).settle(arguments, world)
 
-    def _fail(self, place: Place, error: BaseException) -> None:
+    def _fail(self, place: Place, error: BaseException) -> NoReturn:
         """Tell, and leave without clean-up: other ranks may wait for this one, and SLURM ends them."""
         from unimmad.launching.failure_notes import note_failure
         from unimmad.train import is_lost_rank, tell
@@ -117,36 +121,28 @@ class TrainingJob:
             note_failure(self.jobs_folder, self.key, place.restarts, place.rank, place.node, error)
         os._exit(2 if isinstance(error, ValueError) else 1)
 
-    def _end_early(self, place: Place, stop: StopRequest) -> None:
+    def _end_early(self, place: Place, stop: StopRequest) -> NoReturn:
         """All ranks have saved. Rank 0 requeues the job where that is ours to do; everybody waits to be ended."""
         if place.cluster == "local":
             os._exit(LOCAL_REQUEUE_STATUS if stop.to_requeue() else 1)
         deadline = time.monotonic() + END_WAIT_S
-        requeued = False
         while time.monotonic() < deadline:
-            if place.rank == 0 and stop.to_requeue() and not requeued:
+            if place.rank == 0 and stop.to_requeue():
                 self._requeue(place)
-                requeued = True
             time.sleep(0.2)
         os._exit(1)
 
-    def _requeue(self, place: Place) -> None:
+    def _requeue(self, place: Place) -> NoReturn:
         from unimmad.launching.slurm_commands import requeue
 
+        continues = "the same command continues from the last checkpoint"
+        if place.restarts >= self.max_requeues:
+            used_up = f"saved, but not requeued: --max-requeues {self.max_requeues} is used up; {continues}"
+            self._fail(place, ValueError(used_up))
         try:
-            if place.restarts >= self.max_requeues:
-                raise ValueError(
-                    f"saved, but not requeued: --max-requeues {self.max_requeues} is used up; the same command "
-                    "continues from the last checkpoint"
-                )
-            try:
-                requeue(place.job_id)
-            except ValueError as error:
-                raise ValueError(
-                    f"saved, but not requeued ({error}); the same command continues from the last checkpoint"
-                ) from None
+            requeue(place.job_id)
         except ValueError as error:
-            self._fail(place, error)
+            self._fail(place, ValueError(f"saved, but not requeued ({error}); {continues}"))
         print(f"job {place.job_id} goes back into the queue", file=sys.stderr, flush=True)
         # All are to leave now: SLURM gives tasks that stay the time of KillWait.
         os._exit(1)

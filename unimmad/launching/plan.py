@@ -12,7 +12,14 @@ from typing import Literal
 from unimmad.config import Recipe
 from unimmad.files import write_text_aside
 from unimmad.launching.options import LaunchOptions
-from unimmad.launching.slurm_commands import Partition, choose_partition, count_gpus, partitions, why_no_slurm
+from unimmad.launching.slurm_commands import (
+    Partition,
+    active_jobs,
+    choose_partition,
+    count_gpus,
+    partitions,
+    why_no_slurm,
+)
 from unimmad.launching.sweep import Variant, expand_sweep
 from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_config
 from unimmad.training.arguments import TrainArguments, parse_arguments
@@ -22,6 +29,9 @@ CONFIGS = Path("ds_configs")
 PROJECT = Path(__file__).parents[2]
 JOBS_FOLDER = "slurm"
 """Inside the output folder: logs, batch script, what a job remembers."""
+
+PICKLE_SUFFIX = "_submitted.pkl"
+"""submitit's, behind a job's id."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,8 @@ def make_plan(options: LaunchOptions) -> Plan:
     tasks, output_dir, ep_size = _tasks(options, words, options.nodes * tasks_per_node)
     if not options.dry_run:
         _check_writable(output_dir / JOBS_FOLDER)
+        if cluster == "slurm" and not options.dependency:
+            _check_free(output_dir / JOBS_FOLDER)
     return Plan(cluster, options, gpus, tasks_per_node, ep_size, tasks, output_dir, (*notes, *gpu_notes, *config_notes))
 
 
@@ -199,6 +211,17 @@ def trainer_arguments(words: Sequence[str]) -> TrainArguments:
 
 def recipe_of(plan: Plan) -> Recipe:
     return trainer_arguments(plan.tasks[0].words).recipe
+
+
+def _check_free(folder: Path) -> None:
+    """Two jobs in one folder would write over each other's checkpoints."""
+    submitted = {path.name.removesuffix(PICKLE_SUFFIX) for path in folder.glob(f"*{PICKLE_SUFFIX}")}
+    active = sorted(submitted & active_jobs()) if submitted else []
+    if active:
+        raise ValueError(
+            f"job {active[0]} is still to train in {folder.parent}: scancel {active[0]}, take another --output-dir, "
+            f"or queue behind it by --dependency afterany:{active[0]}"
+        )
 
 
 def _check_writable(folder: Path) -> None:

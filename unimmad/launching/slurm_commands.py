@@ -120,6 +120,15 @@ def _accounted_state(job_id: str) -> JobState:
     return JobState(state.split()[0], exit_code)
 
 
+def active_jobs() -> set[str]:
+    """Ids of this user's jobs that wait or run; of an array each member's (``1234_5``).
+
+    Raises:
+        ValueError: the controller does not answer.
+    """
+    return set(_ask("squeue", "--me", "-h", "-r", "-o", "%i").split())
+
+
 def requeue(job_id: str) -> None:
     """Put a running job back into the queue.
 

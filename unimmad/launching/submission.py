@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shlex
 import signal
 import sys
@@ -49,7 +50,8 @@ def submit(plan: Plan, tasks: Sequence[Task]) -> list[SubmittedJob]:
     executor = _slurm_executor(plan) if plan.cluster == "slurm" else _local_executor(plan)
     jobs = [_training_job(plan, task) for task in tasks]
     try:
-        with _interrupts_ignored(), executor.batch():
+        # submitit prints what sbatch says; we say it ourselves, in one line.
+        with _interrupts_ignored(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
             handles = [executor.submit(job) for job in jobs]
     except submitit.core.utils.FailedJobError as error:
         raise ValueError(f"SLURM refuses the job: {_sbatch_words(str(error))}") from None
