@@ -23,7 +23,7 @@ from unimmad.data.shard_set import CorruptSampleError, ShardSet
 from unimmad.data.shards import write_shards
 from unimmad.data.skipping import OnError, SkipLog, summary
 from unimmad.data.source import SourceFile, SourceSample, SourceSet
-from unimmad.data.stream import evaluation_batches, training_batches
+from unimmad.data.stream import evaluation_batches, expect_workers, training_batches
 
 # Three workers on fewer cores are what some of these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -423,3 +423,9 @@ def test_a_shard_damaged_while_training_is_named(real_shards: ShardSet, workers:
         list(_real_stream(real_shards, workers))
     assert "Traceback" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_workers_that_were_expected_read_the_same(real_shards: ShardSet) -> None:
+    expect_workers()
+    alone = [keys(batch) for _, batch in _real_stream(real_shards, 0)]
+    assert [keys(batch) for _, batch in _real_stream(real_shards, 1)] == alone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
@@ -68,6 +68,15 @@ def load(dataset: Dataset[Any], workers: int, preload: str) -> Iterator[Any]:
         if isinstance(item, Failure):
             raise ValueError(item.message)
         yield item
+
+
+def start_worker_server(preload: str) -> None:
+    """Begin to import what workers need, in the process that they will fork from; does not wait for it.
+
+    The import takes seconds, which the first batch would else wait for.
+    """
+    _worker_context(preload)
+    forkserver.ensure_running()
 
 
 def load_each(make: Callable[[T], R], inputs: list[T], workers: int, preload: str) -> Iterator[R]:

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 from torch.utils.data import get_worker_info
 
 from unimmad.data.index import Split
-from unimmad.data.loading import Pipeline, errors_as_items, load
+from unimmad.data.loading import Pipeline, errors_as_items, load, start_worker_server
 from unimmad.data.modality_dropout import ModalityDropout
 from unimmad.data.order import TrainingOrder
 from unimmad.data.sample import Batch, ImageRoom, Sample, collate
@@ -41,6 +41,11 @@ class _Answer:
     batch: Batch | None
     """None where no place could be filled."""
     skipped: tuple[Skipped, ...]
+
+
+def expect_workers() -> None:
+    """Call early where batches will be read with workers: these then start at once."""
+    start_worker_server(preload=__name__)
 
 
 def training_batches(

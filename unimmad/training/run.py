@@ -21,6 +21,7 @@ from unimmad.data.location import DataFolder
 from unimmad.data.order import TrainingOrder
 from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
+from unimmad.data.stream import expect_workers
 from unimmad.model.backbone import RANDOM_WEIGHTS, calibrate_batchnorm
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.deepspeed_config import read_deepspeed_config
@@ -54,6 +55,8 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
     recipe = arguments.recipe
     if arguments.deterministic:
         _choose_deterministic_kernels()
+    if recipe.data.workers:
+        expect_workers()
     ep_size = effective_ep_size(settings.ep_size, world.size, recipe.model)
     run = _choose_run_folder(arguments, world)
     data = _data_folders(arguments, world)
