@@ -45,7 +45,10 @@ def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, four_steps, 
 def test_finished_run_is_kept_and_the_next_gets_a_numbered_folder(shards, tmp_path):
     words = ("--data", str(shards), "--set", "training.global_batch=20")
     train(tmp_path, *words)
-    assert read_state(find_checkpoint(tmp_path / "runs" / "tiny"))["finished"]
+    state = read_state(find_checkpoint(tmp_path / "runs" / "tiny"))
+    assert state["finished"]
+    assert "solids/cookie" in state["trained_on"]["classes"]
+    assert [modality["slot"] for modality in state["trained_on"]["datasets"]["solids"]["modalities"]] == [0, 1]
     said = train(tmp_path, *words, "--init-from", "runs/tiny")
     assert "runs/tiny-2" in said
     assert (tmp_path / "runs" / "tiny-2" / "checkpoints" / "latest").is_file()
