@@ -17,7 +17,13 @@ from parity.reference import run_reference
 WORKER = Path(__file__).with_name("worker.py")
 CASES_A_LAUNCH = 6
 SECONDS_A_CASE = 120
-ROUNDINGS = ({"parts": 2}, {"parts": 4}, {"parts": 2, "backwards": True})
+ROUNDINGS = (
+    {"parts": 2},
+    {"parts": 4},
+    {"parts": 8},
+    {"parts": 2, "backwards": True},
+    {"parts": 4, "backwards": True},
+)
 """The reference is computed as it is, and again in these ways."""
 
 
