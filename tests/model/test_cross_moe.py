@@ -4,8 +4,9 @@ import naive_moe as naive
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from unimmad.model.cross_moe import CrossCondition, CrossMoE, MiMoEBranch
+from unimmad.model.cross_moe import CrossCondition, CrossMoE, MiMoEBranch, composing_is_cheaper
 
 CHANNELS, EMBED, LEADERS = 6, 4, 5
 
@@ -36,18 +37,37 @@ def test_the_cross_condition_is_that_of_key_and_query_joined(training):
     np.testing.assert_allclose(condition(keys_BEhw, queries_TEhw, order).detach(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("composing", [False, True])
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_a_branch_is_the_fixed_expert_beside_the_routed_ones(size):
+def test_a_branch_is_the_fixed_expert_beside_the_routed_ones(size, composing):
     counts = [1, 2]
     branch = MiMoEBranch(EMBED, size, LEADERS, base_experts=3, top_k=2, banks=1)
     naive.randomise(branch, seed=size)
     keys_BEhw, condition_TE = maps(2, EMBED, 4), torch.randn(3, EMBED, generator=torch.Generator().manual_seed(6))
     order = sample_of_token(counts)
-    output_TEhw, routing = branch(keys_BEhw, condition_TE, counts, order)
+    branch.composing_pays = lambda *_: composing
+    routing = branch.routed.route(condition_TE)
+    output_TEhw = branch(keys_BEhw, routing, counts, order)
     assert routing.leaders_TK.shape == (3, 2)
     for token, sample in enumerate(order):
         expected = naive.branch_output(branch, naive.array(keys_BEhw[sample]), naive.array(condition_TE[token]))
         np.testing.assert_allclose(output_TEhw[token].detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize(("embed", "side"), [(4, 12), (8, 6), (32, 5)])
+def test_composing_is_chosen_where_it_needs_fewer_multiplications(embed, side, size):
+    """Both ways counted as they run."""
+    branch = MiMoEBranch(embed, size, LEADERS, base_experts=3, top_k=2, banks=1)
+    counts, keys_BEhw = [1, 3], torch.zeros(2, embed, side, side)
+    routing = branch.routed.route(torch.zeros(4, embed))
+    needed = {}
+    for composing in (False, True):
+        branch.composing_pays = lambda *_, composing=composing: composing
+        with FlopCounterMode(display=False) as counter:
+            branch(keys_BEhw, routing, counts, sample_of_token(counts))
+        needed[composing] = counter.get_total_flops()
+    assert composing_is_cheaper(4, keys_BEhw.shape, size) == (needed[True] < needed[False])
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -33,7 +33,7 @@ def test_routed_output_is_the_weighted_sum_of_the_leaders_convolutions(size, ban
     counts = [1, 3, 2]
     bank, leaders, routing = make(size, banks, tokens=sum(counts))
     x_BEhw = torch.randn(3, EMBED, 6, 5, generator=torch.Generator().manual_seed(1))
-    output = leaders(x_BEhw, routing, counts, bank.kernels_GNEEkk)
+    output = convolve_tokens(x_BEhw, leaders(routing, bank.kernels_GNEEkk), counts)
     assert output.shape == (6, EMBED, 6, 5)
     for token, sample in enumerate([0, 1, 1, 1, 2, 2]):
         expected = naive.routed_output(
@@ -59,6 +59,16 @@ def test_mixed_kernels_for_any_number_of_routed_leaders_across_banks(top_k):
         np.testing.assert_allclose(mixed[token].detach(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_projection_that_follows_is_taken_into_the_kernels():
+    bank, leaders, routing = make(size=3, banks=2, tokens=2)
+    projection_EE = torch.randn(EMBED, EMBED, generator=torch.Generator().manual_seed(2))
+    x_BEhw = torch.randn(1, EMBED, 6, 5, generator=torch.Generator().manual_seed(1))
+    apart = convolve_tokens(x_BEhw, leaders(routing, bank.kernels_GNEEkk), [2])
+    expected = torch.einsum("oc,tchw->tohw", projection_EE, apart)
+    output = convolve_tokens(x_BEhw, leaders(routing, bank.kernels_GNEEkk, projection_EE), [2])
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_token_whose_leaders_lie_in_different_banks_uses_both():
     bank, leaders, _ = make(size=1, banks=2, tokens=1)
     ids_TK, scores_TK = torch.tensor([[0, LEADERS - 1]]), torch.tensor([[0.25, 0.75]])
@@ -69,7 +79,7 @@ def test_a_token_whose_leaders_lie_in_different_banks_uses_both():
 @pytest.mark.parametrize("banks", [1, 4])
 def test_only_routed_leaders_and_their_banks_have_gradients(banks):
     bank, leaders, routing = make(size=3, banks=banks, tokens=2)
-    leaders(torch.randn(1, EMBED, 4, 4), routing, [2], bank.kernels_GNEEkk).square().sum().backward()
+    convolve_tokens(torch.randn(1, EMBED, 4, 4), leaders(routing, bank.kernels_GNEEkk), [2]).square().sum().backward()
     routed = set(routing.leaders_TK.flatten().tolist())
     assert len(routed) < LEADERS
     trained = leaders.logits_LNE.grad.flatten(1).abs().sum(dim=1) > 0
@@ -82,7 +92,7 @@ def test_gradients_are_those_of_leader_by_leader_convolutions():
     bank, leaders, routing = make(size=3, banks=2, tokens=3)
     counts, x_BEhw = [2, 1], torch.randn(2, EMBED, 5, 4)
     parameters = [leaders.logits_LNE, bank.kernels_GNEEkk]
-    leaders(x_BEhw, routing, counts, bank.kernels_GNEEkk).pow(3).sum().backward()
+    convolve_tokens(x_BEhw, leaders(routing, bank.kernels_GNEEkk), counts).pow(3).sum().backward()
     ours = [parameter.grad.clone() for parameter in parameters]
     total = torch.zeros(())
     for token, sample in enumerate([0, 0, 1]):

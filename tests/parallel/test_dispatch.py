@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unimmad.model.leaders import convolve_tokens, mix_kernels
 from unimmad.model.routing import Routing
-from unimmad.parallel.dispatch import dispatch, plan_dispatch
+from unimmad.parallel.dispatch import dispatch, plan_dispatches
 
 RANKS = 4
 LEADERS, BASES, EMBED = 8, 3, 5
@@ -129,10 +129,11 @@ def dispatched(case: Case, rank: int, group: dist.ProcessGroup) -> dict[str, Ten
 
     counts = case.samples[rank]
     sample_of_token_T = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64))
-    leaders_here = LEADERS // case.ep_size
-    output, traffic = dispatch(inputs.x, sample_of_token_T, inputs.routing, leaders_here, group, apply_leaders)
+    # Another gate beside it, which must not mix with it.
+    leaders_GTK = torch.stack([inputs.routing.leaders_TK, (inputs.routing.leaders_TK + rank) % LEADERS])
+    plan, _ = plan_dispatches(leaders_GTK, LEADERS // case.ep_size, group)
+    output, traffic = dispatch(inputs.x, sample_of_token_T, inputs.routing, plan, group, apply_leaders)
     loss_of(output, rank).backward()
-    plan = plan_dispatch(inputs.routing.leaders_TK, LEADERS // case.ep_size, group)
     facts = {"sent": plan.sent, "received": plan.received, "stay": [len(plan.own_tokens)], "evaluated": evaluated}
     facts["traffic"] = (traffic.dispatched, traffic.routed)
     return {

@@ -44,9 +44,7 @@ def main() -> int:
 
 def print_parity(cases: Sequence[Case], shards: Path, folder: Path) -> int:
     print("Largest relative difference to one process without DeepSpeed; in brackets over its bound where that is the")
-    print(
-        "reference's own rounding (computed in parts, in other orders). Gradients of the first step, weights after five.\n"
-    )
+    print("reference's own rounding (in parts, in other orders). Gradients of the first step, weights after five.\n")
     print(_row("problem", "layout", "loss", *(f"d {kind}" for kind in KINDS), "weights", "sent/routed"), flush=True)
     failures = 0
     for case, comparison in compared(cases, shards, folder):

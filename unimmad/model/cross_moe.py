@@ -1,8 +1,9 @@
 """C-MoE, the decoder of one level (METHOD part 6): reconstructs each token's teacher features from the shared ones.
 
 What depends on the sample only (key, the branches' inputs, the fixed experts, the key half of the cross condition)
-is computed once a sample, not once a token. Tokens take their sample's map by ``index_select``, since the gradient of
-plain indexing adds up in an order that changes from run to run, on CPUs too.
+is computed once a sample, not once a token. All gates can decide before any expert computes: ``route``, then
+``reconstruct``. Tokens take their sample's map by ``index_select``, since the gradient of plain indexing adds up in an
+order that changes from run to run, on CPUs too.
 
 Letters: B samples, T tokens (sample, modality), C_l channels of the level, E embed channels, L leaders,
 K routed leaders, h x w positions.
@@ -10,15 +11,19 @@ K routed leaders, h x w positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.model.blocks import group_norm, pointwise
-from unimmad.model.leaders import INITIAL_LEADER_STD, BaseKernelBank, LocalLeaders
+from unimmad.model.leaders import INITIAL_LEADER_STD, BaseKernelBank, LocalLeaders, convolve_tokens
 from unimmad.model.routing import Gate, Routing
+
+TokenConvolution = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+"""As ``convolve_tokens``."""
 
 
 class CrossMoE(nn.Module):
@@ -59,15 +64,30 @@ class CrossMoE(nn.Module):
         sample_of_token_T: Tensor,
     ) -> tuple[Tensor, list[Routing]]:
         """Reconstruction [T, C_l, h, w] of the teacher's features, and each branch's routing."""
+        key_BEhw, routings = self.route(shared_BChw, teacher_TChw, sample_of_token_T)
+        return self.reconstruct(key_BEhw, routings, tokens_per_sample, sample_of_token_T), routings
+
+    def route(
+        self, shared_BChw: Tensor, teacher_TChw: Tensor, sample_of_token_T: Tensor
+    ) -> tuple[Tensor, list[Routing]]:
+        """The experts' input, key [B, E, h, w], and each branch's decision."""
         key_BEhw = self.key(shared_BChw)
-        query_TEhw = self.query(teacher_TChw)
-        condition_TE = self.condition(key_BEhw, query_TEhw, sample_of_token_T)
-        outputs, routings = [], []
-        for branch in self.branches:
-            output_TEhw, routing = branch(key_BEhw, condition_TE, tokens_per_sample, sample_of_token_T)
-            outputs.append(output_TEhw)
-            routings.append(routing)
-        return self.out(torch.cat(outputs, dim=1)), routings
+        condition_TE = self.condition(key_BEhw, self.query(teacher_TChw), sample_of_token_T)
+        return key_BEhw, [branch.routed.route(condition_TE) for branch in cast(list[MiMoEBranch], self.branches)]
+
+    def reconstruct(
+        self,
+        key_BEhw: Tensor,
+        routings: Sequence[Routing],
+        tokens_per_sample: Sequence[int],
+        sample_of_token_T: Tensor,
+    ) -> Tensor:
+        """What the routed experts make of the key: [T, C_l, h, w]."""
+        outputs = [
+            branch(key_BEhw, routing, tokens_per_sample, sample_of_token_T)
+            for branch, routing in zip(self.branches, routings, strict=True)
+        ]
+        return self.out(torch.cat(outputs, dim=1))
 
 
 class CrossCondition(nn.Module):
@@ -90,6 +110,22 @@ class CrossCondition(nn.Module):
         return self.mix(x_TEhw).float().mean(dim=(2, 3))
 
 
+class RoutedExperts(Protocol):
+    """Gate and leaders of a branch, in one process or on many ranks."""
+
+    leaders_are_here: bool
+    """Whether ``mixed_kernels`` can be asked; else the experts are called."""
+
+    def route(self, condition_TE: Tensor) -> Routing:
+        """The gate's decision."""
+
+    def mixed_kernels(self, routing: Routing, kernels_GNEEkk: Tensor, projection_EE: Tensor | None = None) -> Tensor:
+        """As ``mix_kernels``, of all tokens: [T, E, E, k, k]."""
+
+    def __call__(self, x_BEhw: Tensor, routing: Routing, sample_of_token_T: Tensor, kernels_GNEEkk: Tensor) -> Tensor:
+        """Routed output of every token, wherever its leaders live: [T, E, h, w]."""
+
+
 class MiMoEBranch(nn.Module):
     """One kernel size: the fixed expert beside the routed leaders. ``routed`` has a local and a parallel form."""
 
@@ -109,29 +145,65 @@ class MiMoEBranch(nn.Module):
         self.fixed_EEkk = nn.Parameter(torch.empty(embed_dim, embed_dim, kernel_size, kernel_size))
         nn.init.dirac_(self.fixed_EEkk)
         self.bank = BaseKernelBank(banks, base_experts, embed_dim, kernel_size)
-        self.routed: nn.Module = LocalRouting(embed_dim, leaders, base_experts, top_k, banks, initial_leader_std)
+        self.routed: RoutedExperts = LocalRouting(embed_dim, leaders, base_experts, top_k, banks, initial_leader_std)
         self.post = nn.Conv2d(2 * embed_dim, embed_dim, 1, bias=False)
         self.norm = group_norm(embed_dim)
+        self.convolve: TokenConvolution = convolve_tokens
+        self.composing_pays: Callable[[int, Sequence[int], int], bool] = composing_is_cheaper
 
     def forward(
         self,
         key_BEhw: Tensor,
-        condition_TE: Tensor,
+        routing: Routing,
         tokens_per_sample: Sequence[int],
         sample_of_token_T: Tensor,
-    ) -> tuple[Tensor, Routing]:
-        """-> [T, E, h, w] and the gate's decision."""
+    ) -> Tensor:
+        """-> [T, E, h, w]."""
         x_BEhw = self.pre(key_BEhw)
-        routed_TEhw, routing = self.routed(x_BEhw, condition_TE, tokens_per_sample, self.bank.kernels_GNEEkk)
-        # The last 1x1 is split in two so that the fixed expert's half runs once a sample.
+        tokens = sample_of_token_T.shape[0]
+        if self.routed.leaders_are_here and self.composing_pays(tokens, x_BEhw.shape, self.kernel_size):
+            output_TEhw = self.convolve(x_BEhw, self._composed_kernels(routing), tokens_per_sample)
+        else:
+            output_TEhw = self._one_after_the_other(x_BEhw, routing, tokens_per_sample, sample_of_token_T)
+        return self.norm(output_TEhw).relu()
+
+    def _composed_kernels(self, routing: Routing) -> Tensor:
+        """Fixed expert, routed experts and the last 1x1 as one kernel a token: [T, E, E, k, k]."""
+        for_fixed_EE, for_routed_EE = self.post.weight.flatten(1).chunk(2, dim=1)
+        fixed_EEkk = (for_fixed_EE @ self.fixed_EEkk.flatten(1)).view_as(self.fixed_EEkk)
+        return self.routed.mixed_kernels(routing, self.bank.kernels_GNEEkk, for_routed_EE) + fixed_EEkk
+
+    def _one_after_the_other(
+        self, x_BEhw: Tensor, routing: Routing, tokens_per_sample: Sequence[int], sample_of_token_T: Tensor
+    ) -> Tensor:
+        """The last 1x1 is split in two so that the fixed expert's half runs once a sample."""
+        if self.routed.leaders_are_here:
+            kernels_TEEkk = self.routed.mixed_kernels(routing, self.bank.kernels_GNEEkk)
+            routed_TEhw = self.convolve(x_BEhw, kernels_TEEkk, tokens_per_sample)
+        else:
+            routed_TEhw = self.routed(x_BEhw, routing, sample_of_token_T, self.bank.kernels_GNEEkk)
         for_fixed, for_routed = self.post.weight.chunk(2, dim=1)
         fixed_BEhw = F.conv2d(F.conv2d(x_BEhw, self.fixed_EEkk, padding=self.kernel_size // 2), for_fixed)
-        output_TEhw = F.conv2d(routed_TEhw, for_routed) + fixed_BEhw.index_select(0, sample_of_token_T)
-        return self.norm(output_TEhw).relu(), routing
+        return F.conv2d(routed_TEhw, for_routed) + fixed_BEhw.index_select(0, sample_of_token_T)
+
+
+def composing_is_cheaper(tokens: int, shape_BEhw: Sequence[int], kernel_size: int) -> bool:
+    """Whether one composed convolution a token needs fewer multiply-adds than its parts one after the other.
+
+    Composing multiplies E x E by E x E k k for each token and for the fixed expert. It saves, at every position, the
+    last 1x1 of each token and the fixed expert with its 1x1 of each sample. Forward and backward keep the proportion.
+    """
+    batch, embed_dim, height, width = shape_BEhw
+    taps, positions = kernel_size**2, height * width
+    composing = (tokens + 1) * embed_dim * taps
+    saved = (tokens + batch * (taps + 1)) * positions
+    return composing < saved
 
 
 class LocalRouting(nn.Module):
     """Gate and leaders in one process: what DeepSpeed's MoE layer replaces in training."""
+
+    leaders_are_here = True
 
     def __init__(
         self,
@@ -146,8 +218,9 @@ class LocalRouting(nn.Module):
         self.gate = Gate(embed_dim, leaders, top_k)
         self.leaders = LocalLeaders(leaders, base_experts, embed_dim, banks, initial_leader_std)
 
-    def forward(
-        self, x_BEhw: Tensor, condition_TE: Tensor, tokens_per_sample: Sequence[int], kernels_GNEEkk: Tensor
-    ) -> tuple[Tensor, Routing]:
-        routing = self.gate(condition_TE)
-        return self.leaders(x_BEhw, routing, tokens_per_sample, kernels_GNEEkk), routing
+    def route(self, condition_TE: Tensor) -> Routing:
+        return self.gate(condition_TE)
+
+    def mixed_kernels(self, routing: Routing, kernels_GNEEkk: Tensor, projection_EE: Tensor | None = None) -> Tensor:
+        """As ``mix_kernels``, of all tokens: [T, E, E, k, k]."""
+        return self.leaders(routing, kernels_GNEEkk, projection_EE)

@@ -10,15 +10,14 @@ h x w positions of a level, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.model.anomaly_map import cosine_distance
-from unimmad.model.cross_moe import CrossMoE, LocalRouting, MiMoEBranch
-from unimmad.model.leaders import mix_kernels
-from unimmad.model.routing import Routing
+from unimmad.model.cross_moe import CrossMoE, MiMoEBranch, composing_is_cheaper
 from unimmad.model.unimmad import UniMMAD
 
 
@@ -43,8 +42,8 @@ class FixedModalities(nn.Module):
             assert isinstance(level, CrossMoE)
             for branch in level.branches:
                 assert isinstance(branch, MiMoEBranch)
-                assert isinstance(branch.routed, LocalRouting), "given to FixedModalities before"
-                branch.routed = FixedRouting(branch.routed, len(slots))
+                branch.convolve = partial(_convolve_by_products, modalities=len(slots))
+                branch.composing_pays = partial(_composing_pays, modalities=len(slots))
 
     def forward(self, images_BMCHW: Tensor) -> Tensor:
         """Normalised images, modalities in the order of ``slots`` -> maps before blurring, float32 [B, H, W]."""
@@ -75,27 +74,15 @@ class FixedModalities(nn.Module):
         return torch.stack(placed, dim=1)
 
 
-class FixedRouting(nn.Module):
-    """Gate and leaders of a branch, every sample with as many tokens."""
+def _convolve_by_products(
+    x_BEhw: Tensor, kernels_TEEkk: Tensor, tokens_per_sample: Sequence[int], modalities: int
+) -> Tensor:
+    return convolve_by_products(x_BEhw, kernels_TEEkk, modalities)
 
-    def __init__(self, local: LocalRouting, modalities: int) -> None:
-        super().__init__()
-        self.gate = local.gate
-        self.leaders = local.leaders
-        self.modalities = modalities
 
-    def forward(
-        self, x_BEhw: Tensor, condition_TE: Tensor, tokens_per_sample: Sequence[int], kernels_GNEEkk: Tensor
-    ) -> tuple[Tensor, Routing]:
-        routing = self.gate(condition_TE)
-        kernels_TEEkk = mix_kernels(
-            self.leaders.logits_LNE,
-            routing.leaders_TK,
-            routing.scores_TK,
-            kernels_GNEEkk,
-            self.leaders.leaders_per_bank,
-        )
-        return convolve_by_products(x_BEhw, kernels_TEEkk, self.modalities), routing
+def _composing_pays(tokens: int, shape_BEhw: Sequence[int], kernel_size: int, modalities: int) -> bool:
+    """Of a batch of one, since a tracer does not know the batch."""
+    return composing_is_cheaper(modalities, (1, *shape_BEhw[1:]), kernel_size)
 
 
 def convolve_by_products(x_BEhw: Tensor, kernels_TEEkk: Tensor, modalities: int) -> Tensor:

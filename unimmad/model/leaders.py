@@ -40,14 +40,16 @@ class LocalLeaders(nn.Module):
         self.logits_LNE = nn.Parameter(torch.randn(leaders, base_experts, embed_dim) * initial_std)
         self.leaders_per_bank = leaders // banks
 
-    def forward(
-        self, x_BEhw: Tensor, routing: Routing, tokens_per_sample: Sequence[int], kernels_GNEEkk: Tensor
-    ) -> Tensor:
-        """Routed output of every token: [T, E, h, w]."""
-        kernels_TEEkk = mix_kernels(
-            self.logits_LNE, routing.leaders_TK, routing.scores_TK, kernels_GNEEkk, self.leaders_per_bank
+    def forward(self, routing: Routing, kernels_GNEEkk: Tensor, projection_EE: Tensor | None = None) -> Tensor:
+        """Every token's mixed kernel: [T, E, E, k, k]."""
+        return mix_kernels(
+            self.logits_LNE,
+            routing.leaders_TK,
+            routing.scores_TK,
+            kernels_GNEEkk,
+            self.leaders_per_bank,
+            projection_EE,
         )
-        return convolve_tokens(x_BEhw, kernels_TEEkk, tokens_per_sample)
 
 
 def mix_kernels(
@@ -56,10 +58,12 @@ def mix_kernels(
     scores_TK: Tensor,
     kernels_GNEEkk: Tensor,
     leaders_per_bank: int,
+    projection_EE: Tensor | None = None,
 ) -> Tensor:
     """One kernel a token, [T, E, E, k, k]: sum over its K leaders of score x (leader's mixture of base kernels).
 
-    A leader's mixture is per output channel: softmax over the N base kernels of its own bank.
+    A leader's mixture is per output channel: softmax over the N base kernels of its own bank. ``projection_EE`` is a
+    1x1 convolution that follows (out, in), taken into the kernels.
     """
     banks, base_experts, out_channels, in_channels, size, _ = kernels_GNEEkk.shape
     tokens = leaders_TK.shape[0]
@@ -76,6 +80,8 @@ def mix_kernels(
     # Contiguous, since torch falls back to a loop many times slower for batches of transposed matrices.
     shares_ETJ = shares_TJE.permute(2, 0, 1).to(kernels_EJP.dtype).contiguous()
     mixed_ETP = torch.bmm(shares_ETJ, kernels_EJP)
+    if projection_EE is not None:
+        mixed_ETP = (projection_EE @ mixed_ETP.flatten(1)).view_as(mixed_ETP)
     return mixed_ETP.transpose(0, 1).reshape(tokens, out_channels, in_channels, size, size)
 
 

@@ -7,8 +7,9 @@ Letters: B samples, T tokens (sample, modality), C_l channels of level l, H x W 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,8 @@ class UniMMAD(nn.Module):
                 for level_channels in channels
             ]
         )
+        self.on_routed: Callable[[Sequence[Routing]], None] | None = None
+        """Told all gates' decisions, level by level, before any expert computes: what comes to where is then known."""
         self.train()
 
     def train(self, mode: bool = True) -> UniMMAD:
@@ -116,14 +119,19 @@ class UniMMAD(nn.Module):
             teacher_maps = self.teacher(images_TCHW)
         embedded_BCHW = self.input_embedding(images_TCHW, sample_of_token_T, slot_of_token_T, batch)
         shared_maps = self.compression(self.encoder(embedded_BCHW))
-        distances, routings = [], []
-        for level, shared_BChw, teacher_TChw in zip(self.levels, shared_maps, teacher_maps, strict=True):
-            target_TChw = F.normalize(teacher_TChw.float(), dim=1)
-            reconstruction_TChw, routing = level(
-                F.normalize(shared_BChw.float(), dim=1), target_TChw, tokens_per_sample, sample_of_token_T
-            )
-            distances.append(cosine_distance(target_TChw, reconstruction_TChw))
+        targets = [F.normalize(features.float(), dim=1) for features in teacher_maps]
+        levels = cast(list[CrossMoE], self.levels)
+        keys, routings = [], []
+        for level, shared_BChw, target_TChw in zip(levels, shared_maps, targets, strict=True):
+            key_BEhw, routing = level.route(F.normalize(shared_BChw.float(), dim=1), target_TChw, sample_of_token_T)
+            keys.append(key_BEhw)
             routings.append(tuple(routing))
+        if self.on_routed is not None:
+            self.on_routed([routing for of_level in routings for routing in of_level])
+        distances = []
+        for level, key_BEhw, of_level, target_TChw in zip(levels, keys, routings, targets, strict=True):
+            reconstruction_TChw = level.reconstruct(key_BEhw, of_level, tokens_per_sample, sample_of_token_T)
+            distances.append(cosine_distance(target_TChw, reconstruction_TChw))
         return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch)
 
     def maps(self, reconstruction: Reconstruction) -> Tensor:

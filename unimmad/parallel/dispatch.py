@@ -49,27 +49,50 @@ class DispatchPlan:
     """int64: tokens that have a leader here, which stay."""
     announced: int
     """Bytes spent on telling each rank how much comes."""
+    leaders_per_rank: int
 
 
-def plan_dispatch(leaders_TK: Tensor, leaders_per_rank: int, group: dist.ProcessGroup) -> DispatchPlan:
-    """Decide what to send, and learn from the other ranks how much comes back."""
+def plan_dispatches(leaders_GTK: Tensor, leaders_per_rank: int, group: dist.ProcessGroup) -> list[DispatchPlan]:
+    """Decide what G gates' tokens send, and learn from the other ranks how much comes to each gate's leaders.
+
+    One exchange for all gates, and one read back to the host: sizes must be known there.
+    """
     ranks, here = dist.get_world_size(group), dist.get_rank(group)
-    owner_TK = leaders_TK // leaders_per_rank
-    owned_RT = (owner_TK[None] == torch.arange(ranks, device=owner_TK.device)[:, None, None]).any(dim=2)
-    own_tokens = owned_RT[here].nonzero()[:, 0]
-    owned_RT[here] = False
-    rank_S, token_S = owned_RT.nonzero(as_tuple=True)
-    sent = owned_RT.sum(dim=1)
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, group=group)
-    return DispatchPlan(token_S, rank_S, tuple(sent.tolist()), tuple(received.tolist()), own_tokens, sent.nbytes)
+    gates, tokens, _ = leaders_GTK.shape
+    device = leaders_GTK.device
+    rank_R = torch.arange(ranks, device=device)
+    owned_RGT = (leaders_GTK // leaders_per_rank == rank_R[:, None, None, None]).any(dim=3)
+    sent_RG = owned_RGT.sum(dim=2)
+    sent_RG[here] = 0
+    received_RG = torch.empty_like(sent_RG)
+    dist.all_to_all_single(received_RG, sent_RG, group=group)
+    on_host = torch.cat([owned_RGT.flatten(), received_RG.flatten()]).cpu()
+    owned_RGT = on_host[: owned_RGT.numel()].view(ranks, gates, tokens).bool()
+    received_RG = on_host[owned_RGT.numel() :].view(ranks, gates)
+    plans = []
+    for gate in range(gates):
+        remote_RT = owned_RGT[:, gate].clone()
+        remote_RT[here] = False
+        rank_S, token_S = remote_RT.nonzero(as_tuple=True)
+        plans.append(
+            DispatchPlan(
+                token_S.to(device, non_blocking=True),
+                rank_S.to(device, non_blocking=True),
+                tuple(remote_RT.sum(dim=1).tolist()),
+                tuple(received_RG[:, gate].tolist()),
+                owned_RGT[here, gate].nonzero()[:, 0].to(device, non_blocking=True),
+                sent_RG[:, gate].nbytes,
+                leaders_per_rank,
+            )
+        )
+    return plans
 
 
 def dispatch(
     x_BEhw: Tensor,
     sample_of_token_T: Tensor,
     routing: Routing,
-    leaders_per_rank: int,
+    plan: DispatchPlan,
     group: dist.ProcessGroup,
     apply_leaders: LeaderFunction,
 ) -> tuple[Tensor, Traffic]:
@@ -78,15 +101,14 @@ def dispatch(
     Every rank of the group takes part in every exchange, also one that sends or receives nothing: in the backward
     pass too, since its outputs depend on the (empty) rows that it received.
     """
-    here = dist.get_rank(group)
-    plan = plan_dispatch(routing.leaders_TK, leaders_per_rank, group)
-    ids_SK, scores_SK = _for_rank(routing, plan.token_S, plan.rank_S, leaders_per_rank)
+    ids_SK, scores_SK = _for_rank(routing, plan.token_S, plan.rank_S, plan.leaders_per_rank)
     maps_SEhw = x_BEhw.index_select(0, sample_of_token_T[plan.token_S])
     came = exchange_rows(maps_SEhw, plan.sent, plan.received, group)
     came_scores = exchange_rows(scores_SK, plan.sent, plan.received, group)
     came_ids = exchange_rows(ids_SK, plan.sent, plan.received, group)
 
-    own_ids, own_scores = _for_rank(routing, plan.own_tokens, torch.full_like(plan.own_tokens, here), leaders_per_rank)
+    here = torch.full_like(plan.own_tokens, dist.get_rank(group))
+    own_ids, own_scores = _for_rank(routing, plan.own_tokens, here, plan.leaders_per_rank)
     inputs = torch.cat([came, x_BEhw.index_select(0, sample_of_token_T[plan.own_tokens])])
     outputs = apply_leaders(inputs, torch.cat([came_ids, own_ids]), torch.cat([came_scores, own_scores]))
     for_others, own = outputs.split([came.shape[0], len(plan.own_tokens)])

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from unimmad.model.cross_moe import LocalRouting
 from unimmad.model.leaders import convolve_tokens, mix_kernels
 from unimmad.model.routing import Routing, route
-from unimmad.parallel.dispatch import Traffic, dispatch
+from unimmad.parallel.dispatch import DispatchPlan, Traffic, dispatch, plan_dispatches
 
 
 class LeaderMoE(MoE):
-    """DeepSpeed's MoE layer in place of ``LocalRouting``: same call, same numbers, leaders on ``ep_size`` ranks."""
+    """DeepSpeed's MoE layer in place of ``LocalRouting``: same numbers, leaders on ``ep_size`` ranks."""
 
     def __init__(self, local: LocalRouting, ep_size: int, ep_rank: int) -> None:
         leaders, _, embed_dim = local.leaders.logits_LNE.shape
@@ -36,11 +36,19 @@ class LeaderMoE(MoE):
             ep_size,
             self.num_local_experts,
         )
+        self.leaders_are_here = ep_size == 1
 
-    def forward(
-        self, x_BEhw: Tensor, condition_TE: Tensor, tokens_per_sample: Sequence[int], kernels_GNEEkk: Tensor
-    ) -> tuple[Tensor, Routing]:
-        return self.deepspeed_moe(x_BEhw, condition_TE, tokens_per_sample, kernels_GNEEkk)
+    def route(self, condition_TE: Tensor) -> Routing:
+        return self.deepspeed_moe.gate(condition_TE)
+
+    def mixed_kernels(self, routing: Routing, kernels_GNEEkk: Tensor, projection_EE: Tensor | None = None) -> Tensor:
+        """Where all leaders are here: each token's kernel, as in ``LocalRouting``."""
+        leaders = self.deepspeed_moe.experts
+        return leaders.mixed_kernels(routing.leaders_TK, routing.scores_TK, kernels_GNEEkk, projection_EE)
+
+    def forward(self, x_BEhw: Tensor, routing: Routing, sample_of_token_T: Tensor, kernels_GNEEkk: Tensor) -> Tensor:
+        """Where they are not: the routed output of every token, [T, E, h, w], through the dispatch."""
+        return self.deepspeed_moe(x_BEhw, routing, sample_of_token_T, kernels_GNEEkk)
 
 
 class LeaderGate(TopKGate):
@@ -62,39 +70,44 @@ class PlacedLeaders(nn.Module):
         self.logits_LNE = expert_parallel_slice(local.leaders.logits_LNE, ep_size, ep_rank, group_name)
         self.leaders_per_bank = local.leaders.leaders_per_bank
 
-    def forward(
-        self, maps: Tensor, tokens_per_map: Sequence[int], ids: Tensor, scores: Tensor, kernels: Tensor
+    def mixed_kernels(
+        self, ids_TK: Tensor, scores_TK: Tensor, kernels_GNEEkk: Tensor, projection_EE: Tensor | None = None
     ) -> Tensor:
-        """Each token's mixed kernel over its map: as ``LocalLeaders``, by local leader ids."""
-        mixed = mix_kernels(self.logits_LNE, ids, scores, kernels, self.leaders_per_bank)
-        return convolve_tokens(maps, mixed, tokens_per_map)
+        """As ``mix_kernels``, by local leader ids."""
+        return mix_kernels(self.logits_LNE, ids_TK, scores_TK, kernels_GNEEkk, self.leaders_per_bank, projection_EE)
+
+    def forward(self, maps_SEhw: Tensor, ids_SK: Tensor, scores_SK: Tensor, kernels_GNEEkk: Tensor) -> Tensor:
+        """Each token's mixed kernel over a map of its own."""
+        mixed = self.mixed_kernels(ids_SK, scores_SK, kernels_GNEEkk)
+        return convolve_tokens(maps_SEhw, mixed, [1] * len(maps_SEhw))
 
 
 class LeaderMOELayer(MOELayer):
-    """Gate, then leaders: in place where all of them are here, else through the dispatch."""
+    """Gate, then leaders wherever they live. All gates decide first: ``plan_all`` says what goes where."""
 
+    plan: DispatchPlan | None = None
+    """Of the forward pass that is going on."""
     traffic = Traffic()
     """Of all forward passes since somebody reset it."""
 
-    def forward(
-        self, x_BEhw: Tensor, condition_TE: Tensor, tokens_per_sample: Sequence[int], kernels_GNEEkk: Tensor
-    ) -> tuple[Tensor, Routing]:
-        routing = self.gate(condition_TE)
-        if self.ep_size == 1:
-            output_TEhw = self.experts(x_BEhw, tokens_per_sample, routing.leaders_TK, routing.scores_TK, kernels_GNEEkk)
-            return output_TEhw, routing
-        sample_of_token_T = torch.repeat_interleave(
-            torch.arange(len(tokens_per_sample)), torch.tensor(tokens_per_sample)
-        ).to(x_BEhw.device)
+    def forward(self, x_BEhw: Tensor, routing: Routing, sample_of_token_T: Tensor, kernels_GNEEkk: Tensor) -> Tensor:
+        plan, self.plan = self.plan, None
+        assert plan is not None, "no plan: the model's on_routed was not called"
 
         def apply_leaders(maps_SEhw: Tensor, ids_SK: Tensor, scores_SK: Tensor) -> Tensor:
-            return self.experts(maps_SEhw, [1] * len(maps_SEhw), ids_SK, scores_SK, kernels_GNEEkk)
+            return self.experts(maps_SEhw, ids_SK, scores_SK, kernels_GNEEkk)
 
-        output_TEhw, traffic = dispatch(
-            x_BEhw, sample_of_token_T, routing, self.num_local_experts, self.ep_group, apply_leaders
-        )
+        output_TEhw, traffic = dispatch(x_BEhw, sample_of_token_T, routing, plan, self.ep_group, apply_leaders)
         self.traffic += traffic
-        return output_TEhw, routing
+        return output_TEhw
+
+
+def plan_all(layers: Sequence[LeaderMOELayer], routings: Sequence[Routing]) -> None:
+    """Give every layer its plan, from one exchange of counts and one fetch to the host for all of them."""
+    leaders_GTK = torch.stack([routing.leaders_TK for routing in routings])
+    plans = plan_dispatches(leaders_GTK, layers[0].num_local_experts, layers[0].ep_group)
+    for layer, plan in zip(layers, plans, strict=True):
+        layer.plan = plan
 
 
 def expert_parallel_slice(whole: Tensor, ep_size: int, ep_rank: int, group_name: str) -> nn.Parameter:

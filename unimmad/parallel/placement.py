@@ -9,13 +9,14 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from unimmad.config import ModelSettings
 from unimmad.model.cross_moe import LocalRouting, MiMoEBranch
 from unimmad.model.unimmad import UniMMAD
-from unimmad.parallel.moe import LeaderMoE, expert_parallel_slice
+from unimmad.parallel.moe import LeaderMoE, expert_parallel_slice, plan_all
 
 _PORTABLE = (
     (".routed.deepspeed_moe.gate.wg.", ".routed.gate.linear."),
@@ -59,17 +60,21 @@ def place_leaders(model: UniMMAD, ep_size: int, rank: int) -> None:
 
     Ranks of one expert-parallel group are neighbours, so a group stays inside a node where it fits.
     """
+    layers = []
     for module in model.modules():
         if isinstance(module, MiMoEBranch):
             assert isinstance(module.routed, LocalRouting)
             moe = LeaderMoE(module.routed, ep_size, rank % ep_size)
             module.routed = moe
+            layers.append(moe.deepspeed_moe)
             banks_GNEEkk = module.bank.kernels_GNEEkk
             if len(banks_GNEEkk) > 1:
                 # Several banks live with their leaders; a single one is dense, the same on every rank.
                 module.bank.kernels_GNEEkk = expert_parallel_slice(
                     banks_GNEEkk, ep_size, rank % ep_size, moe.expert_group_name
                 )
+    if ep_size > 1:
+        model.on_routed = partial(plan_all, layers)
 
 
 def portable_name(name: str) -> str:
