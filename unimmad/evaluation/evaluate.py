@@ -29,6 +29,7 @@ from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
 from unimmad.evaluation.scoring import MaskRule, Precision, default_precision
 from unimmad.evaluation.tables import write_image_scores, write_tables
+from unimmad.model.inference import for_inference
 
 NOT_IN_NUMBERS = frozenset({"batch_size", "pictures_per_class"})
 """Evaluation settings that change no number."""
@@ -71,7 +72,8 @@ def evaluate_checkpoint(
     """Evaluate on ``split`` of the shard folders ``data`` and write tables and pictures into ``output``.
 
     Each finished class is kept in ``output`` until the report is complete. An evaluation that was interrupted goes on
-    behind its last finished class, where checkpoint, data and settings are the same, and says so.
+    behind its last finished class, where checkpoint, data and settings are the same, and says so. The checkpoint's
+    model is brought into its inference form.
 
     Args:
         precision: None: ``default_precision``.
@@ -107,7 +109,7 @@ def evaluate_checkpoint(
         )
     skip_log = SkipLog("it is left out")
     scored_classes = evaluate_classes(
-        checkpoint.model.to(device),
+        for_inference(checkpoint.model.to(device)),
         shards,
         split,
         settings,

@@ -18,6 +18,7 @@ from unimmad.config import EvaluationSettings
 from unimmad.data.prepare import normalisation
 from unimmad.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
+from unimmad.model.inference import for_inference
 from unimmad.model.unimmad import UniMMAD
 from unimmad.prediction.reading import PreparedSample
 
@@ -37,10 +38,10 @@ class Engine(Protocol):
 
 
 class ModelEngine:
-    """The local form of the model."""
+    """The local form of the model, brought into its inference form."""
 
     def __init__(self, model: UniMMAD, settings: EvaluationSettings, device: torch.device) -> None:
-        self.model = model.to(device).eval()
+        self.model = for_inference(model.to(device))
         self.settings = settings
         self.device = device
 

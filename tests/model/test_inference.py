@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from unimmad.assembly import new_model
+from unimmad.config import load_recipe
+from unimmad.model.inference import InferenceBranch, LeaderProducts, for_inference
+from unimmad.model.unimmad import Reconstruction, UniMMAD
+
+COUNTS = (1, 4, 2)
+
+
+@pytest.fixture(scope="module")
+def model() -> UniMMAD:
+    """With statistics of its own, so that folding has something to fold."""
+    made, _ = new_model(load_recipe("tiny").model, seed=0)
+    with torch.no_grad():
+        for _ in range(2):
+            score(made.train(), seed=7)
+    return made.eval()
+
+
+def score(model: UniMMAD, counts=COUNTS, seed: int = 1) -> Reconstruction:
+    size = model.architecture.image_size
+    images = torch.randn(sum(counts), 3, size, size, generator=torch.Generator().manual_seed(seed))
+    slots = torch.tensor([slot for count in counts for slot in range(count)])
+    with torch.no_grad():
+        return model(images, counts, slots)
+
+
+def favour(model: UniMMAD, leaders: list[int]) -> UniMMAD:
+    for level in model.levels:
+        for branch in level.branches:
+            branch.routed.gate.linear.bias.data[leaders] += 50
+    return model
+
+
+def products_of(model: UniMMAD) -> LeaderProducts:
+    assert isinstance(model.on_routed, LeaderProducts)
+    return model.on_routed
+
+
+def assert_same(ours: Reconstruction, expected: Reconstruction) -> None:
+    for mine, wanted in zip(ours.distances, expected.distances, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
+    for mine, wanted in zip(sum(ours.routings, ()), sum(expected.routings, ()), strict=True):
+        assert torch.equal(mine.leaders_TK, wanted.leaders_TK)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 20_000, 2**30], ids=["no cache", "some branches", "all"])
+def test_the_inference_form_gives_the_same_numbers_with_any_cache(model, cache_bytes):
+    fast = for_inference(copy.deepcopy(model), cache_bytes)
+    for seed in range(3):
+        assert_same(score(fast, seed=seed), score(model, seed=seed))
+        assert products_of(fast).held_bytes <= cache_bytes
+
+
+def test_tokens_that_share_their_leaders_give_the_same_numbers(model):
+    """Four tokens on two leaders: three convolutions instead of four."""
+    slow = favour(copy.deepcopy(model), [1, 3])
+    fast = for_inference(copy.deepcopy(slow))
+    convolutions = []
+    branch = fast.levels[0].branches[1]
+    convolve = branch._convolve
+    branch._convolve = lambda x, kernels: convolutions.append(len(kernels)) or convolve(x, kernels)
+    assert_same(score(fast), score(slow))
+    assert convolutions == [1, 3, 2]
+
+
+def test_products_are_made_once_and_the_least_recently_used_go_first(model):
+    one_leader = favour(copy.deepcopy(model), [0, 1])
+    fast = for_inference(one_leader)
+    score(fast)
+    products = products_of(fast)
+    a_pair = products.held_bytes
+    assert a_pair == sum(2 * branch.fixed_EEkk.nbytes for branch in products.branches)
+    before = products.branches[0].products[0]
+    score(fast, seed=2)
+    assert products.branches[0].products[0] is before
+    assert products.held_bytes == a_pair
+    products.limit_bytes = a_pair
+    favour(fast, [4, 5])
+    for branch in products.branches:
+        branch.routed.gate.linear.bias.data[[0, 1]] -= 200
+    score(fast, seed=2)
+    assert sorted(products.branches[0].products) == [4, 5]
+    assert products.held_bytes == a_pair
+
+
+def test_the_form_is_taken_once(model):
+    fast = for_inference(copy.deepcopy(model))
+    assert for_inference(fast) is fast
+    branches = [branch for level in fast.levels for branch in level.branches]
+    assert all(isinstance(branch, InferenceBranch) for branch in branches)
+    assert not any(isinstance(branch.branch, InferenceBranch) for branch in branches)

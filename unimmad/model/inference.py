@@ -1,0 +1,173 @@
+"""The model's inference form: the same numbers in fewer operations (METHOD, Exact algebra).
+
+Fixed expert, routed experts and the 1x1 behind them are one convolution a token, whose kernel is the fixed expert's
+product with the 1x1 plus the score-weighted products of the routed leaders. These do not change any more, so they are
+kept. BatchNorm is folded into the convolutions.
+
+Letters: B samples, T tokens, K routed leaders, U distinct leaders of a sample, E embed channels (in and out),
+k x k kernel, h x w positions.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unimmad.model.cross_moe import CrossMoE, MiMoEBranch
+from unimmad.model.folding import fold_batchnorm
+from unimmad.model.routing import Routing
+from unimmad.model.unimmad import UniMMAD
+
+DEFAULT_CACHE_BYTES = 256 * 2**20
+"""Less than what the paper's model saves by leaving out its backbones' last stages."""
+
+
+def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> UniMMAD:
+    """Bring ``model`` into its inference form, in place; it can't be trained, saved or exported afterwards.
+
+    Args:
+        model: in its local form. One that has the inference form already is given back as it is.
+        cache_bytes: what the leaders' products may take; beyond it the least recently used go.
+    """
+    if isinstance(model.on_routed, LeaderProducts):
+        return model
+    model.eval().requires_grad_(False)
+    for network in (model.teacher, model.encoder, model.input_embedding.stem, model.compression):
+        fold_batchnorm(network)
+    branches = []
+    for level in cast(list[CrossMoE], model.levels):
+        fast = [InferenceBranch(cast(MiMoEBranch, branch)) for branch in level.branches]
+        level.branches = nn.ModuleList(fast)
+        branches += fast
+    model.on_routed = LeaderProducts(branches, cache_bytes)
+    return model
+
+
+class InferenceBranch(nn.Module):
+    """A branch whose routed leaders' products are at hand; where they are not, the branch as it was."""
+
+    def __init__(self, branch: MiMoEBranch) -> None:
+        super().__init__()
+        self.branch = branch
+        self.routed = branch.routed
+        for_fixed_EE, for_routed_EE = branch.post.weight.flatten(1).chunk(2, dim=1)
+        self.for_routed_EE: Tensor
+        self.fixed_EEkk: Tensor
+        self.register_buffer("for_routed_EE", for_routed_EE)
+        fixed_EEkk = (for_fixed_EE @ branch.fixed_EEkk.flatten(1)).view_as(branch.fixed_EEkk)
+        self.register_buffer("fixed_EEkk", fixed_EEkk)
+        self.ids_TK: list[list[int]] = []
+        """Of the batch at hand."""
+        self.products: dict[int, Tensor] = {}
+        """By leader, [E, E, k, k]: those of the batch at hand; empty where they are too many to keep."""
+
+    def product(self, leader: int) -> Tensor:
+        """The leader's kernel with the last 1x1 taken in: [E, E, k, k]."""
+        device = self.for_routed_EE.device
+        ids, scores = torch.full((1, 1), leader, device=device), torch.ones(1, 1, device=device)
+        alone, kernels_GNEEkk = Routing(scores, scores, ids, scores), self.branch.bank.kernels_GNEEkk
+        with torch.autocast(device.type, enabled=False):
+            return self.routed.mixed_kernels(alone, kernels_GNEEkk, self.for_routed_EE)[0]
+
+    def forward(
+        self, key_BEhw: Tensor, routing: Routing, tokens_per_sample: Sequence[int], sample_of_token_T: Tensor
+    ) -> Tensor:
+        """As ``MiMoEBranch``: [T, E, h, w]."""
+        if not self.products:
+            return self.branch(key_BEhw, routing, tokens_per_sample, sample_of_token_T)
+        outputs, start = [], 0
+        for x_1Ehw, count in zip(self.branch.pre(key_BEhw).split(1), tokens_per_sample, strict=True):
+            tokens = slice(start, start + count)
+            outputs.append(self._sample(x_1Ehw, self.ids_TK[tokens], routing.scores_TK[tokens]))
+            start += count
+        return self.branch.norm(torch.cat(outputs)).relu_()
+
+    def _sample(self, x_1Ehw: Tensor, ids_TK: Sequence[Sequence[int]], scores_TK: Tensor) -> Tensor:
+        """One sample's tokens, by whichever way needs fewer convolutions."""
+        distinct_U = sorted({leader for of_token in ids_TK for leader in of_token})
+        if len(distinct_U) + 1 < len(ids_TK):
+            return self._by_leader(x_1Ehw, distinct_U, ids_TK, scores_TK)
+        kernels_TEEkk = torch.stack([self._kernel(*token) for token in zip(ids_TK, scores_TK, strict=True)])
+        return self._convolve(x_1Ehw, kernels_TEEkk)
+
+    def _by_leader(
+        self, x_1Ehw: Tensor, distinct_U: Sequence[int], ids_TK: Sequence[Sequence[int]], scores_TK: Tensor
+    ) -> Tensor:
+        """Tokens that share leaders share their convolutions: fixed and distinct leaders once, then weighted sums."""
+        kernels = torch.stack([self.fixed_EEkk, *(self.products[leader] for leader in distinct_U)])
+        fixed_Ehw, *leader_maps = self._convolve(x_1Ehw, kernels)
+        place_TK = torch.tensor([[distinct_U.index(leader) for leader in of_token] for of_token in ids_TK])
+        shares_TU = scores_TK.new_zeros(len(ids_TK), len(distinct_U))
+        shares_TU = shares_TU.scatter_add(1, place_TK.to(scores_TK.device, non_blocking=True), scores_TK)
+        maps_UEhw = torch.stack(leader_maps)
+        return torch.einsum("tu,uehw->tehw", shares_TU.to(maps_UEhw.dtype), maps_UEhw) + fixed_Ehw
+
+    def _kernel(self, ids_K: Sequence[int], scores_K: Tensor) -> Tensor:
+        """One token's whole branch: [E, E, k, k]."""
+        kernel_EEkk = self.fixed_EEkk
+        for leader, score in zip(ids_K, scores_K, strict=True):
+            kernel_EEkk = torch.addcmul(kernel_EEkk, self.products[leader], score)
+        return kernel_EEkk
+
+    def _convolve(self, x_1Ehw: Tensor, kernels_NEEkk: Tensor) -> Tensor:
+        """Each kernel over the map: [N, E, h, w]."""
+        size = kernels_NEEkk.shape[-1]
+        output = F.conv2d(x_1Ehw, kernels_NEEkk.flatten(0, 1), padding=size // 2)
+        return output.unflatten(1, kernels_NEEkk.shape[:2])[0]
+
+
+class LeaderProducts:
+    """The leaders' products of all branches, least recently used ones dropped beyond a number of bytes.
+
+    Called with all gates' decisions, it gives every branch what its tokens need: one read back to the host a batch.
+    """
+
+    def __init__(self, branches: Sequence[InferenceBranch], limit_bytes: int) -> None:
+        self.branches = tuple(branches)
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        """By branch and leader, the least recently used first."""
+
+    def __call__(self, routings: Sequence[Routing]) -> None:
+        ids_GTK = torch.stack([routing.leaders_TK for routing in routings]).tolist()
+        needed = [
+            (place, leader)
+            for place, ids_TK in enumerate(ids_GTK)
+            for leader in sorted({leader for of_token in ids_TK for leader in of_token})
+        ]
+        self._drop_for(needed)
+        for place, (branch, ids_TK) in enumerate(zip(self.branches, ids_GTK, strict=True)):
+            leaders = [leader for of_branch, leader in needed if of_branch == place]
+            branch.ids_TK = ids_TK
+            branch.products = self._products(place, leaders)
+
+    def _products(self, place: int, leaders: Sequence[int]) -> dict[int, Tensor]:
+        """Kept or made; empty where they do not fit beside what the batch's other branches need."""
+        branch = self.branches[place]
+        missing = [leader for leader in leaders if (place, leader) not in self._kept]
+        if self.held_bytes + len(missing) * branch.fixed_EEkk.nbytes > self.limit_bytes:
+            return {}
+        for leader in missing:
+            self._kept[place, leader] = branch.product(leader)
+            self.held_bytes += branch.fixed_EEkk.nbytes
+        return {leader: self._kept[place, leader] for leader in leaders}
+
+    def _drop_for(self, needed: Sequence[tuple[int, int]]) -> None:
+        """Make room for the batch's products, at the cost of those longest unused."""
+        missing = 0
+        for key in needed:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            else:
+                missing += self.branches[key[0]].fixed_EEkk.nbytes
+        wanted = set(needed)
+        for key in list(self._kept):
+            if self.held_bytes + missing <= self.limit_bytes or key in wanted:
+                return
+            self.held_bytes -= self._kept.pop(key).nbytes
