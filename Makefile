@@ -6,6 +6,7 @@
 #   make lint       ruff and mypy
 
 PYTHON ?= python3.11
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -27,7 +28,7 @@ demo: $(INSTALLED)
 	$(BIN)/python tools/evaluate.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist loadfile
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -10,6 +10,8 @@ import pytest
 # two threads) with which the fixtures were made.
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Several tests share the cores: threads that wait must not keep one busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from launches import TRAIN, free_port, run, weights
+from launches import free_port, run, weights
 from parity.cases import Layout
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,7 +20,7 @@ SAVED_AT = Layout(2, 2, 1)
 CONTINUED_AT = (Layout(2, 2, 1), Layout(1, 1, 0), Layout(2, 1, 2), Layout(4, 4, 1), Layout(4, 2, 2))
 STEPS = 6
 HALF = 3
-# Small steps, since Adam turns the last bit of a small gradient into a whole step and ReLU turns that into more.
+# Small steps, since Adam turns the last bit of a small gradient into a whole step.
 SETTINGS = (
     "--set",
     "training.learning_rate=1e-5",
@@ -32,6 +32,7 @@ SETTINGS = (
     "data.workers=1",
 )
 RESAVE = Path(__file__).with_name("resave_worker.py")
+SMOOTH_TRAIN = Path(__file__).with_name("smooth_train.py")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class ResumeTable:
             json.dumps({"unimmad": {"ep_size": layout.ep_size}, "zero_optimization": {"stage": layout.zero_stage}})
         )
         words = ["--deepspeed_config", str(config), "--recipe", "tiny", "--data", str(self.shards)]
-        return _launch(layout, str(TRAIN), *words, *SETTINGS, "--max-steps", str(steps), folder=folder)
+        return _launch(layout, str(SMOOTH_TRAIN), *words, *SETTINGS, "--max-steps", str(steps), folder=folder)
 
     def _resave(self, folder: Path, layout: Layout) -> dict[str, torch.Tensor]:
         folder.mkdir()

@@ -53,6 +53,6 @@ def test_the_full_matrix_is_full():
 def test_a_rank_holds_one_bank_however_many_there_are(parity_shards, tmp_path: Path):
     alone, pair = (measured(ranks, parity_shards, tmp_path) for ranks in (1, 2))
     assert (alone.banks, pair.banks) == (1, 2)
-    assert pair.bank_state == alone.bank_state > 0.3 * alone.state
+    assert pair.bank_state == alone.bank_state > 0.25 * alone.state
     # Leaders are spread as well, so the whole rather shrinks.
     assert pair.state <= alone.state
