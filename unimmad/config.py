@@ -123,6 +123,8 @@ class TrainingSettings(_Section):
     """Largest norm of the whole gradient; 0 is off."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """``bf16``: autocast over fp32 weights; normalisation, gate, cosine and loss stay fp32."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time, same numbers."""
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
     balance_epochs: Positive = 200
     """The balance loss is scaled by max(1 - epoch / balance_epochs, balance_floor)."""

@@ -42,6 +42,12 @@ def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, four_steps, 
     assert any(name.startswith("optimizer/exp_avg_sq/") for name in theirs)
 
 
+def test_activations_computed_again_change_nothing(shards, four_steps, tmp_path):
+    train(tmp_path, "--data", str(shards), "--max-steps", "4", "--set", "training.activation_checkpointing=true")
+    ours, theirs = weights(tmp_path / "runs" / "tiny"), weights(four_steps)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
 def test_finished_run_is_kept_and_the_next_gets_a_numbered_folder(shards, tmp_path):
     words = ("--data", str(shards), "--set", "training.global_batch=20")
     train(tmp_path, *words)

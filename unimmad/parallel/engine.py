@@ -15,6 +15,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
 from unimmad.config import TrainingSettings
+from unimmad.model.recomputing import recompute_activations
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.batchnorm import synchronise_batchnorm
 from unimmad.parallel.clipping import clip_whole_gradient
@@ -115,6 +116,8 @@ def build_engine(
     model.to(world.device)
     if world.size > 1:
         synchronise_batchnorm(model, world.device)
+    if training.activation_checkpointing:
+        recompute_activations(model)
     optimizer = _optimizer(model, training)
     if training.gradient_clipping and settings.zero_stage == 0:
         _clip_before_each_step(optimizer, training.gradient_clipping)
@@ -137,5 +140,4 @@ def _optimizer(model: UniMMAD, training: TrainingSettings) -> torch.optim.Optimi
     parameter_groups = split_params_into_different_moe_groups_for_optimizer({"params": trainable, "name": "dense"})
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameter_groups, lr=training.learning_rate)
-    fused = all(parameter.is_cuda for parameter in trainable)
-    return torch.optim.Adam(parameter_groups, lr=training.learning_rate, fused=fused)
+    return torch.optim.Adam(parameter_groups, lr=training.learning_rate, fused=True)

@@ -1,0 +1,63 @@
+"""Activations computed again in the backward pass instead of kept: less memory, more time, same numbers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from unimmad.model.blocks import BasicBlock, DecoderBottleneck
+from unimmad.model.cross_moe import CrossCondition, MiMoEBranch
+from unimmad.model.unimmad import UniMMAD
+
+
+def recompute_activations(model: UniMMAD) -> int:
+    """From now on every block of ``model`` that is trained keeps only its inputs; in place.
+
+    Blocks are the input embedding's, those of the encoder's stages and of the compression, and the parts of C-MoE. A
+    branch whose leaders live on other ranks stays as it is: its exchange with them happens once.
+
+    Returns:
+        How many blocks.
+    """
+    blocks = [block for stage in model.encoder.network.children() if _is_sequence(stage) for block in stage.children()]
+    blocks.append(model.input_embedding.stem)
+    for module in (*model.compression.modules(), *model.levels.modules()):
+        if isinstance(module, BasicBlock | DecoderBottleneck | CrossCondition) or (
+            isinstance(module, MiMoEBranch) and module.routed.leaders_are_here
+        ):
+            blocks.append(module)
+    for block in blocks:
+        # On the instance: a wrapper would change the names of parameters, which checkpoints rely on.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=partial(_contexts, block))
+    return len(blocks)
+
+
+def _is_sequence(stage: nn.Module) -> bool:
+    return isinstance(stage, nn.Sequential | nn.ModuleList)
+
+
+def _contexts(block: nn.Module) -> tuple[Any, Any]:
+    """Around the forward pass, and around the recomputation."""
+    return contextlib.nullcontext(), _statistics_kept(block)
+
+
+@contextlib.contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """BatchNorm saw this batch in the forward pass: its running statistics must not take it in twice."""
+    layers = [
+        layer for layer in block.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
+    ]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+        layer.num_batches_tracked = None if layer.num_batches_tracked is None else layer.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for layer, (momentum, batches) in zip(layers, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, batches
