@@ -58,6 +58,11 @@ def test_the_inference_form_gives_the_same_numbers_with_any_cache(model, cache_b
         assert products_of(fast).held_bytes <= cache_bytes
 
 
+def test_a_leader_mixes_its_own_bank():
+    model, _ = new_model(load_recipe("tiny", ["model.banks=4"]).model, seed=0)
+    assert_same(score(for_inference(copy.deepcopy(model))), score(model.eval()))
+
+
 def test_tokens_that_share_their_leaders_give_the_same_numbers(model):
     """Four tokens on two leaders: three convolutions instead of four."""
     slow = favour(copy.deepcopy(model), [1, 3])

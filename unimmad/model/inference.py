@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unimmad.model.cross_moe import CrossMoE, MiMoEBranch
+from unimmad.model.cross_moe import CrossMoE, LocalRouting, MiMoEBranch
 from unimmad.model.folding import fold_batchnorm
 from unimmad.model.routing import Routing
 from unimmad.model.unimmad import UniMMAD
@@ -54,6 +54,7 @@ class InferenceBranch(nn.Module):
     def __init__(self, branch: MiMoEBranch) -> None:
         super().__init__()
         self.branch = branch
+        assert isinstance(branch.routed, LocalRouting), "the inference form is made of the local form"
         self.routed = branch.routed
         for_fixed_EE, for_routed_EE = branch.post.weight.flatten(1).chunk(2, dim=1)
         self.for_routed_EE: Tensor
@@ -70,9 +71,11 @@ class InferenceBranch(nn.Module):
         """The leader's kernel with the last 1x1 taken in: [E, E, k, k]."""
         device = self.for_routed_EE.device
         ids, scores = torch.full((1, 1), leader, device=device), torch.ones(1, 1, device=device)
-        alone, kernels_GNEEkk = Routing(scores, scores, ids, scores), self.branch.bank.kernels_GNEEkk
+        kernels_GNEEkk = self.branch.bank.kernels_GNEEkk
+        bank = leader // self.routed.leaders.leaders_per_bank
         with torch.autocast(device.type, enabled=False):
-            return self.routed.mixed_kernels(alone, kernels_GNEEkk, self.for_routed_EE)[0]
+            alone = Routing(scores, scores, ids, scores)
+            return self.routed.mixed_kernels(alone, kernels_GNEEkk[bank : bank + 1], self.for_routed_EE)[0]
 
     def forward(
         self, key_BEhw: Tensor, routing: Routing, tokens_per_sample: Sequence[int], sample_of_token_T: Tensor
