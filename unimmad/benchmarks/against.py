@@ -7,82 +7,33 @@ takes its turns with them, as the machine's rate. The peak memory of each contes
 from __future__ import annotations
 
 import multiprocessing
-import os
-import platform
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from unimmad.benchmarks.clock import Work, counted, interleaved_seconds, matrix_product, peak_bytes
-from unimmad.benchmarks.markdown import markdown_table
-from unimmad.benchmarks.workbench import FORMS, Form, Workbench
+from unimmad.benchmarks.contest import (
+    DECODING,
+    DECODING_BACK,
+    EVALUATION,
+    TASKS,
+    TRAINING,
+    Comparison,
+    Contestant,
+    Run,
+    TaskResult,
+    contestants,
+)
+from unimmad.benchmarks.contest_table import report
+from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
-from unimmad.evaluation.scoring import Precision, named_device
+from unimmad.evaluation.scoring import named_device
 
-EVALUATION = "evaluation"
-TRAINING = "training step"
-DECODING = "C-MoE, inference"
-DECODING_BACK = "C-MoE, forward and backward"
-TASKS = (EVALUATION, TRAINING, DECODING, DECODING_BACK)
 GPU_WARM_UPS = 3
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared."""
-
-    recipe: str
-    device: str
-    precision: Precision
-    """Of ours; the reference computes in fp32."""
-    modalities: int
-    batch_size: int
-    """Of ours in the second row of evaluation."""
-    train_batch: int
-    repeats: int
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A form at a task."""
-
-    task: str
-    form: Form
-    batch: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.form}, batch {self.batch}"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a contestant took."""
-
-    seconds: float
-    """Median of a run."""
-    flops: int
-    """Of a run."""
-    share: float
-    """Of the rate of a large matrix product in its precision."""
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """A task's contestants beside each other."""
-
-    runs: dict[Contestant, Run]
-    difference: float
-    """Largest, between what the two forms gave for the same input."""
-    largest: float
-    """Absolute value in what the reference gave."""
-    rates: dict[str, float]
-    """Operations a second of the matrix product, by precision."""
 
 
 def compare(case: Comparison) -> str:
@@ -99,26 +50,17 @@ def compare(case: Comparison) -> str:
         everyone = [contestant for result in results.values() for contestant in result.runs]
         peaks = {
             contestant: pool.submit(measure_peak, case, contestant).result()
-            for contestant in tqdm(everyone, desc="peak memory", unit="process", leave=False)
+            for contestant in tqdm(everyone, desc="peak memory", unit="process", leave=False, disable=None)
         }
     return report(case, results, peaks)
-
-
-def contestants(case: Comparison, task: str) -> list[Contestant]:
-    """Those of a task; the first is the reference."""
-    if task == EVALUATION:
-        batches = sorted({1, case.batch_size})
-        return [Contestant(task, "reference", 1), *(Contestant(task, "ours", batch) for batch in batches)]
-    batch = 1 if task == DECODING else case.train_batch
-    return [Contestant(task, form, batch) for form in FORMS]
 
 
 def measure_task(case: Comparison, task: str) -> TaskResult:
     """Time a task's contestants in turns, in this process."""
     device = named_device(case.device)
     racing = contestants(case, task)
-    bench = _workbench(case, max(contestant.batch for contestant in racing))
-    if task in (EVALUATION, DECODING):
+    bench = _workbench(case, task)
+    if task == EVALUATION:
         bench.settle_batchnorm()
     works = {contestant: work_of(bench, contestant) for contestant in racing}
     first = {contestant: counted(work) for contestant, work in works.items()}
@@ -139,7 +81,7 @@ def measure_task(case: Comparison, task: str) -> TaskResult:
 def measure_peak(case: Comparison, contestant: Contestant) -> int:
     """Largest memory of a process that does nothing else, in bytes."""
     device = named_device(case.device)
-    work = work_of(_workbench(case, contestant.batch), contestant)
+    work = work_of(_workbench(case, contestant.task), contestant)
     for _ in range(2):  # the second training step meets the optimizer's moments
         work()
     return peak_bytes(device)
@@ -156,68 +98,6 @@ def work_of(bench: Workbench, contestant: Contestant) -> Work:
     return makers[contestant.task](contestant.form, contestant.batch)
 
 
-def report(case: Comparison, results: dict[str, TaskResult], peaks: dict[Contestant, int]) -> str:
-    """Markdown: a row a contestant, then how far the numbers of the two forms are apart."""
-    heads = [
-        "task",
-        "form",
-        "batch",
-        "s a sample",
-        "samples/s",
-        "times as fast",
-        "GFLOP a sample",
-        "of the rate",
-        "peak",
-    ]
-    rows = [
-        _row(contestant, run, next(iter(result.runs.items())), peaks[contestant])
-        for result in results.values()
-        for contestant, run in result.runs.items()
-    ]
-    apart = [
-        f"largest difference to the reference, {task}: {result.difference:.1e} (values up to {result.largest:.2g})"
-        for task, result in results.items()
-    ]
-    return "\n".join([*markdown_table(heads, rows, left=2), "", *apart, "", *_circumstances(case, results)])
-
-
-def _row(contestant: Contestant, run: Run, base: tuple[Contestant, Run], peak: int) -> list[str]:
-    each, base_each = run.seconds / contestant.batch, base[1].seconds / base[0].batch
-    return [
-        contestant.task,
-        contestant.form,
-        str(contestant.batch),
-        f"{each:.4g}",
-        f"{1 / each:.3g}",
-        "" if contestant == base[0] else f"{base_each / each:.2f}",
-        f"{run.flops / contestant.batch / 1e9:.1f}",
-        f"{run.share:.0%}",
-        f"{peak / 2**20:.0f} MiB",
-    ]
-
-
-def _circumstances(case: Comparison, results: dict[str, TaskResult]) -> list[str]:
-    rates = {
-        name: statistics.median(result.rates[name] for result in results.values())
-        for name in next(iter(results.values())).rates
-    }
-    told = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items())
-    device = named_device(case.device)
-    machine = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    )
-    lines = [
-        f"recipe {case.recipe}, {case.modalities} modalities a sample, {case.device} ({machine}), ours in "
-        f"{case.precision}, the reference in fp32; {torch.get_num_threads()} CPU threads, "
-        f"load {os.getloadavg()[0]:.1f}",
-        f"medians of {case.repeats} runs in turns; rate of a large matrix product in the same turns: {told}",
-        "peak: of a process of its own; resident on a CPU, allocated by PyTorch on a GPU",
-    ]
-    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        lines.append("fp32 on this GPU: convolutions in TF32, PyTorch's default, in both forms; the rate is TF32's too")
-    return lines
-
-
 def _check(case: Comparison) -> None:
     """Bad options are told here, before any process starts."""
     named_device(case.device)
@@ -226,9 +106,9 @@ def _check(case: Comparison) -> None:
         raise ValueError(f"--modalities {case.modalities}: recipe {case.recipe} has {slots} slots")
 
 
-def _workbench(case: Comparison, largest_batch: int) -> Workbench:
-    recipe = load_recipe(case.recipe)
-    return Workbench(recipe, named_device(case.device), case.precision, case.modalities, largest_batch)
+def _workbench(case: Comparison, task: str) -> Workbench:
+    recipe, device = load_recipe(case.recipe), named_device(case.device)
+    return Workbench(recipe, device, case.precision, case.modalities, decoders_only=task in (DECODING, DECODING_BACK))
 
 
 def _named(works: dict[Contestant, Work], products: dict[str, tuple[Work, int]]) -> dict[str, Work]:

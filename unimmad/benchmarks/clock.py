@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ def interleaved_seconds(
 ) -> dict[str, list[float]]:
     """Seconds of every run: all works once, then all again, so that what else the machine does meets all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    with tqdm(total=repeats * len(works), desc=label, unit="run", leave=False) as bar:
+    with tqdm(total=repeats * len(works), desc=label, unit="run", leave=False, disable=None) as bar:
         for _ in range(repeats):
             for name, work in works.items():
                 synchronise(device)
@@ -42,6 +44,18 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def machine_name(device: torch.device) -> str:
+    """Of the GPU, or of the processor where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        described = ""
+    names = [line.partition(":")[2].strip() for line in described.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""How the time of one level's C-MoE grows with tokens, leaders and banks; each time beside that of its table's first row.
+"""How the time of one level's C-MoE grows with tokens, leaders and banks; each beside that of its table's first row.
 
 Every token is of a sample of its own. Maps are invented; the level is the recipe's second.
 
@@ -15,16 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unimmad.assembly import empty_model
 from unimmad.benchmarks.clock import Work, interleaved_seconds
+from unimmad.benchmarks.decoders import decoder_model, invented_maps, joined_distances, with_given_maps
 from unimmad.benchmarks.markdown import markdown_table
-from unimmad.benchmarks.workbench import LEADER_STD, decoders_only, evaluation_form, joined_distances
+from unimmad.benchmarks.workbench import LEADER_STD, evaluation_form
 from unimmad.config import ModelSettings, load_recipe
 from unimmad.evaluation.scoring import Precision, named_device
-from unimmad.model.backbone import STRIDES
-from unimmad.model.cross_moe import CrossMoE
 
 LEVEL = 1
 """The recipe's second, of stride 8."""
@@ -132,27 +130,13 @@ def one_level(
     settings: ModelSettings, size: Size, device: torch.device, training: bool
 ) -> tuple[Any, tuple[Tensor, tuple[int, ...], Tensor], Tensor]:
     """A network of one level only, what to call it with, and the shared map [B, C, h, w]."""
-    with torch.device("meta"):  # only the level itself is ever computed
-        model = empty_model(settings)
-    channels = model.encoder.channels[LEVEL]
-    level = CrossMoE(
-        channels,
-        settings.embed_dim,
-        settings.kernel_sizes,
-        size.leaders,
-        settings.base_experts,
-        settings.top_k,
-        size.banks,
-        LEADER_STD,
-    )
-    model.levels = nn.ModuleList([level.to(device)])
-    network = model.train() if training else evaluation_form(model)
-    side = settings.image_size // STRIDES[LEVEL]
-    shared_BChw = torch.randn(size.tokens, channels, side, side, device=device)
-    network = decoders_only(network, [shared_BChw], [torch.randn_like(shared_BChw).relu()])
+    grown = settings.model_copy(update={"leaders": size.leaders, "banks": size.banks, "initial_leader_std": LEADER_STD})
+    model = decoder_model(grown, device, [LEVEL])
+    shared, teacher = invented_maps(model, size.tokens, size.tokens, device, [LEVEL])
+    network = with_given_maps(model.train() if training else evaluation_form(model), shared, teacher)
     images_TCHW = torch.zeros(size.tokens, 3, settings.image_size, settings.image_size, device=device)
     slots = torch.zeros(size.tokens, dtype=torch.int64, device=device)
-    return network, (images_TCHW, (1,) * size.tokens, slots), shared_BChw
+    return network, (images_TCHW, (1,) * size.tokens, slots), shared[0]
 
 
 def growth_table(case: Growth, found: dict[Size, tuple[float, float]]) -> str:

@@ -1,6 +1,6 @@
 """The cost of scoring: parameters, operations, images a second, latency and peak memory.
 
-``--against reference`` compares with the authors' way of computing instead, in evaluation, in training and in C-MoE alone;
+``--against reference`` compares with the authors' way of computing instead: evaluation, training step, C-MoE alone.
 ``--growth`` shows how C-MoE's time grows with tokens, leaders and banks.
 
 Each case (recipe, device, precision) runs in a process of its own, with random weights: the cost does not depend on

@@ -88,12 +88,12 @@ class WholeBackbone(nn.Module):
 
     def __init__(self, cut: Backbone) -> None:
         super().__init__()
-        probe = timm.create_model(cut.name, pretrained=False, features_only=True)
-        reductions = dict(zip(probe.feature_info.out_indices, probe.feature_info.reduction(), strict=True))
-        wanted = [index for index, reduction in reductions.items() if reduction in (*STRIDES, LAST_STRIDE)]
-        self.network = timm.create_model(cut.name, pretrained=False, features_only=True, out_indices=tuple(wanted))
-        for name, child in cut.network.named_children():
-            setattr(self.network, name, child)
+        with next(cut.parameters()).device:
+            self.network = timm.create_model(
+                cut.name, pretrained=False, features_only=True, out_indices=_all_stages(cut.name)
+            )
+        for name, stage in cut.network.named_children():
+            setattr(self.network, name, stage)
 
     def forward(self, images_NCHW: Tensor) -> list[Tensor]:
         return [features.relu() for features in self.network(images_NCHW)][: len(STRIDES)]
@@ -191,3 +191,10 @@ def filter_each(x_TEhw: Tensor, kernels_TMEEkk: Tensor) -> Tensor:
         groups=tokens * kernels,
     )
     return filtered_hw.unflatten(1, (tokens, kernels, embed_dim))[0]
+
+
+def _all_stages(name: str) -> tuple[int, ...]:
+    """Indices of the features at strides 4, 8, 16 and 32."""
+    features = timm.create_model(name, pretrained=False, features_only=True).feature_info
+    reductions = zip(features.out_indices, features.reduction(), strict=True)
+    return tuple(index for index, reduction in reductions if reduction in (*STRIDES, LAST_STRIDE))

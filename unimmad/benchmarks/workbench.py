@@ -1,12 +1,10 @@
 """A recipe's model and its reference, ready to be run at chosen tasks on invented images.
 
-Letters: B samples, T tokens, C channels of a level, h x w positions of a level, H x W pixels.
+Letters: B samples, T tokens, H x W pixels.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -16,11 +14,12 @@ from torch import Tensor, nn
 
 from unimmad.assembly import empty_model
 from unimmad.benchmarks.clock import Work
+from unimmad.benchmarks.decoders import decoder_model, invented_maps, joined_distances, with_given_maps
 from unimmad.benchmarks.reference import ReferenceUniMMAD
 from unimmad.config import Recipe
 from unimmad.evaluation.scoring import Precision
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
-from unimmad.model.backbone import STRIDES, calibrate_batchnorm
+from unimmad.model.backbone import calibrate_batchnorm
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 from unimmad.training.loss import unimmad_loss
 
@@ -47,14 +46,19 @@ class Workbench:
         device: where all of it is.
         precision: of ours; the reference is always fp32.
         modalities: of each sample.
-        largest_batch: samples of the largest batch asked for; a smaller one is its beginning.
+        decoders_only: leave out all weights but C-MoE's; only ``decoding`` and ``decoding_with_gradients`` can be had.
 
     Raises:
         ValueError: more modalities than the model has slots.
     """
 
     def __init__(
-        self, recipe: Recipe, device: torch.device, precision: Precision, modalities: int, largest_batch: int
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        precision: Precision,
+        modalities: int,
+        decoders_only: bool = False,
     ) -> None:
         slots = recipe.model.modality_slots
         if modalities > slots:
@@ -63,16 +67,22 @@ class Workbench:
         self.device = device
         self.precision = precision
         self.modalities = modalities
-        with torch.random.fork_rng():
+        settings = recipe.model.model_copy(update={"initial_leader_std": LEADER_STD})
+        with torch.random.fork_rng(), device:
             torch.manual_seed(0)
-            settings = recipe.model.model_copy(update={"initial_leader_std": LEADER_STD})
-            self.model = empty_model(settings).to(device)
-            size = settings.image_size
-            self.images_TCHW = torch.randn(largest_batch * modalities, 3, size, size).to(device)
+            self.model = decoder_model(settings, device) if decoders_only else empty_model(settings)
 
     def inputs(self, batch: int) -> Inputs:
+        """The same at every call; a smaller batch is the beginning of a larger one."""
+        size = self.recipe.model.image_size
+        images_TCHW = torch.cat(
+            [
+                torch.randn(self.modalities, 3, size, size, generator=torch.Generator().manual_seed(sample))
+                for sample in range(batch)
+            ]
+        )
         slots = torch.arange(self.modalities, device=self.device).repeat(batch)
-        return Inputs(self.images_TCHW[: batch * self.modalities], (self.modalities,) * batch, slots)
+        return Inputs(images_TCHW.to(self.device), (self.modalities,) * batch, slots)
 
     def settle_batchnorm(self) -> None:
         """Set all running statistics to those of one sample, or random weights would make values grow beyond sense."""
@@ -116,7 +126,7 @@ class Workbench:
     def decoding(self, form: Form, batch: int) -> Work:
         """C-MoE of all levels on given maps, with their normalisation and distances. Gives the distances."""
         inputs = self.inputs(batch)
-        network = decoders_only(self._for_evaluation(form), *self.invented_maps(batch))
+        network = with_given_maps(self._for_evaluation(form), *self._maps(batch))
 
         @torch.no_grad()
         def decode() -> Tensor:
@@ -127,9 +137,9 @@ class Workbench:
     def decoding_with_gradients(self, form: Form, batch: int) -> Work:
         """As ``decoding``, then loss and backward to C-MoE's weights and the shared maps. Gives the loss."""
         inputs = self.inputs(batch)
-        shared, teacher = self.invented_maps(batch)
+        shared, teacher = self._maps(batch)
         leaves = [shared_BChw.requires_grad_() for shared_BChw in shared]
-        network = decoders_only(self._for_training(form), shared, teacher)
+        network = with_given_maps(self._for_training(form), shared, teacher)
 
         def there_and_back() -> Tensor:
             network.zero_grad()
@@ -141,17 +151,6 @@ class Workbench:
 
         return there_and_back
 
-    def invented_maps(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Shared features [B, C, h, w] and teacher features [T, C, h, w] of every level."""
-        generator = torch.Generator().manual_seed(1)
-        size = self.recipe.model.image_size
-        shared, teacher = [], []
-        for channels, stride in zip(self.model.encoder.channels, STRIDES, strict=True):
-            shape = (channels, size // stride, size // stride)
-            shared.append(torch.randn(batch, *shape, generator=generator).to(self.device))
-            teacher.append(torch.randn(batch * self.modalities, *shape, generator=generator).relu().to(self.device))
-        return shared, teacher
-
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         """One for both forms, whose trained weights are the same; rate 0 does the same work and leaves them."""
@@ -160,7 +159,10 @@ class Workbench:
 
     @cached_property
     def reference(self) -> ReferenceUniMMAD:
-        return ReferenceUniMMAD(self.model).to(self.device)
+        return ReferenceUniMMAD(self.model)
+
+    def _maps(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
+        return invented_maps(self.model, batch, batch * self.modalities, self.device)
 
     def _for_evaluation(self, form: Form) -> Any:
         return self.reference.eval() if form == "reference" else evaluation_form(self.model)
@@ -175,33 +177,6 @@ class Workbench:
     def _loss(self, output: Reconstruction) -> Tensor:
         weights_T = torch.ones(len(output.sample_of_token_T), device=self.device)
         return unimmad_loss(output, weights_T, 1.0, self.recipe.training.focal_gamma).total
-
-
-class Given(nn.Module):
-    """Stands for a part of the network, and gives what it was given."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, *_: Any) -> Any:
-        return self.value
-
-
-def decoders_only(network: Any, shared: Sequence[Tensor], teacher: Sequence[Tensor]) -> Any:
-    """``network`` with given maps in place of all that comes before C-MoE; itself it stays as it is."""
-    given = {"teacher": list(teacher), "input_embedding": None, "encoder": None, "compression": list(shared)}
-    network = copy.copy(network)
-    network._modules = network._modules.copy()
-    for name, value in given.items():
-        assert isinstance(getattr(network, name), nn.Module)
-        setattr(network, name, Given(value))
-    return network
-
-
-def joined_distances(output: Reconstruction) -> Tensor:
-    """All levels' distances in one row: [n]."""
-    return torch.cat([distance_Thw.flatten() for distance_Thw in output.distances])
 
 
 def evaluation_form(model: UniMMAD) -> Any:
