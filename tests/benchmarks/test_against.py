@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from unimmad.benchmarks import clock
 from unimmad.benchmarks import model as benchmark
 from unimmad.benchmarks.against import measure_peak, measure_task
 from unimmad.benchmarks.clock import counted, interleaved_seconds, matrix_product
@@ -17,6 +18,11 @@ from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _small_matrices(monkeypatch):
+    monkeypatch.setitem(clock.MATRIX_SIZE, "cpu", 64)
 
 
 def comparison(**changes) -> Comparison:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from unimmad.assembly import empty_model
+from unimmad.benchmarks import fit
 from unimmad.benchmarks.fake_memory import StorageWatch
 from unimmad.benchmarks.fit import StepMemory, add_arguments, largest_batch, run, simulated_steps
 from unimmad.config import load_recipe
@@ -27,23 +29,23 @@ def size(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def test_what_a_step_leaves_behind_is_right_to_the_byte():
+def test_a_step_reads_no_value_back_to_the_host_and_what_it_leaves_is_right_to_the_byte():
+    """Fake tensors have no values: whatever reads one raises."""
     model = empty_model(load_recipe("tiny").model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = size(model.parameters()) + size(model.buffers())
     gradients_and_moments = 3 * size(trained) + ADAM_STEP_BYTES * len(trained)
     with simulated_steps(load_recipe("tiny"), "ours", modalities=2, precision="fp32") as memory_of:
-        for batch in (1, 3):
-            expected = weights + gradients_and_moments + 2 * batch * (IMAGE_BYTES + SLOT_BYTES)
-            assert memory_of(batch).lasting == expected
+        steps = {batch: memory_of(batch) for batch in (1, 3)}
+    for batch, step in steps.items():
+        assert step.lasting == weights + gradients_and_moments + 2 * batch * (IMAGE_BYTES + SLOT_BYTES)
+    assert steps[1].lasting < steps[1].peak < steps[3].peak
 
 
-@pytest.mark.parametrize("form", ["ours", "reference"])
-def test_a_step_reads_no_value_back_to_the_host_and_its_peak_grows_with_the_batch(form):
-    """Fake tensors have no values: whatever reads one raises."""
-    with simulated_steps(load_recipe("tiny"), form, modalities=2, precision="fp32") as memory_of:
-        one, four = memory_of(1), memory_of(4)
-    assert one.lasting < one.peak < four.peak
+def test_the_references_step_reads_no_value_back_either():
+    with simulated_steps(load_recipe("tiny"), "reference", modalities=2, precision="fp32") as memory_of:
+        one, two = memory_of(1), memory_of(2)
+    assert one.lasting < one.peak < two.peak
 
 
 def test_a_value_read_back_would_be_told():
@@ -96,7 +98,13 @@ def test_what_is_proportional_takes_few_tries():
     assert len(set(tried)) <= 14
 
 
-def test_the_table_says_what_is_counted_and_that_it_is_simulated():
+def test_the_table_says_what_is_counted_and_that_it_is_simulated(monkeypatch):
+    @contextmanager
+    def steps(recipe, form, modalities, precision, device):
+        slope = {"ours": 1e7, "reference": 2e7}[form]
+        yield lambda batch: StepMemory(6e7 + slope * batch, 5e7)
+
+    monkeypatch.setattr(fit, "simulated_steps", steps)
     lines = run(arguments("--gigabytes", "0.01", "0.16")).splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:6]]
     assert [row[:2] for row in rows] == [
@@ -105,11 +113,14 @@ def test_the_table_says_what_is_counted_and_that_it_is_simulated():
         ["ours", "0.01"],
         ["ours", "0.16"],
     ]
-    batches = [int(row[2]) for row in rows]
-    assert batches[0] == batches[2] == 0
-    assert 0 < batches[1] < batches[3]
-    assert "simulated" in lines[-2]
-    assert "not the CUDA context" in lines[-1]
+    assert [row[2:] for row in rows] == [
+        ["0", "", "0.08", ""],
+        ["5", "0.16", "0.18", "0.05"],
+        ["0", "", "0.07", ""],
+        ["10", "0.16", "0.17", "0.05"],
+    ]
+    assert "simulated" in lines[-3]
+    assert "not the CUDA context" in lines[-2]
 
 
 @pytest.mark.parametrize(

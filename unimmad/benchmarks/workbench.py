@@ -67,6 +67,8 @@ class Workbench:
         self.device = device
         self.precision = precision
         self.modalities = modalities
+        self.fused_optimizer = device.type == "cuda"
+        """As in training."""
         settings = recipe.model.model_copy(update={"initial_leader_std": LEADER_STD})
         with torch.random.fork_rng(), device:
             torch.manual_seed(0)
@@ -155,7 +157,7 @@ class Workbench:
     def optimizer(self) -> torch.optim.Optimizer:
         """One for both forms, whose trained weights are the same; rate 0 does the same work and leaves them."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(trained, lr=0.0, fused=self.device.type == "cuda")
+        return torch.optim.Adam(trained, lr=0.0, fused=self.fused_optimizer)
 
     @cached_property
     def reference(self) -> ReferenceUniMMAD:
