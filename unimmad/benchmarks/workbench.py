@@ -163,11 +163,15 @@ class Workbench:
     def reference(self) -> ReferenceUniMMAD:
         return ReferenceUniMMAD(self.model)
 
+    @cached_property
+    def _ours_for_evaluation(self) -> Any:
+        return evaluation_form(self.model)
+
     def _maps(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
         return invented_maps(self.model, batch, batch * self.modalities, self.device)
 
     def _for_evaluation(self, form: Form) -> Any:
-        return self.reference.eval() if form == "reference" else evaluation_form(self.model)
+        return self.reference.eval() if form == "reference" else self._ours_for_evaluation
 
     def _for_training(self, form: Form) -> Any:
         return (self.reference if form == "reference" else self.model).train()
