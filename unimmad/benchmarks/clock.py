@@ -21,6 +21,8 @@ Work = Callable[[], Tensor]
 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices whose product shows what the machine can do."""
+PRODUCTS = 8
+"""Of one turn: short turns would meet other moments of a busy machine than the works beside them."""
 
 
 def interleaved_seconds(
@@ -97,7 +99,7 @@ def convolution_backward_flops(
 
 
 def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Work, int]:
-    """A large square matrix product and its operations; on a GPU with TF32 where convolutions have it."""
+    """Some large square matrix products and their operations; on a GPU with TF32 where convolutions have it."""
     size = MATRIX_SIZE.get(device.type, MATRIX_SIZE["cpu"])
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
@@ -105,8 +107,10 @@ def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Work, int]
         allowed = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
         try:
-            return torch.mm(left, right)
+            for _ in range(PRODUCTS):
+                result = torch.mm(left, right)
+            return result
         finally:
             torch.backends.cuda.matmul.allow_tf32 = allowed
 
-    return multiply, 2 * size**3
+    return multiply, PRODUCTS * 2 * size**3
