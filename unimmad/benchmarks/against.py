@@ -81,7 +81,7 @@ def measure_task(case: Comparison, task: str) -> TaskResult:
 def measure_peak(case: Comparison, contestant: Contestant) -> int:
     """Largest memory of a process that does nothing else, in bytes."""
     device = named_device(case.device)
-    work = work_of(_workbench(case, contestant.task), contestant)
+    work = work_of(_workbench(case, contestant.task, one_form=True), contestant)
     for _ in range(2):  # the second training step meets the optimizer's moments
         work()
     return peak_bytes(device)
@@ -106,9 +106,15 @@ def _check(case: Comparison) -> None:
         raise ValueError(f"--modalities {case.modalities}: recipe {case.recipe} has {slots} slots")
 
 
-def _workbench(case: Comparison, task: str) -> Workbench:
-    recipe, device = load_recipe(case.recipe), named_device(case.device)
-    return Workbench(recipe, device, case.precision, case.modalities, decoders_only=task in (DECODING, DECODING_BACK))
+def _workbench(case: Comparison, task: str, one_form: bool = False) -> Workbench:
+    return Workbench(
+        load_recipe(case.recipe),
+        named_device(case.device),
+        case.precision,
+        case.modalities,
+        decoders_only=task in (DECODING, DECODING_BACK),
+        one_form=one_form,
+    )
 
 
 def _named(works: dict[Contestant, Work], products: dict[str, tuple[Work, int]]) -> dict[str, Work]:

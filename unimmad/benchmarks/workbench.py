@@ -5,6 +5,7 @@ Letters: B samples, T tokens, H x W pixels.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -47,6 +48,7 @@ class Workbench:
         precision: of ours; the reference is always fp32.
         modalities: of each sample.
         decoders_only: leave out all weights but C-MoE's; only ``decoding`` and ``decoding_with_gradients`` can be had.
+        one_form: only one of the two will be asked for, so that nothing need be kept for the other.
 
     Raises:
         ValueError: more modalities than the model has slots.
@@ -59,6 +61,7 @@ class Workbench:
         precision: Precision,
         modalities: int,
         decoders_only: bool = False,
+        one_form: bool = False,
     ) -> None:
         slots = recipe.model.modality_slots
         if modalities > slots:
@@ -67,6 +70,7 @@ class Workbench:
         self.device = device
         self.precision = precision
         self.modalities = modalities
+        self.one_form = one_form
         self.fused_optimizer = device.type == "cuda"
         """As in training."""
         settings = recipe.model.model_copy(update={"initial_leader_std": LEADER_STD})
@@ -165,7 +169,7 @@ class Workbench:
 
     @cached_property
     def _ours_for_evaluation(self) -> Any:
-        return evaluation_form(self.model)
+        return evaluation_form(self.model if self.one_form else copy.deepcopy(self.model))
 
     def _maps(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
         return invented_maps(self.model, batch, batch * self.modalities, self.device)
@@ -186,5 +190,5 @@ class Workbench:
 
 
 def evaluation_form(model: UniMMAD) -> Any:
-    """What evaluation runs."""
+    """What evaluation runs; ``model`` may be changed for it."""
     return model.eval()
