@@ -4,6 +4,8 @@ python tools/benchmark.py data         what reading training data costs, against
 python tools/benchmark.py scaling      what a large cluster's nodes would read: shards, bytes a second, start-up
 python tools/benchmark.py metrics      exact metrics against scikit-learn and a plain AUPRO: CPU time, memory, growth
 python tools/benchmark.py model --recipe demo --precision fp32 bf16      what scoring costs
+python tools/benchmark.py model --against reference   speed and memory beside the authors' way of computing
+python tools/benchmark.py fit          the largest training batch in 24 GB and 80 GB
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import importlib
 import sys
 
-SUBCOMMANDS = ("data", "scaling", "metrics", "model")
+SUBCOMMANDS = ("data", "scaling", "metrics", "model", "fit")
 """Modules of ``unimmad.benchmarks``."""
 
 

@@ -1,5 +1,8 @@
 """The cost of scoring: parameters, operations, images a second, latency and peak memory.
 
+``--against reference`` compares with the authors' way of computing instead: evaluation, training step, C-MoE alone.
+``--growth`` shows how C-MoE's time grows with tokens, leaders and banks.
+
 Each case (recipe, device, precision) runs in a process of its own, with random weights: the cost does not depend on
 them. What is timed is what prediction does with images on the device: network, map, blur and image score.
 
@@ -10,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +24,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from unimmad.assembly import empty_model
+from unimmad.benchmarks.against import Comparison, compare
+from unimmad.benchmarks.clock import peak_bytes
+from unimmad.benchmarks.growth import growth_tables
+from unimmad.benchmarks.markdown import markdown_table
 from unimmad.config import load_recipe
+from unimmad.evaluation.scoring import named_device
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 
 HELP = "cost of the model: parameters, FLOPs, images/s, latency, peak memory"
@@ -64,26 +70,57 @@ class Cost:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--recipe", nargs="+", default=["demo"], help="recipes to measure (default: demo)")
+    parser.add_argument(
+        "--against", choices=["reference"], help="compare with the authors' way of computing, on the same weights"
+    )
+    parser.add_argument("--growth", action="store_true", help="C-MoE's time over tokens, leaders and banks")
+    parser.add_argument("--recipe", nargs="+", help="default: demo; with --against or --growth: paper")
     parser.add_argument("--device", nargs="+", default=[default_device], help="default: a GPU where there is one")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="default: fp32")
-    parser.add_argument("--modalities", type=int, default=1, help="of each sample (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="for images a second (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=20, help="timed runs of each (default: %(default)s)")
+    parser.add_argument("--modalities", type=int, help="of each sample (default: 1; with --against: 2)")
+    parser.add_argument(
+        "--batch-size", type=int, help="for images a second (default: 8; with --against on a CPU: 4, on a GPU: 16)"
+    )
+    parser.add_argument(
+        "--train-batch", type=int, help="samples of a training step, with --against (default: 2 on a CPU, 10 on a GPU)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, help="timed runs of each (default: 20; with --against or --growth on a CPU: 5)"
+    )
 
 
 def run(options: argparse.Namespace) -> str:
-    """The table.
+    """The tables.
 
     Raises:
         ValueError: no such recipe or device, or a number that cannot be.
     """
-    for name in ("modalities", "batch_size", "repeats"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be 1 or more")
+    for name in ("modalities", "batch_size", "train_batch", "repeats"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {number} must be 1 or more")
+    if options.train_batch is not None and not options.against:
+        raise ValueError("--train-batch is for --against reference")
+    if not options.against and not options.growth:
+        return costs(options)
+    parts = []
+    for recipe, device, precision in product(options.recipe or ["paper"], options.device, options.precision):
+        on_gpu = named_device(device).type == "cuda"
+        repeats = options.repeats or (20 if on_gpu else 5)
+        if options.against:
+            modalities, batch_size = options.modalities or 2, options.batch_size or (16 if on_gpu else 4)
+            train_batch = options.train_batch or (10 if on_gpu else 2)
+            parts.append(compare(Comparison(recipe, device, precision, modalities, batch_size, train_batch, repeats)))
+        if options.growth:
+            parts.append(growth_tables(recipe, device, precision, repeats))
+    return "\n\n".join(parts)
+
+
+def costs(options: argparse.Namespace) -> str:
+    """The table of scoring's costs."""
     cases = [
-        Case(recipe, device, precision, options.modalities, options.batch_size, options.repeats)
-        for recipe, device, precision in product(options.recipe, options.device, options.precision)
+        Case(recipe, device, precision, options.modalities or 1, options.batch_size or 8, options.repeats or 20)
+        for recipe, device, precision in product(options.recipe or ["demo"], options.device, options.precision)
     ]
     # A process for each case, or the peak memory of one would be that of the largest before it.
     context = multiprocessing.get_context("spawn")
@@ -103,7 +140,7 @@ def measure(case: Case) -> Cost:
         raise ValueError(
             f"--modalities {case.modalities}: recipe {recipe.name} has {recipe.model.modality_slots} slots"
         )
-    device = _device(case.device)
+    device = named_device(case.device)
     model = empty_model(recipe.model).to(device).eval()
     settings, size = recipe.evaluation, recipe.model.image_size
 
@@ -132,7 +169,7 @@ def measure(case: Case) -> Cost:
         images_per_second=case.batch_size / statistics.median(together),
         latency_median=statistics.median(alone),
         latency_p95=_percentile(alone, 0.95),
-        peak_bytes=_peak_bytes(device),
+        peak_bytes=peak_bytes(device),
     )
 
 
@@ -154,16 +191,13 @@ def table(results: list[tuple[Case, Cost]]) -> str:
         ]
         for case, cost in results
     ]
-    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    lines = [" | ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in [heads, *rows]]
-    rule = " | ".join("-" * (width - 1) + ":" for width in widths)
     case = results[0][0]
     said = (
         f"{case.modalities} modalities a sample; GFLOP of one sample; samples as images/s, at batch size "
         f"{case.batch_size}; latency at batch size 1 over {case.repeats} runs; {torch.get_num_threads()} CPU threads; "
         "peak: resident on a CPU, allocated on a GPU"
     )
-    return "\n".join([*(f"| {line} |" for line in (lines[0], rule, *lines[1:])), said])
+    return "\n".join([*markdown_table(heads, rows), said])
 
 
 def _seconds(score: Callable[[], None], repeats: int) -> list[float]:
@@ -182,17 +216,3 @@ def _percentile(values: list[float], share: float) -> float:
     """The smallest value that this share of all does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from None

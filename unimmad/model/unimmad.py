@@ -146,4 +146,7 @@ class UniMMAD(nn.Module):
 
 def _sample_of_token(tokens_per_sample: Sequence[int], device: torch.device) -> Tensor:
     counts = torch.tensor(tokens_per_sample)
-    return torch.repeat_interleave(torch.arange(len(tokens_per_sample)), counts).to(device, non_blocking=True)
+    samples = torch.arange(len(tokens_per_sample))
+    # The sum is given so that no size depends on a tensor's values, which fake tensors do not have.
+    sample_of_token_T = torch.repeat_interleave(samples, counts, output_size=sum(tokens_per_sample))
+    return sample_of_token_T.to(device, non_blocking=True)

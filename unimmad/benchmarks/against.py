@@ -1,0 +1,140 @@
+"""The model against the reference, the authors' way of computing, on the same weights in the same run.
+
+A task's contestants take turns in one process, and the medians of their times are compared; a large matrix product
+takes its turns with them, as the machine's rate. The peak memory of each contestant is that of a process of its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from unimmad.benchmarks.clock import Work, counted, interleaved_seconds, matrix_product, peak_bytes
+from unimmad.benchmarks.contest import (
+    DECODING,
+    DECODING_BACK,
+    EVALUATION,
+    TASKS,
+    TRAINING,
+    Comparison,
+    Contestant,
+    Run,
+    TaskResult,
+    contestants,
+)
+from unimmad.benchmarks.contest_table import report
+from unimmad.benchmarks.workbench import Workbench
+from unimmad.config import load_recipe
+from unimmad.evaluation.scoring import named_device
+
+GPU_WARM_UPS = 3
+
+
+def compare(case: Comparison) -> str:
+    """Measure all tasks and give the tables.
+
+    Raises:
+        ValueError: no such recipe or device, or more modalities than the model has slots.
+    """
+    _check(case)
+    context = multiprocessing.get_context("spawn")
+    # This process stays small: on Linux a new one begins with its parent's largest size as its own.
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        results = {task: pool.submit(measure_task, case, task).result() for task in TASKS}
+        everyone = [contestant for result in results.values() for contestant in result.runs]
+        peaks = {
+            contestant: pool.submit(measure_peak, case, contestant).result()
+            for contestant in tqdm(everyone, desc="peak memory", unit="process", leave=False, disable=None)
+        }
+    return report(case, results, peaks)
+
+
+def measure_task(case: Comparison, task: str) -> TaskResult:
+    """Time a task's contestants in turns, in this process."""
+    device = named_device(case.device)
+    racing = contestants(case, task)
+    bench = _workbench(case, task)
+    if task == EVALUATION:
+        bench.settle_batchnorm()
+    works = {contestant: work_of(bench, contestant) for contestant in racing}
+    first = {contestant: counted(work) for contestant, work in works.items()}
+    precisions: set[str] = {"fp32", case.precision}
+    products = {name: matrix_product(_dtype(name), device) for name in sorted(precisions)}
+    seconds = interleaved_seconds(_named(works, products), _warm_ups(device), device, f"{task}: warm-up")
+    seconds = interleaved_seconds(_named(works, products), case.repeats, device, task)
+    rates = {name: flops / statistics.median(seconds[_product(name)]) for name, (_, flops) in products.items()}
+    runs = {}
+    for contestant, (_, flops) in first.items():
+        median = statistics.median(seconds[contestant.name])
+        rate = rates["fp32" if contestant.form == "reference" else case.precision]
+        runs[contestant] = Run(median, flops, flops / median / rate)
+    reference, *ours = [outcome for outcome, _ in first.values()]
+    return TaskResult(runs, _largest_difference(reference, ours), float(reference.abs().max()), rates)
+
+
+def measure_peak(case: Comparison, contestant: Contestant) -> int:
+    """Largest memory of a process that does nothing else, in bytes."""
+    device = named_device(case.device)
+    work = work_of(_workbench(case, contestant.task, one_form=True), contestant)
+    for _ in range(2):  # the second training step meets the optimizer's moments
+        work()
+    return peak_bytes(device)
+
+
+def work_of(bench: Workbench, contestant: Contestant) -> Work:
+    """What a contestant does."""
+    makers = {
+        EVALUATION: bench.scoring,
+        TRAINING: bench.training_step,
+        DECODING: bench.decoding,
+        DECODING_BACK: bench.decoding_with_gradients,
+    }
+    return makers[contestant.task](contestant.form, contestant.batch)
+
+
+def _check(case: Comparison) -> None:
+    """Bad options are told here, before any process starts."""
+    named_device(case.device)
+    slots = load_recipe(case.recipe).model.modality_slots
+    if case.modalities > slots:
+        raise ValueError(f"--modalities {case.modalities}: recipe {case.recipe} has {slots} slots")
+
+
+def _workbench(case: Comparison, task: str, one_form: bool = False) -> Workbench:
+    return Workbench(
+        load_recipe(case.recipe),
+        named_device(case.device),
+        case.precision,
+        case.modalities,
+        decoders_only=task in (DECODING, DECODING_BACK),
+        one_form=one_form,
+    )
+
+
+def _named(works: dict[Contestant, Work], products: dict[str, tuple[Work, int]]) -> dict[str, Work]:
+    named = {contestant.name: work for contestant, work in works.items()}
+    return named | {_product(name): work for name, (work, _) in products.items()}
+
+
+def _product(precision: str) -> str:
+    return f"matrix product, {precision}"
+
+
+def _dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _warm_ups(device: torch.device) -> int:
+    """Beyond the run whose operations are counted."""
+    return GPU_WARM_UPS if device.type == "cuda" else 0
+
+
+def _largest_difference(reference: Tensor, ours: Sequence[Tensor]) -> float:
+    """A larger batch begins with the reference's samples."""
+    return max(float((found[: len(reference)] - reference).abs().max()) for found in ours)

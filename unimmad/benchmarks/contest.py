@@ -1,0 +1,76 @@
+"""Who competes at what in ``benchmark.py model --against reference``, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unimmad.benchmarks.workbench import FORMS, Form
+from unimmad.evaluation.scoring import Precision
+
+EVALUATION = "evaluation"
+TRAINING = "training step"
+DECODING = "C-MoE, inference"
+DECODING_BACK = "C-MoE, forward and backward"
+TASKS = (EVALUATION, TRAINING, DECODING, DECODING_BACK)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared."""
+
+    recipe: str
+    device: str
+    precision: Precision
+    """Of ours; the reference computes in fp32."""
+    modalities: int
+    batch_size: int
+    """Of ours in the second row of evaluation."""
+    train_batch: int
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A form at a task."""
+
+    task: str
+    form: Form
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.form}, batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a contestant took."""
+
+    seconds: float
+    """Median of a run."""
+    flops: int
+    """Of a run."""
+    share: float
+    """Of the rate of a large matrix product in its precision."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task's contestants beside each other."""
+
+    runs: dict[Contestant, Run]
+    difference: float
+    """Largest, between what the two forms gave for the same input."""
+    largest: float
+    """Absolute value in what the reference gave."""
+    rates: dict[str, float]
+    """Operations a second of the matrix product, by precision."""
+
+
+def contestants(case: Comparison, task: str) -> list[Contestant]:
+    """Those of a task; the first is the reference."""
+    if task == EVALUATION:
+        batches = sorted({1, case.batch_size})
+        return [Contestant(task, "reference", 1), *(Contestant(task, "ours", batch) for batch in batches)]
+    batch = 1 if task == DECODING else case.train_batch
+    return [Contestant(task, form, batch) for form in FORMS]

@@ -1,0 +1,176 @@
+"""The largest training batch that fits in a given memory, for the model and for the reference.
+
+On a GPU it is measured, by real steps. Elsewhere steps are simulated on fake tensors, which have sizes but no values.
+Counted are weights (of the teacher, too), gradients, Adam's moments, activations and images at their common peak in
+a plain PyTorch step at one rank; not what the CUDA context takes for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch._subclasses import FakeTensorMode
+from tqdm import tqdm
+
+from unimmad.benchmarks.fake_memory import StorageWatch
+from unimmad.benchmarks.markdown import markdown_table
+from unimmad.benchmarks.workbench import FORMS, Form, Workbench
+from unimmad.config import Recipe, load_recipe
+from unimmad.evaluation.scoring import Precision, named_device
+
+HELP = "the largest training batch in a given memory, measured on a GPU or simulated"
+LARGEST_BATCH = 4096
+"""Where growing ends even if it still fits."""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Of a training step, in bytes."""
+
+    peak: float
+    """Infinite where the device had no room."""
+    lasting: float
+    """What stays behind it: weights, gradients, moments, images."""
+
+
+MemoryOf = Callable[[int], StepMemory]
+"""Of a step with so many samples."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommand's options."""
+    parser.add_argument("--recipe", default="paper", help="default: paper")
+    parser.add_argument(
+        "--gigabytes", type=float, nargs="+", default=[24.0, 80.0], help="of 10^9 bytes (default: 24 80)"
+    )
+    parser.add_argument("--modalities", type=int, default=2, help="of each sample (default: 2)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of ours (default: fp32)")
+    parser.add_argument("--device", help="a GPU to measure on (default: where there is one)")
+    parser.add_argument("--simulate", action="store_true", help="simulate where there is a GPU, too")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """The table.
+
+    Raises:
+        ValueError: no such recipe or device, a number that cannot be, or more modalities than the model has slots.
+    """
+    if arguments.modalities < 1 or min(arguments.gigabytes) <= 0:
+        raise ValueError("give 1 or more --modalities and --gigabytes above 0")
+    device = named_device(arguments.device)
+    simulated = arguments.simulate or device.type != "cuda"
+    recipe = load_recipe(arguments.recipe)
+    open_steps = simulated_steps if simulated else measured_steps
+    rows = []
+    with tqdm(desc="training steps", unit="batch", leave=False, disable=None) as bar:
+        for form in FORMS:
+            with open_steps(recipe, form, arguments.modalities, arguments.precision, device) as memory_of:
+                remembered = cache(_announcing(memory_of, bar))
+                rows += [_row(form, gigabytes, remembered) for gigabytes in arguments.gigabytes]
+    heads = ["form", "memory, GB", "largest batch", "its peak, GB", "one sample more, GB", "lasting, GB"]
+    how = "simulated on fake tensors; workspaces of operations and the allocator's rounding are not in it"
+    if not simulated:
+        how = f"measured on {torch.cuda.get_device_name(device)}"
+    return "\n".join([*markdown_table(heads, rows, left=1), "", *_notes(arguments, how)])
+
+
+def largest_batch(memory_of: MemoryOf, limit: float) -> int:
+    """The most samples whose step's peak is at most ``limit`` bytes; 0 where not even one fits.
+
+    Doubles until it no longer fits, then looks where the line through the last two says. What it returns was tried, and
+    one more was, too, unless ``LARGEST_BATCH`` fits.
+    """
+    fits, fails = 0, 1
+    while memory_of(fails).peak <= limit:
+        fits, fails = fails, 2 * fails
+        if fits >= LARGEST_BATCH:
+            return fits
+    while fails - fits > 1:
+        guess = (fits + fails) // 2
+        if fits and memory_of(fails).peak < float("inf"):
+            low, high = memory_of(fits).peak, memory_of(fails).peak
+            guess = fits + int((limit - low) / (high - low) * (fails - fits))
+        guess = min(max(guess, fits + 1), fails - 1)
+        if memory_of(guess).peak <= limit:
+            fits = guess
+        else:
+            fails = guess
+    return fits
+
+
+@contextmanager
+def simulated_steps(
+    recipe: Recipe, form: Form, modalities: int, precision: Precision, _: torch.device | None = None
+) -> Iterator[MemoryOf]:
+    """Training steps on fake tensors."""
+    with FakeTensorMode(), StorageWatch() as watch:
+        bench = Workbench(recipe, torch.device("cpu"), precision, modalities)
+        bench.fused_optimizer = True  # as on the GPU that it stands for
+        bench.training_step(form, 1)()  # the first step makes gradients and moments
+
+        def memory_of(batch: int) -> StepMemory:
+            step = bench.training_step(form, batch)
+            gc.collect()
+            watch.peak = watch.current
+            step()
+            gc.collect()
+            return StepMemory(watch.peak, watch.current)
+
+        yield memory_of
+
+
+@contextmanager
+def measured_steps(
+    recipe: Recipe, form: Form, modalities: int, precision: Precision, device: torch.device
+) -> Iterator[MemoryOf]:
+    """Training steps on a GPU."""
+    bench = Workbench(recipe, device, precision, modalities)
+    bench.training_step(form, 1)()
+
+    def memory_of(batch: int) -> StepMemory:
+        gc.collect()
+        torch.cuda.empty_cache()
+        try:
+            step = bench.training_step(form, batch)
+            torch.cuda.reset_peak_memory_stats(device)
+            step()
+        except torch.cuda.OutOfMemoryError:
+            bench.optimizer.zero_grad()
+            return StepMemory(float("inf"), float("nan"))
+        return StepMemory(torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device))
+
+    yield memory_of
+
+
+def _announcing(memory_of: MemoryOf, bar: tqdm) -> MemoryOf:
+    def announced(batch: int) -> StepMemory:
+        bar.set_postfix(samples=batch)
+        found = memory_of(batch)
+        bar.update()
+        return found
+
+    return announced
+
+
+def _row(form: Form, gigabytes: float, memory_of: MemoryOf) -> list[str]:
+    batch = largest_batch(memory_of, gigabytes * 1e9)
+    more = memory_of(batch + 1).peak
+    at_batch = [f"{memory_of(batch).peak / 1e9:.2f}", f"{memory_of(batch).lasting / 1e9:.2f}"] if batch else ["", ""]
+    over = f"{more / 1e9:.2f}" if more < float("inf") else "no room"
+    return [form, f"{gigabytes:g}", str(batch), at_batch[0], over, at_batch[1]]
+
+
+def _notes(arguments: argparse.Namespace, how: str) -> list[str]:
+    return [
+        f"recipe {arguments.recipe}, {arguments.modalities} modalities a sample, ours in {arguments.precision}, the "
+        f"reference in fp32; {how}",
+        "counted: weights (the teacher's too), gradients, Adam's moments, activations and images, at their common peak "
+        "in a plain PyTorch step at one rank; not the CUDA context. A GB is 10^9 bytes",
+        "lasting: what stays behind a step",
+    ]
