@@ -31,6 +31,7 @@ from unimmad.benchmarks.markdown import markdown_table
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import named_device
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
+from unimmad.model.inference import for_inference
 
 HELP = "cost of the model: parameters, FLOPs, images/s, latency, peak memory"
 PRECISIONS = ("fp32", "bf16")
@@ -141,7 +142,10 @@ def measure(case: Case) -> Cost:
             f"--modalities {case.modalities}: recipe {recipe.name} has {recipe.model.modality_slots} slots"
         )
     device = named_device(case.device)
-    model = empty_model(recipe.model).to(device).eval()
+    model = empty_model(recipe.model).to(device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    for_inference(model)
     settings, size = recipe.evaluation, recipe.model.image_size
 
     def scorer(batch_size: int) -> Callable[[], None]:
@@ -157,13 +161,14 @@ def measure(case: Case) -> Cost:
 
         return score
 
+    score_one = scorer(1)
+    score_one()  # what is made once does not count
     with FlopCounterMode(display=False) as counter:
-        scorer(1)()
+        score_one()
     alone = _seconds(scorer(1), case.repeats)
     together = _seconds(scorer(case.batch_size), case.repeats)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Cost(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         trained_parameters=trained,
         flops=counter.get_total_flops(),
         images_per_second=case.batch_size / statistics.median(together),

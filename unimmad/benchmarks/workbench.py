@@ -21,6 +21,7 @@ from unimmad.config import Recipe
 from unimmad.evaluation.scoring import Precision
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.backbone import calibrate_batchnorm
+from unimmad.model.inference import for_inference
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 from unimmad.training.loss import unimmad_loss
 
@@ -190,5 +191,5 @@ class Workbench:
 
 
 def evaluation_form(model: UniMMAD) -> Any:
-    """What evaluation runs; ``model`` may be changed for it."""
-    return model.eval()
+    """What evaluation runs; ``model`` is changed for it."""
+    return for_inference(model)
