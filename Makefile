@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 	$(BIN)/python tools/evaluate.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -14,6 +14,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+SLOW = ("parity", "training", "slurm")
+"""Folders whose tests launch training."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, or one worker would still be at them when the other has nothing left."""
+    items.sort(key=lambda item: item.path.parent.name not in SLOW)
+
+
 @pytest.fixture(scope="session")
 def parity_shards(tmp_path_factory) -> Path:
     """The synthetic set, two training samples a class, as shards."""

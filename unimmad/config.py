@@ -157,6 +157,8 @@ class EvaluationSettings(_Section):
     """An image's score is the mean of this share of its map's largest values (at least one)."""
     pictures_per_class: NotNegative = 8
     """Heat maps drawn of each class."""
+    leader_cache_mib: NotNegative = 256
+    """Memory for routed leaders' composed kernels, kept from batch to batch (27.5 MB a leader at the paper's sizes)."""
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationSettings:

@@ -54,7 +54,7 @@ def killed_and_resumed(data, folder: Path, kills: int) -> None:
 
 
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(data, tmp_path):
-    killed_and_resumed(data, tmp_path, kills=3)
+    killed_and_resumed(data, tmp_path, kills=2)
 
 
 @pytest.mark.long

@@ -145,8 +145,8 @@ def measure(case: Case) -> Cost:
     model = empty_model(recipe.model).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    for_inference(model)
     settings, size = recipe.evaluation, recipe.model.image_size
+    for_inference(model, settings.leader_cache_mib * 2**20)
 
     def scorer(batch_size: int) -> Callable[[], None]:
         images_TCHW = torch.randn(batch_size * case.modalities, 3, size, size, device=device)

@@ -31,7 +31,7 @@ from unimmad.evaluation.scoring import MaskRule, Precision, default_precision
 from unimmad.evaluation.tables import write_image_scores, write_tables
 from unimmad.model.inference import for_inference
 
-NOT_IN_NUMBERS = frozenset({"batch_size", "pictures_per_class"})
+NOT_IN_NUMBERS = frozenset({"batch_size", "pictures_per_class", "leader_cache_mib"})
 """Evaluation settings that change no number."""
 
 
@@ -109,7 +109,7 @@ def evaluate_checkpoint(
         )
     skip_log = SkipLog("it is left out")
     scored_classes = evaluate_classes(
-        for_inference(checkpoint.model.to(device)),
+        for_inference(checkpoint.model.to(device), settings.leader_cache_mib * 2**20),
         shards,
         split,
         settings,

@@ -41,7 +41,7 @@ class ModelEngine:
     """The local form of the model, brought into its inference form."""
 
     def __init__(self, model: UniMMAD, settings: EvaluationSettings, device: torch.device) -> None:
-        self.model = for_inference(model.to(device))
+        self.model = for_inference(model.to(device), settings.leader_cache_mib * 2**20)
         self.settings = settings
         self.device = device
 
