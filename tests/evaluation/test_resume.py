@@ -187,7 +187,7 @@ def test_the_fingerprint_goes_by_the_data(checkpoint, small_shards, tmp_path):
         update={"shards": tuple(shard.model_copy(update={"sha256": "0" * 64}) for shard in index.shards)}
     )
     other = ShardSet(shards.folders, [changed], shards.cache)
-    first, same, second = (evaluation_fingerprint(checkpoint.model, s, {}) for s in (shards, shards, other))
+    first, same, second = (evaluation_fingerprint(checkpoint.weights_digest, s, {}) for s in (shards, shards, other))
     assert first == same != second
 
 

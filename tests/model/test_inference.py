@@ -95,9 +95,16 @@ def test_products_are_made_once_and_the_least_recently_used_go_first(model):
     assert products.held_bytes == a_pair
 
 
+def test_no_batchnorm_is_left_but_that_of_the_cross_condition(model):
+    fast = for_inference(copy.deepcopy(model))
+    left = [name for name, module in fast.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert left == [f"levels.{level}.condition.batch_norm" for level in range(3)]
+
+
 def test_the_form_is_taken_once(model):
     fast = for_inference(copy.deepcopy(model))
-    assert for_inference(fast) is fast
+    assert for_inference(fast, cache_bytes=7) is fast
+    assert products_of(fast).limit_bytes == 7
     branches = [branch for level in fast.levels for branch in level.branches]
     assert all(isinstance(branch, InferenceBranch) for branch in branches)
     assert not any(isinstance(branch.branch, InferenceBranch) for branch in branches)

@@ -116,6 +116,15 @@ def test_no_token_gives_no_map_but_still_a_backward_pass():
     assert kernels_TEEkk.grad is not None
 
 
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_maps_have_one_dtype_under_autocast_with_and_without_tokens(tokens):
+    bank, leaders, routing = make(size=3, banks=1, tokens=tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        kernels_TEEkk = leaders(routing, bank.kernels_GNEEkk)
+        output = convolve_tokens(torch.randn(tokens, EMBED, 5, 4), kernels_TEEkk, [1] * tokens)
+    assert output.dtype == torch.bfloat16
+
+
 def test_new_leaders_and_bases_have_the_papers_spread():
     torch.manual_seed(0)
     assert LocalLeaders(32, 8, 64, 1).logits_LNE.std().item() == pytest.approx(0.02, rel=0.03)

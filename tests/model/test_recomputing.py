@@ -19,6 +19,18 @@ def model() -> UniMMAD:
     return made
 
 
+@pytest.mark.parametrize("backbone", ["resnet18d", "hrnet_w18_small"])
+def test_backbones_that_work_in_place_have_the_same_gradients(backbone):
+    plain, _ = new_model(load_recipe("tiny", [f"model.backbone={backbone}"]).model, seed=0)
+    recomputing = copy.deepcopy(plain)
+    recompute_activations(recomputing)
+    for form in (plain, recomputing):
+        kept_bytes(form)
+    ours = dict(recomputing.named_parameters())
+    for name, parameter in plain.named_parameters():
+        assert parameter.grad is None or torch.equal(ours[name].grad, parameter.grad), name
+
+
 def kept_bytes(model: UniMMAD) -> int:
     """What a training step keeps between forward and backward; does the step."""
     size = model.architecture.image_size

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from unimmad.assembly import empty_model
 from unimmad.checkpoint.folder import STATE_NAME, read_state
@@ -28,6 +32,15 @@ class LoadedCheckpoint:
     recipe: Recipe
     model: UniMMAD
     state: dict[str, Any]
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of all the model's tensors, as they are when it is first asked for."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        return digest.hexdigest()
 
     @property
     def step(self) -> int:

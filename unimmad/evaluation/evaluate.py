@@ -99,7 +99,7 @@ def evaluate_checkpoint(
     beside = published_rows(_datasets(refs_of)) if published else ()
     settings, precision = checkpoint.recipe.evaluation, precision or default_precision(device)
     facts = _number_facts(settings, split, mask_resize, precision, device)
-    partial = PartialResults(output, evaluation_fingerprint(checkpoint.model, shards, facts))
+    partial = PartialResults(output, evaluation_fingerprint(checkpoint.weights_digest, shards, facts))
     if fresh:
         partial.remove()
     finished = partial.load()

@@ -21,7 +21,6 @@ from unimmad.evaluation.file_names import file_name
 from unimmad.evaluation.pixel_curves import curves_entry, read_curves
 from unimmad.evaluation.report import class_entry, read_class
 from unimmad.files import write_text_aside
-from unimmad.model.unimmad import UniMMAD
 
 FOLDER = ".partial"
 
@@ -63,20 +62,17 @@ class PartialResults:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def evaluation_fingerprint(model: UniMMAD, shards: ShardSet, settings: Mapping[str, Any]) -> str:
+def evaluation_fingerprint(weights: str, shards: ShardSet, settings: Mapping[str, Any]) -> str:
     """A number for one evaluation: two have the same one only where they give the same results.
 
     Args:
-        model: all its tensors count.
+        weights: the checkpoint's ``weights_digest``.
         shards: its indexes count, and by the sums in them the shards.
         settings: everything else that changes a number; of JSON's types.
     """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([weights, settings], sort_keys=True).encode())
     for index in shards.indexes:
         digest.update(index.model_dump_json().encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     return digest.hexdigest()
 
 

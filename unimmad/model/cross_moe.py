@@ -1,9 +1,9 @@
 """C-MoE, the decoder of one level (METHOD part 6): reconstructs each token's teacher features from the shared ones.
 
-What depends on the sample only (key, the branches' inputs, the fixed experts, the key half of the cross condition)
-is computed once a sample, not once a token. All gates can decide before any expert computes: ``route``, then
-``reconstruct``. Tokens take their sample's map by ``index_select``, since the gradient of plain indexing adds up in an
-order that changes from run to run, on CPUs too.
+What depends on the sample only (key, the branches' inputs, the key half of the cross condition) is computed once a
+sample, not once a token; so is the fixed expert, where it is not part of a token's composed kernel. All gates can
+decide before any expert computes: ``route``, then ``reconstruct``. Tokens take their sample's map by ``index_select``,
+since the gradient of plain indexing adds up in an order that changes from run to run, on CPUs too.
 
 Letters: B samples, T tokens (sample, modality), C_l channels of the level, E embed channels, L leaders,
 K routed leaders, h x w positions.

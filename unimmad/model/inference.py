@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unimmad.model.blocks import BasicBlock, DecoderBottleneck
 from unimmad.model.cross_moe import CrossMoE, LocalRouting, MiMoEBranch
 from unimmad.model.folding import fold_batchnorm
+from unimmad.model.leaders import convolve_tokens
 from unimmad.model.routing import Routing
 from unimmad.model.unimmad import UniMMAD
 
@@ -28,16 +30,20 @@ DEFAULT_CACHE_BYTES = 256 * 2**20
 
 
 def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> UniMMAD:
-    """Bring ``model`` into its inference form, in place; it can't be trained, saved or exported afterwards.
+    """Bring ``model`` into its inference form, in place; it can't be trained, saved, exported or moved afterwards.
+
+    It holds what belongs to the batch at hand, so two threads must not score with it at once.
 
     Args:
-        model: in its local form. One that has the inference form already is given back as it is.
+        model: in its local form, on its device. Of one that has the inference form already, the cache is resized.
         cache_bytes: what the leaders' products may take; beyond it the least recently used go.
     """
     if isinstance(model.on_routed, LeaderProducts):
+        model.on_routed.limit_bytes = cache_bytes
         return model
     model.eval().requires_grad_(False)
-    for network in (model.teacher, model.encoder, model.input_embedding.stem, model.compression):
+    blocks = [module for module in model.compression.modules() if isinstance(module, BasicBlock | DecoderBottleneck)]
+    for network in (model.teacher, model.encoder, model.input_embedding.stem, *blocks):
         fold_batchnorm(network)
     branches = []
     for level in cast(list[CrossMoE], model.levels):
@@ -49,7 +55,7 @@ def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Uni
 
 
 class InferenceBranch(nn.Module):
-    """A branch whose routed leaders' products are at hand; where they are not, the branch as it was."""
+    """A branch with one convolution a token; its leaders' products are at hand, or are composed where they are not."""
 
     def __init__(self, branch: MiMoEBranch) -> None:
         super().__init__()
@@ -81,14 +87,23 @@ class InferenceBranch(nn.Module):
         self, key_BEhw: Tensor, routing: Routing, tokens_per_sample: Sequence[int], sample_of_token_T: Tensor
     ) -> Tensor:
         """As ``MiMoEBranch``: [T, E, h, w]."""
+        x_BEhw = self.branch.pre(key_BEhw)
         if not self.products:
-            return self.branch(key_BEhw, routing, tokens_per_sample, sample_of_token_T)
+            output_TEhw = convolve_tokens(x_BEhw, self._composed(routing), tokens_per_sample)
+            return self.branch.norm(output_TEhw).relu_()
         outputs, start = [], 0
-        for x_1Ehw, count in zip(self.branch.pre(key_BEhw).split(1), tokens_per_sample, strict=True):
+        for x_1Ehw, count in zip(x_BEhw.split(1), tokens_per_sample, strict=True):
             tokens = slice(start, start + count)
             outputs.append(self._sample(x_1Ehw, self.ids_TK[tokens], routing.scores_TK[tokens]))
             start += count
         return self.branch.norm(torch.cat(outputs)).relu_()
+
+    def _composed(self, routing: Routing) -> Tensor:
+        """Each token's kernel, made for this batch alone: [T, E, E, k, k]."""
+        # In fp32 as the products, so that numbers do not depend on what the cache holds.
+        with torch.autocast(self.for_routed_EE.device.type, enabled=False):
+            kernels_TEEkk = self.routed.mixed_kernels(routing, self.branch.bank.kernels_GNEEkk, self.for_routed_EE)
+        return kernels_TEEkk + self.fixed_EEkk
 
     def _sample(self, x_1Ehw: Tensor, ids_TK: Sequence[Sequence[int]], scores_TK: Tensor) -> Tensor:
         """One sample's tokens, by whichever way needs fewer convolutions."""
@@ -103,12 +118,11 @@ class InferenceBranch(nn.Module):
     ) -> Tensor:
         """Tokens that share leaders share their convolutions: fixed and distinct leaders once, then weighted sums."""
         kernels = torch.stack([self.fixed_EEkk, *(self.products[leader] for leader in distinct_U)])
-        fixed_Ehw, *leader_maps = self._convolve(x_1Ehw, kernels)
+        maps_NEhw = self._convolve(x_1Ehw, kernels)
         place_TK = torch.tensor([[distinct_U.index(leader) for leader in of_token] for of_token in ids_TK])
         shares_TU = scores_TK.new_zeros(len(ids_TK), len(distinct_U))
         shares_TU = shares_TU.scatter_add(1, place_TK.to(scores_TK.device, non_blocking=True), scores_TK)
-        maps_UEhw = torch.stack(leader_maps)
-        return torch.einsum("tu,uehw->tehw", shares_TU.to(maps_UEhw.dtype), maps_UEhw) + fixed_Ehw
+        return torch.einsum("tu,uehw->tehw", shares_TU.to(maps_NEhw.dtype), maps_NEhw[1:]) + maps_NEhw[0]
 
     def _kernel(self, ids_K: Sequence[int], scores_K: Tensor) -> Tensor:
         """One token's whole branch: [E, E, k, k]."""
@@ -144,6 +158,8 @@ class LeaderProducts:
             for place, ids_TK in enumerate(ids_GTK)
             for leader in sorted({leader for of_token in ids_TK for leader in of_token})
         ]
+        for branch in self.branches:  # or the batch before would still hold what is dropped
+            branch.products = {}
         self._drop_for(needed)
         for place, (branch, ids_TK) in enumerate(zip(self.branches, ids_GTK, strict=True)):
             leaders = [leader for of_branch, leader in needed if of_branch == place]

@@ -94,7 +94,8 @@ def convolve_tokens(x_BEhw: Tensor, kernels_TEEkk: Tensor, tokens_per_sample: Se
     if tokens == 0:
         # A rank that no token came to: its empty output still depends on what it received, or backward would hang.
         nothing = x_BEhw.sum() + kernels_TEEkk.sum()
-        return x_BEhw.new_zeros(0, out_channels, *x_BEhw.shape[2:]) + nothing
+        # In the kernels' dtype, as a convolution under autocast: the ranks that exchange it must agree.
+        return (x_BEhw.new_zeros(0, out_channels, *x_BEhw.shape[2:]) + nothing).to(kernels_TEEkk.dtype)
     outputs = []
     start = 0
     for x_Ehw, count in zip(x_BEhw, tokens_per_sample, strict=True):

@@ -24,7 +24,7 @@ def recompute_activations(model: UniMMAD) -> int:
     Returns:
         How many blocks.
     """
-    blocks = [block for stage in model.encoder.network.children() if _is_sequence(stage) for block in stage.children()]
+    blocks = [block for stage in model.encoder.network.children() for block in _blocks(stage)]
     blocks.append(model.input_embedding.stem)
     for module in (*model.compression.modules(), *model.levels.modules()):
         if isinstance(module, BasicBlock | DecoderBottleneck | CrossCondition) or (
@@ -37,8 +37,15 @@ def recompute_activations(model: UniMMAD) -> int:
     return len(blocks)
 
 
-def _is_sequence(stage: nn.Module) -> bool:
-    return isinstance(stage, nn.Sequential | nn.ModuleList)
+def _blocks(stage: nn.Module) -> list[nn.Module]:
+    """The blocks of a backbone's plain sequence.
+
+    Subclasses may change the lists that they pass on, and a lone layer may be followed by one that works in place: what
+    would be computed again from their inputs is something else.
+    """
+    if type(stage) not in (nn.Sequential, nn.ModuleList):
+        return []
+    return [block for block in stage.children() if any(True for _ in block.children())]
 
 
 def _contexts(block: nn.Module) -> tuple[Any, Any]:

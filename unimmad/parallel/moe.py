@@ -83,7 +83,7 @@ class PlacedLeaders(nn.Module):
 
 
 class LeaderMOELayer(MOELayer):
-    """Gate, then leaders wherever they live. All gates decide first: ``plan_all`` says what goes where."""
+    """Leaders wherever they live. All gates decide first: ``plan_all`` says what goes where."""
 
     plan: DispatchPlan | None = None
     """Of the forward pass that is going on."""
