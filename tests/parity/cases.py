@@ -76,7 +76,6 @@ LONELY = Problem("one sample a rank", counts=ONE_EACH)
 SKEWED_BANKS = Problem(
     "one leader of 4 banks", counts=ONE_EACH, overrides=("model.banks=4", "model.top_k=1"), favoured=(2,)
 )
-RECOMPUTED = Problem("recomputed", overrides=("training.activation_checkpointing=true",))
 BF16 = Problem("bf16", overrides=("training.precision=bf16",))
 
 SHORT = [
@@ -109,7 +108,6 @@ FULL = [
         for layout in layouts((2, 4), (2, 4), (1,))
     ],
     *[Case(problem, layout) for problem in (LONELY, SKEWED_BANKS) for layout in layouts((4,), (1, 2, 4), (0, 2))],
-    *[Case(RECOMPUTED, layout) for layout in layouts((2, 4), (1, 2), (1,))],
     *[Case(BF16, layout) for layout in layouts((1, 2, 4), (1, 2, 4), (1,))],
 ]
 """The batch everywhere; each of the others where it could matter."""
