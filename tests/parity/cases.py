@@ -71,7 +71,8 @@ CLIPPED = Problem("clipped", overrides=("training.gradient_clipping=0.01",))
 ACCUMULATED = Problem("accumulated", accumulation=2, overrides=("training.gradient_clipping=0.01",))
 BANKS = {banks: Problem(f"{banks} banks", overrides=(f"model.banks={banks}",)) for banks in (2, 4)}
 ONE_LEADER = Problem("one leader", overrides=("model.top_k=1",), favoured=(0,))
-LEADERS_OF_ONE_RANK = Problem("leaders of one rank", favoured=(6, 7))
+# Leaders that differ: else the gate's gradient is the difference of two outputs that are nearly alike.
+LEADERS_OF_ONE_RANK = Problem("leaders of one rank", overrides=("model.initial_leader_std=1.0",), favoured=(6, 7))
 LONELY = Problem("one sample a rank", counts=ONE_EACH)
 SKEWED_BANKS = Problem(
     "one leader of 4 banks", counts=ONE_EACH, overrides=("model.banks=4", "model.top_k=1"), favoured=(2,)
