@@ -59,15 +59,15 @@ def test_a_branch_is_the_fixed_expert_beside_the_routed_ones(size, composing):
 def test_composing_is_chosen_where_it_needs_fewer_multiplications(embed, side, size):
     """Both ways counted as they run."""
     branch = MiMoEBranch(embed, size, LEADERS, base_experts=3, top_k=2, banks=1)
-    counts, keys_BEhw = [1, 3], torch.zeros(2, embed, side, side)
-    routing = branch.routed.route(torch.zeros(4, embed))
+    keys_BEhw = torch.zeros(1, embed, side, side)
+    routing = branch.routed.route(torch.zeros(1, embed))
     needed = {}
     for composing in (False, True):
         branch.composing_pays = lambda *_, composing=composing: composing
         with FlopCounterMode(display=False) as counter:
-            branch(keys_BEhw, routing, counts, sample_of_token(counts))
+            branch(keys_BEhw, routing, [1], sample_of_token([1]))
         needed[composing] = counter.get_total_flops()
-    assert composing_is_cheaper(4, keys_BEhw.shape, size) == (needed[True] < needed[False])
+    assert composing_is_cheaper(embed, side * side, size) == (needed[True] < needed[False])
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -86,8 +86,9 @@ SHORT = [
     Case(BASE, Layout(4, 2, 2)),
     Case(SKEWED_BANKS, Layout(4, 4, 0)),
     Case(LONELY, Layout(4, 4, 1)),
+    Case(LONELY, Layout(4, 1, 2)),
 ]
-"""One layout of each kind."""
+"""One layout of each kind, and ranks whose batches differ most where ZeRO 2 mixes gradients in buckets."""
 
 LAYOUTS = [Layout(world, ep, zero) for world in (1, 2, 4) for ep in (1, 2, 4) if ep <= world for zero in (0, 1, 2)]
 

@@ -149,7 +149,7 @@ class MiMoEBranch(nn.Module):
         self.post = nn.Conv2d(2 * embed_dim, embed_dim, 1, bias=False)
         self.norm = group_norm(embed_dim)
         self.convolve: TokenConvolution = convolve_tokens
-        self.composing_pays: Callable[[int, Sequence[int], int], bool] = composing_is_cheaper
+        self.composing_pays: Callable[[int, int, int], bool] = composing_is_cheaper
 
     def forward(
         self,
@@ -160,8 +160,8 @@ class MiMoEBranch(nn.Module):
     ) -> Tensor:
         """-> [T, E, h, w]."""
         x_BEhw = self.pre(key_BEhw)
-        tokens = sample_of_token_T.shape[0]
-        if self.routed.leaders_are_here and self.composing_pays(tokens, x_BEhw.shape, self.kernel_size):
+        positions = x_BEhw.shape[2] * x_BEhw.shape[3]
+        if self.routed.leaders_are_here and self.composing_pays(x_BEhw.shape[1], positions, self.kernel_size):
             output_TEhw = self.convolve(x_BEhw, self._composed_kernels(routing), tokens_per_sample)
         else:
             output_TEhw = self._one_after_the_other(x_BEhw, routing, tokens_per_sample, sample_of_token_T)
@@ -187,17 +187,16 @@ class MiMoEBranch(nn.Module):
         return F.conv2d(routed_TEhw, for_routed) + fixed_BEhw.index_select(0, sample_of_token_T)
 
 
-def composing_is_cheaper(tokens: int, shape_BEhw: Sequence[int], kernel_size: int) -> bool:
+def composing_is_cheaper(embed_dim: int, positions: int, kernel_size: int) -> bool:
     """Whether one composed convolution a token needs fewer multiply-adds than its parts one after the other.
 
-    Composing multiplies E x E by E x E k k for each token and for the fixed expert. It saves, at every position, the
-    last 1x1 of each token and the fixed expert with its 1x1 of each sample. Forward and backward keep the proportion.
+    Composing multiplies E x E by E x E k k for the token and for the fixed expert. It saves, at every position, the
+    last 1x1 of the token, and the fixed expert with its 1x1. Counted for a sample of one token: ZeRO reduces gradients
+    in the order in which they come, so every rank must compute in the same way, whatever its batch. Forward and
+    backward keep the proportion.
     """
-    batch, embed_dim, height, width = shape_BEhw
-    taps, positions = kernel_size**2, height * width
-    composing = (tokens + 1) * embed_dim * taps
-    saved = (tokens + batch * (taps + 1)) * positions
-    return composing < saved
+    taps = kernel_size**2
+    return 2 * embed_dim * taps < (taps + 2) * positions
 
 
 class LocalRouting(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.model.anomaly_map import cosine_distance
-from unimmad.model.cross_moe import CrossMoE, MiMoEBranch, composing_is_cheaper
+from unimmad.model.cross_moe import CrossMoE, MiMoEBranch
 from unimmad.model.unimmad import UniMMAD
 
 
@@ -43,7 +43,6 @@ class FixedModalities(nn.Module):
             for branch in level.branches:
                 assert isinstance(branch, MiMoEBranch)
                 branch.convolve = partial(_convolve_by_products, modalities=len(slots))
-                branch.composing_pays = partial(_composing_pays, modalities=len(slots))
 
     def forward(self, images_BMCHW: Tensor) -> Tensor:
         """Normalised images, modalities in the order of ``slots`` -> maps before blurring, float32 [B, H, W]."""
@@ -78,11 +77,6 @@ def _convolve_by_products(
     x_BEhw: Tensor, kernels_TEEkk: Tensor, tokens_per_sample: Sequence[int], modalities: int
 ) -> Tensor:
     return convolve_by_products(x_BEhw, kernels_TEEkk, modalities)
-
-
-def _composing_pays(tokens: int, shape_BEhw: Sequence[int], kernel_size: int, modalities: int) -> bool:
-    """Of a batch of one, since a tracer does not know the batch."""
-    return composing_is_cheaper(modalities, (1, *shape_BEhw[1:]), kernel_size)
 
 
 def convolve_by_products(x_BEhw: Tensor, kernels_TEEkk: Tensor, modalities: int) -> Tensor:
