@@ -6,12 +6,14 @@ import dataclasses
 import json
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
 import torch
+from hand_made import hand_made_checkpoint
 
-from unimmad.assembly import new_model
+from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.config import load_recipe
 from unimmad.data.shard_set import ShardSet
 from unimmad.evaluation import evaluate as evaluate_module
@@ -83,6 +85,10 @@ def with_settings(checkpoint, *overrides):
     return dataclasses.replace(checkpoint, recipe=load_recipe("tiny", overrides))
 
 
+def _stop(self, scored):
+    raise StoppedError
+
+
 @pytest.fixture(scope="module")
 def plain(checkpoint):
     """Without pictures, which take longest."""
@@ -98,6 +104,16 @@ def stopped(plain, small_shards, tmp_path_factory):
 @pytest.fixture
 def output(stopped, tmp_path):
     return shutil.copytree(stopped, tmp_path / "report")
+
+
+def test_a_stopped_evaluation_leaves_no_thread_behind(plain, small_shards, tmp_path):
+    before = set(threading.enumerate())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PartialResults, "save", _stop)
+        with pytest.raises(StoppedError) as stopped:
+            evaluated(plain, small_shards, tmp_path)
+    assert stopped.traceback, "while the error is held, so are the frames that it passed through"
+    assert set(threading.enumerate()) == before
 
 
 def test_finished_classes_are_skipped_and_the_report_is_the_same(
@@ -146,8 +162,9 @@ def test_an_option_that_changes_a_number_begins_anew(plain, small_shards, output
     assert kept == []
 
 
-def test_other_settings_or_weights_begin_anew(checkpoint, small_shards, output, kept):
-    other_weights = dataclasses.replace(checkpoint, model=new_model(checkpoint.recipe.model, seed=99)[0])
+def test_other_settings_or_weights_begin_anew(checkpoint, small_shards, output, kept, tmp_path):
+    folder, _ = hand_made_checkpoint(tmp_path / "other", checkpoint.recipe, [small_shards], step=99)
+    other_weights = load_checkpoint(folder)
     for changed in (with_settings(checkpoint, "evaluation.blur_sigma=2"), other_weights):
         copy = shutil.copytree(output, output.parent / f"copy{id(changed)}")
         begun(changed, small_shards, copy)

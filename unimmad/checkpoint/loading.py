@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,8 @@ class LoadedCheckpoint:
     recipe: Recipe
     model: UniMMAD
     state: dict[str, Any]
-
-    @cached_property
-    def weights_digest(self) -> str:
-        """SHA-256 of all the model's tensors, as they are when it is first asked for."""
-        digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-        return digest.hexdigest()
+    weights_digest: str
+    """SHA-256 of all the model's tensors as they were read; an inference form has others."""
 
     @property
     def step(self) -> int:
@@ -73,7 +65,7 @@ def load_checkpoint(folder: Path) -> LoadedCheckpoint:
     recipe = parse_recipe(state["recipe"], origin=f"{folder / STATE_NAME}: recipe")
     model = empty_model(recipe.model)
     fill_model(model, PieceReader(folder, without=OPTIMIZER_PREFIX))
-    return LoadedCheckpoint(folder, recipe, model.eval(), state)
+    return LoadedCheckpoint(folder, recipe, model.eval(), state, _digest(model))
 
 
 def fill_model(model: UniMMAD, reader: PieceReader) -> None:
@@ -90,3 +82,11 @@ def fill_model(model: UniMMAD, reader: PieceReader) -> None:
                 f"{list(tensor.shape)} in this one"
             )
         tensor.copy_(reader.read(name))
+
+
+def _digest(model: UniMMAD) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).data)
+    return digest.hexdigest()

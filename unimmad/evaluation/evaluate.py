@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -125,12 +126,13 @@ def evaluate_checkpoint(
     )
     done: list[ScoredClass] = []
     pictures = Pictures(output, checkpoint.recipe.model.kernel_sizes)
-    for scored in scored_classes:
-        whole = len(scored.keys) == len(refs_of[scored.class_name])
-        if whole and scored.class_name not in finished:  # else the next run would not know what was left out
-            partial.save(scored)
-        pictures.add(scored)
-        done.append(replace(scored, pictures=()))
+    with closing(scored_classes):  # its threads and its progress bar end with it, however this loop ends
+        for scored in scored_classes:
+            whole = len(scored.keys) == len(refs_of[scored.class_name])
+            if whole and scored.class_name not in finished:  # else the next run would not know what was left out
+                partial.save(scored)
+            pictures.add(scored)
+            done.append(replace(scored, pictures=()))
     if not done:
         raise ValueError(f"no sample of the {split} split can be read: {summary(skip_log.shards)}")
     header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)

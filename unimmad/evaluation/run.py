@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -44,7 +44,7 @@ def evaluate_classes(
     spill_to: Path | None = None,
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
-) -> Iterator[ScoredClass]:
+) -> Generator[ScoredClass, None, None]:
     """Score every sample of ``split`` and give each class's result once it is complete, in index order.
 
     Args:
