@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -51,6 +52,15 @@ def test_same_seed_same_bytes_other_seed_other_images() -> None:
     assert contents(seed=3) == first
     assert other.keys() == first.keys()
     assert all(other[name] != first[name] for name in first if not name.endswith("mask"))
+
+
+def test_every_file_can_be_drawn_in_another_process() -> None:
+    """Writing in parallel sends the samples to worker processes."""
+    for sample in first_of_each_class(synthetic_sets(seed=3)).values():
+        there = pickle.loads(pickle.dumps(sample))
+        assert {name: file.read() for name, file in there.images.items()} == {
+            name: file.read() for name, file in sample.images.items()
+        }
 
 
 def test_a_sample_does_not_depend_on_how_many_there_are() -> None:

@@ -1,6 +1,7 @@
 import importlib.util
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,7 @@ from data.disk_sets import make_manifest, make_mmad_index, make_mvtec, make_visa
 from data.every_layout import COPIES, make_copy
 from PIL import Image
 
+from unimmad.data import synthetic
 from unimmad.data.index import load_index
 from unimmad.data.layouts import LAYOUTS
 
@@ -53,6 +55,14 @@ def test_writes_and_summarises(tool: ModuleType, road: Path, capsys: pytest.Capt
     assert "  class asphalt: 1 train, 2 test" in lines
     assert any(line.startswith("note: ") and "without a mask" in line for line in lines)
     assert lines[-1].endswith(f"unimmad/train.py --deepspeed_config ds_configs/ep1.json --data {target}")
+
+
+def test_the_synthetic_set_is_written_by_workers_as_without(tool: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    few = partial(synthetic.synthetic_sets, train_per_class=1, normal_per_class=1, anomalous_per_class=1)
+    monkeypatch.setattr(synthetic, "synthetic_sets", few)
+    for workers in ("0", "2"):
+        assert tool.main(["synthetic", "--target", str(tmp_path / workers), "--workers", workers]) == 0
+    assert load_index(tmp_path / "2") == load_index(tmp_path / "0")
 
 
 def test_sets_a_share_aside(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from unimmad.data.synthetic.scene import encode_png
 __all__ = ["synthetic_sets"]
 
 MASK = "mask"
+_CLASSES = {class_spec.name: class_spec for spec in SETS for class_spec in spec.classes}
 
 
 def synthetic_sets(
@@ -68,7 +69,7 @@ def _source_sample(
 
     def file(name: str) -> SourceFile:
         title = f"synthetic {key} {name}"
-        return SourceFile(title, ".png", partial(_png, seed, class_spec, split, number, kind, name))
+        return SourceFile(title, ".png", partial(_png, seed, class_spec.name, split, number, kind, name))
 
     return SourceSample(
         key=key,
@@ -80,13 +81,14 @@ def _source_sample(
     )
 
 
-def _png(seed: int, spec: ClassSpec, split: Split, number: int, kind: int | None, name: str) -> bytes:
-    return _pngs(seed, spec, split, number, kind)[name]
+def _png(seed: int, class_name: str, split: Split, number: int, kind: int | None, name: str) -> bytes:
+    return _pngs(seed, class_name, split, number, kind)[name]
 
 
 @lru_cache(maxsize=16)
-def _pngs(seed: int, spec: ClassSpec, split: Split, number: int, kind: int | None) -> dict[str, bytes]:
+def _pngs(seed: int, class_name: str, split: Split, number: int, kind: int | None) -> dict[str, bytes]:
     """All files of one sample; kept for a while, since they are read one after the other."""
+    spec = _CLASSES[class_name]  # by its name: what draws a class can't be pickled
     drawing = draw_sample(seed, spec, split, number, None if kind is None else spec.defects[kind])
     files = {name: encode_png(image) for name, image in drawing.images.items()}
     return files | {MASK: encode_png(drawing.mask_HW.astype(np.uint8) * 255)}
