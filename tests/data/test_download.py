@@ -1,7 +1,10 @@
 """Files from URLs: by http, fsspec and commands; tried again when it may help, and not when it cannot."""
 
 import logging
+import ssl
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -83,6 +86,18 @@ def test_what_will_not_change_is_not_tried_again(server: str, waits: list[float]
     Handler.answers = [status, 200]
     with pytest.raises(FetchError, match=rf"/set/a: cannot be opened \(HTTP {status}"):
         fetch(f"{server}/a", 10_000)
+    assert waits == []
+
+
+def test_an_untrusted_server_is_not_tried_again(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(url: str, timeout: float) -> None:
+        problem = ssl.SSLCertVerificationError("certificate verify failed")
+        problem.verify_message = "self-signed certificate"
+        raise urllib.error.URLError(problem)
+
+    monkeypatch.setattr(urllib.request, "urlopen", refused)
+    with pytest.raises(FetchError, match=r"https://host/set/a: the server is not trusted \(self-signed certificate\)"):
+        fetch("https://host/set/a", 10)
     assert waits == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -56,6 +57,10 @@ def fetch_blocks(url: str) -> Iterator[bytes]:
     except urllib.error.HTTPError as error:
         if error.code in _LASTING_CODES:
             raise FetchError(f"{shown(url)}: cannot be opened ({_reason(error)})") from None
+        raise _Interrupted(_reason(error)) from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise FetchError(f"{shown(url)}: the server is not trusted ({error.reason.verify_message})") from None
         raise _Interrupted(_reason(error)) from None
     except Exception as error:  # every file system of fsspec has its own
         raise _Interrupted("the command failed" if is_command(url) else _reason(error)) from None
