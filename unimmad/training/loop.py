@@ -77,7 +77,8 @@ class Trainer:
                 rate = self.schedule.learning_rate(step)
                 self.engine.set_learning_rate(rate)
                 for _ in range(self.settings.accumulation):
-                    batch = next(batches)
+                    with log.waiting_for_data():
+                        batch = next(batches)
                     output, loss = micro_step(
                         self.engine, batch, self._weights(batch), self.schedule.balance_scale(step), self.settings
                     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -34,6 +36,8 @@ MAPS_SHOWN = 4
 POINTS_BETWEEN_PICTURES = 10
 """Pictures take a second to draw; they come with every tenth point of the curves, and with the last."""
 SECONDS_BETWEEN_LINES = 10.0
+TOLD_WAITING = 0.1
+"""Share of the time from which the progress line says that steps wait for data."""
 
 
 class RunLog:
@@ -47,6 +51,7 @@ class RunLog:
         self._traffic = Traffic()
         self._last_output: Reconstruction | None = None
         self._since = time.monotonic()
+        self._waited = 0.0
         self._steps_since = 0
         self._pictured = 0
         # Points of steps beyond the checkpoint that is continued go; the point of ``start`` itself stays.
@@ -71,6 +76,13 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
 
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """What runs inside is time that the step waits for its batch."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
     def add(self, output: Reconstruction, loss: Loss, traffic: Traffic) -> None:
         """Take in one micro-batch; nothing is fetched from the device."""
         self._traffic += traffic
@@ -89,17 +101,19 @@ class RunLog:
         self._bar.update()
         if not self.due(step):
             return
-        total, reconstruction, balance = self._mean_losses()
         seconds = time.monotonic() - self._since
+        total, reconstruction, balance, waited = self._means(self._waited / seconds)
         samples_per_second = self._steps_since * self.recipe.training.global_batch / seconds
         usage_RL = self._summed_usage()
         traffic = self._summed_traffic()
-        self._bar.set_postfix_str(f"loss {total:.4f}, lr {rate:.1e}, {samples_per_second:.1f} samples/s")
+        waits = f", {waited:.0%} waiting for data" if waited > TOLD_WAITING else ""
+        self._bar.set_postfix_str(f"loss {total:.4f}, lr {rate:.1e}, {samples_per_second:.1f} samples/s{waits}")
         if self._writer is not None:
+            self._writer.add_scalar("waited_for_data", waited, step)
             self._write(step, rate, (total, reconstruction, balance), samples_per_second, usage_RL)
             self._write_traffic(step, traffic)
         self._losses, self._usage_RL, self._traffic = [], None, Traffic()
-        self._since, self._steps_since = time.monotonic(), 0
+        self._since, self._waited, self._steps_since = time.monotonic(), 0.0, 0
 
     def message(self, text: str) -> None:
         """A line that does not disturb the progress line."""
@@ -116,13 +130,15 @@ class RunLog:
             for key, value in known.items():
                 self._writer.add_scalar(f"test/{key}", value, step)
 
-    def _mean_losses(self) -> tuple[float, float, float]:
-        mean = torch.stack(self._losses).mean(dim=0)
+    def _means(self, waited: float) -> tuple[float, float, float, float]:
+        """Of the three losses and of ``waited``, over all ranks."""
+        losses_3 = torch.stack(self._losses).mean(dim=0)
+        mean_4 = torch.cat([losses_3, losses_3.new_tensor([waited])])
         if self.world.size > 1:
-            dist.all_reduce(mean)
-            mean /= self.world.size
-        total, reconstruction, balance = mean.tolist()
-        return total, reconstruction, balance
+            dist.all_reduce(mean_4)
+            mean_4 /= self.world.size
+        total, reconstruction, balance, waited = mean_4.tolist()
+        return total, reconstruction, balance, waited
 
     def _summed_usage(self) -> Tensor:
         assert self._usage_RL is not None

@@ -1,0 +1,63 @@
+"""What a run's log says while it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training.test_loss import LEADERS, output_of
+
+from unimmad.config import load_recipe
+from unimmad.parallel.dispatch import Traffic
+from unimmad.parallel.world import World
+from unimmad.training import run_log
+from unimmad.training.loss import Loss
+from unimmad.training.run_log import TENSORBOARD, RunLog
+
+RECIPE = load_recipe("tiny", ["training.log_every=2", f"model.leaders={LEADERS}"])
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+
+
+class Clock:
+    """A time that passes where a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(run_log, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def run_steps(run: Path, clock: Clock, waits: list[float], loss: float = 1.0) -> None:
+    """Steps of one second each, before which data are waited for."""
+    with RunLog(run, ALONE, RECIPE, start=0, end=len(waits)) as log:
+        for step, seconds in enumerate(waits, start=1):
+            with log.waiting_for_data():
+                clock.passes(seconds)
+            clock.passes(1.0)
+            log.add(output_of(3), Loss(*torch.tensor([loss, 0.75, 0.25])), Traffic())
+            log.step(step, 1e-3)
+
+
+def scalars(run: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run / TENSORBOARD))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_the_share_of_time_that_steps_wait_for_data(tmp_path, monkeypatch, capsys):
+    run_steps(tmp_path, Clock(monkeypatch), waits=[3.0, 1.0, 0.0, 0.0])
+    assert scalars(tmp_path, "waited_for_data") == [(2, pytest.approx(4 / 6)), (4, 0.0)]
+    shown = capsys.readouterr().err
+    assert "67% waiting for data" in shown
+    assert shown.rindex("67% waiting") < shown.rindex("samples/s"), "no longer said when nothing waits"
+
+
+def test_points_are_means_since_the_last_point(tmp_path, monkeypatch):
+    run_steps(tmp_path, Clock(monkeypatch), waits=[0.0, 0.0], loss=1.5)
+    assert scalars(tmp_path, "loss/total") == [(2, 1.5)]
+    assert scalars(tmp_path, "samples_per_second") == [(2, RECIPE.training.global_batch)]
