@@ -109,6 +109,8 @@ def test_a_wrong_override_names_itself_and_what_was_meant(override, says):
         "model.embed_dim=0",
         "model.embed_dim=2.5",
         "model.decoder_planes=[4, 4]",
+        "model.kernel_sizes=[]",
+        "model.initial_output_bias=.inf",
         "model.encoder_batchnorm=thawed",
         "training.learning_rate=-1e-3",
         "training.learning_rate=nan",

@@ -23,7 +23,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSettings(_Section):
@@ -50,7 +50,7 @@ class ModelSettings(_Section):
     """Bottleneck blocks of each up-sampling stage."""
     embed_dim: Positive = 256
     """Channels inside C-MoE."""
-    kernel_sizes: tuple[Positive, ...] = (1, 3, 5)
+    kernel_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 3, 5)
     """One MiMoE branch each; odd."""
     leaders: Positive = 32
     """Leader experts of a branch, the experts that the gate routes to."""
