@@ -101,6 +101,9 @@ class DataSettings(_Section):
     cache_gb: Annotated[float, Field(gt=0)] = 50.0
     """Most that it may hold, in 10^9 bytes; the least recently read shards make room. Less than what the node's loader
     processes fetch at the same time is exceeded by that."""
+    resized_cache_gb: Annotated[float, Field(ge=0)] = 0.0
+    """Most that resized training images may take there, in 10^9 bytes, so that a node decodes each once and not once an
+    epoch; 0 keeps none."""
 
 
 class TrainingSettings(_Section):

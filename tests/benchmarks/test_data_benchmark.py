@@ -28,11 +28,12 @@ def options(*words: str) -> argparse.Namespace:
 
 def test_all_make_the_same_input(shards: Path, tmp_path: Path) -> None:
     task = Task.of([shards], BATCH, SIZE, STEPS)
-    plain = PlainDataset(source_files(task.shards, task.refs, tmp_path), SIZE)
+    plain = PlainDataset(source_files(task.shards, task.refs, tmp_path / "files"), SIZE)
     assert len(plain) == BATCH * STEPS
-    racing = contestants(task, plain)
+    kept = Task.of([shards], BATCH, SIZE, STEPS, tmp_path / "kept")
+    racing = contestants(task, kept, plain)
     *others, ours = racing
-    assert ours == "the stream"
+    assert ours == "the stream, resized images kept"
     expected_TCHW = torch.cat(list(racing[ours]()))
     assert expected_TCHW.shape[1:] == (3, SIZE, SIZE)
     assert len(expected_TCHW) > len(plain), "some samples have several modalities"
@@ -46,9 +47,9 @@ def test_all_make_the_same_input(shards: Path, tmp_path: Path) -> None:
 def test_the_table_has_every_row_and_memory_stays(shards: Path) -> None:
     words = ("--data", str(shards), "--image-size", str(SIZE), "--batch", str(BATCH), "--steps", "2", "--rounds", "1")
     table = benchmark.run(options(*words, "--workers", "1", "--memory-samples", "200"))
-    rates = re.findall(r"^\| ([^|]+) \| \d+ \| (\d+\.\d\d) \|$", table, re.MULTILINE)
-    assert [name for name, _ in rates] == list(RATES)
-    assert rates[-1][1] == "1.00"
+    rates = re.findall(r"^\| ([^|]+) \| \d+ \| (\d+\.\d\d) \| (\d+\.\d\d) \|$", table, re.MULTILINE)
+    assert [name for name, _, _ in rates] == list(RATES)
+    assert rates[-2][1] == rates[-1][2] == "1.00"
     assert re.search(r"^\| 1 loader processes \| first batch", table, re.MULTILINE)
     memory = re.search(r"after 20 samples: (\d+) MiB, 100 samples: \d+ MiB, 200 samples: (\d+) MiB$", table)
     assert memory
@@ -60,6 +61,7 @@ RATES = (
     "decoding, resizing, normalising alone",
     "plain Dataset over the files",
     "the stream",
+    "the stream, resized images kept",
 )
 
 

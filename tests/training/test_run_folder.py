@@ -112,6 +112,7 @@ def test_a_finished_run_of_another_recipe_is_in_nobodys_way(wanted):
         "data.workers=3",
         "data.on_error=skip",
         "data.cache_gb=3",
+        "data.resized_cache_gb=3",
         "data.cache_folder=elsewhere",
         "training.log_every=9",
         "training.evaluate_every=9",

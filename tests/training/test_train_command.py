@@ -42,6 +42,17 @@ def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, four_steps, 
     assert any(name.startswith("optimizer/exp_avg_sq/") for name in theirs)
 
 
+def test_resized_images_that_are_kept_change_nothing(shards, four_steps, tmp_path):
+    words = ("--set", "data.resized_cache_gb=1", "--set", f"data.cache_folder={tmp_path / 'cache'}", "--max-steps", "4")
+    for number in range(2):
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        train(folder, "--data", str(shards), *words)
+        ours, theirs = weights(folder / "runs" / "tiny"), weights(four_steps)
+        assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+        assert list((tmp_path / "cache" / "resized").glob("*/*.pixels")), "the second run finds them"
+
+
 @pytest.mark.parametrize("config", ["ep1.json", "ep4.json"])
 def test_activations_computed_again_change_nothing(shards, tmp_path, config):
     """On two ranks, whose BatchNorm exchanges sums while it is computed again."""

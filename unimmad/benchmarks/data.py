@@ -1,5 +1,7 @@
 """The training stream against decoding alone and against a plain PyTorch Dataset over the same files.
 
+The stream is shown as it is by default, and with resized images kept (``data.resized_cache_gb``) from a first epoch.
+
 Every contestant makes the model's input of the same samples in the same order. They take turns, round by round, and
 the median counts. Samples a second and core are samples over CPU seconds of one process on one thread, so that other
 work on the machine disturbs little; what waits (the first batch, loader processes) is measured by the clock.
@@ -27,6 +29,7 @@ from unimmad.data.decode import decode_image
 from unimmad.data.default_set import ensure_synthetic_shards
 from unimmad.data.order import TrainingOrder
 from unimmad.data.prepare import prepare
+from unimmad.data.resized_cache import ResizedCache
 from unimmad.data.shard_set import SampleRef, ShardSet
 from unimmad.data.stream import training_batches
 
@@ -36,7 +39,10 @@ MEMORY_POINTS = (0.1, 0.5, 1.0)
 MEMORY_IMAGE_SIZE = 32
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
+RESIZED_BYTES = 10**10
+
 OURS = "the stream, shards opened anew"
+STREAM, KEPT = "the stream", "the stream, resized images kept"
 
 Contestant = Callable[[], Iterator[object]]
 """Makes the same batches anew at each call."""
@@ -52,12 +58,17 @@ class Task:
     steps: int
 
     @classmethod
-    def of(cls, data: Sequence[Path], batch: int, image_size: int, steps: int) -> Task:
+    def of(cls, data: Sequence[Path], batch: int, image_size: int, steps: int, resized_in: Path | None = None) -> Task:
         """
+        Args:
+            resized_in: where resized images are kept; None: nowhere.
+
         Raises:
             ValueError: no shards there, or none to train on.
         """
         shards = ShardSet.open(data)
+        if resized_in is not None:
+            shards.resized = ResizedCache.open(resized_in, RESIZED_BYTES, image_size, (), processes=1)
         order = TrainingOrder(shards.classes("train"), lambda ref: (ref.folder, ref.entry.shard), seed=0, batch=batch)
         return cls(shards, order, image_size, steps)
 
@@ -130,16 +141,20 @@ def run(arguments: argparse.Namespace) -> str:
     data = arguments.data or [ensure_synthetic_shards()]
     task = Task.of(data, arguments.batch, arguments.image_size, arguments.steps)
     with tempfile.TemporaryDirectory() as folder:
-        plain = PlainDataset(source_files(task.shards, task.refs, Path(folder)), task.image_size)
-        lines = _rates_table(task, plain, arguments.rounds)
+        plain = PlainDataset(source_files(task.shards, task.refs, Path(folder, "files")), task.image_size)
+        kept = Task.of(data, arguments.batch, arguments.image_size, arguments.steps, Path(folder))
+        lines = _rates_table(task, contestants(task, kept, plain), arguments.rounds)
         lines += ["", *_waiting_table(data, task, plain, arguments)]
     if arguments.memory_samples:
         lines += ["", _memory_line(data, arguments.memory_samples)]
     return "\n".join(lines)
 
 
-def contestants(task: Task, plain: PlainDataset) -> dict[str, Contestant]:
-    """All in one process; the first two have the files' bytes in memory and make no batches' tensors anew."""
+def contestants(task: Task, kept: Task, plain: PlainDataset) -> dict[str, Contestant]:
+    """All in one process; ``kept`` is ``task`` with resized images kept.
+
+    The first two have the files' bytes in memory and make no batches' tensors anew.
+    """
     encoded = [[(file, file.path.read_bytes()) for file in files] for files in plain.samples]
     largest = max(len(files) for files in encoded)
     room_MCHW = torch.empty(largest, 3, task.image_size, task.image_size)
@@ -158,7 +173,8 @@ def contestants(task: Task, plain: PlainDataset) -> dict[str, Contestant]:
         "decoding alone": decoded,
         "decoding, resizing, normalising alone": transformed,
         "plain Dataset over the files": lambda: iter(plain.loader(task.order.batch)),
-        "the stream": task.streamed,
+        STREAM: task.streamed,
+        KEPT: kept.streamed,
     }
 
 
@@ -167,20 +183,23 @@ def _prepared(file: EncodedImage, data: bytes, image_size: int, out: Tensor | No
     return prepare(array, file.modality, image_size, file.path.name, out)
 
 
-def _rates_table(task: Task, plain: PlainDataset, rounds: int) -> list[str]:
-    racing = contestants(task, plain)
+def _rates_table(task: Task, racing: dict[str, Contestant], rounds: int) -> list[str]:
     samples = task.steps * task.order.batch
     rates: dict[str, list[float]] = {name: [] for name in racing}
     for number in range(rounds + 1):
         for name, make in racing.items():
             rate = samples / _cpu_seconds(make)
-            if number:  # the first round warms the page cache
+            if number:  # the first round warms the page cache, and keeps what is to be kept
                 rates[name].append(rate)
-    ours = rates["the stream"]
-    lines = ["| | samples/s a core | the stream is |", "| --- | ---: | ---: |"]
+
+    def ratio(ours: str, name: str) -> float:
+        return statistics.median(mine / theirs for mine, theirs in zip(rates[ours], rates[name], strict=True))
+
+    lines = [f"| | samples/s a core | {STREAM} is | {KEPT}, is |", "| --- | ---: | ---: | ---: |"]
     for name, found in rates.items():
-        ratio = statistics.median(mine / theirs for mine, theirs in zip(ours, found, strict=True))
-        lines.append(f"| {name} | {statistics.median(found):.0f} | {ratio:.2f} |")
+        lines.append(
+            f"| {name} | {statistics.median(found):.0f} | {ratio(STREAM, name):.2f} | {ratio(KEPT, name):.2f} |"
+        )
     return lines
 
 

@@ -42,9 +42,14 @@ def prepare(
     Raises:
         ValueError: the array's channels or values do not fit the modality's kind.
     """
-    image_CHW = resize(array, modality, image_size, where)
+    return model_input(resized_pixels(array, modality, image_size, where), modality.kind, out)
+
+
+def model_input(pixels: np.ndarray, kind: ModalityKind, out: Tensor | None = None) -> Tensor:
+    """What ``prepare`` makes of ``resized_pixels``: three channels, RGB and gray normalised."""
+    image_CHW = _three_channels(pixels)
     out_CHW = torch.empty(image_CHW.shape) if out is None else out
-    if modality.kind == "depth":
+    if kind == "depth":
         return out_CHW.copy_(image_CHW)
     return torch.sub(image_CHW, _MEAN_C11, out=out_CHW).div_(_STD_C11)
 
@@ -61,18 +66,28 @@ def resize(array: np.ndarray, modality: Modality, image_size: int, where: str = 
 
     The three channels of gray and depth are one in memory.
     """
+    return _three_channels(resized_pixels(array, modality, image_size, where))
+
+
+def resized_pixels(array: np.ndarray, modality: Modality, image_size: int, where: str = "image") -> np.ndarray:
+    """The part of ``prepare`` that takes long: uint8 or float32 (in 0-1; depth in centimetres), H x W or H x W x 3."""
     if modality.kind == "depth":
         depth_HW = torch.from_numpy(centred_depth(array, modality, where))
         size = (image_size, image_size)
-        depth_1HW = F.interpolate(depth_HW[None, None], size=size, mode="bilinear", align_corners=False)[0]
-        return depth_1HW.expand(3, -1, -1)
+        return F.interpolate(depth_HW[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
     pixels = _pixels(array, modality, where)
-    if pixels.ndim == 2:
-        return torch.from_numpy(_resize(pixels, image_size)).expand(3, -1, -1)
-    if pixels.dtype == np.uint8:
-        return torch.from_numpy(_resize(pixels, image_size)).permute(2, 0, 1)
+    if pixels.ndim == 2 or pixels.dtype == np.uint8:
+        return _resize(pixels, image_size)
     # Pillow has no picture of three floating-point channels.
-    return torch.from_numpy(np.stack([_resize(pixels[:, :, channel], image_size) for channel in range(3)]))
+    return np.stack([_resize(pixels[:, :, channel], image_size) for channel in range(3)], axis=2)
+
+
+def _three_channels(pixels: np.ndarray) -> Tensor:
+    """Of ``resized_pixels``: float32, 3 x H x W; uint8 to 0-1."""
+    if pixels.dtype == np.uint8:
+        pixels = pixels / np.float32(255)
+    image = torch.from_numpy(pixels)
+    return image.expand(3, -1, -1) if image.ndim == 2 else image.permute(2, 0, 1)
 
 
 def check_fits(array: np.ndarray, modality: Modality, where: str) -> None:
@@ -154,7 +169,6 @@ def _unit_range(array: np.ndarray, modality: Modality, where: str) -> np.ndarray
 
 
 def _resize(pixels: np.ndarray, image_size: int) -> np.ndarray:
-    """Bilinear, as Pillow does it; uint8 (H x W, or H x W x 3) or float32 in 0-1 (H x W) to float32 in 0-1."""
+    """Bilinear, as Pillow does it; uint8 (H x W, or H x W x 3) or float32 (H x W), and the same comes back."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    resized = np.array(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
-    return resized / np.float32(255) if pixels.dtype == np.uint8 else resized
+    return np.array(image.resize((image_size, image_size), Image.Resampling.BILINEAR))

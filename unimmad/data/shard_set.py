@@ -25,6 +25,7 @@ from unimmad.data.index import (
     DatasetEntry,
     Index,
     Member,
+    Modality,
     SampleEntry,
     ShardEntry,
     Split,
@@ -33,7 +34,8 @@ from unimmad.data.index import (
 )
 from unimmad.data.limits import check_encoded
 from unimmad.data.location import DataFolder, RemoteFolder, shown
-from unimmad.data.prepare import prepare
+from unimmad.data.prepare import model_input, resized_pixels
+from unimmad.data.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.sample import ImageRoom, Sample
 from unimmad.data.shard_cache import ShardCache
 
@@ -73,6 +75,8 @@ class ShardSet:
         self.folders = tuple(folders)
         self.indexes = tuple(indexes)
         self.cache = cache
+        self.resized: ResizedCache | None = None
+        """Where images are kept that ``read`` has resized, and looked for first. Masks are always read anew."""
         self.datasets: dict[str, DatasetEntry] = {
             name: entry for index in indexes for name, entry in index.datasets.items()
         }
@@ -157,11 +161,10 @@ class ShardSet:
         shape: tuple[int, ...] = ()
         for modality, image_CHW in zip(present, images_MCHW, strict=True):
             member = entry.images[modality.name]
-            where = self._where(ref, member)
-            array = decode_image(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
-            shape = shape or array.shape
-            check_same_size(where, array.shape, "the sample's first image", shape)
-            prepare(array, modality, image_size, where, out=image_CHW)
+            image = self._resized(ref, member, modality, image_size)
+            shape = shape or image.stored_size
+            check_same_size(self._where(ref, member), image.stored_size, "the sample's first image", shape)
+            model_input(image.pixels, modality.kind, out=image_CHW)
         sample = Sample(
             key=entry.key,
             dataset=entry.dataset,
@@ -174,6 +177,18 @@ class ShardSet:
             mask_HW=None,
         )
         return sample, shape
+
+    def _resized(self, ref: SampleRef, member: Member, modality: Modality, image_size: int) -> ResizedImage:
+        cache = self.resized if self.resized and self.resized.image_size == image_size else None
+        sha256 = self._shard(ref).sha256
+        if cache and (kept := cache.get(sha256, member, modality)):
+            return kept
+        where = self._where(ref, member)
+        array = decode_image(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
+        image = ResizedImage(resized_pixels(array, modality, image_size, where), (array.shape[0], array.shape[1]))
+        if cache:
+            cache.add(sha256, member, modality, image)
+        return image
 
     def _read_mask(
         self, ref: SampleRef, size: int, shape: tuple[int, ...], resize: Literal["nearest", "bilinear"]

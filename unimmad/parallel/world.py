@@ -25,6 +25,8 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    ranks_here: int = 1
+    """Ranks on this machine."""
 
     @property
     def is_main(self) -> bool:
@@ -67,15 +69,16 @@ def join_world() -> World:
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     on_gpu = torch.cuda.is_available()
     # A launcher shows a rank all GPUs of the node, or its own alone.
     device = torch.device("cuda", local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     else:
-        _share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        _share_cores(ranks_here)
     _init_deepspeed("nccl" if on_gpu else "gloo")
-    return World(rank, size, local_rank, device)
+    return World(rank, size, local_rank, device, ranks_here)
 
 
 def leave_world() -> None:

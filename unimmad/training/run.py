@@ -16,9 +16,11 @@ from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint, read_st
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model
 from unimmad.checkpoint.pieces import PieceReader
 from unimmad.checkpoint.trained_on import TrainedOn
+from unimmad.config import Recipe
 from unimmad.data.default_set import ensure_synthetic_shards
 from unimmad.data.location import DataFolder
 from unimmad.data.order import TrainingOrder
+from unimmad.data.resized_cache import GB, ResizedCache
 from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.stream import expect_workers
@@ -61,6 +63,8 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
     run = _choose_run_folder(arguments, world)
     data = _data_folders(arguments, world)
     shards = ShardSet.open(data, ShardCache.of(recipe.data.cache_folder, recipe.data.cache_gb))
+    if recipe.data.resized_cache_gb:
+        shards.resized = _resized_cache(recipe, shards, world)
     if shards.max_slot >= recipe.model.modality_slots:
         raise ValueError(
             f"the data use {shards.max_slot + 1} modality slots and the recipe's model has "
@@ -89,6 +93,16 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
     facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on)
     trainer = Trainer(engine, shards, order, schedule, CheckpointFolder(run.path), facts, should_stop)
     return trainer.run(start, arguments.max_steps)
+
+
+def _resized_cache(recipe: Recipe, shards: ShardSet, world: World) -> ResizedCache:
+    return ResizedCache.open(
+        shards.cache.folder,
+        int(recipe.data.resized_cache_gb * GB),
+        recipe.model.image_size,
+        {shard.sha256 for index in shards.indexes for shard in index.shards},
+        processes=world.ranks_here * max(1, recipe.data.workers),
+    )
 
 
 def _choose_deterministic_kernels() -> None:

@@ -73,6 +73,7 @@ _FREE = {
     "data.on_error",
     "data.cache_folder",
     "data.cache_gb",
+    "data.resized_cache_gb",
     "training.activation_checkpointing",
     "training.log_every",
     "training.evaluate_every",
