@@ -38,7 +38,7 @@ def without(shards: ShardSet, class_name: str, modality: str) -> ShardSet:
     first = shards.classes("test")[class_name][0].entry
     images = {name: member for name, member in first.images.items() if name != modality}
     samples = [
-        sample.model_copy(update={"images": images}) if sample == first else sample
+        dataclasses.replace(sample, images=images) if sample == first else sample
         for sample in shards.indexes[0].samples
     ]
     return ShardSet(shards.folders, [shards.indexes[0].model_copy(update={"samples": tuple(samples)})], shards.cache)

@@ -38,7 +38,7 @@ class ModalityDropout:
         """The sample at a position without the images that are left out; what is not listed is not read."""
         names = self.kept(tuple(ref.entry.images), epoch, position)
         images = {name: ref.entry.images[name] for name in names}
-        return replace(ref, entry=ref.entry.model_copy(update={"images": images}))
+        return replace(ref, entry=replace(ref.entry, images=images))
 
     def kept(self, modalities: Sequence[T], epoch: int, position: int) -> list[T]:
         """Those that stay at a position, in their order: at least one, drawn evenly where all would go."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -138,7 +139,7 @@ class _Writer:
             done += len(samples)
 
     def _add(self, shard: ShardEntry, samples: Sequence[SampleEntry]) -> None:
-        self.samples += [sample.model_copy(update={"shard": len(self.shards)}) for sample in samples]
+        self.samples += [replace(sample, shard=len(self.shards)) for sample in samples]
         self.shards.append(shard)
 
 

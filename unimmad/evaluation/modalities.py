@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from unimmad.data.index import DatasetEntry, Index, SampleEntry, Split
 from unimmad.data.shard_set import ShardSet
@@ -77,7 +78,7 @@ def _reduced_sample(sample: SampleEntry, wanted: frozenset[str]) -> SampleEntry:
             f"of the modalities asked for ({', '.join(sorted(wanted))}); ask for one that it has, or leave its data "
             "set out"
         )
-    return sample.model_copy(update={"images": images})
+    return replace(sample, images=images)
 
 
 def _reduced_set(entry: DatasetEntry, wanted: frozenset[str]) -> DatasetEntry:
