@@ -15,14 +15,24 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         ValueError: the folder cannot be made or written to.
     """
+    try:
+        replace_whole(path, write)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"cannot write {path}: {reason}; choose another output folder") from None
+
+
+def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """:func:`write_aside` for files that are no output of the user's.
+
+    Raises:
+        OSError: as it came.
+    """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"cannot write {path}: {reason}; choose another output folder") from None
     finally:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)

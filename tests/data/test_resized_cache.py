@@ -1,11 +1,13 @@
-"""Resized images kept on disk: the same values, within the bound, and never a broken one."""
+"""Resized images kept on disk: the same values, within the bound, and never a part of one."""
 
 from __future__ import annotations
 
 import logging
 import os
 import pickle
+import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,10 @@ import pytest
 import torch
 from disk_sets import make_multimodal, make_mvtec
 
-from unimmad.data import shard_set
+from unimmad.data import resized_cache, shard_set
 from unimmad.data.index import Member, Modality
 from unimmad.data.layouts import find_set
-from unimmad.data.resized_cache import ResizedCache, ResizedImage
+from unimmad.data.resized_cache import ResizedCache, ResizedImage, expected_bytes
 from unimmad.data.shard_set import ShardSet
 from unimmad.data.shards import write_shards
 
@@ -37,9 +39,22 @@ def colours(seed: int = 0) -> ResizedImage:
 
 
 def opened(
-    folder: Path, limit_bytes: int = 10**6, shards: tuple[str, ...] = (SHARD,), processes: int = 1
+    folder: Path, limit_bytes: int = 10**6, expected: Mapping[str, int] | None = None, image_size: int = SIDE
 ) -> ResizedCache:
-    return ResizedCache.open(folder, limit_bytes, SIDE, shards, processes)
+    """As a run that starts opens it."""
+    cache = ResizedCache(folder, image_size, limit_bytes)
+    cache.make_room({SHARD: ONE_IMAGE} if expected is None else expected)
+    return cache
+
+
+def aged(cache: ResizedCache, shard: str, time: int) -> None:
+    [folder] = cache.folder.glob(f"*{shard}")
+    os.utime(folder, (time, time))
+
+
+def kept_shards(cache: ResizedCache) -> set[str]:
+    """Last letters of their names."""
+    return {path.name[-1] for path in cache.folder.iterdir() if path.is_dir()}
 
 
 def kept_bytes(folder: Path) -> int:
@@ -73,7 +88,7 @@ def test_another_place_shard_size_or_way_to_read_is_another_image(tmp_path):
     assert cache.get(OTHER_SHARD, member(), DEPTH) is None
     for other in (RGB, DEPTH.model_copy(update={"scale": 1.0}), DEPTH.model_copy(update={"invalid": None})):
         assert cache.get(SHARD, member(), other) is None
-    assert ResizedCache.open(tmp_path, 10**6, 2 * SIDE, [SHARD], 1).get(SHARD, member(), DEPTH) is None
+    assert opened(tmp_path, image_size=2 * SIDE).get(SHARD, member(), DEPTH) is None
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-1], lambda data: b"XXXX" + data[4:]])
@@ -87,42 +102,108 @@ def test_a_damaged_file_is_no_image_and_is_replaced(tmp_path, damage):
     assert cache.get(SHARD, member(), RGB) is not None
 
 
-def test_the_bound_holds_over_processes_and_runs(tmp_path):
-    limit = 10 * ONE_IMAGE
-    two = [opened(tmp_path, limit, processes=2) for _ in range(2)]
-    for number in range(20):
-        two[number % 2].add(SHARD, member(number), RGB, colours())
-    assert kept_bytes(tmp_path) == limit
-    third = opened(tmp_path, limit)
-    third.add(SHARD, member(99), RGB, colours())
-    assert kept_bytes(tmp_path) == limit
-    assert third.get(SHARD, member(0), RGB) is not None
+def test_the_bound_holds_over_processes_and_runs_that_know_nothing_of_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(resized_cache, "BLOCK_BYTES", 2 * ONE_IMAGE)
+    limit = 10 * ONE_IMAGE + 5
+    runs = [opened(tmp_path, limit, {SHARD: 100 * ONE_IMAGE}) for _ in range(2)]
+    processes = [pickle.loads(pickle.dumps(run)) for run in runs for _ in range(2)]
+    for number in range(40):
+        processes[number % 4].add(SHARD, member(number), RGB, colours())
+    assert kept_bytes(tmp_path) == 10 * ONE_IMAGE
 
 
-def test_the_bound_holds_with_what_was_added_before_loader_processes_began(tmp_path):
-    limit = 6 * ONE_IMAGE
-    cache = opened(tmp_path, limit, processes=2)
+def test_a_loader_process_takes_room_of_its_own(tmp_path):
+    cache = opened(tmp_path, 6 * ONE_IMAGE)
     cache.add(SHARD, member(0), RGB, colours())
-    workers = [pickle.loads(pickle.dumps(cache)) for _ in range(2)]
+    worker = pickle.loads(pickle.dumps(cache))
     for number in range(1, 20):
-        workers[number % 2].add(SHARD, member(number), RGB, colours())
-    assert limit - ONE_IMAGE <= kept_bytes(tmp_path) <= limit
+        worker.add(SHARD, member(number), RGB, colours())
+        cache.add(SHARD, member(number + 20), RGB, colours())
+    assert kept_bytes(tmp_path) == 6 * ONE_IMAGE
 
 
-def test_the_longest_unused_shards_make_room_and_never_the_wanted(tmp_path):
-    for age, name in enumerate(("c", "d", "e")):
-        opened(tmp_path, shards=(name * 64,)).add(name * 64, member(), RGB, colours())
-        os.utime(tmp_path / "resized" / f"{SIDE}-{name * 64}", (1000 + age, 1000 + age))
-    cache = opened(tmp_path, 2 * ONE_IMAGE, shards=("c" * 64, SHARD))
-    left = {path.name[-1] for path in (tmp_path / "resized").iterdir() if path.is_dir()}
-    assert left == {"c"}
+def test_room_that_a_process_took_and_never_used_is_there_for_the_next_run(tmp_path):
+    limit = 6 * ONE_IMAGE
+    opened(tmp_path, limit).add(SHARD, member(0), RGB, colours())
+    next_run = opened(tmp_path, limit)
+    for number in range(1, 20):
+        next_run.add(SHARD, member(number), RGB, colours())
+    assert kept_bytes(tmp_path) == limit
+
+
+@pytest.mark.parametrize("rest", [0, 5])
+def test_a_full_cache_makes_room_for_another_run_longest_unused_first(tmp_path, rest):
+    limit = 3 * ONE_IMAGE + rest
+    cache = opened(tmp_path, limit)
+    for age, name in enumerate(("c", "e", "d")):
+        cache.add(name * 64, member(), RGB, colours())
+        aged(cache, name * 64, 1000 + age)
+    cache = opened(tmp_path, limit, {"c" * 64: ONE_IMAGE, SHARD: ONE_IMAGE})
+    assert kept_shards(cache) == {"c", "d"}
     cache.add(SHARD, member(), RGB, colours())
-    assert kept_bytes(tmp_path) == 2 * ONE_IMAGE
+    assert kept_shards(cache) == {"a", "c", "d"}
+
+
+def test_a_run_that_needs_no_more_room_removes_nothing(tmp_path):
+    cache = opened(tmp_path, 2 * ONE_IMAGE)
+    for name in (SHARD, OTHER_SHARD):
+        cache.add(name, member(), RGB, colours())
+    assert opened(tmp_path, 2 * ONE_IMAGE).make_room({SHARD: ONE_IMAGE}) == 2 * ONE_IMAGE
+    assert kept_shards(cache) == {"a", "b"}
+
+
+def test_a_lower_bound_holds_for_the_same_data(tmp_path):
+    both = {SHARD: ONE_IMAGE, OTHER_SHARD: ONE_IMAGE}
+    cache = opened(tmp_path, 2 * ONE_IMAGE, both)
+    for age, name in enumerate((SHARD, OTHER_SHARD)):
+        cache.add(name, member(), RGB, colours())
+        aged(cache, name, 1000 + age)
+    assert opened(tmp_path, ONE_IMAGE + 5, both).make_room(both) == ONE_IMAGE
+    assert kept_shards(cache) == {"b"}
+
+
+def test_another_version_of_a_library_makes_its_own_images(tmp_path, monkeypatch):
+    cache = opened(tmp_path)
+    cache.add(SHARD, member(), RGB, colours())
+    monkeypatch.setattr(resized_cache, "_VERSIONS", "other")
+    assert cache.get(SHARD, member(), RGB) is None
+
+
+def test_a_run_whose_images_another_removes_goes_on(tmp_path, caplog, monkeypatch):
+    cache = opened(tmp_path)
+    cache.add(SHARD, member(0), RGB, colours())
+    [folder] = cache.folder.glob(f"*{SHARD}")
+    write_bytes = Path.write_bytes
+
+    def interrupted(self: Path, data: bytes) -> int:
+        shutil.rmtree(folder)
+        return write_bytes(self, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", interrupted)
+        cache.add(SHARD, member(1), RGB, colours())
+    assert cache.get(SHARD, member(0), RGB) is None
+    cache.add(SHARD, member(0), RGB, colours())
+    assert cache.get(SHARD, member(0), RGB) is not None
+    assert not caplog.records
+
+
+def test_the_bytes_expected_are_those_kept(tmp_path):
+    folders = [tmp_path / "shards" / name for name in ("food", "parts")]
+    for root, folder in zip((make_multimodal(tmp_path / "food"), make_mvtec(tmp_path / "parts")), folders, strict=True):
+        write_shards([find_set(root).source], folder, progress=False)
+    shards = ShardSet.open(folders)
+    expected = expected_bytes(shards.indexes, SIDE)
+    shards.resized = opened(tmp_path / "cache", expected=expected)
+    for refs in shards.classes("train").values():
+        for ref in refs:
+            shards.read(ref, SIDE)
+    assert kept_bytes(tmp_path) == sum(expected.values())
 
 
 def test_what_killed_processes_left_goes(tmp_path):
     opened(tmp_path).add(SHARD, member(), RGB, colours())
-    folder = tmp_path / "resized" / f"{SIDE}-{SHARD}"
+    folder = tmp_path / "resized" / f"{SIDE}-{resized_cache._VERSIONS}-{SHARD}"
     old, fresh = folder / ".1-rgb.7.pixels", folder / ".2-rgb.8.pixels"
     for path in (old, fresh):
         path.write_bytes(b"half")

@@ -159,6 +159,16 @@ def test_another_recipe_is_not_continued(shards, four_steps):
     assert "model.embed_dim is 16 there and 32 now" in done.stderr
 
 
+def test_a_cache_folder_that_cannot_be_used_stops_with_its_name(shards, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    settings = ("--set", "data.resized_cache_gb=1", "--set", "data.cache_folder=file")
+    done = run([*words, "--data", str(shards), *settings], tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("train.py: rank 0: the cache of resized images file/resized can't be used")
+
+
 def test_a_shard_cut_short_stops_with_its_name(shards, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()

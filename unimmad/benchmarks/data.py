@@ -40,6 +40,7 @@ MEMORY_IMAGE_SIZE = 32
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 RESIZED_BYTES = 10**10
+"""More than any of these measurements keeps; the folder goes with its end."""
 
 OURS = "the stream, shards opened anew"
 STREAM, KEPT = "the stream", "the stream, resized images kept"
@@ -68,7 +69,7 @@ class Task:
         """
         shards = ShardSet.open(data)
         if resized_in is not None:
-            shards.resized = ResizedCache.open(resized_in, RESIZED_BYTES, image_size, (), processes=1)
+            shards.resized = ResizedCache(resized_in, image_size, RESIZED_BYTES)
         order = TrainingOrder(shards.classes("train"), lambda ref: (ref.folder, ref.entry.shard), seed=0, batch=batch)
         return cls(shards, order, image_size, steps)
 

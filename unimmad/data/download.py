@@ -43,7 +43,8 @@ def fetch_blocks(url: str) -> Iterator[bytes]:
     """The file's bytes, block by block, once.
 
     Raises:
-        FetchError: it is not there, may not be read, or needs a package that is not installed.
+        FetchError: it is not there, may not be read, its server is not trusted, or it needs a package that is not
+            installed.
         _Interrupted: anything else; see ``with_retries``.
     """
     try:
@@ -60,7 +61,10 @@ def fetch_blocks(url: str) -> Iterator[bytes]:
         raise _Interrupted(_reason(error)) from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise FetchError(f"{shown(url)}: the server is not trusted ({error.reason.verify_message})") from None
+            raise FetchError(
+                f"{shown(url)}: the server is not trusted ({error.reason.verify_message}); "
+                "if it is yours, name its authority's certificate in SSL_CERT_FILE"
+            ) from None
         raise _Interrupted(_reason(error)) from None
     except Exception as error:  # every file system of fsspec has its own
         raise _Interrupted("the command failed" if is_command(url) else _reason(error)) from None

@@ -46,7 +46,16 @@ def prepare(
 
 
 def model_input(pixels: np.ndarray, kind: ModalityKind, out: Tensor | None = None) -> Tensor:
-    """What ``prepare`` makes of ``resized_pixels``: three channels, RGB and gray normalised."""
+    """What ``prepare`` makes of ``resized_pixels``: three channels, RGB and gray normalised.
+
+    Args:
+        pixels: uint8 or float32, H x W or H x W x 3.
+        kind: of the modality.
+        out: float32, 3 x H x W; filled and returned, where given.
+
+    Returns:
+        float32, 3 x H x W.
+    """
     image_CHW = _three_channels(pixels)
     out_CHW = torch.empty(image_CHW.shape) if out is None else out
     if kind == "depth":
@@ -70,7 +79,14 @@ def resize(array: np.ndarray, modality: Modality, image_size: int, where: str = 
 
 
 def resized_pixels(array: np.ndarray, modality: Modality, image_size: int, where: str = "image") -> np.ndarray:
-    """The part of ``prepare`` that takes long: uint8 or float32 (in 0-1; depth in centimetres), H x W or H x W x 3."""
+    """The part of ``prepare`` that takes long; its arguments.
+
+    Returns:
+        uint8 or float32 (in 0-1; depth in centimetres), H x W or H x W x 3.
+
+    Raises:
+        ValueError: as ``prepare``.
+    """
     if modality.kind == "depth":
         depth_HW = torch.from_numpy(centred_depth(array, modality, where))
         size = (image_size, image_size)

@@ -1,37 +1,45 @@
 """Resized images kept on a node's disk, so that a training image is decoded once and not once an epoch.
 
     CACHE/resized/
-      SIZE-SHARD_SHA256/           one shard's images at one size
+      SIZE-VERSIONS-SHARD_SHA256/  one shard's images at one size, as these versions of the libraries make them
         OFFSET-KIND[...].pixels    one image; written aside and renamed
-      .lock                        held while room is made
+      .taken                       bytes that are kept, and that processes have taken for what they will keep
+      .lock                        held while room is made or taken
 
 What is kept is what ``prepare.resized_pixels`` gave, value by value; the rest of the preparation is cheap. Content
-names it (the shard's sha256, the place in it, how the modality is read), so runs share it. The bound is kept without
-counting together: at its start a process makes room, the longest unused shards of other data first, and takes an equal
-share of what is free; when that is full it adds nothing more.
+names it (the shard's sha256, the place in it, how the modality is read), so runs share it. A starting run makes room,
+the longest unused shards of other data first; then processes take room block by block, until none is left.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
 import struct
 import time
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
+import torch
 from filelock import FileLock
 
-from unimmad.data.index import Member, Modality
-from unimmad.files import write_aside
+from unimmad import __version__
+from unimmad.data.index import Index, Member, Modality
+from unimmad.files import replace_whole
 
 logger = logging.getLogger(__name__)
 
 GB = 10**9
+BLOCK_BYTES = 16 * 2**20
+"""Room that a process takes at once: some hundred images, so that processes seldom wait for each other."""
 ABANDONED_SECONDS = 3600
 """A temporary file of that age has no writer any more."""
 
@@ -39,6 +47,10 @@ _HEADER = struct.Struct("<4sBBxxII")
 """Mark, dtype, channels (0: H x W), height and width before resizing; 16 bytes, so that what follows is aligned."""
 _MARK = b"UMR1"
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
+_USUAL_BYTES = {"rgb": 3, "gray": 1, "depth": 4}
+"""Of a pixel; images that are not of 8 bit take four times as much as these (RGB, gray)."""
+_VERSIONS = hashlib.sha256(f"{__version__} {PIL.__version__} {torch.__version__}".encode()).hexdigest()[:8]
+"""Other versions may resize otherwise in the last bit."""
 
 
 @dataclass(frozen=True)
@@ -52,54 +64,59 @@ class ResizedImage:
 
 
 class ResizedCache:
-    """The cache as one process sees it. Picklable: a copy has what is left of the share.
+    """The cache as one process sees it. Picklable: a copy takes room of its own.
 
     Args:
-        folder: where shards' images lie; there already.
+        cache_folder: of the node; the images lie in ``resized`` there.
         image_size: side of every image.
-        share_bytes: what each process may add.
+        limit_bytes: what all images there may take.
     """
 
-    def __init__(self, folder: Path, image_size: int, share_bytes: int) -> None:
-        self.folder = folder
+    def __init__(self, cache_folder: Path, image_size: int, limit_bytes: int) -> None:
+        self.folder = cache_folder / "resized"
         self.image_size = image_size
-        self.share_bytes = share_bytes
-        self._added_bytes = 0
+        self.limit_bytes = limit_bytes
+        self._room = 0
+        self._full = False
 
-    @classmethod
-    def open(
-        cls, cache_folder: Path, limit_bytes: int, image_size: int, shards: Collection[str], processes: int
-    ) -> ResizedCache:
-        """Make room for the images of some shards.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_room": 0}
+
+    def make_room(self, expected: Mapping[str, int]) -> int:
+        """What a run does first, in one process of each node: count anew, and remove what is too much.
+
+        The longest unused shards of other data go first, and some of ``expected`` only if the bound was larger once.
 
         Args:
-            cache_folder: of the node; the images lie in ``resized`` there.
-            limit_bytes: what all images there may take.
-            image_size: side of every image.
-            shards: sha256 of those that will be read.
-            processes: of this node that will add images.
+            expected: bytes that the images of each shard (sha256) will take; see ``expected_bytes``.
+
+        Returns:
+            bytes that are kept then.
 
         Raises:
             ValueError: the folder can't be made or written to.
         """
-        folder = cache_folder / "resized"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".lock"):
-                free = _make_room(folder, limit_bytes, {_shard_name(image_size, sha256) for sha256 in shards})
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".lock"):
+                kept = _make_room(
+                    self.folder, self.limit_bytes, {self._name(sha256): n for sha256, n in expected.items()}
+                )
+                self._write_taken(kept)
         except OSError as error:
             raise ValueError(
-                f"the cache of resized images {folder} can't be used ({error.strerror or error}); "
+                f"the cache of resized images {self.folder} can't be used ({error.strerror or error}); "
                 "choose another folder with data.cache_folder, or set data.resized_cache_gb to 0"
             ) from None
-        return cls(folder, image_size, free // max(1, processes))
+        return kept
 
     def get(self, shard_sha256: str, member: Member, modality: Modality) -> ResizedImage | None:
         """The image, or None where it is not kept."""
         try:
             with self._path(shard_sha256, member, modality).open("rb", buffering=0) as file:
                 data = bytearray(os.fstat(file.fileno()).st_size)
-                file.readinto(data)
+                if file.readinto(data) != len(data):
+                    return None
         except OSError:
             return None
         return _parsed(data, self.image_size)
@@ -109,45 +126,83 @@ class ResizedCache:
         channels = image.pixels.shape[2] if image.pixels.ndim == 3 else 0
         header = _HEADER.pack(_MARK, _DTYPES.index(image.pixels.dtype), channels, *image.stored_size)
         size = len(header) + image.pixels.nbytes
-        if self._added_bytes + size > self.share_bytes:
-            return
-        self._added_bytes += size
         try:
+            if not self._has_room(size):
+                return
             path = self._path(shard_sha256, member, modality)
-            write_aside(path, lambda temporary: temporary.write_bytes(header + image.pixels.tobytes()))
-        except ValueError as error:
-            logger.warning("no more resized images are kept: %s", error)
-            self.share_bytes = 0
+            replace_whole(path, lambda temporary: temporary.write_bytes(header + image.pixels.tobytes()))
+            self._room -= size
+        except FileNotFoundError:
+            pass  # a run that starts makes room at this moment, and removed the shard's folder
+        except OSError as error:
+            logger.warning("no more resized images are kept in %s: %s", self.folder, error.strerror or error)
+            self._room, self._full = 0, True
+
+    def _has_room(self, size: int) -> bool:
+        if size > self._room and not self._full:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".lock"):
+                taken = self._taken()
+                block = min(max(BLOCK_BYTES, size), self.limit_bytes - taken)
+                self._full = self._room + block < size
+                if not self._full:
+                    self._write_taken(taken + block)
+                    self._room += block
+        return size <= self._room
+
+    def _taken(self) -> int:
+        try:
+            return int((self.folder / ".taken").read_text())
+        except FileNotFoundError:
+            return 0
+        except ValueError:
+            return self.limit_bytes  # not ours; the next run counts anew
+
+    def _write_taken(self, taken: int) -> None:
+        replace_whole(self.folder / ".taken", lambda temporary: temporary.write_text(str(taken)))
 
     def _path(self, shard_sha256: str, member: Member, modality: Modality) -> Path:
         read_as = f"{member.offset}-{modality.kind}"
         if modality.kind == "depth":
             read_as += f"-{modality.scale!r}-{modality.invalid!r}"
-        return self.folder / _shard_name(self.image_size, shard_sha256) / f"{read_as}.pixels"
+        return self.folder / self._name(shard_sha256) / f"{read_as}.pixels"
+
+    def _name(self, shard_sha256: str) -> str:
+        return f"{self.image_size}-{_VERSIONS}-{shard_sha256}"
 
 
-def _shard_name(image_size: int, sha256: str) -> str:
-    return f"{image_size}-{sha256}"
+def expected_bytes(indexes: Iterable[Index], image_size: int) -> dict[str, int]:
+    """What the training images of each shard (sha256) will take if they are of 8 bit, or depth."""
+    sizes: Counter[str] = Counter()
+    for index in indexes:
+        kinds = {name: {m.name: m.kind for m in entry.modalities} for name, entry in index.datasets.items()}
+        for sample in index.samples:
+            if sample.split == "train":
+                bytes_a_pixel = sum(_USUAL_BYTES[kinds[sample.dataset][name]] for name in sample.images)
+                sizes[index.shards[sample.shard].sha256] += (
+                    bytes_a_pixel * image_size**2 + len(sample.images) * _HEADER.size
+                )
+    return dict(sizes)
 
 
-def _make_room(folder: Path, limit_bytes: int, wanted: set[str]) -> int:
-    """Remove what is too much, never of ``wanted``; the bytes that are free then."""
-    used, others = 0, []
-    for shard in folder.iterdir():
-        if not shard.is_dir():
-            continue
-        size = _clean_size(shard)
-        used += size
-        if shard.name in wanted:
-            os.utime(shard)
-        else:
-            others.append((shard.stat().st_mtime_ns, size, shard))
-    for _, size, shard in sorted(others):
-        if used < limit_bytes:
-            break
-        shutil.rmtree(shard, ignore_errors=True)
-        used -= size
-    return max(0, limit_bytes - used)
+def _make_room(folder: Path, limit_bytes: int, expected: Mapping[str, int]) -> int:
+    """Bytes that are kept then; ``expected`` by the shard's folder."""
+    sizes = {shard: _clean_size(shard) for shard in folder.iterdir() if shard.is_dir()}
+    oldest_first = sorted(sizes, key=lambda shard: shard.stat().st_mtime_ns)
+    kept = sum(sizes.values())
+    coming = sum(max(0, size - sizes.get(folder / name, 0)) for name, size in expected.items())
+    for shard in oldest_first:
+        if shard.name not in expected and kept + coming > limit_bytes:
+            shutil.rmtree(shard, ignore_errors=True)
+            kept -= sizes[shard]
+    for shard in oldest_first:
+        if shard.name in expected:
+            if kept > limit_bytes:
+                shutil.rmtree(shard, ignore_errors=True)
+                kept -= sizes[shard]
+            else:
+                os.utime(shard)
+    return kept
 
 
 def _clean_size(shard: Path) -> int:

@@ -25,8 +25,6 @@ class World:
     size: int
     local_rank: int
     device: torch.device
-    ranks_here: int = 1
-    """Ranks on this machine."""
 
     @property
     def is_main(self) -> bool:
@@ -69,7 +67,8 @@ def join_world() -> World:
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    # torchrun and slurm/launch.py say the first, DeepSpeed's launcher the second.
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
     on_gpu = torch.cuda.is_available()
     # A launcher shows a rank all GPUs of the node, or its own alone.
     device = torch.device("cuda", local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
@@ -78,7 +77,7 @@ def join_world() -> World:
     else:
         _share_cores(ranks_here)
     _init_deepspeed("nccl" if on_gpu else "gloo")
-    return World(rank, size, local_rank, device, ranks_here)
+    return World(rank, size, local_rank, device)
 
 
 def leave_world() -> None:

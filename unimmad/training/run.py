@@ -20,7 +20,7 @@ from unimmad.config import Recipe
 from unimmad.data.default_set import ensure_synthetic_shards
 from unimmad.data.location import DataFolder
 from unimmad.data.order import TrainingOrder
-from unimmad.data.resized_cache import GB, ResizedCache
+from unimmad.data.resized_cache import GB, ResizedCache, expected_bytes
 from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.stream import expect_workers
@@ -32,7 +32,7 @@ from unimmad.parallel.placement import effective_ep_size
 from unimmad.parallel.world import World
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.checkpointing import RunFacts, restore_optimizer
-from unimmad.training.loop import Trainer
+from unimmad.training.loop import RankError, Trainer
 from unimmad.training.run_folder import RunFolder, choose_run_folder
 from unimmad.training.schedule import Schedule
 
@@ -96,13 +96,17 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
 
 
 def _resized_cache(recipe: Recipe, shards: ShardSet, world: World) -> ResizedCache:
-    return ResizedCache.open(
-        shards.cache.folder,
-        int(recipe.data.resized_cache_gb * GB),
-        recipe.model.image_size,
-        {shard.sha256 for index in shards.indexes for shard in index.shards},
-        processes=world.ranks_here * max(1, recipe.data.workers),
-    )
+    """Room in it is made once a node, before any rank takes some."""
+    cache = ResizedCache(shards.cache.folder, recipe.model.image_size, int(recipe.data.resized_cache_gb * GB))
+    if world.local_rank == 0:
+        try:
+            kept = cache.make_room(expected_bytes(shards.indexes, cache.image_size))
+        except ValueError as error:
+            # A node's own disk: no other rank can say it.
+            raise RankError(f"rank {world.rank}: {error}") from None
+        logger.info("resized images in %s: %.2f of %.2f GB", cache.folder, kept / GB, recipe.data.resized_cache_gb)
+    world.barrier()
+    return cache
 
 
 def _choose_deterministic_kernels() -> None:
