@@ -13,7 +13,7 @@ from unimmad.data.index import Modality, ModalityKind
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """The normalisation the backbones' ImageNet weights were trained with."""
-_MEAN_C11, _STD_C11 = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+_MEAN_C, _STD_C = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
 DEPTH_FACTOR = 100.0
 """Depth in metres about its foreground mean, times this, is of the order of 1 (method, recipe)."""
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -60,7 +60,10 @@ def model_input(pixels: np.ndarray, kind: ModalityKind, out: Tensor | None = Non
     out_CHW = torch.empty(image_CHW.shape) if out is None else out
     if kind == "depth":
         return out_CHW.copy_(image_CHW)
-    return torch.sub(image_CHW, _MEAN_C11, out=out_CHW).div_(_STD_C11)
+    # One channel at a time stays in the processor's cache.
+    for image_HW, out_HW, mean, std in zip(image_CHW, out_CHW, _MEAN_C, _STD_C, strict=True):
+        torch.sub(image_HW, mean, out=out_HW).div_(std)
+    return out_CHW
 
 
 def normalisation(kind: ModalityKind) -> tuple[tuple[float, ...], tuple[float, ...]]:
