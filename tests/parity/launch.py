@@ -24,6 +24,9 @@ ROUNDINGS = (
     {"parts": 8},
     {"parts": 2, "backwards": True},
     {"parts": 4, "backwards": True},
+    {"parts": 8, "backwards": True},
+    {"parts": 3},
+    {"parts": 3, "backwards": True},
 )
 """The reference is computed as it is, and again in these ways: the first, and others where a bound hangs on it."""
 

@@ -1,4 +1,4 @@
-"""The reference computed part by part (halves, quarters, eighths): the same mathematics, other rounding.
+"""The reference computed part by part (halves, thirds, quarters, eighths): the same mathematics, other rounding.
 
 How far it is from the reference in one piece says how much of a difference between two ways is rounding alone.
 """
