@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unimmad.cpu_features import prefer_fast_sort
+from unimmad.cpu_features import let_idle_threads_sleep, prefer_fast_sort
 
 if TYPE_CHECKING:
     from unimmad.prediction.detector import Detector, Prediction
@@ -18,6 +18,7 @@ __all__ = ["Detector", "Prediction", "__version__"]
 __version__ = "0.1.0"
 
 prefer_fast_sort()
+let_idle_threads_sleep()
 
 
 def __getattr__(name: str) -> Any:

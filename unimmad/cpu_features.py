@@ -1,4 +1,4 @@
-"""Which of a processor's instructions NumPy may use; must be settled before NumPy is first imported."""
+"""How NumPy and PyTorch use a processor; must be settled before they are first imported."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ VARIABLE = "NPY_DISABLE_CPU_FEATURES"
 AVX512 = "X86_V4"
 """NumPy's name for its AVX-512 group."""
 _CPU_INFO = Path("/proc/cpuinfo")
+
+SPIN_VARIABLE = "GOMP_SPINCOUNT"
+WAIT_VARIABLE = "OMP_WAIT_POLICY"
+SHORT_SPIN = "20000"
+"""Turns of an idle OpenMP thread's loop before it sleeps: a third of a millisecond, a fifteenth of GNU's default."""
 
 
 def prefer_fast_sort() -> None:
@@ -29,3 +34,13 @@ def is_amd_with_avx512(cpu_info: Path) -> bool:
     except OSError:
         return False
     return "AuthenticAMD" in first and " avx512f " in first
+
+
+def let_idle_threads_sleep() -> None:
+    """Let OpenMP's idle threads leave their cores sooner, unless the user has said how they wait.
+
+    NNPACK's threads take turns with PyTorch's (model/convolution.py), and so do those of several ranks on a machine.
+    GNU's default spins for some 5 ms, in which the others wait. Without effect where PyTorch is imported already.
+    """
+    if WAIT_VARIABLE not in os.environ and "torch" not in sys.modules:
+        os.environ.setdefault(SPIN_VARIABLE, SHORT_SPIN)

@@ -16,6 +16,7 @@ from unimmad.benchmarks.decoders import decoder_model
 from unimmad.benchmarks.growth import Growth, Size, growth_table, measure_growth
 from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
+from unimmad.model import convolution
 
 CPU = torch.device("cpu")
 
@@ -81,6 +82,14 @@ def test_gradients_of_a_grouped_convolution_cost_what_the_convolution_does():
         return output
 
     assert counted(there_and_back)[1] == 3 * forward
+
+
+def test_a_transformed_convolution_counts_as_the_plain_one(monkeypatch):
+    x, kernel, bias = torch.randn(2, 3, 6, 7), torch.randn(8, 3, 3, 3), torch.randn(8)
+    monkeypatch.setattr(convolution, "transforms_pay", lambda *_: torch._nnpack_available())
+    with torch.no_grad():
+        flops = counted(lambda: convolution.fast_convolution(x, kernel, bias))[1]
+    assert flops == 2 * 2 * 6 * 7 * kernel.numel()
 
 
 def test_the_matrix_product_counts_its_operations():

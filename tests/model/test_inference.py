@@ -7,6 +7,7 @@ import torch
 
 from unimmad.assembly import new_model
 from unimmad.config import load_recipe
+from unimmad.model import convolution
 from unimmad.model.inference import InferenceBranch, LeaderProducts, for_inference
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 
@@ -56,6 +57,31 @@ def test_the_inference_form_gives_the_same_numbers_with_any_cache(model, cache_b
     for seed in range(3):
         assert_same(score(fast, seed=seed), score(model, seed=seed))
         assert products_of(fast).held_bytes <= cache_bytes
+
+
+@pytest.fixture
+def transformed(monkeypatch) -> list[int]:
+    """Every convolution that can be is transformed, however small; the kernel size of each."""
+    sizes = []
+
+    def pays(x_NCHW: torch.Tensor, kernel_OCkk: torch.Tensor) -> bool:
+        fits = kernel_OCkk.shape[-1] in convolution.TRANSFORMED_SIZES and torch._nnpack_available()
+        sizes.extend([kernel_OCkk.shape[-1]] * fits)
+        return fits
+
+    monkeypatch.setattr(convolution, "transforms_pay", pays)
+    return sizes
+
+
+@pytest.mark.skipif(not torch._nnpack_available(), reason="this PyTorch or processor has no NNPACK")
+@pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["no cache", "all"])
+def test_transformed_convolutions_give_the_same_numbers(model, transformed, cache_bytes):
+    assert_same(score(for_inference(copy.deepcopy(model), cache_bytes)), score(model))
+    levels, samples = 3, len(COUNTS)
+    of_branches = levels * samples
+    assert transformed.count(5) == of_branches
+    # At the least: the branches', the conditions' two halves, and those of two backbones and the compression.
+    assert transformed.count(3) > of_branches + levels * 2
 
 
 def test_a_leader_mixes_its_own_bank():

@@ -3,6 +3,7 @@
 Another folder of the same form (another seed and size) is taken from the environment variable UNIMMAD_FIXTURES.
 """
 
+import copy
 import json
 import os
 import zlib
@@ -16,6 +17,8 @@ import torch
 from unimmad.assembly import architecture_of
 from unimmad.checkpoint.released import load_released, our_name, translate
 from unimmad.config import load_recipe
+from unimmad.model import convolution
+from unimmad.model.inference import for_inference
 from unimmad.model.unimmad import UniMMAD
 from unimmad.training.loss import unimmad_loss
 
@@ -95,8 +98,7 @@ def test_inputs_are_the_specific_images_in_their_slots(official):
     np.testing.assert_array_equal(placed, official.outputs["img"])
 
 
-def test_evaluation_outputs(official):
-    official.model.eval()
+def assert_evaluates_as_theirs(official: Official) -> None:
     with torch.no_grad():
         output = official.forward()
         loss = official.loss(output)
@@ -105,6 +107,22 @@ def test_evaluation_outputs(official):
     assert loss.balance.item() == pytest.approx(float(official.outputs["eval_lb_loss"]), rel=1e-4)
     assert loss.reconstruction.item() == pytest.approx(float(official.outputs["eval_recon_loss"]), rel=1e-4)
     assert_close_to_largest(official.model.maps(output), official.outputs["eval_anomaly_map"])
+
+
+def test_evaluation_outputs(official):
+    official.model.eval()
+    assert_evaluates_as_theirs(official)
+
+
+@pytest.mark.parametrize("transformed", [False, True], ids=["plain", "transformed"])
+def test_the_inference_forms_outputs(official, transformed, monkeypatch):
+    """With convolutions as these small maps have them, and as maps of the paper's size have them."""
+    if transformed and not torch._nnpack_available():
+        pytest.skip("this PyTorch or processor has no NNPACK")
+    for name in ("LEAST_POSITIONS", "LEAST_MULTIPLY_ADDS"):
+        monkeypatch.setattr(convolution, name, 1 if transformed else 10**12)
+    fast = for_inference(copy.deepcopy(official.model))
+    assert_evaluates_as_theirs(replace(official, model=fast))
 
 
 def test_training_losses_and_gradient_norms(official):

@@ -69,13 +69,27 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def counted(work: Work) -> tuple[Tensor, int]:
-    """Do ``work`` once; what came of it, and its floating-point operations in convolutions and matrix products."""
+    """Do ``work`` once; what came of it, and its floating-point operations in convolutions and matrix products.
+
+    A transformed convolution counts as the plain one that it stands for.
+    """
     counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward_flops}
+        display=False,
+        custom_mapping={
+            torch.ops.aten.convolution_backward: convolution_backward_flops,
+            torch.ops.aten._nnpack_spatial_convolution: transformed_convolution_flops,
+        },
     )
     with counter:
         outcome = work()
     return outcome, counter.get_total_flops()
+
+
+def transformed_convolution_flops(
+    _input_shape: tuple[int, ...], weight_shape: tuple[int, ...], *_: Any, out_shape: tuple[int, ...], **__: Any
+) -> int:
+    """Of the plain convolution, whose every output needs the weights of its channel."""
+    return 2 * prod(out_shape) * prod(weight_shape[1:])
 
 
 def convolution_backward_flops(

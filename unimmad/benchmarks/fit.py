@@ -111,7 +111,7 @@ def simulated_steps(
     """Training steps on fake tensors."""
     with FakeTensorMode(), StorageWatch() as watch:
         bench = Workbench(recipe, torch.device("cpu"), precision, modalities)
-        bench.fused_optimizer = True  # as on the GPU that it stands for
+        bench.fused_reference = True
         bench.training_step(form, 1)()  # the first step makes gradients and moments
 
         def memory_of(batch: int) -> StepMemory:
@@ -141,7 +141,7 @@ def measured_steps(
             torch.cuda.reset_peak_memory_stats(device)
             step()
         except torch.cuda.OutOfMemoryError:
-            bench.optimizer.zero_grad()
+            bench.model.zero_grad()
             return StepMemory(float("inf"), float("nan"))
         return StepMemory(torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device))
 

@@ -15,17 +15,15 @@ import argparse
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from unimmad.assembly import empty_model
 from unimmad.benchmarks.against import Comparison, compare
-from unimmad.benchmarks.clock import peak_bytes
+from unimmad.benchmarks.clock import Work, counted, peak_bytes
 from unimmad.benchmarks.growth import growth_tables
 from unimmad.benchmarks.markdown import markdown_table
 from unimmad.config import load_recipe
@@ -148,29 +146,28 @@ def measure(case: Case) -> Cost:
     settings, size = recipe.evaluation, recipe.model.image_size
     for_inference(model, settings.leader_cache_mib * 2**20)
 
-    def scorer(batch_size: int) -> Callable[[], None]:
+    def scorer(batch_size: int) -> Work:
         images_TCHW = torch.randn(batch_size * case.modalities, 3, size, size, device=device)
         slot_of_token_T = torch.arange(case.modalities, device=device).repeat(batch_size)
         tokens_per_sample = (case.modalities,) * batch_size
 
-        def score() -> None:
+        def score() -> torch.Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16"):
                 output = model(images_TCHW, tokens_per_sample, slot_of_token_T)
             maps_BHW = gaussian_blur(model.maps(output), settings.blur_kernel, settings.blur_sigma)
-            image_scores(maps_BHW, settings.top_share).cpu()
+            return image_scores(maps_BHW, settings.top_share).cpu()
 
         return score
 
     score_one = scorer(1)
     score_one()  # what is made once does not count
-    with FlopCounterMode(display=False) as counter:
-        score_one()
+    _, flops = counted(score_one)
     alone = _seconds(scorer(1), case.repeats)
     together = _seconds(scorer(case.batch_size), case.repeats)
     return Cost(
         parameters=parameters,
         trained_parameters=trained,
-        flops=counter.get_total_flops(),
+        flops=flops,
         images_per_second=case.batch_size / statistics.median(together),
         latency_median=statistics.median(alone),
         latency_p95=_percentile(alone, 0.95),
@@ -205,7 +202,7 @@ def table(results: list[tuple[Case, Cost]]) -> str:
     return "\n".join([*markdown_table(heads, rows), said])
 
 
-def _seconds(score: Callable[[], None], repeats: int) -> list[float]:
+def _seconds(score: Work, repeats: int) -> list[float]:
     """Of each run; a run ends when its scores are on the host."""
     for _ in range(WARM_UPS):
         score()

@@ -72,8 +72,9 @@ class Workbench:
         self.precision = precision
         self.modalities = modalities
         self.one_form = one_form
-        self.fused_optimizer = device.type == "cuda"
-        """As in training."""
+        self.fused_reference = False
+        """Whether the reference's Adam is fused as ours is: on fake tensors, where the plain one can't read its steps."""
+        self._optimizers: dict[Form, torch.optim.Optimizer] = {}
         settings = recipe.model.model_copy(update={"initial_leader_std": LEADER_STD})
         with torch.random.fork_rng(), device:
             torch.manual_seed(0)
@@ -119,7 +120,7 @@ class Workbench:
 
     def training_step(self, form: Form, batch: int) -> Work:
         """Forward, loss, backward, Adam's step. Gives the loss."""
-        network, inputs, optimizer = self._for_training(form), self.inputs(batch), self.optimizer
+        network, inputs, optimizer = self._for_training(form), self.inputs(batch), self._optimizer(form)
 
         def step() -> Tensor:
             optimizer.zero_grad()
@@ -159,18 +160,21 @@ class Workbench:
         return there_and_back
 
     @cached_property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """One for both forms, whose trained weights are the same; rate 0 does the same work and leaves them."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(trained, lr=0.0, fused=self.fused_optimizer)
-
-    @cached_property
     def reference(self) -> ReferenceUniMMAD:
         return ReferenceUniMMAD(self.model)
 
     @cached_property
     def _ours_for_evaluation(self) -> Any:
         return evaluation_form(self.model if self.one_form else copy.deepcopy(self.model))
+
+    def _optimizer(self, form: Form) -> torch.optim.Optimizer:
+        """Adam: ours fused, as in training; the reference's as PyTorch gives it. Rate 0 does the same work and leaves
+        the weights, which are the same for both."""
+        if form not in self._optimizers:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            fused = True if form == "ours" or self.fused_reference else None
+            self._optimizers[form] = torch.optim.Adam(trained, lr=0.0, fused=fused)
+        return self._optimizers[form]
 
     def _maps(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
         return invented_maps(self.model, batch, batch * self.modalities, self.device)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.model.blocks import group_norm, pointwise
+from unimmad.model.convolution import SameConvolution, plain_convolution
 from unimmad.model.leaders import INITIAL_LEADER_STD, BaseKernelBank, LocalLeaders, convolve_tokens
 from unimmad.model.routing import Gate, Routing
 
@@ -99,12 +100,13 @@ class CrossCondition(nn.Module):
         self.batch_norm = nn.BatchNorm2d(embed_dim)
         self.group_norm = group_norm(embed_dim)
         self.mix = pointwise(embed_dim, embed_dim)
+        self.convolve: SameConvolution = plain_convolution
 
     def forward(self, key_BEhw: Tensor, query_TEhw: Tensor, sample_of_token_T: Tensor) -> Tensor:
         """-> [T, E]. The 3x3 convolution is split so that its key half runs once a sample."""
         for_key, for_query = self.join.weight.chunk(2, dim=1)
-        key_half_BEhw = F.conv2d(key_BEhw, for_key, padding=1)
-        joined_TEhw = F.conv2d(query_TEhw, for_query, padding=1) + key_half_BEhw.index_select(0, sample_of_token_T)
+        key_half_BEhw = self.convolve(key_BEhw, for_key)
+        joined_TEhw = self.convolve(query_TEhw, for_query) + key_half_BEhw.index_select(0, sample_of_token_T)
         x_TEhw = self.group_norm(F.gelu(self.batch_norm(joined_TEhw))).relu()
         # In float32 whatever autocast says: the router must not flip with the precision.
         return self.mix(x_TEhw).float().mean(dim=(2, 3))

@@ -2,7 +2,7 @@
 
 Fixed expert, routed experts and the 1x1 behind them are one convolution a token, whose kernel is the fixed expert's
 product with the 1x1 plus the score-weighted products of the routed leaders. These do not change any more, so they are
-kept. BatchNorm is folded into the convolutions.
+kept. BatchNorm is folded into the convolutions, and those of large maps need fewer multiplications (convolution.py).
 
 Letters: B samples, T tokens, K routed leaders, U distinct leaders of a sample, E embed channels (in and out),
 k x k kernel, h x w positions.
@@ -16,12 +16,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unimmad.model.blocks import BasicBlock, DecoderBottleneck
+from unimmad.model.convolution import fast_convolution, use_fast_convolutions
 from unimmad.model.cross_moe import CrossMoE, LocalRouting, MiMoEBranch
 from unimmad.model.folding import fold_batchnorm
-from unimmad.model.leaders import convolve_tokens
 from unimmad.model.routing import Routing
 from unimmad.model.unimmad import UniMMAD
 
@@ -45,8 +44,11 @@ def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Uni
     blocks = [module for module in model.compression.modules() if isinstance(module, BasicBlock | DecoderBottleneck)]
     for network in (model.teacher, model.encoder, model.input_embedding.stem, *blocks):
         fold_batchnorm(network)
+    for network in (model.teacher, model.encoder, model.input_embedding.stem, model.compression):
+        use_fast_convolutions(network)
     branches = []
     for level in cast(list[CrossMoE], model.levels):
+        level.condition.convolve = fast_convolution
         fast = [InferenceBranch(cast(MiMoEBranch, branch)) for branch in level.branches]
         level.branches = nn.ModuleList(fast)
         branches += fast
@@ -88,13 +90,14 @@ class InferenceBranch(nn.Module):
     ) -> Tensor:
         """As ``MiMoEBranch``: [T, E, h, w]."""
         x_BEhw = self.branch.pre(key_BEhw)
-        if not self.products:
-            output_TEhw = convolve_tokens(x_BEhw, self._composed(routing), tokens_per_sample)
-            return self.branch.norm(output_TEhw).relu_()
+        composed_TEEkk = None if self.products else self._composed(routing)
         outputs, start = [], 0
         for x_1Ehw, count in zip(x_BEhw.split(1), tokens_per_sample, strict=True):
             tokens = slice(start, start + count)
-            outputs.append(self._sample(x_1Ehw, self.ids_TK[tokens], routing.scores_TK[tokens]))
+            if composed_TEEkk is None:
+                outputs.append(self._sample(x_1Ehw, self.ids_TK[tokens], routing.scores_TK[tokens]))
+            else:
+                outputs.append(self._convolve(x_1Ehw, composed_TEEkk[tokens]))
             start += count
         return self.branch.norm(torch.cat(outputs)).relu_()
 
@@ -133,8 +136,7 @@ class InferenceBranch(nn.Module):
 
     def _convolve(self, x_1Ehw: Tensor, kernels_NEEkk: Tensor) -> Tensor:
         """Each kernel over the map: [N, E, h, w]."""
-        size = kernels_NEEkk.shape[-1]
-        output = F.conv2d(x_1Ehw, kernels_NEEkk.flatten(0, 1), padding=size // 2)
+        output = fast_convolution(x_1Ehw, kernels_NEEkk.flatten(0, 1))
         return output.unflatten(1, kernels_NEEkk.shape[:2])[0]
 
 
