@@ -73,7 +73,7 @@ class Workbench:
         self.modalities = modalities
         self.one_form = one_form
         self.fused_reference = False
-        """Whether the reference's Adam is fused as ours is: on fake tensors, where the plain one can't read its steps."""
+        """Whether the reference's Adam is fused as ours is: on fake tensors the plain one can't read its steps."""
         self._optimizers: dict[Form, torch.optim.Optimizer] = {}
         settings = recipe.model.model_copy(update={"initial_leader_std": LEADER_STD})
         with torch.random.fork_rng(), device:

@@ -44,8 +44,8 @@ def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Uni
     blocks = [module for module in model.compression.modules() if isinstance(module, BasicBlock | DecoderBottleneck)]
     for network in (model.teacher, model.encoder, model.input_embedding.stem, *blocks):
         fold_batchnorm(network)
-    for network in (model.teacher, model.encoder, model.input_embedding.stem, model.compression):
-        use_fast_convolutions(network)
+    for part in (model.teacher, model.encoder, model.input_embedding.stem, model.compression):
+        use_fast_convolutions(part)
     branches = []
     for level in cast(list[CrossMoE], model.levels):
         level.condition.convolve = fast_convolution
