@@ -1,7 +1,7 @@
 """The cost of scoring: parameters, operations, images a second, latency and peak memory.
 
 ``--against reference`` compares with the authors' way of computing instead: evaluation, training step, C-MoE alone.
-``--growth`` shows how C-MoE's time grows with tokens, leaders and banks.
+``--growth`` shows how C-MoE's time grows with tokens, leaders and banks; ``--profile`` names the longest kernels.
 
 Each case (recipe, device, precision) runs in a process of its own, with random weights: the cost does not depend on
 them. What is timed is what prediction does with images on the device: network, map, blur and image score.
@@ -25,6 +25,7 @@ from unimmad.assembly import empty_model
 from unimmad.benchmarks.against import Comparison, compare
 from unimmad.benchmarks.clock import Work, counted, peak_bytes
 from unimmad.benchmarks.growth import growth_tables
+from unimmad.benchmarks.longest import longest_tables
 from unimmad.benchmarks.markdown import markdown_table
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import named_device
@@ -73,15 +74,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", choices=["reference"], help="compare with the authors' way of computing, on the same weights"
     )
     parser.add_argument("--growth", action="store_true", help="C-MoE's time over tokens, leaders and banks")
-    parser.add_argument("--recipe", nargs="+", help="default: demo; with --against or --growth: paper")
+    parser.add_argument(
+        "--profile", action="store_true", help="the ten longest kernels of evaluation and of a training step"
+    )
+    parser.add_argument("--recipe", nargs="+", help="default: demo; with --against, --growth or --profile: paper")
     parser.add_argument("--device", nargs="+", default=[default_device], help="default: a GPU where there is one")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="default: fp32")
-    parser.add_argument("--modalities", type=int, help="of each sample (default: 1; with --against: 2)")
+    parser.add_argument("--modalities", type=int, help="of each sample (default: 1; with --against or --profile: 2)")
     parser.add_argument(
-        "--batch-size", type=int, help="for images a second (default: 8; with --against on a CPU: 4, on a GPU: 16)"
+        "--batch-size", type=int, help="in scoring (default: 8; with --against or --profile on a CPU: 4, on a GPU: 16)"
     )
     parser.add_argument(
-        "--train-batch", type=int, help="samples of a training step, with --against (default: 2 on a CPU, 10 on a GPU)"
+        "--train-batch",
+        type=int,
+        help="samples of a training step, with --against or --profile (default: 2 on a CPU, 10 on a GPU)",
     )
     parser.add_argument(
         "--repeats", type=int, help="timed runs of each (default: 20; with --against or --growth on a CPU: 5)"
@@ -98,20 +104,22 @@ def run(options: argparse.Namespace) -> str:
         number = getattr(options, name)
         if number is not None and number < 1:
             raise ValueError(f"--{name.replace('_', '-')} {number} must be 1 or more")
-    if options.train_batch is not None and not options.against:
-        raise ValueError("--train-batch is for --against reference")
-    if not options.against and not options.growth:
+    if options.train_batch is not None and not (options.against or options.profile):
+        raise ValueError("--train-batch is for --against reference and --profile")
+    if not (options.against or options.growth or options.profile):
         return costs(options)
     parts = []
     for recipe, device, precision in product(options.recipe or ["paper"], options.device, options.precision):
         on_gpu = named_device(device).type == "cuda"
         repeats = options.repeats or (20 if on_gpu else 5)
+        modalities, batch_size = options.modalities or 2, options.batch_size or (16 if on_gpu else 4)
+        train_batch = options.train_batch or (10 if on_gpu else 2)
         if options.against:
-            modalities, batch_size = options.modalities or 2, options.batch_size or (16 if on_gpu else 4)
-            train_batch = options.train_batch or (10 if on_gpu else 2)
             parts.append(compare(Comparison(recipe, device, precision, modalities, batch_size, train_batch, repeats)))
         if options.growth:
             parts.append(growth_tables(recipe, device, precision, repeats))
+        if options.profile:
+            parts.append(longest_tables(recipe, device, precision, modalities, batch_size, train_batch))
     return "\n\n".join(parts)
 
 
