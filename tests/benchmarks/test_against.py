@@ -86,7 +86,7 @@ def test_gradients_of_a_grouped_convolution_cost_what_the_convolution_does():
 
 def test_a_transformed_convolution_counts_as_the_plain_one(monkeypatch):
     x, kernel, bias = torch.randn(2, 3, 6, 7), torch.randn(8, 3, 3, 3), torch.randn(8)
-    monkeypatch.setattr(convolution, "transforms_pay", lambda *_: torch._nnpack_available())
+    monkeypatch.setattr(convolution, "transforms_pay", lambda *_: torch.backends.nnpack.is_available())
     with torch.no_grad():
         flops = counted(lambda: convolution.fast_convolution(x, kernel, bias))[1]
     assert flops == 2 * 2 * 6 * 7 * kernel.numel()
@@ -129,6 +129,13 @@ def test_a_training_step_leaves_the_weights_alone():
     assert all(map(torch.equal, before, bench.model.parameters()))
     torch.testing.assert_close(losses[0], losses[1])
     torch.testing.assert_close(losses[0], losses[2])
+
+
+def test_ours_takes_the_fused_adam_of_training_and_the_reference_the_plain_one():
+    bench = Workbench(load_recipe("tiny"), CPU, "fp32", modalities=1)
+    adams = {form: bench._optimizer(form) for form in ("ours", "reference")}
+    assert adams["ours"] is bench._optimizer("ours")
+    assert [adams[form].defaults["fused"] for form in ("ours", "reference")] == [True, None]
 
 
 def test_of_a_decoder_model_only_the_decoders_take_memory():

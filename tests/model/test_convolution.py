@@ -8,7 +8,9 @@ from torch.nn import functional as F
 from unimmad.model import convolution
 from unimmad.model.convolution import FastConv2d, fast_convolution, transforms_pay, use_fast_convolutions
 
-needs_nnpack = pytest.mark.skipif(not torch._nnpack_available(), reason="this PyTorch or processor has no NNPACK")
+needs_nnpack = pytest.mark.skipif(
+    not torch.backends.nnpack.is_available(), reason="this PyTorch or processor has no NNPACK"
+)
 LARGEST_ERROR = {3: 3e-5, 5: 1e-6}
 """Of the largest value."""
 
@@ -49,7 +51,7 @@ def test_an_images_numbers_do_not_hang_on_its_batch(size):
 def plain_cases() -> dict[str, tuple[Tensor, Tensor]]:
     x_NCHW, kernel_OCkk = large(3)
     return {
-        "1x1": (x_NCHW, kernel_OCkk[:, :, :1, :1]),
+        "1x1": (x_NCHW, numbers(576, 64, 1, 1)),
         "7x7": (x_NCHW, numbers(64, 64, 7, 7)),
         "a small map": (x_NCHW[..., :31, :33], numbers(256, 64, 3, 3)),
         "few channels": (x_NCHW[:, :16], kernel_OCkk[:, :16]),
@@ -79,6 +81,12 @@ def test_without_nnpack_the_plain_way_is_taken(monkeypatch):
     monkeypatch.setattr(convolution, "_nnpack_is_there", lambda: False)
     x_NCHW, kernel_OCkk = large(5)
     assert torch.equal(fast_convolution(x_NCHW, kernel_OCkk), F.conv2d(x_NCHW, kernel_OCkk, padding="same"))
+
+
+@torch.no_grad()
+def test_with_many_threads_the_plain_way_is_taken(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: convolution.MOST_THREADS + 1)
+    assert not transforms_pay(*large(5))
 
 
 class OwnConv2d(nn.Conv2d):

@@ -117,12 +117,16 @@ def test_evaluation_outputs(official):
 @pytest.mark.parametrize("transformed", [False, True], ids=["plain", "transformed"])
 def test_the_inference_forms_outputs(official, transformed, monkeypatch):
     """With convolutions as these small maps have them, and as maps of the paper's size have them."""
-    if transformed and not torch._nnpack_available():
+    if transformed and not torch.backends.nnpack.is_available():
         pytest.skip("this PyTorch or processor has no NNPACK")
+    choices = []
     for name in ("LEAST_POSITIONS", "LEAST_MULTIPLY_ADDS"):
         monkeypatch.setattr(convolution, name, 1 if transformed else 10**12)
+    pays = convolution.transforms_pay
+    monkeypatch.setattr(convolution, "transforms_pay", lambda *tensors: choices.append(pays(*tensors)) or choices[-1])
     fast = for_inference(copy.deepcopy(official.model))
     assert_evaluates_as_theirs(replace(official, model=fast))
+    assert any(choices) is transformed
 
 
 def test_training_losses_and_gradient_norms(official):

@@ -131,6 +131,7 @@ def measured_steps(
 ) -> Iterator[MemoryOf]:
     """Training steps on a GPU."""
     bench = Workbench(recipe, device, precision, modalities)
+    bench.fused_reference = True  # as in simulated_steps
     bench.training_step(form, 1)()
 
     def memory_of(batch: int) -> StepMemory:

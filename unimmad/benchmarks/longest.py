@@ -74,6 +74,8 @@ def measure_longest(case: Profiled) -> list[Kernel]:
     """Run the task of ``case`` under the profiler."""
     device = named_device(case.device)
     bench = Workbench(load_recipe(case.recipe), device, case.precision, case.modalities, one_form=True)
+    if case.task == EVALUATION:
+        bench.settle_batchnorm()
     make = bench.scoring if case.task == EVALUATION else bench.training_step
     return longest_kernels(make("ours", case.batch), device)
 
@@ -89,7 +91,9 @@ def longest_kernels(work: Work, device: torch.device) -> list[Kernel]:
             work()
         synchronise(device)
     wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
-    events: list[Any] = [event for event in profiler.key_averages() if event.device_type == wanted]
+    events: list[Any] = [
+        event for event in profiler.key_averages() if event.device_type == wanted and not event.is_user_annotation
+    ]
     seconds = [(event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 for event in events]
     kernels = [
         Kernel(event.key, event.count / RUNS, own / RUNS, own / sum(seconds))

@@ -30,6 +30,7 @@ from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
 from unimmad.evaluation.scoring import MaskRule, Precision, default_precision
 from unimmad.evaluation.tables import write_image_scores, write_tables
+from unimmad.model.convolution import transforms_are_used
 from unimmad.model.inference import for_inference
 
 NOT_IN_NUMBERS = frozenset({"batch_size", "pictures_per_class", "leader_cache_mib"})
@@ -157,6 +158,7 @@ def _number_facts(
         "mask_resize": mask_resize,
         "precision": precision,
         "device": device.type,
+        "transformed convolutions": device.type == "cpu" and transforms_are_used(),
         "versions": {package: version(package) for package in ("unimmad", "torch", "numpy")},
     }
 

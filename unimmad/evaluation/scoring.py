@@ -19,8 +19,8 @@ from unimmad.model.routing import Routing
 from unimmad.model.unimmad import UniMMAD
 
 Precision = Literal["fp32", "bf16"]
-"""``fp32``: without TF32, so that numbers are the same on every device; ``bf16``: autocast of the network over fp32
-weights, while routing scores, distances, maps and image scores stay fp32."""
+"""``fp32``: without TF32, so that numbers are the same on every device, to rounding; ``bf16``: autocast of the network
+over fp32 weights, while routing scores, distances, maps and image scores stay fp32."""
 MaskRule = Literal["nearest", "bilinear"]
 """How masks come to the image size before they count where > 0."""
 

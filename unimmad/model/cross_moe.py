@@ -6,7 +6,7 @@ decide before any expert computes: ``route``, then ``reconstruct``. Tokens take 
 since the gradient of plain indexing adds up in an order that changes from run to run, on CPUs too.
 
 Letters: B samples, T tokens (sample, modality), C_l channels of the level, E embed channels, L leaders,
-K routed leaders, h x w positions.
+K routed leaders, J channels of all branches, h x w positions.
 """
 
 from __future__ import annotations
@@ -84,11 +84,14 @@ class CrossMoE(nn.Module):
         sample_of_token_T: Tensor,
     ) -> Tensor:
         """What the routed experts make of the key: [T, C_l, h, w]."""
-        outputs = [
-            branch(key_BEhw, routing, tokens_per_sample, sample_of_token_T)
-            for branch, routing in zip(self.branches, routings, strict=True)
-        ]
-        return self.out(torch.cat(outputs, dim=1))
+        joined_TJhw = torch.cat(
+            [  # not kept by a name: at the finest level the branches' maps are the largest there are
+                branch(key_BEhw, routing, tokens_per_sample, sample_of_token_T)
+                for branch, routing in zip(self.branches, routings, strict=True)
+            ],
+            dim=1,
+        )
+        return self.out(joined_TJhw)
 
 
 class CrossCondition(nn.Module):

@@ -1,4 +1,4 @@
-"""The model's inference form: the same numbers in fewer operations (METHOD, Exact algebra).
+"""The model's inference form: the same numbers, to rounding, in fewer operations (METHOD, Exact algebra).
 
 Fixed expert, routed experts and the 1x1 behind them are one convolution a token, whose kernel is the fixed expert's
 product with the 1x1 plus the score-weighted products of the routed leaders. These do not change any more, so they are
@@ -11,7 +11,7 @@ k x k kernel, h x w positions.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -21,6 +21,7 @@ from unimmad.model.blocks import BasicBlock, DecoderBottleneck
 from unimmad.model.convolution import fast_convolution, use_fast_convolutions
 from unimmad.model.cross_moe import CrossMoE, LocalRouting, MiMoEBranch
 from unimmad.model.folding import fold_batchnorm
+from unimmad.model.leaders import convolve_tokens
 from unimmad.model.routing import Routing
 from unimmad.model.unimmad import UniMMAD
 
@@ -61,9 +62,9 @@ class InferenceBranch(nn.Module):
 
     def __init__(self, branch: MiMoEBranch) -> None:
         super().__init__()
-        self.branch = branch
         assert isinstance(branch.routed, LocalRouting), "the inference form is made of the local form"
-        self.routed = branch.routed
+        # Not the branch itself: its fixed expert goes when nothing refers to it.
+        self.pre, self.bank, self.routed, self.norm = branch.pre, branch.bank, branch.routed, branch.norm
         for_fixed_EE, for_routed_EE = branch.post.weight.flatten(1).chunk(2, dim=1)
         self.for_routed_EE: Tensor
         self.fixed_EEkk: Tensor
@@ -79,7 +80,7 @@ class InferenceBranch(nn.Module):
         """The leader's kernel with the last 1x1 taken in: [E, E, k, k]."""
         device = self.for_routed_EE.device
         ids, scores = torch.full((1, 1), leader, device=device), torch.ones(1, 1, device=device)
-        kernels_GNEEkk = self.branch.bank.kernels_GNEEkk
+        kernels_GNEEkk = self.bank.kernels_GNEEkk
         bank = leader // self.routed.leaders.leaders_per_bank
         with torch.autocast(device.type, enabled=False):
             alone = Routing(scores, scores, ids, scores)
@@ -89,23 +90,22 @@ class InferenceBranch(nn.Module):
         self, key_BEhw: Tensor, routing: Routing, tokens_per_sample: Sequence[int], sample_of_token_T: Tensor
     ) -> Tensor:
         """As ``MiMoEBranch``: [T, E, h, w]."""
-        x_BEhw = self.branch.pre(key_BEhw)
-        composed_TEEkk = None if self.products else self._composed(routing)
+        x_BEhw = self.pre(key_BEhw)
+        if not self.products:
+            output_TEhw = convolve_tokens(x_BEhw, self._composed(routing), tokens_per_sample, fast_convolution)
+            return self.norm(output_TEhw).relu_()
         outputs, start = [], 0
         for x_1Ehw, count in zip(x_BEhw.split(1), tokens_per_sample, strict=True):
             tokens = slice(start, start + count)
-            if composed_TEEkk is None:
-                outputs.append(self._sample(x_1Ehw, self.ids_TK[tokens], routing.scores_TK[tokens]))
-            else:
-                outputs.append(self._convolve(x_1Ehw, composed_TEEkk[tokens]))
+            outputs.append(self._sample(x_1Ehw, self.ids_TK[tokens], routing.scores_TK[tokens]))
             start += count
-        return self.branch.norm(torch.cat(outputs)).relu_()
+        return self.norm(torch.cat(outputs)).relu_()
 
     def _composed(self, routing: Routing) -> Tensor:
         """Each token's kernel, made for this batch alone: [T, E, E, k, k]."""
         # In fp32 as the products, so that numbers do not depend on what the cache holds.
         with torch.autocast(self.for_routed_EE.device.type, enabled=False):
-            kernels_TEEkk = self.routed.mixed_kernels(routing, self.branch.bank.kernels_GNEEkk, self.for_routed_EE)
+            kernels_TEEkk = self.routed.mixed_kernels(routing, self.bank.kernels_GNEEkk, self.for_routed_EE)
         return kernels_TEEkk + self.fixed_EEkk
 
     def _sample(self, x_1Ehw: Tensor, ids_TK: Sequence[Sequence[int]], scores_TK: Tensor) -> Tensor:
@@ -113,15 +113,13 @@ class InferenceBranch(nn.Module):
         distinct_U = sorted({leader for of_token in ids_TK for leader in of_token})
         if len(distinct_U) + 1 < len(ids_TK):
             return self._by_leader(x_1Ehw, distinct_U, ids_TK, scores_TK)
-        kernels_TEEkk = torch.stack([self._kernel(*token) for token in zip(ids_TK, scores_TK, strict=True)])
-        return self._convolve(x_1Ehw, kernels_TEEkk)
+        return self._convolve(x_1Ehw, (self._kernel(*token) for token in zip(ids_TK, scores_TK, strict=True)))
 
     def _by_leader(
         self, x_1Ehw: Tensor, distinct_U: Sequence[int], ids_TK: Sequence[Sequence[int]], scores_TK: Tensor
     ) -> Tensor:
         """Tokens that share leaders share their convolutions: fixed and distinct leaders once, then weighted sums."""
-        kernels = torch.stack([self.fixed_EEkk, *(self.products[leader] for leader in distinct_U)])
-        maps_NEhw = self._convolve(x_1Ehw, kernels)
+        maps_NEhw = self._convolve(x_1Ehw, [self.fixed_EEkk, *(self.products[leader] for leader in distinct_U)])
         place_TK = torch.tensor([[distinct_U.index(leader) for leader in of_token] for of_token in ids_TK])
         shares_TU = scores_TK.new_zeros(len(ids_TK), len(distinct_U))
         shares_TU = shares_TU.scatter_add(1, place_TK.to(scores_TK.device, non_blocking=True), scores_TK)
@@ -134,10 +132,9 @@ class InferenceBranch(nn.Module):
             kernel_EEkk = torch.addcmul(kernel_EEkk, self.products[leader], score)
         return kernel_EEkk
 
-    def _convolve(self, x_1Ehw: Tensor, kernels_NEEkk: Tensor) -> Tensor:
-        """Each kernel over the map: [N, E, h, w]."""
-        output = fast_convolution(x_1Ehw, kernels_NEEkk.flatten(0, 1))
-        return output.unflatten(1, kernels_NEEkk.shape[:2])[0]
+    def _convolve(self, x_1Ehw: Tensor, kernels_EEkk: Iterable[Tensor]) -> Tensor:
+        """Each kernel over the map: [N, E, h, w]. One after the other, so that memory is needed for one of them."""
+        return torch.cat([fast_convolution(x_1Ehw, kernel_EEkk) for kernel_EEkk in kernels_EEkk])
 
 
 class LeaderProducts:

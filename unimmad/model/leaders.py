@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unimmad.model.convolution import SameConvolution, plain_convolution
 from unimmad.model.routing import Routing
 
 INITIAL_LEADER_STD = 0.02
@@ -85,7 +86,12 @@ def mix_kernels(
     return mixed_ETP.transpose(0, 1).reshape(tokens, out_channels, in_channels, size, size)
 
 
-def convolve_tokens(x_BEhw: Tensor, kernels_TEEkk: Tensor, tokens_per_sample: Sequence[int]) -> Tensor:
+def convolve_tokens(
+    x_BEhw: Tensor,
+    kernels_TEEkk: Tensor,
+    tokens_per_sample: Sequence[int],
+    convolve: SameConvolution = plain_convolution,
+) -> Tensor:
     """Each token's kernel over its sample's map: [T, E, h, w]. A sample's tokens run as one convolution.
 
     Every sample has a token, or there is none at all.
@@ -100,7 +106,6 @@ def convolve_tokens(x_BEhw: Tensor, kernels_TEEkk: Tensor, tokens_per_sample: Se
     start = 0
     for x_Ehw, count in zip(x_BEhw, tokens_per_sample, strict=True):
         kernel = kernels_TEEkk[start : start + count].reshape(count * out_channels, in_channels, size, size)
-        output_hw = F.conv2d(x_Ehw[None], kernel, padding=size // 2)
-        outputs.append(output_hw.unflatten(1, (count, out_channels))[0])
+        outputs.append(convolve(x_Ehw[None], kernel).unflatten(1, (count, out_channels))[0])
         start += count
     return torch.cat(outputs)
