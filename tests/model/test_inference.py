@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from unimmad.assembly import new_model
 from unimmad.config import load_recipe
@@ -112,6 +113,16 @@ def test_tokens_that_share_their_leaders_give_the_same_numbers(model):
     branch._convolve = counting
     assert_same(score(fast), score(slow))
     assert convolutions == [1, 3, 2]
+
+
+def test_elsewhere_than_on_a_processor_a_samples_tokens_are_one_convolution(model, monkeypatch):
+    branch = for_inference(copy.deepcopy(model)).levels[0].branches[1]
+    kernels_EEkk = [branch.fixed_EEkk.to("meta")] * 3
+    x_1Ehw = torch.empty(1, len(branch.fixed_EEkk), 5, 6, device="meta")
+    convolutions = []
+    monkeypatch.setattr(F, "conv2d", lambda *args, **kw: convolutions.append(1) or torch.conv2d(*args, **kw))
+    assert branch._convolve(x_1Ehw, kernels_EEkk).shape == (3, *x_1Ehw.shape[1:])
+    assert len(convolutions) == 1
 
 
 def test_products_are_made_once_and_the_least_recently_used_go_first(model):

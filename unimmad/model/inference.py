@@ -133,8 +133,11 @@ class InferenceBranch(nn.Module):
         return kernel_EEkk
 
     def _convolve(self, x_1Ehw: Tensor, kernels_EEkk: Iterable[Tensor]) -> Tensor:
-        """Each kernel over the map: [N, E, h, w]. One after the other, so that memory is needed for one of them."""
-        return torch.cat([fast_convolution(x_1Ehw, kernel_EEkk) for kernel_EEkk in kernels_EEkk])
+        """Each kernel over the map: [N, E, h, w]."""
+        if x_1Ehw.device.type == "cpu":  # one after the other, so that memory is needed for one of them
+            return torch.cat([fast_convolution(x_1Ehw, kernel_EEkk) for kernel_EEkk in kernels_EEkk])
+        kernels_NEEkk = torch.stack(list(kernels_EEkk))
+        return convolve_tokens(x_1Ehw, kernels_NEEkk, [len(kernels_NEEkk)])
 
 
 class LeaderProducts:
