@@ -111,7 +111,7 @@ def test_only_trained_batchnorm_is_replaced_with_what_it_holds():
     with_own_parameters(model[1][0]).running_mean.fill_(7.0)
     model[2].requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    synchronise_batchnorm(model, torch.device("cpu"))
+    synchronise_batchnorm(model)
     trained = model[1][0]
     assert type(trained) is GlobalBatchNorm2d
     assert (trained.eps, trained.momentum) == (0.1, 0.3)

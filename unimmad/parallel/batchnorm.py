@@ -1,30 +1,73 @@
 """BatchNorm whose statistics are the global batch's, so that results don't depend on how many ranks share it.
 
-Torch's SyncBatchNorm does it on GPUs; the one here does it on any device.
+Torch's SyncBatchNorm makes the host wait for the device in every forward pass; nothing here does.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from unimmad.parallel.collectives import sum_over_ranks
+
+class _NormaliseOverRanks(torch.autograd.Function):
+    """BatchNorm of all ranks' maps together; gives the statistics, too, which carry no gradient.
+
+    Every rank's loss depends on every rank's map, so the gradients of the statistics are summed over ranks.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, input_NCHW: Tensor, weight_C: Tensor, bias_C: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x_NCHW = input_NCHW.float()
+        positions = x_NCHW.new_full((1,), x_NCHW.numel() // x_NCHW.shape[1])
+        sums_and_count = torch.cat([x_NCHW.sum(dim=(0, 2, 3)), positions])
+        dist.all_reduce(sums_and_count)
+        count = sums_and_count[-1]
+        mean_C = sums_and_count[:-1] / count
+        centred_NCHW = x_NCHW - mean_C[:, None, None]
+        variance_C = centred_NCHW.square().sum(dim=(0, 2, 3))
+        dist.all_reduce(variance_C)
+        variance_C /= count
+        inverse_C = torch.rsqrt(variance_C + epsilon)
+        context.save_for_backward(input_NCHW, weight_C, mean_C, inverse_C, count)
+        context.mark_non_differentiable(mean_C, variance_C, count)
+        output_NCHW = centred_NCHW.mul_((weight_C * inverse_C)[:, None, None]).add_(bias_C[:, None, None])
+        return output_NCHW.to(input_NCHW.dtype), mean_C, variance_C, count
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        input_NCHW, weight_C, mean_C, inverse_C, count = context.saved_tensors
+        dy_NCHW = gradients[0].float()
+        centred_NCHW = input_NCHW.float() - mean_C[:, None, None]
+        dbias_C = dy_NCHW.sum(dim=(0, 2, 3))
+        along_C = (dy_NCHW * centred_NCHW).sum(dim=(0, 2, 3))
+        of_all_ranks = torch.stack([dbias_C, along_C])
+        dist.all_reduce(of_all_ranks)
+        mean_dy_C, mean_along_C = of_all_ranks / count
+        dx_NCHW = centred_NCHW.mul_((-inverse_C.square() * mean_along_C)[:, None, None])
+        dx_NCHW += dy_NCHW
+        dx_NCHW -= mean_dy_C[:, None, None]
+        dx_NCHW *= (weight_C * inverse_C)[:, None, None]
+        return dx_NCHW.to(input_NCHW.dtype), along_C * inverse_C, dbias_C, None
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """As ``nn.BatchNorm2d``; in training, mean and variance are taken over all ranks, which may hold unequal shares."""
+    """As ``nn.BatchNorm2d``; in training, mean and variance are taken over all ranks, which may hold unequal shares.
+
+    Raises:
+        ValueError: torch.distributed was not started.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        x_NCHW = input.float()
-        count = sum_over_ranks(x_NCHW.new_tensor(float(x_NCHW.numel() // x_NCHW.shape[1])))
-        mean_C = sum_over_ranks(x_NCHW.sum(dim=(0, 2, 3))) / count
-        centred_NCHW = x_NCHW - mean_C[:, None, None]
-        variance_C = sum_over_ranks(centred_NCHW.square().sum(dim=(0, 2, 3))) / count
-        self._track(mean_C.detach(), variance_C.detach() * count / (count - 1))
-        scale_C = self.weight * torch.rsqrt(variance_C + self.eps)
-        return (centred_NCHW * scale_C[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        output_NCHW, mean_C, variance_C, count = _NormaliseOverRanks.apply(input, self.weight, self.bias, self.eps)
+        self._track(mean_C, variance_C * count / (count - 1))
+        return output_NCHW
 
     @torch.no_grad()
     def _track(self, mean_C: Tensor, unbiased_variance_C: Tensor) -> None:
@@ -37,7 +80,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
 
 
-def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+def synchronise_batchnorm(model: nn.Module) -> nn.Module:
     """Give every trained BatchNorm2d of ``model`` statistics over all ranks; frozen ones stay.
 
     Raises:
@@ -50,15 +93,9 @@ def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
                     f"the backbone's {type(child).__name__} can't take its statistics over several ranks; "
                     "use --set model.encoder_batchnorm=frozen, or one rank"
                 )
-            setattr(model, name, _synchronised(child, device))
+            twin = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum)
+            twin.load_state_dict(child.state_dict())
+            setattr(model, name, twin.to(child.weight.device))
         else:
-            synchronise_batchnorm(child, device)
+            synchronise_batchnorm(child)
     return model
-
-
-def _synchronised(batchnorm: nn.BatchNorm2d, device: torch.device) -> nn.Module:
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(batchnorm)
-    twin = GlobalBatchNorm2d(batchnorm.num_features, batchnorm.eps, batchnorm.momentum)
-    twin.load_state_dict(batchnorm.state_dict())
-    return twin

@@ -1,4 +1,4 @@
-"""Two collectives with gradients."""
+"""An exchange between ranks, with gradient."""
 
 from __future__ import annotations
 
@@ -8,21 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-
-class _SumOverRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        # Every rank's loss depends on every rank's value, so the gradient sums over ranks too.
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
 
 
 class _ExchangeRows(torch.autograd.Function):
@@ -36,11 +21,6 @@ class _ExchangeRows(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         return _all_to_all(gradients[0], context.received, context.sent, context.group), None, None, None
-
-
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """``value`` summed over all ranks, differentiable."""
-    return _SumOverRanks.apply(value)
 
 
 def exchange_rows(rows: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup) -> Tensor:

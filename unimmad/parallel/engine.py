@@ -115,7 +115,7 @@ def build_engine(
     place_leaders(model, ep_size, world.rank)
     model.to(world.device)
     if world.size > 1:
-        synchronise_batchnorm(model, world.device)
+        synchronise_batchnorm(model)
     if training.activation_checkpointing:
         recompute_activations(model)
     optimizer = _optimizer(model, training)
