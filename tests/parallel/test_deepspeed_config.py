@@ -135,6 +135,30 @@ def test_deepspeed_clips_where_it_does_so_rightly(stage, given):
     assert engine_config(DeepSpeedSettings({}, 1, stage), clipped, 2)["gradient_clipping"] == given
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_nothing_in_a_step_makes_the_host_wait(stage):
+    config = engine_config(DeepSpeedSettings({"zero_optimization": {"stage": stage}}, 1, stage), training(), 2)
+    assert config["zero_optimization"] == {"stage": stage, "compute_grad_norm": False}
+    assert config["timers"] == {"throughput": {"enabled": False}}
+
+
+@pytest.mark.parametrize(
+    ("zero", "clipping"),
+    [
+        ({"stage": 0}, 0.0),
+        ({"stage": 1}, 1.0),
+        ({"stage": 2, "offload_optimizer": {"device": "cpu"}}, 0.0),
+        ({"stage": 1, "compute_grad_norm": True}, 0.0),
+    ],
+    ids=["no ZeRO", "clipping", "offload", "asked for"],
+)
+def test_deepspeed_keeps_the_gradients_norm_where_it_is_needed(zero, clipping):
+    settings = DeepSpeedSettings({"zero_optimization": zero, "timers": {}}, 1, zero["stage"])
+    config = engine_config(settings, training(gradient_clipping=clipping), 2)
+    assert config["zero_optimization"] == zero
+    assert config["timers"] == {}
+
+
 def test_autocast_to_bf16_is_ours_to_do(tmp_path):
     asked = read_deepspeed_config(written(tmp_path, {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}))
     assert asked == DeepSpeedSettings({}, 1, 0, bf16=True)
