@@ -14,6 +14,7 @@ from unimmad.config import load_recipe
 from unimmad.model import convolution
 from unimmad.model.convolution import FastConv2d, fast_convolution
 from unimmad.model.inference import InferenceBranch, LeaderProducts, for_inference
+from unimmad.model.routing import Routing
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 
 COUNTS = (1, 4, 2)
@@ -136,13 +137,45 @@ def test_products_are_made_once_and_the_least_recently_used_go_first(model):
     score(fast, seed=2)
     assert products.branches[0].products[0] is before
     assert products.held_bytes == a_pair
-    products.limit_bytes = a_pair
+    products.resize(a_pair)
     favour(fast, [4, 5])
     for branch in products.branches:
         branch.routed.gate.linear.bias.data[[0, 1]] -= 200
     score(fast, seed=2)
     assert sorted(products.branches[0].products) == [4, 5]
     assert products.held_bytes == a_pair
+
+
+def test_a_smaller_cache_holds_less_at_once(model):
+    fast = for_inference(copy.deepcopy(model))
+    expected = score(fast)
+    products = products_of(fast)
+    largest = max(branch.fixed_EEkk.nbytes for branch in products.branches)
+    limit = products.held_bytes // 2
+    for_inference(fast, limit)
+    assert limit - largest < products.held_bytes <= limit
+    assert_same(score(fast), expected)
+    assert products.held_bytes <= limit
+    for_inference(fast, 0)
+    assert products.held_bytes == 0
+    assert_same(score(fast), expected)
+    assert products.held_bytes == 0
+
+
+def test_without_products_no_more_kernels_are_at_hand_than_a_sample_has_tokens(model, monkeypatch):
+    fast = for_inference(copy.deepcopy(model), cache_bytes=0)
+    branch = fast.levels[0].branches[1]
+    composed, made = branch._composed, []
+
+    def counting(routing: Routing) -> torch.Tensor:
+        kernels_MEEkk = composed(routing)
+        made.append((len(kernels_MEEkk), weakref.ref(kernels_MEEkk.untyped_storage())))
+        assert sum(storage() is not None for _, storage in made) == 1
+        return kernels_MEEkk
+
+    monkeypatch.setattr(branch, "_composed", counting)
+    assert_same(score(fast), score(model))
+    assert [tokens for tokens, _ in made] == list(COUNTS)
 
 
 def test_no_batchnorm_is_left_but_that_of_the_cross_condition(model):

@@ -39,7 +39,7 @@ def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Uni
         cache_bytes: what the leaders' products may take; beyond it the least recently used go.
     """
     if isinstance(model.on_routed, LeaderProducts):
-        model.on_routed.limit_bytes = cache_bytes
+        model.on_routed.resize(cache_bytes)
         return model
     model.eval().requires_grad_(False)
     blocks = [module for module in model.compression.modules() if isinstance(module, BasicBlock | DecoderBottleneck)]
@@ -91,22 +91,26 @@ class InferenceBranch(nn.Module):
     ) -> Tensor:
         """As ``MiMoEBranch``: [T, E, h, w]."""
         x_BEhw = self.pre(key_BEhw)
-        if not self.products:
-            output_TEhw = convolve_tokens(x_BEhw, self._composed(routing), tokens_per_sample, fast_convolution)
-            return self.norm(output_TEhw).relu_()
         outputs, start = [], 0
         for x_1Ehw, count in zip(x_BEhw.split(1), tokens_per_sample, strict=True):
             tokens = slice(start, start + count)
-            outputs.append(self._sample(x_1Ehw, self.ids_TK[tokens], routing.scores_TK[tokens]))
+            if self.products:
+                outputs.append(self._sample(x_1Ehw, self.ids_TK[tokens], routing.scores_TK[tokens]))
+            else:
+                outputs.append(self._convolve(x_1Ehw, self._composed(routing.of_tokens(tokens))))
             start += count
         return self.norm(torch.cat(outputs)).relu_()
 
     def _composed(self, routing: Routing) -> Tensor:
-        """Each token's kernel, made for this batch alone: [T, E, E, k, k]."""
+        """One kernel for each of a sample's M tokens, made for it alone, so that memory does not grow with the batch.
+
+        Returns:
+            [M, E, E, k, k].
+        """
         # In fp32 as the products, so that numbers do not depend on what the cache holds.
         with torch.autocast(self.for_routed_EE.device.type, enabled=False):
-            kernels_TEEkk = self.routed.mixed_kernels(routing, self.bank.kernels_GNEEkk, self.for_routed_EE)
-        return kernels_TEEkk + self.fixed_EEkk
+            kernels_MEEkk = self.routed.mixed_kernels(routing, self.bank.kernels_GNEEkk, self.for_routed_EE)
+        return kernels_MEEkk.add_(self.fixed_EEkk)
 
     def _sample(self, x_1Ehw: Tensor, ids_TK: Sequence[Sequence[int]], scores_TK: Tensor) -> Tensor:
         """One sample's tokens, by whichever way needs fewer convolutions."""
@@ -178,6 +182,14 @@ class LeaderProducts:
             self._kept[place, leader] = branch.product(leader)
             self.held_bytes += branch.fixed_EEkk.nbytes
         return {leader: self._kept[place, leader] for leader in leaders}
+
+    def resize(self, limit_bytes: int) -> None:
+        """From now on keep no more than this; what is kept already goes where it is more."""
+        self.limit_bytes = limit_bytes
+        for branch in self.branches:
+            branch.products = {}
+        while self.held_bytes > limit_bytes:
+            self.held_bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def _drop_for(self, needed: Sequence[tuple[int, int]]) -> None:
         """Make room for the batch's products, at the cost of those longest unused."""

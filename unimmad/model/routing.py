@@ -24,6 +24,12 @@ class Routing:
     scores_TK: Tensor
     """Weights of the routed leaders, summing to 1."""
 
+    def of_tokens(self, tokens: slice) -> Routing:
+        """The part of some tokens."""
+        return Routing(
+            self.logits_TL[tokens], self.probabilities_TL[tokens], self.leaders_TK[tokens], self.scores_TK[tokens]
+        )
+
 
 def route(condition_TE: Tensor, weight_LE: Tensor, bias_L: Tensor, top_k: int) -> Routing:
     """Softmax over leaders, the top K, their scores renormalised; in float32 whatever autocast says."""
