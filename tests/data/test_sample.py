@@ -54,6 +54,16 @@ def test_all_that_is_known_of_a_sample_travels_with_it_but_its_images_only_once(
     assert all(each.images_MCHW.numel() > 0 for each in samples), "collate must not change its input"
 
 
+def test_all_that_a_gpu_gets_is_page_locked(samples, monkeypatch):
+    """Without a GPU there is no such memory: twice the values stand for it."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: 2 * tensor)
+    batch = collate(samples)
+    pinned = batch.pin_memory()
+    assert pinned.samples is batch.samples
+    for name in ("images_TCHW", "sample_of_token_T", "slot_of_token_T"):
+        assert torch.equal(getattr(pinned, name), 2 * getattr(batch, name))
+
+
 def test_a_batch_of_one(samples):
     batch = collate(samples[:1])
     assert batch.images_TCHW.shape == (1, 3, 4, 4)

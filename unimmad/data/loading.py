@@ -45,12 +45,13 @@ def _pipeline(stages: bytes) -> Pipeline:
         return Pipeline(*pickle.loads(stages))
 
 
-def load(dataset: Dataset[Any], workers: int, preload: str) -> Iterator[Any]:
+def load(dataset: Dataset[Any], workers: int, preload: str, pin_memory: bool = False) -> Iterator[Any]:
     """A data set's items; with workers, each item is made by one of them, ahead of time.
 
     Args:
         workers: 0 makes the items here.
         preload: the module that workers import once, in the process that they fork from.
+        pin_memory: bring each item into page-locked memory by its ``pin_memory``; without a GPU nothing is done.
 
     Raises:
         ValueError: an item is a ``Failure``; its message.
@@ -61,6 +62,7 @@ def load(dataset: Dataset[Any], workers: int, preload: str) -> Iterator[Any]:
         num_workers=workers,
         prefetch_factor=PREFETCHED_ITEMS if workers else None,
         multiprocessing_context=_worker_context(preload) if workers else None,
+        pin_memory=pin_memory and torch.cuda.is_available(),
         # A loader draws a seed for its workers; drawn from the global generator, it would change the run.
         generator=torch.Generator(),
     )

@@ -68,6 +68,15 @@ class Batch:
             slot_of_token_T=self.slot_of_token_T.to(device, non_blocking=True),
         )
 
+    def pin_memory(self) -> Batch:
+        """The batch with its token tensors in page-locked memory, from which a GPU copies while the host goes on."""
+        return replace(
+            self,
+            images_TCHW=self.images_TCHW.pin_memory(),
+            sample_of_token_T=self.sample_of_token_T.pin_memory(),
+            slot_of_token_T=self.slot_of_token_T.pin_memory(),
+        )
+
 
 class ImageRoom:
     """Memory for the images of one batch, taken sample by sample: ``collate`` then has nothing to copy.

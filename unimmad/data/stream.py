@@ -42,6 +42,9 @@ class _Answer:
     """None where no place could be filled."""
     skipped: tuple[Skipped, ...]
 
+    def pin_memory(self) -> _Answer:
+        return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
+
 
 def expect_workers() -> None:
     """Call early where batches will be read with workers: these then start at once."""
@@ -75,7 +78,7 @@ def training_batches(
         modality_dropout: probability that a modality of a sample is left out; see ``ModalityDropout``.
 
     Returns:
-        (step, batch) of each step; without masks, which training has no use for.
+        (step, batch) of each step, page-locked where there is a GPU; without masks, which training has no use for.
 
     Raises:
         ValueError: at once where the order's batch does not divide among the ranks; while iterating where a
@@ -94,7 +97,7 @@ def training_batches(
         ),
         errors_as_items,
     )
-    return _batches(pipeline, workers, skip_log or SkipLog("another sample takes its place"))
+    return _batches(pipeline, workers, skip_log or SkipLog("another sample takes its place"), pin_memory=True)
 
 
 def evaluation_batches(
@@ -227,8 +230,10 @@ def _first_readable(
     return None
 
 
-def _batches(pipeline: Pipeline, workers: int, skip_log: SkipLog) -> Iterator[tuple[int, Batch]]:
-    for answer in load(pipeline, workers, preload=__name__):
+def _batches(
+    pipeline: Pipeline, workers: int, skip_log: SkipLog, pin_memory: bool = False
+) -> Iterator[tuple[int, Batch]]:
+    for answer in load(pipeline, workers, preload=__name__, pin_memory=pin_memory):
         skip_log.add(answer.skipped)
         if answer.batch is not None:
             yield answer.number, _with_own_masks(answer.batch) if workers else answer.batch

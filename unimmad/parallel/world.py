@@ -25,6 +25,8 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    host_group: dist.ProcessGroup | None = None
+    """All ranks by gloo, for what hosts agree on without waiting for their GPUs; None: the default group does it."""
 
     @property
     def is_main(self) -> bool:
@@ -37,9 +39,9 @@ class World:
 
     def agreed(self, value: bool) -> bool:
         """Whether ``value`` holds on every rank."""
-        flag = torch.tensor(int(value), device=self.device)
+        flag = torch.tensor(int(value))
         if self.size > 1:
-            dist.all_reduce(flag, dist.ReduceOp.MIN)
+            dist.all_reduce(flag, dist.ReduceOp.MIN, group=self.host_group)
         return bool(flag)
 
     def from_main(self, value: str) -> str:
@@ -77,7 +79,8 @@ def join_world() -> World:
     else:
         _share_cores(ranks_here)
     _init_deepspeed("nccl" if on_gpu else "gloo")
-    return World(rank, size, local_rank, device)
+    host_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_gpu and size > 1 else None
+    return World(rank, size, local_rank, device, host_group)
 
 
 def leave_world() -> None:

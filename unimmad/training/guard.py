@@ -20,7 +20,7 @@ class LossGuard:
 
     def watch(self, step: int, loss: Tensor) -> None:
         """Take in the loss of a micro-batch of optimizer step ``step`` (counted from 0)."""
-        here = torch.where(loss.detach().isfinite(), _NEVER, step)
+        here = torch.full_like(self._first_bad, _NEVER).masked_fill_(~loss.detach().isfinite(), step)
         self._first_bad = torch.minimum(self._first_bad, here)
 
     def first_bad_step(self) -> int | None:

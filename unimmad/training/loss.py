@@ -40,7 +40,7 @@ def unimmad_loss(
     Ranks hold different numbers of tokens, so each rank divides its sums by the global count over the world size:
     the average that data parallelism takes of the gradients is then that of one process with all tokens.
     """
-    tokens = global_sum(torch.tensor(float(len(weight_of_token_T)), device=weight_of_token_T.device), world_size)
+    tokens = global_sum(weight_of_token_T.new_full((), len(weight_of_token_T)), world_size)
     share = world_size / tokens
     reconstruction = focal_reconstruction(output.distances, weight_of_token_T, focal_gamma) * share
     per_level = [sum(balance_loss(routing, share, world_size) for routing in branches) for branches in output.routings]

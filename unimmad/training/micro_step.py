@@ -17,10 +17,11 @@ def micro_step(
 ) -> tuple[Reconstruction, Loss]:
     """This rank's part of a micro-batch; the last one of a step also moves the optimizer. Collective."""
     device = engine.world.device
-    on_device = batch.to(device)
+    # All copies before the forward pass: one behind it would wait until the device is done with it.
+    on_device, weight_of_token_T = batch.to(device), weight_of_token_T.to(device, non_blocking=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         output = engine.deepspeed(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T)
-    loss = unimmad_loss(output, weight_of_token_T.to(device), balance_scale, settings.focal_gamma, engine.world.size)
+    loss = unimmad_loss(output, weight_of_token_T, balance_scale, settings.focal_gamma, engine.world.size)
     engine.deepspeed.backward(loss.total)
     engine.deepspeed.step()
     return output, loss
