@@ -1,7 +1,8 @@
 """The cost of scoring: parameters, operations, images a second, latency and peak memory.
 
 ``--against reference`` compares with the authors' way of computing instead: evaluation, training step, C-MoE alone.
-``--growth`` shows how C-MoE's time grows with tokens, leaders and banks; ``--profile`` names the longest kernels.
+``--growth`` shows how C-MoE's time grows with tokens, leaders and banks; ``--composing`` whether training composes
+kernels where that is faster; ``--profile`` names the longest kernels.
 
 Each case (recipe, device, precision) runs in a process of its own, with random weights: the cost does not depend on
 them. What is timed is what prediction does with images on the device: network, map, blur and image score.
@@ -24,6 +25,7 @@ import torch
 from unimmad.assembly import empty_model
 from unimmad.benchmarks.against import Comparison, compare
 from unimmad.benchmarks.clock import Work, counted, peak_bytes
+from unimmad.benchmarks.composing import composing_table
 from unimmad.benchmarks.growth import growth_tables
 from unimmad.benchmarks.longest import longest_tables
 from unimmad.benchmarks.markdown import markdown_table
@@ -74,13 +76,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", choices=["reference"], help="compare with the authors' way of computing, on the same weights"
     )
     parser.add_argument("--growth", action="store_true", help="C-MoE's time over tokens, leaders and banks")
+    parser.add_argument("--composing", action="store_true", help="both ways through a branch, beside training's choice")
     parser.add_argument(
         "--profile", action="store_true", help="the ten longest kernels of evaluation and of a training step"
     )
-    parser.add_argument("--recipe", nargs="+", help="default: demo; with --against, --growth or --profile: paper")
+    parser.add_argument(
+        "--recipe", nargs="+", help="default: demo; with --against, --growth, --composing or --profile: paper"
+    )
     parser.add_argument("--device", nargs="+", default=[default_device], help="default: a GPU where there is one")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="default: fp32")
-    parser.add_argument("--modalities", type=int, help="of each sample (default: 1; with --against or --profile: 2)")
+    parser.add_argument(
+        "--modalities", type=int, help="of each sample (default: 1; with --against, --composing or --profile: 2)"
+    )
     parser.add_argument(
         "--batch-size", type=int, help="in scoring (default: 8; with --against or --profile on a CPU: 4, on a GPU: 16)"
     )
@@ -90,7 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="samples of a training step, with --against or --profile (default: 2 on a CPU, 10 on a GPU)",
     )
     parser.add_argument(
-        "--repeats", type=int, help="timed runs of each (default: 20; with --against or --growth on a CPU: 5)"
+        "--repeats",
+        type=int,
+        help="timed runs of each (default: 20; with --against, --growth or --composing on a CPU: 5)",
     )
 
 
@@ -106,7 +115,7 @@ def run(options: argparse.Namespace) -> str:
             raise ValueError(f"--{name.replace('_', '-')} {number} must be 1 or more")
     if options.train_batch is not None and not (options.against or options.profile):
         raise ValueError("--train-batch is for --against reference and --profile")
-    if not (options.against or options.growth or options.profile):
+    if not (options.against or options.growth or options.composing or options.profile):
         return costs(options)
     parts = []
     for recipe, device, precision in product(options.recipe or ["paper"], options.device, options.precision):
@@ -118,6 +127,8 @@ def run(options: argparse.Namespace) -> str:
             parts.append(compare(Comparison(recipe, device, precision, modalities, batch_size, train_batch, repeats)))
         if options.growth:
             parts.append(growth_tables(recipe, device, precision, repeats))
+        if options.composing:
+            parts.append(composing_table(recipe, device, precision, modalities, repeats))
         if options.profile:
             parts.append(longest_tables(recipe, device, precision, modalities, batch_size, train_batch))
     return "\n\n".join(parts)
