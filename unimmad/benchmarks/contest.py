@@ -71,6 +71,7 @@ def contestants(case: Comparison, task: str) -> list[Contestant]:
     """Those of a task; the first is the reference."""
     if task == EVALUATION:
         batches = sorted({1, case.batch_size})
-        return [Contestant(task, "reference", 1), *(Contestant(task, "ours", batch) for batch in batches)]
+        ours = [Contestant(task, "ours", batch) for batch in batches]
+        return [Contestant(task, "reference", 1), *ours, Contestant(task, "ours, no kernels kept", 1)]
     batch = 1 if task == DECODING else case.train_batch
     return [Contestant(task, form, batch) for form in FORMS]

@@ -21,11 +21,12 @@ from unimmad.config import Recipe
 from unimmad.evaluation.scoring import Precision
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.backbone import calibrate_batchnorm
-from unimmad.model.inference import for_inference
+from unimmad.model.inference import DEFAULT_CACHE_BYTES, for_inference
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 from unimmad.training.loss import unimmad_loss
 
-Form = Literal["reference", "ours"]
+Form = Literal["reference", "ours", "ours, no kernels kept"]
+"""The last is for evaluation only: what ours costs where no leader's product is at hand."""
 FORMS: tuple[Form, ...] = ("reference", "ours")
 LEADER_STD = 1.0
 """Of the leaders' logits: at the paper's start all leaders are almost equal, and a wrong route would not show."""
@@ -167,6 +168,10 @@ class Workbench:
     def _ours_for_evaluation(self) -> Any:
         return evaluation_form(self.model if self.one_form else copy.deepcopy(self.model))
 
+    @cached_property
+    def _ours_without_products(self) -> Any:
+        return evaluation_form(self.model if self.one_form else copy.deepcopy(self.model), cache_bytes=0)
+
     def _optimizer(self, form: Form) -> torch.optim.Optimizer:
         """Adam: ours fused, as in training; the reference's as PyTorch gives it. Rate 0 does the same work and leaves
         the weights, which are the same for both."""
@@ -180,13 +185,15 @@ class Workbench:
         return invented_maps(self.model, batch, batch * self.modalities, self.device)
 
     def _for_evaluation(self, form: Form) -> Any:
-        return self.reference.eval() if form == "reference" else self._ours_for_evaluation
+        if form == "reference":
+            return self.reference.eval()
+        return self._ours_for_evaluation if form == "ours" else self._ours_without_products
 
     def _for_training(self, form: Form) -> Any:
         return (self.reference if form == "reference" else self.model).train()
 
     def _forward(self, network: Any, form: Form, inputs: Inputs) -> Reconstruction:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=form == "ours" and self.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=form != "reference" and self.precision == "bf16"):
             return network(inputs.images_TCHW, inputs.tokens_per_sample, inputs.slot_of_token_T)
 
     def _loss(self, output: Reconstruction) -> Tensor:
@@ -194,6 +201,6 @@ class Workbench:
         return unimmad_loss(output, weights_T, 1.0, self.recipe.training.focal_gamma).total
 
 
-def evaluation_form(model: UniMMAD) -> Any:
+def evaluation_form(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Any:
     """What evaluation runs; ``model`` is changed for it."""
-    return for_inference(model)
+    return for_inference(model, cache_bytes)
