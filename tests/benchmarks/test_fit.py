@@ -48,6 +48,16 @@ def test_the_references_step_reads_no_value_back_either():
     assert one.lasting < one.peak < two.peak
 
 
+def test_activation_checkpointing_takes_less_for_a_sample_and_leaves_the_same():
+    found = {}
+    for row in ("ours", "ours, activation checkpointing"):
+        with simulated_steps(load_recipe("tiny"), row, modalities=2, precision="fp32") as memory_of:
+            found[row] = memory_of(16), memory_of(32)
+    kept, again = found.values()
+    assert again[1].peak - again[0].peak < 0.8 * (kept[1].peak - kept[0].peak)
+    assert again[0].lasting == kept[0].lasting
+
+
 def test_a_value_read_back_would_be_told():
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         torch.randn(3).sum().item()
@@ -101,23 +111,27 @@ def test_what_is_proportional_takes_few_tries():
 def test_the_table_says_what_is_counted_and_that_it_is_simulated(monkeypatch):
     @contextmanager
     def steps(recipe, form, modalities, precision, device):
-        slope = {"ours": 1e7, "reference": 2e7}[form]
+        slope = {"ours": 1e7, "reference": 2e7, "ours, activation checkpointing": 5e6}[form]
         yield lambda batch: StepMemory(6e7 + slope * batch, 5e7)
 
     monkeypatch.setattr(fit, "simulated_steps", steps)
     lines = run(arguments("--gigabytes", "0.01", "0.16")).splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:6]]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:8]]
     assert [row[:2] for row in rows] == [
         ["reference", "0.01"],
         ["reference", "0.16"],
         ["ours", "0.01"],
         ["ours", "0.16"],
+        ["ours, activation checkpointing", "0.01"],
+        ["ours, activation checkpointing", "0.16"],
     ]
     assert [row[2:] for row in rows] == [
         ["0", "", "0.08", ""],
         ["5", "0.16", "0.18", "0.05"],
         ["0", "", "0.07", ""],
         ["10", "0.16", "0.17", "0.05"],
+        ["0", "", "0.07", ""],
+        ["20", "0.16", "0.17", "0.05"],
     ]
     assert "simulated" in lines[-3]
     assert "not the CUDA context" in lines[-2]

@@ -1,8 +1,9 @@
-"""The largest training batch that fits in a given memory, for the model and for the reference.
+"""The largest training batch that fits in a given memory, for the reference and for the model in two ways.
 
-On a GPU it is measured, by real steps. Elsewhere steps are simulated on fake tensors, which have sizes but no values.
-Counted are weights (of the teacher, too), gradients, Adam's moments, activations and images at their common peak in
-a plain PyTorch step at one rank; not what the CUDA context takes for itself.
+Activations are kept, or computed again (``training.activation_checkpointing``). On a GPU it is measured, by real steps.
+Elsewhere steps are simulated on fake tensors, which have sizes but no values. Counted are weights (the teacher's, too),
+gradients, Adam's moments, activations and images at their common peak in a plain PyTorch step at one rank; not what the
+CUDA context takes for itself.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from tqdm import tqdm
 
 from unimmad.benchmarks.fake_memory import StorageWatch
 from unimmad.benchmarks.markdown import markdown_table
-from unimmad.benchmarks.workbench import FORMS, Form, Workbench
+from unimmad.benchmarks.workbench import Form, Workbench
 from unimmad.config import Recipe, load_recipe
 from unimmad.evaluation.scoring import Precision, named_device
+from unimmad.model.recomputing import recompute_activations
 
 HELP = "the largest training batch in a given memory, measured on a GPU or simulated"
 LARGEST_BATCH = 4096
 """Where growing ends even if it still fits."""
+CHECKPOINTING = "ours, activation checkpointing"
+ROWS: dict[str, Form] = {"reference": "reference", "ours": "ours", CHECKPOINTING: "ours"}
+"""Name of a row and the form whose steps it takes."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,10 @@ def run(arguments: argparse.Namespace) -> str:
     open_steps = simulated_steps if simulated else measured_steps
     rows = []
     with tqdm(desc="training steps", unit="batch", leave=False, disable=None) as bar:
-        for form in FORMS:
-            with open_steps(recipe, form, arguments.modalities, arguments.precision, device) as memory_of:
+        for name in ROWS:
+            with open_steps(recipe, name, arguments.modalities, arguments.precision, device) as memory_of:
                 remembered = cache(_announcing(memory_of, bar))
-                rows += [_row(form, gigabytes, remembered) for gigabytes in arguments.gigabytes]
+                rows += [_row(name, gigabytes, remembered) for gigabytes in arguments.gigabytes]
     heads = ["form", "memory, GB", "largest batch", "its peak, GB", "one sample more, GB", "lasting, GB"]
     how = "simulated on fake tensors; workspaces of operations and the allocator's rounding are not in it"
     if not simulated:
@@ -106,12 +111,11 @@ def largest_batch(memory_of: MemoryOf, limit: float) -> int:
 
 @contextmanager
 def simulated_steps(
-    recipe: Recipe, form: Form, modalities: int, precision: Precision, _: torch.device | None = None
+    recipe: Recipe, row: str, modalities: int, precision: Precision, _: torch.device | None = None
 ) -> Iterator[MemoryOf]:
     """Training steps on fake tensors."""
     with FakeTensorMode(), StorageWatch() as watch:
-        bench = Workbench(recipe, torch.device("cpu"), precision, modalities)
-        bench.fused_reference = True
+        bench, form = _bench(recipe, row, torch.device("cpu"), precision, modalities), ROWS[row]
         bench.training_step(form, 1)()  # the first step makes gradients and moments
 
         def memory_of(batch: int) -> StepMemory:
@@ -127,11 +131,10 @@ def simulated_steps(
 
 @contextmanager
 def measured_steps(
-    recipe: Recipe, form: Form, modalities: int, precision: Precision, device: torch.device
+    recipe: Recipe, row: str, modalities: int, precision: Precision, device: torch.device
 ) -> Iterator[MemoryOf]:
     """Training steps on a GPU."""
-    bench = Workbench(recipe, device, precision, modalities)
-    bench.fused_reference = True  # as in simulated_steps
+    bench, form = _bench(recipe, row, device, precision, modalities), ROWS[row]
     bench.training_step(form, 1)()
 
     def memory_of(batch: int) -> StepMemory:
@@ -149,6 +152,14 @@ def measured_steps(
     yield memory_of
 
 
+def _bench(recipe: Recipe, row: str, device: torch.device, precision: Precision, modalities: int) -> Workbench:
+    bench = Workbench(recipe, device, precision, modalities)
+    bench.fused_reference = True
+    if row == CHECKPOINTING:
+        recompute_activations(bench.model)
+    return bench
+
+
 def _announcing(memory_of: MemoryOf, bar: tqdm) -> MemoryOf:
     def announced(batch: int) -> StepMemory:
         bar.set_postfix(samples=batch)
@@ -159,12 +170,12 @@ def _announcing(memory_of: MemoryOf, bar: tqdm) -> MemoryOf:
     return announced
 
 
-def _row(form: Form, gigabytes: float, memory_of: MemoryOf) -> list[str]:
+def _row(name: str, gigabytes: float, memory_of: MemoryOf) -> list[str]:
     batch = largest_batch(memory_of, gigabytes * 1e9)
     more = memory_of(batch + 1).peak
     at_batch = [f"{memory_of(batch).peak / 1e9:.2f}", f"{memory_of(batch).lasting / 1e9:.2f}"] if batch else ["", ""]
     over = f"{more / 1e9:.2f}" if more < float("inf") else "no room"
-    return [form, f"{gigabytes:g}", str(batch), at_batch[0], over, at_batch[1]]
+    return [name, f"{gigabytes:g}", str(batch), at_batch[0], over, at_batch[1]]
 
 
 def _notes(arguments: argparse.Namespace, how: str) -> list[str]:
