@@ -1,8 +1,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import socket
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -98,6 +105,64 @@ def test_imagenet_or_none_goes_on_without_a_network_and_says_so(no_network, targ
         said = load_backbone_weights(target, "imagenet-or-none")
     assert said == backbone_module.RANDOM_WEIGHTS
     assert "going on with random ones" in caplog.text
+
+
+@contextmanager
+def server(answer: bytes) -> Iterator[str]:
+    """Its address: it says ``answer`` to whatever is asked, and closes."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+LOAD_BOTH_WAYS = """
+from unimmad.model.backbone import Backbone, load_backbone_weights
+print(load_backbone_weights(Backbone("resnet18"), "imagenet-or-none"))
+try:
+    load_backbone_weights(Backbone("resnet18"), "imagenet")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "variables"),
+    [
+        (
+            b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+            {"HF_ENDPOINT": "https://localhost", "https_proxy": "{}", "no_proxy": ""},
+        ),
+        (b"", {"HF_ENDPOINT": "{}", "no_proxy": "127.0.0.1"}),
+    ],
+    ids=["a proxy that refuses", "a connection that breaks"],
+)
+def test_a_download_that_fails_is_like_no_network(answer, variables, tmp_path):
+    """In a process of its own: the hub's client reads its settings when it is imported."""
+    with server(answer) as address:
+        settings = {name: value.format(address) for name, value in variables.items()}
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD_BOTH_WAYS],
+            env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), **settings},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+    assert done.returncode == 0, done.stderr
+    went_on, refused = done.stdout.splitlines()
+    assert went_on == backbone_module.RANDOM_WEIGHTS
+    assert refused.startswith("ImageNet weights of resnet18 can't be had (")
 
 
 def test_looking_for_imagenet_weights_leaves_the_hub_setting_as_it_was(no_network, target, monkeypatch):
