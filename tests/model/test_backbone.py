@@ -171,6 +171,18 @@ def test_looking_for_imagenet_weights_leaves_the_hub_setting_as_it_was(no_networ
     assert backbone_module.hub_constants.HF_HUB_OFFLINE is False
 
 
+@pytest.mark.parametrize(
+    ("proxies", "asked"), [({}, False), ({"http": "x"}, False), ({"https": "x"}, True), ({"all": "x"}, True)]
+)
+def test_the_hub_is_asked_where_it_has_an_address_or_a_proxy_may_find_one(proxies, asked, monkeypatch):
+    def no_address(*_):
+        raise socket.gaierror
+
+    monkeypatch.setattr(backbone_module.socket, "getaddrinfo", no_address)
+    monkeypatch.setattr(backbone_module, "getproxies", lambda: proxies)
+    assert backbone_module._resolves("https://hub.invalid") is asked
+
+
 FORMS = {
     "as it is": lambda state: state,
     "wrapped": lambda state: {"state_dict": state, "epoch": 3},
