@@ -12,6 +12,8 @@ from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import load_recipe
 from unimmad.data.shard_set import ShardSet
+from unimmad.data.shards import write_shards
+from unimmad.data.synthetic import synthetic_sets
 from unimmad.evaluation.evaluate import evaluate_checkpoint
 from unimmad.prediction.detector import Detector
 
@@ -21,9 +23,17 @@ def shards(tmp_path_factory) -> ShardSet:
     return ShardSet.open([hand_made_shards(tmp_path_factory.mktemp("data"), ["solids", "brains"])])
 
 
+def trained_on(shards: ShardSet, of_classes: str = "") -> TrainedOn:
+    classes = shards.classes("train")
+    return TrainedOn.of(
+        shards.datasets,
+        {name: [ref.entry for ref in refs] for name, refs in classes.items() if name.startswith(of_classes)},
+    )
+
+
 @pytest.fixture(scope="module")
 def solids_only(shards) -> TrainedOn:
-    return TrainedOn.of(shards.datasets, [name for name in shards.classes("train") if name.startswith("solids/")])
+    return trained_on(shards, "solids/")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +71,38 @@ def test_evaluation_names_classes_that_training_did_not_see(moved, shards, tmp_p
 
 def test_an_older_checkpoint_says_nothing():
     assert read_trained_on({"data": ["a"]}, "state.json") is None
+
+
+def test_a_checkpoint_without_digests_compares_classes_and_modalities_alone(solids_only):
+    entry = solids_only.entry()
+    del entry["digests"]
+    older = read_trained_on({"trained_on": entry}, "state.json")
+    assert older.digests == {}
+    other = dict.fromkeys(solids_only.digests, "other")
+    assert older.difference(dataclasses.replace(solids_only, digests=other)) == ""
+
+
+def test_the_same_samples_in_other_shards_elsewhere_are_the_same_data(shards, tmp_path):
+    same = [drawn for drawn in synthetic_sets(train_per_class=2) if drawn.name in shards.datasets]
+    write_shards(same[::-1], tmp_path, shard_bytes=1, progress=False)
+    elsewhere = ShardSet.open([tmp_path])
+    assert len(elsewhere.indexes[0].shards) > len(shards.indexes[0].shards)
+    assert trained_on(shards).difference(trained_on(elsewhere)) == ""
+
+
+def test_other_data_differ_in_classes_then_modalities_then_samples(shards, solids_only, tmp_path):
+    both = trained_on(shards)
+    assert both.difference(solids_only) == "the data given lack class brains/brain_upper and 1 more"
+    says = "the data given have class brains/brain_upper and 1 more, which it has not seen"
+    assert solids_only.difference(both) == says
+    entry = shards.datasets["solids"]
+    flat = dataclasses.replace(solids_only, datasets={"solids": entry.model_copy(update={"modalities": ()})})
+    assert solids_only.difference(flat) == "data set solids has other modalities"
+    again = [drawn for drawn in synthetic_sets(seed=1, train_per_class=2) if drawn.name == "solids"]
+    write_shards(again, tmp_path, progress=False)
+    redrawn = trained_on(ShardSet.open([tmp_path]))
+    assert redrawn.classes == solids_only.classes
+    assert solids_only.difference(redrawn).endswith("has other training samples")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def four_steps(shards, tmp_path_factory) -> Path:
 
 def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, four_steps, tmp_path):
     train(tmp_path, "--data", str(shards), "--max-steps", "2")
-    said = train(tmp_path, "--data", str(shards), "--max-steps", "4")
+    shutil.copytree(shards, tmp_path / "copy")
+    said = train(tmp_path, "--data", "copy", "--max-steps", "4")
     assert "continuing" in said
     assert "at step 2" in said
     ours, theirs = weights(tmp_path / "runs" / "tiny"), weights(four_steps)
@@ -157,6 +158,18 @@ def test_another_recipe_is_not_continued(shards, four_steps):
     done = run([*words, "--data", str(shards), "--set", "model.embed_dim=32"], folder)
     assert done.returncode == 2
     assert "model.embed_dim is 16 there and 32 now" in done.stderr
+
+
+def test_other_data_are_not_continued(shards, four_steps, tmp_path):
+    other = tmp_path / "other"
+    write_shards(synthetic_sets(train_per_class=3, normal_per_class=1, anomalous_per_class=1), other, progress=False)
+    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*words, "--data", str(other)], four_steps.parents[1])
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert "step_00000004 was trained on other data: class " in last
+    assert "has other training samples; give the run's own --data, another --output-dir, or --resume never" in last
+    assert "Traceback" not in done.stderr
 
 
 def test_a_cache_folder_that_cannot_be_used_stops_with_its_name(shards, tmp_path):

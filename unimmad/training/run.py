@@ -33,7 +33,7 @@ from unimmad.parallel.world import World
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.loop import RankError, Trainer
-from unimmad.training.run_folder import RunFolder, choose_run_folder
+from unimmad.training.run_folder import RunFolder, check_same_data, choose_run_folder
 from unimmad.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,10 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
     run = _choose_run_folder(arguments, world)
     data = _data_folders(arguments, world)
     shards = ShardSet.open(data, ShardCache.of(recipe.data.cache_folder, recipe.data.cache_gb))
+    classes = shards.classes("train")
+    trained_on = TrainedOn.of(shards.datasets, {name: [ref.entry for ref in refs] for name, refs in classes.items()})
+    if run.resume_from is not None:
+        check_same_data(run.resume_from, trained_on)
     if recipe.data.resized_cache_gb:
         shards.resized = _resized_cache(recipe, shards, world)
     if shards.max_slot >= recipe.model.modality_slots:
@@ -71,7 +75,7 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
             f"{recipe.model.modality_slots}; use --set model.modality_slots={shards.max_slot + 1}"
         )
     order = TrainingOrder(
-        shards.classes("train"),
+        classes,
         lambda ref: (ref.folder, ref.entry.shard),
         recipe.training.seed,
         recipe.training.global_batch // recipe.training.accumulation,
@@ -89,7 +93,6 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
         start = int(read_state(run.resume_from)["step"])
         restore_optimizer(engine, run.resume_from, start)
         logger.info("continuing %s at step %d", run.path, start)
-    trained_on = TrainedOn.of(shards.datasets, shards.classes("train"))
     facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on)
     trainer = Trainer(engine, shards, order, schedule, CheckpointFolder(run.path), facts, should_stop)
     return trainer.run(start, arguments.max_steps)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
+from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
+from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,20 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
             f"{checkpoint} is of another recipe: {first} is {theirs.get(first)!r} there and {ours.get(first)!r} now"
             f"{f' ({len(different)} settings differ)' if len(different) > 1 else ''}; "
             "use its recipe, another --output-dir, or --resume never"
+        )
+
+
+def check_same_data(checkpoint: Path, given: TrainedOn) -> None:
+    """By what the data hold, wherever they lie; an older checkpoint, which does not say it, passes.
+
+    Raises:
+        ValueError: the checkpoint was trained on other data; says what differs.
+    """
+    known = read_trained_on(read_state(checkpoint), str(checkpoint / STATE_NAME))
+    if known is not None and (difference := known.difference(given)):
+        raise ValueError(
+            f"{checkpoint} was trained on other data: {difference}; give the run's own --data, another --output-dir, "
+            "or --resume never (--init-from takes its weights to other data)"
         )
 
 
