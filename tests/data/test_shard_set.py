@@ -40,6 +40,8 @@ def test_folders_join(folders: list[Path]) -> None:
         "parts/bolt": 3,
     }
     assert shards.classes("test")["parts/bolt"][0].class_name == "parts/bolt"
+    assert shards.has("test")
+    assert not shards.has("calibration")
 
 
 def test_samples_come_back_prepared(folders: list[Path]) -> None:

@@ -172,6 +172,17 @@ def test_other_data_are_not_continued(shards, four_steps, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_evaluation_on_the_way_without_a_test_split_stops_at_the_start(tmp_path):
+    sets = synthetic_sets(train_per_class=2, normal_per_class=0, anomalous_per_class=0)
+    write_shards(sets, tmp_path / "set", progress=False)
+    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*words, "--data", "set", "--set", "training.evaluate_every=2"], tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("train.py: training.evaluate_every is 2, but the data have no test sample; ")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_cache_folder_that_cannot_be_used_stops_with_its_name(shards, tmp_path):
     (tmp_path / "file").write_text("")
     words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]

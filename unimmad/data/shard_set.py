@@ -122,6 +122,10 @@ class ShardSet:
                 for name, entries in index.classes(split).items()
             }
 
+    def has(self, split: Split) -> bool:
+        """Whether there is any sample of ``split``."""
+        return any(entry.split == split for index in self.indexes for entry in index.samples)
+
     def read(
         self,
         ref: SampleRef,

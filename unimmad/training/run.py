@@ -67,6 +67,11 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
     trained_on = TrainedOn.of(shards.datasets, {name: [ref.entry for ref in refs] for name, refs in classes.items()})
     if run.resume_from is not None:
         check_same_data(run.resume_from, trained_on)
+    if recipe.training.evaluate_every and not shards.has("test"):
+        raise ValueError(
+            f"training.evaluate_every is {recipe.training.evaluate_every}, but the data have no test sample; "
+            "use --set training.evaluate_every=0, or --data with some"
+        )
     if recipe.data.resized_cache_gb:
         shards.resized = _resized_cache(recipe, shards, world)
     if shards.max_slot >= recipe.model.modality_slots:
