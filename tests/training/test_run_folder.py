@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder
 from unimmad.config import Recipe, load_recipe
-from unimmad.training.run_folder import RunFolder, check_same_recipe, choose_run_folder
+from unimmad.training.run_folder import RunFolder, check_same_recipe, choose_run_folder, make_run_folder
 
 RECIPE = load_recipe("tiny")
 
@@ -86,6 +88,35 @@ def test_a_path_continues_that_run_or_that_checkpoint(wanted, tmp_path):
 def test_a_path_without_checkpoint_is_refused(wanted):
     with pytest.raises(ValueError, match=re.escape(f"{wanted} is no checkpoint")):
         choose_run_folder(wanted, str(wanted), RECIPE)
+
+
+@pytest.mark.parametrize("taken", ["runs", "runs/tiny", "runs/tiny/tensorboard"])
+def test_a_file_in_place_of_a_folder_is_refused(taken, wanted, tmp_path):
+    (tmp_path / taken).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / taken).write_text("")
+    assert choose_run_folder(wanted, "auto", RECIPE) == RunFolder(wanted, None)
+    with pytest.raises(ValueError, match=re.escape(f"{wanted} can't be written to (") + ".*; choose another --output"):
+        make_run_folder(wanted)
+
+
+def test_a_folder_that_cannot_be_written_to_or_read_is_refused(wanted, monkeypatch):
+    """Permissions would not stop root, who may run the tests."""
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", denied)
+    with pytest.raises(ValueError, match=re.escape(f"{wanted} can't be written to (Permission denied)")):
+        make_run_folder(wanted)
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(ValueError, match=re.escape(f"{wanted} can't be read (Permission denied)")):
+        choose_run_folder(wanted, "auto", RECIPE)
+
+
+def test_a_folder_that_is_made_is_empty_but_for_its_own(wanted):
+    for _ in range(2):
+        make_run_folder(wanted)
+    assert list(wanted.rglob("*")) == [wanted / "tensorboard"]
 
 
 @pytest.mark.parametrize("resume", ["auto", "path"])

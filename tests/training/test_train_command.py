@@ -183,6 +183,16 @@ def test_evaluation_on_the_way_without_a_test_split_stops_at_the_start(tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_file_in_place_of_the_run_folder_stops_with_its_name(shards, tmp_path):
+    (tmp_path / "taken").write_text("")
+    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*words, "--data", str(shards), "--output-dir", "taken"], tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("train.py: the run folder taken can't be written to (Not a directory); choose another")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_cache_folder_that_cannot_be_used_stops_with_its_name(shards, tmp_path):
     (tmp_path / "file").write_text("")
     words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]

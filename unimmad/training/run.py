@@ -33,7 +33,7 @@ from unimmad.parallel.world import World
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.loop import RankError, Trainer
-from unimmad.training.run_folder import RunFolder, check_same_data, choose_run_folder
+from unimmad.training.run_folder import RunFolder, check_same_data, choose_run_folder, make_run_folder
 from unimmad.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
             f"the data use {shards.max_slot + 1} modality slots and the recipe's model has "
             f"{recipe.model.modality_slots}; use --set model.modality_slots={shards.max_slot + 1}"
         )
+    _make_run_folder(run.path, world)
     order = TrainingOrder(
         classes,
         lambda ref: (ref.folder, ref.entry.shard),
@@ -136,6 +137,18 @@ def _choose_run_folder(arguments: TrainArguments, world: World) -> RunFolder:
     if not path:
         raise ValueError(rest)
     return RunFolder(Path(path), Path(rest) if rest else None)
+
+
+def _make_run_folder(folder: Path, world: World) -> None:
+    problem = ""
+    if world.is_main:
+        try:
+            make_run_folder(folder)
+        except ValueError as error:
+            problem = str(error)
+    problem = world.from_main(problem)
+    if problem:
+        raise ValueError(problem)
 
 
 def _data_folders(arguments: TrainArguments, world: World) -> list[DataFolder]:

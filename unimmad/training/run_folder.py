@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe
 
 logger = logging.getLogger(__name__)
+
+TENSORBOARD = "tensorboard"
+"""In a run folder."""
+_ANOTHER = "choose another --output-dir"
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,17 @@ def choose_run_folder(wanted: Path, resume: str, recipe: Recipe) -> RunFolder:
     (``demo-2``). ``never`` always opens a folder without checkpoints. A PATH is a run or checkpoint folder to continue.
 
     Raises:
-        ValueError: PATH holds no checkpoint, or the run to continue is of another recipe.
+        ValueError: PATH holds no checkpoint, the run to continue is of another recipe, or a folder can't be read.
     """
     if resume not in ("auto", "never"):
         checkpoint = find_checkpoint(Path(resume))
         check_same_recipe(checkpoint, recipe)
         return RunFolder(checkpoint.parent.parent, checkpoint)
-    number, newest = _newest_of_series(wanted)
-    checkpoint_or_none = CheckpointFolder(newest).newest()
+    try:
+        number, newest = _newest_of_series(wanted)
+        checkpoint_or_none = CheckpointFolder(newest).newest()
+    except OSError as error:
+        raise ValueError(f"the run folder {wanted} can't be read ({error.strerror}); {_ANOTHER}") from None
     if checkpoint_or_none is None:
         return RunFolder(newest, None)
     if resume == "never" or read_state(checkpoint_or_none).get("finished"):
@@ -47,6 +55,19 @@ def choose_run_folder(wanted: Path, resume: str, recipe: Recipe) -> RunFolder:
         return RunFolder(fresh, None)
     check_same_recipe(checkpoint_or_none, recipe)
     return RunFolder(newest, checkpoint_or_none)
+
+
+def make_run_folder(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: it can't be made, or not be written to.
+    """
+    try:
+        (folder / TENSORBOARD).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"the run folder {folder} can't be written to ({error.strerror}); {_ANOTHER}") from None
 
 
 def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:

@@ -28,10 +28,10 @@ from unimmad.model.unimmad import Reconstruction
 from unimmad.parallel.dispatch import Traffic
 from unimmad.parallel.world import World
 from unimmad.training.loss import Loss
+from unimmad.training.run_folder import TENSORBOARD
 
 logger = logging.getLogger(__name__)
 
-TENSORBOARD = "tensorboard"
 MAPS_SHOWN = 4
 POINTS_BETWEEN_PICTURES = 10
 """Pictures take a second to draw; they come with every tenth point of the curves, and with the last."""
