@@ -114,6 +114,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     root = make_mvtec(tmp_path)
     (root / "README.md").write_text("about")
     (root / "licences").mkdir()
+    (root / "licences" / "LICENCE.txt").write_text("free")
     (root / ".cache").mkdir()
     (root / "bolt/train/good/notes.txt").write_text("x")
     save(root / "bolt/train/bent/000.png", rgb(0))
@@ -148,6 +149,15 @@ def test_empty_class(tmp_path: Path) -> None:
         find_set(tmp_path)
     make_mvtec(tmp_path, "nut")
     with pytest.raises(ValueError, match=r"bolt has no image in train/good"):
+        find_set(tmp_path)
+
+
+def test_class_folder_without_anything_in_it(tmp_path: Path) -> None:
+    (make_mvtec(tmp_path) / "nut").mkdir()
+    with pytest.raises(ValueError, match=r"class .*nut is empty; add images in train/good or move the class away"):
+        find_set(tmp_path)
+    (tmp_path / "nut" / ".keep").write_text("")
+    with pytest.raises(ValueError, match=r"class .*nut is empty"):
         find_set(tmp_path)
 
 

@@ -40,7 +40,7 @@ def class_folders(root: Path, notices: Notices) -> list[Path]:
     """``ROOT/CLASS`` for each folder with ``train`` or ``test`` in it; others are left out, and said so.
 
     Raises:
-        ValueError: no such folder, one class instead of a folder of classes, or no class in it.
+        ValueError: no such folder, one class instead of a folder of classes, an empty class, or no class in it.
     """
     check_folder(root)
     if (root / "train").is_dir():
@@ -49,8 +49,10 @@ def class_folders(root: Path, notices: Notices) -> list[Path]:
     for folder in visible_folders(root):
         if (folder / "train").is_dir() or (folder / "test").is_dir():
             classes.append(folder)
-        else:
+        elif any(not path.name.startswith(".") for path in folder.iterdir()):
             notices.add(f"{folder}: left out, it has neither train nor test")
+        else:
+            raise ValueError(f"class {folder} is empty; add images in train/{GOOD} or move the class away")
     if not classes:
         raise ValueError(f"{root} has no class folder; wanted {root / 'CLASS' / 'train' / 'good'}")
     return classes
