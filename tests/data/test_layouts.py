@@ -83,6 +83,17 @@ def test_multimodal_unknown_name_is_gray_and_said_so(tmp_path: Path) -> None:
     assert told.notices == ()
 
 
+def test_multimodal_modality_without_any_image_is_left_out_and_said_so(tmp_path: Path) -> None:
+    root = make_multimodal(tmp_path)
+    for part in ("train/good", "test/good", "test/cut"):
+        (root / "bagel" / part / "ir").mkdir()
+    found = find_set(root)
+    assert [name for name, _, _ in modalities(found.source)] == ["rgb", "depth"]
+    assert found.notices == (f"{root / 'bagel'}: modality ir left out, none of its folders has an image",)
+    save(root / "bagel/train/good/ir/000.png", mask())
+    assert not any("left out" in notice for notice in find_set(root).notices)
+
+
 def test_multimodal_missing_mask(tmp_path: Path) -> None:
     folder = make_multimodal(tmp_path) / "bagel/test/cut/gt"
     (folder / "000.png").unlink()

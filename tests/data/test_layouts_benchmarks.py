@@ -171,6 +171,14 @@ def test_unknown_class(tmp_path: Path) -> None:
         find_set(make_mvtec(tmp_path), layout="mvtec_ad")
 
 
+def test_mvtec_3d_without_depth_says_so(tmp_path: Path) -> None:
+    for path in make_mvtec_3d(tmp_path).rglob("*.tiff"):
+        path.unlink()
+    found = find_set(tmp_path)
+    assert [modality.name for modality in found.source.entry.modalities] == ["rgb"]
+    assert any("bagel: modality depth left out" in notice for notice in found.notices)
+
+
 def test_depth_is_of_the_object_alone(tmp_path: Path) -> None:
     found = find_set(make_mvtec_3d(tmp_path)).source
     depth = array(one(found.samples, "train").images["depth"])

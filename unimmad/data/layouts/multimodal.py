@@ -7,7 +7,7 @@ ROOT/CLASS/test/DEFECT/gt/NNN.*         optional for good
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -50,11 +50,22 @@ class MultimodalLayout:
 
 
 def _read_class(class_folder: Path, notices: Notices) -> list[SourceSample]:
-    samples = []
+    samples, names = [], set[str]()
     for split, folder in defect_folders(class_folder, notices):
         modalities = {path.name: path for path in visible_folders(folder) if path.name != MASK_FOLDER}
         samples += read_defect(class_folder.name, split, folder, modalities, notices, _source_file)
+        names.update(modalities)
+    note_without_images(class_folder, names, samples, notices)
     return samples
+
+
+def note_without_images(
+    class_folder: Path, modalities: Iterable[str], samples: Sequence[SourceSample], notices: Notices
+) -> None:
+    """Say which of a class's modalities none of its samples has."""
+    used = {name for sample in samples for name in sample.images}
+    for name in sorted(set(modalities) - used):
+        notices.add(f"{class_folder}: modality {name} left out, none of its folders has an image")
 
 
 def read_defect(

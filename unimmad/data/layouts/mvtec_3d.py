@@ -19,7 +19,7 @@ import numpy as np
 from unimmad.data.index import Modality, Split
 from unimmad.data.layouts.encode import npy_bytes
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
-from unimmad.data.layouts.multimodal import POSITION_FOLDER, read_defect
+from unimmad.data.layouts.multimodal import POSITION_FOLDER, note_without_images, read_defect
 from unimmad.data.layouts.positions import object_mask, read_positions
 from unimmad.data.layouts.scan import GOOD, Notices, read_classes, visible_folders
 from unimmad.data.modality import ModalityChoice
@@ -57,6 +57,7 @@ def _read_class(class_folder: Path, notices: Notices) -> list[SourceSample]:
         for folder in visible_folders(class_folder / name):
             modalities = {"rgb": folder / "rgb", "depth": folder / POSITION_FOLDER}
             samples += read_defect(class_folder.name, split, folder, modalities, notices, _source_file)
+    note_without_images(class_folder, (modality.name for modality in MVTec3DLayout.info.modalities), samples, notices)
     return samples
 
 
