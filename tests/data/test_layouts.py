@@ -105,6 +105,23 @@ def test_multimodal_missing_mask(tmp_path: Path) -> None:
     assert "without a mask" in found.notices[0]
 
 
+def test_mask_without_its_image_is_left_out_and_said_so(tmp_path: Path) -> None:
+    cut = make_multimodal(tmp_path / "food") / "bagel/test/cut"
+    for name in ("rgb", "depth"):
+        (cut / name / "000.png").unlink()
+    found = find_set(tmp_path / "food")
+    assert {sample.defect for sample in found.source.samples} == {"good"}
+    assert found.notices == (f"{cut / 'gt'}: mask 000 left out, without an image",)
+
+    bolt = make_mvtec(tmp_path / "parts") / "bolt"
+    masks = bolt / "ground_truth/bent"
+    for name in ("000.png", "001.png"):
+        (bolt / "test/bent" / name).unlink()
+    assert find_set(tmp_path / "parts").notices == (f"{masks}: mask 000_mask and 1 more left out, without an image",)
+    (bolt / "test/bent").rmdir()
+    assert find_set(tmp_path / "parts").notices == (f"{masks}: left out, there is no {bolt / 'test/bent'}",)
+
+
 def test_positions_become_depth(tmp_path: Path) -> None:
     positions = np.random.default_rng(0).random((12, 16, 3)).astype(np.float32) + 1
     positions[0] = 0

@@ -23,6 +23,7 @@ from unimmad.data.layouts.scan import (
     defect_folders,
     find_mask,
     images_by_stem,
+    note_spare_masks,
     read_classes,
     sample_key,
     visible_folders,
@@ -94,8 +95,10 @@ def read_defect(
     if split == "test" and folder.name != GOOD and not mask_folder.is_dir():
         notices.add(f"{folder}: no {MASK_FOLDER} folder; its samples are written without a mask")
     masks = images_by_stem(mask_folder, notices) if mask_folder.is_dir() else None
+    stems = sorted({stem for paths in images.values() for stem in paths})
+    note_spare_masks(masks, stems, mask_folder, notices)
     samples = []
-    for stem in sorted({stem for paths in images.values() for stem in paths}):
+    for stem in stems:
         paths = {name: found[stem] for name, found in images.items() if stem in found}
         samples.append(
             SourceSample(

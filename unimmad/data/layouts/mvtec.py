@@ -22,6 +22,7 @@ from unimmad.data.layouts.scan import (
     defect_folders,
     find_mask,
     images_by_stem,
+    note_spare_masks,
     read_classes,
     sample_key,
     visible_folders,
@@ -65,6 +66,9 @@ def single_modality(files: Iterable[SourceFile], choices: dict[str, ModalityChoi
 
 def read_class(class_folder: Path, modality: str, notices: Notices) -> list[SourceSample]:
     """All samples of one class; their one image is called ``modality``."""
+    for masks in visible_folders(class_folder / "ground_truth"):
+        if not (class_folder / "test" / masks.name).is_dir():
+            notices.add(f"{masks}: left out, there is no {class_folder / 'test' / masks.name}")
     return [
         sample
         for split, folder in defect_folders(class_folder, notices)
@@ -82,6 +86,8 @@ def _read_defect(class_folder: Path, split: Split, folder: Path, modality: str, 
     if not has_masks and split == "test" and folder.name != GOOD:
         notices.add(f"{class_folder}: no ground_truth folder; anomalous samples are written without a mask")
     masks = images_by_stem(mask_folder, notices) if has_masks else None
+    images = images_by_stem(folder, notices)
+    note_spare_masks(masks, images, mask_folder, notices)
     return [
         SourceSample(
             key=sample_key(class_folder.name, split, folder.name, stem),
@@ -91,5 +97,5 @@ def _read_defect(class_folder: Path, split: Split, folder: Path, modality: str, 
             images={modality: SourceFile.of(path)},
             mask=find_mask(masks, stem, folder.name, path, mask_folder),
         )
-        for stem, path in images_by_stem(folder, notices).items()
+        for stem, path in images.items()
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -140,6 +140,14 @@ def find_mask(masks: dict[str, Path] | None, stem: str, defect: str, image: Path
     if defect == GOOD:
         return None
     raise ValueError(f"{image} has no mask {stem}_mask.* or {stem}.* in {folder}; add it or remove the image")
+
+
+def note_spare_masks(masks: Mapping[str, Path] | None, stems: Iterable[str], folder: Path, notices: Notices) -> None:
+    """Say which masks of ``folder`` no image goes with; arguments as :func:`find_mask`'s, with all images' stems."""
+    wanted = {name for stem in stems for name in (stem, f"{stem}_mask")}
+    if spare := sorted(set(masks or ()) - wanted):
+        more = f" and {len(spare) - 1} more" if len(spare) > 1 else ""
+        notices.add(f"{folder}: mask {spare[0]}{more} left out, without an image")
 
 
 def sample_key(class_name: str, split: Split, defect: str, stem: str) -> str:
