@@ -12,14 +12,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
 CHANNELS_PER_MODALITY = 3
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
+
+def _no_truth_value(value: object) -> object:
+    """Python, and so pydantic, counts ``true`` as 1."""
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_no_truth_value)]
+Real = Annotated[float, BeforeValidator(_no_truth_value)]
+Positive = Annotated[Integer, Field(gt=0)]
+NotNegative = Annotated[Integer, Field(ge=0)]
 
 
 class _Section(BaseModel):
@@ -60,10 +70,10 @@ class ModelSettings(_Section):
     """Leaders that a token is routed to."""
     banks: Positive = 1
     """Banks of base kernels a level and kernel size; leader l mixes from bank l // (leaders / banks)."""
-    initial_leader_std: Annotated[float, Field(ge=0)] = 0.02
+    initial_leader_std: Annotated[Real, Field(ge=0)] = 0.02
     """Standard deviation of the leaders' logits at the start. At the paper's 0.02 all leaders begin almost equal; short
     training gains from leaders that differ at once."""
-    initial_output_bias: float = 0.0
+    initial_output_bias: Real = 0.0
     """Shift of the reconstruction's last GroupNorm at the start (the paper: 0). Above 0 fewer values begin cut off by
     the ReLU behind it, which suits the dense features of a backbone without weights."""
 
@@ -85,12 +95,12 @@ class DataSettings(_Section):
 
     workers: NotNegative = 2
     """Loader processes of each rank; 0 decodes in the trainer itself."""
-    dataset_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    dataset_weights: dict[str, Annotated[Real, Field(gt=0)]] = {}
     """Loss weight of each data set, by its name; others weigh 1."""
     sampling: Literal["balanced", "natural"] = "balanced"
     """``balanced``: every class equally likely at each draw, with replacement (the paper). ``natural``: every sample
     once an epoch."""
-    modality_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    modality_dropout: Annotated[Real, Field(ge=0, le=1)] = 0.0
     """Probability that a modality of a training sample is left out, so that the model learns to do without each sensor
     (not in the paper); at least one stays."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -98,10 +108,10 @@ class DataSettings(_Section):
     cache_folder: str = ""
     """Where shards from URLs are kept, shared by all processes of a node; empty: ``$XDG_CACHE_HOME/unimmad`` or
     ``~/.cache/unimmad``."""
-    cache_gb: Annotated[float, Field(gt=0)] = 50.0
+    cache_gb: Annotated[Real, Field(gt=0)] = 50.0
     """Most that it may hold, in 10^9 bytes; the least recently read shards make room. Less than what the node's loader
     processes fetch at the same time is exceeded by that."""
-    resized_cache_gb: Annotated[float, Field(ge=0)] = 0.0
+    resized_cache_gb: Annotated[Real, Field(ge=0)] = 0.0
     """Most that resized training images may take there, in 10^9 bytes, so that a node decodes each once and not once an
     epoch; 0 keeps none."""
 
@@ -109,29 +119,29 @@ class DataSettings(_Section):
 class TrainingSettings(_Section):
     """The optimisation, the same on any number of ranks."""
 
-    seed: int = 0
+    seed: Integer = 0
     global_batch: Positive = 10
     """Samples of one optimizer step over all ranks."""
     accumulation: Positive = 1
     """Micro-batches that a step is computed in."""
     epochs: Positive = 200
     """Length of the cosine schedule; one epoch is as many draws as there are training samples."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[Real, Field(gt=0)] = 1e-3
     warmup_steps: NotNegative = 0
     """Steps over which the learning rate rises linearly from 0 (not in the paper)."""
     schedule: Literal["epoch", "step"] = "epoch"
     """When the cosine moves: once an epoch (the paper) or every step."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    gradient_clipping: Annotated[float, Field(ge=0)] = 0.0
+    gradient_clipping: Annotated[Real, Field(ge=0)] = 0.0
     """Largest norm of the whole gradient; 0 is off."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """``bf16``: autocast over fp32 weights; normalisation, gate, cosine and loss stay fp32."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time, same numbers."""
-    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    focal_gamma: Annotated[Real, Field(ge=0)] = 2.0
     balance_epochs: Positive = 200
     """The balance loss is scaled by max(1 - epoch / balance_epochs, balance_floor)."""
-    balance_floor: Annotated[float, Field(ge=0)] = 0.001
+    balance_floor: Annotated[Real, Field(ge=0)] = 0.001
     log_every: Positive = 10
     """Steps between TensorBoard points."""
     evaluate_every: NotNegative = 0
@@ -154,9 +164,9 @@ class EvaluationSettings(_Section):
     batch_size: Positive = 8
     blur_kernel: Positive = 15
     """Side of the Gaussian's window in pixels; odd. Zero padding."""
-    blur_sigma: Annotated[float, Field(ge=0)] = 4.0
+    blur_sigma: Annotated[Real, Field(ge=0)] = 4.0
     """Standard deviation in pixels; 0 leaves the map as it is."""
-    top_share: Annotated[float, Field(gt=0, le=1)] = 0.001
+    top_share: Annotated[Real, Field(gt=0, le=1)] = 0.001
     """An image's score is the mean of this share of its map's largest values (at least one)."""
     pictures_per_class: NotNegative = 8
     """Heat maps drawn of each class."""
