@@ -90,7 +90,7 @@ def test_one_dataset_weight_is_set_beside_the_others():
         ("training.learning_rates=1", "did you mean training.learning_rate?"),
         ("model.embed_dim.deeper=1", "unknown key model.embed_dim.deeper"),
         ("data.dataset_weights.a.b=1", "unknown key data.dataset_weights.a.b"),
-        ("model=3", "unknown key model"),
+        ("model=3", "model is a section; set one of its keys by --set model.KEY=VALUE"),
         ("model.embed_dim", "write it as KEY=VALUE"),
         ("model.kernel_sizes=[1, 3", "is not a YAML value"),
     ],

@@ -248,6 +248,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals:
         raise ValueError(f"--set {override}: write it as KEY=VALUE, for example model.embed_dim=64")
     key = key.strip()
+    if key in _sections():
+        raise ValueError(f"--set {override}: {key} is a section; set one of its keys by --set {key}.KEY=VALUE")
     *sections, last = key.split(".")
     place: Any = values
     for section in sections:
@@ -273,11 +275,15 @@ def _as_float(text: str) -> float | None:
 
 
 def _known_keys() -> list[str]:
-    keys = ["name"]
-    for section, field in Recipe.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += [f"{section}.{key}" for key in field.annotation.model_fields]
-    return keys
+    return ["name", *(f"{name}.{key}" for name, section in _sections().items() for key in section.model_fields)]
+
+
+def _sections() -> dict[str, type[BaseModel]]:
+    return {
+        name: field.annotation
+        for name, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
 
 
 def _explain(problem: dict[str, Any]) -> str:
