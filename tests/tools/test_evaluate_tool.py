@@ -139,6 +139,28 @@ def test_a_command_in_a_checkpoint_is_not_run(typed, trained, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_checkpoint_whose_data_are_elsewhere_names_its_state_and_the_option(typed, trained, tmp_path):
+    shutil.copytree(trained / "runs" / "tiny", tmp_path / "run")
+    code, out, err = typed(tmp_path, "--checkpoint", "run")
+    assert (code, out) == (2, "")
+    state = "run/checkpoints/step_00000003/state.json"
+    says = f"{state} names the data folder data/small, which does not exist; say where by --data DIR"
+    assert err == f"evaluate.py: {says}\n"
+
+
+def test_a_checkpoint_that_names_no_data_needs_the_option(typed, trained, tmp_path):
+    checkpoint, _ = hand_made_checkpoint(tmp_path / "run", load_recipe("tiny"), [])
+    state = json.loads((checkpoint / "state.json").read_text())
+    del state["data"]
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    code, out, err = typed(tmp_path, "--checkpoint", "run")
+    assert (code, out) == (2, "")
+    assert "names no data that it was trained on; give shard folders with --data DIR" in err
+    assert err.count("\n") == 1
+    words = ["--checkpoint", "run", "--data", str(trained / "data" / "small"), "--workers", "0"]
+    assert typed(tmp_path, *words)[0] == 0
+
+
 def test_data_by_url_and_a_corrupt_sample(typed, trained, tmp_path):
     """The same checkpoint and shards: it stops by default; with skip the report says what was left out."""
     shutil.copytree(trained / "data" / "small", tmp_path / "set")

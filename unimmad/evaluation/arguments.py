@@ -119,16 +119,19 @@ def chosen_data(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint) -> 
     """The shard folders named, or those that the checkpoint was trained on.
 
     Raises:
-        ValueError: neither names any, or the checkpoint names a command.
+        ValueError: neither names any, or the checkpoint names a command or a folder that is not here.
     """
     if arguments.data:
         return [parse_data_folder(text) for text in arguments.data]
     state = str(checkpoint.folder / STATE_NAME)
-    folders = [recorded_data_folder(folder, state) for folder in checkpoint.state["data"]]
+    folders = [recorded_data_folder(folder, state) for folder in checkpoint.state.get("data", [])]
     if not folders:
         raise ValueError(
             f"{checkpoint.folder} names no data that it was trained on; give shard folders with --data DIR"
         )
+    for folder in folders:
+        if isinstance(folder, Path) and not folder.is_dir():
+            raise ValueError(f"{state} names the data folder {folder}, which does not exist; say where by --data DIR")
     return folders
 
 

@@ -61,7 +61,7 @@ def _trained_on_folders(checkpoint: LoadedCheckpoint) -> list[str]:
     """Of older checkpoints: what their data folders hold now; none where they are not at hand."""
     trained: list[str] = []
     try:
-        for text in checkpoint.state["data"]:
+        for text in checkpoint.state.get("data", []):
             folder = recorded_data_folder(text, STATE_NAME)
             if not isinstance(folder, Path):
                 return []
