@@ -151,5 +151,6 @@ def check_same_size(where: str, shape: tuple[int, ...], other_where: str, other_
     if shape[:2] != other_shape[:2]:
         raise ValueError(
             f"{where} is {shape[1]} x {shape[0]} pixels (width x height), but {other_where} is "
-            f"{other_shape[1]} x {other_shape[0]}: all images and the mask of a sample must have one size"
+            f"{other_shape[1]} x {other_shape[0]}: all images and the mask of a sample must have one size; "
+            "align them, or leave the sample out"
         )
