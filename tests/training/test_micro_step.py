@@ -25,8 +25,8 @@ def world() -> Iterator[World]:
 
 
 @pytest.fixture
-def told_to_wait() -> Iterator[None]:
-    """From here on, whatever makes the host wait for the GPU raises."""
+def default_mode_afterwards() -> Iterator[None]:
+    """Of what PyTorch does where the host waits for the GPU."""
     yield
     torch.cuda.set_sync_debug_mode("default")
 
@@ -34,7 +34,7 @@ def told_to_wait() -> Iterator[None]:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_no_step_waits_for_the_gpu(parity_shards, world, told_to_wait, zero_stage):
+def test_no_step_waits_for_the_gpu(parity_shards, world, default_mode_afterwards, zero_stage):
     problem = Problem("no waiting", overrides=("training.optimizer=adam",))
     batches, settings = Batches(parity_shards, problem), problem.recipe.training
     given = DeepSpeedSettings({"zero_optimization": {"stage": zero_stage}}, 1, zero_stage)
