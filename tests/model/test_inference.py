@@ -3,17 +3,19 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from unimmad.assembly import new_model
 from unimmad.config import load_recipe
 from unimmad.model import convolution
 from unimmad.model.convolution import FastConv2d, fast_convolution
-from unimmad.model.inference import InferenceBranch, LeaderProducts, for_inference
+from unimmad.model.cross_moe import over_joined_maps
+from unimmad.model.inference import InferenceBranch, LeaderProducts, for_inference, over_maps_in_turn
 from unimmad.model.routing import Routing
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 
@@ -176,6 +178,39 @@ def test_without_products_no_more_kernels_are_at_hand_than_a_sample_has_tokens(m
     monkeypatch.setattr(branch, "_composed", counting)
     assert_same(score(fast), score(model))
     assert [tokens for tokens, _ in made] == list(COUNTS)
+
+
+def branch_map(branch: int) -> torch.Tensor:
+    return torch.randn(2, 4, 3, 6, generator=torch.Generator().manual_seed(branch))
+
+
+def test_branches_are_added_up_to_what_they_give_joined_and_never_are_two_at_hand():
+    convolution = torch.nn.Conv2d(12, 5, 1, bias=False).requires_grad_(False)
+    made = []
+
+    def one_at_a_time() -> Iterator[torch.Tensor]:
+        for branch in range(3):
+            assert all(storage() is None for storage in made)
+            map_TEhw = branch_map(branch)
+            made.append(weakref.ref(map_TEhw.untyped_storage()))
+            yield map_TEhw
+            del map_TEhw
+
+    with FlopCounterMode(display=False) as counter:
+        found = over_maps_in_turn(one_at_a_time(), convolution)
+    assert len(made) == 3
+    with FlopCounterMode(display=False) as expected_counter:
+        expected = over_joined_maps(map(branch_map, range(3)), convolution)
+    torch.testing.assert_close(found, expected)
+    assert counter.get_total_flops() == expected_counter.get_total_flops() > 0
+
+
+def test_under_autocast_branches_are_joined():
+    """Each summand would be rounded to bfloat16."""
+    convolution = torch.nn.Conv2d(12, 5, 1, bias=False).requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = over_maps_in_turn(map(branch_map, range(3)), convolution)
+        assert torch.equal(found, over_joined_maps(map(branch_map, range(3)), convolution))
 
 
 def test_no_batchnorm_is_left_but_that_of_the_cross_condition(model):

@@ -59,6 +59,15 @@ def test_mixed_kernels_for_any_number_of_routed_leaders_across_banks(top_k):
         np.testing.assert_allclose(mixed[token].detach(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_one_leaders_kernel_mixes_its_own_bank():
+    bank, leaders, _ = make(size=5, banks=2, tokens=1)
+    logits, bases = naive.array(leaders.logits_LNE), naive.array(bank.kernels_GNEEkk)
+    for leader in range(LEADERS):
+        expected = naive.leader_kernel(logits[leader], bases[leader // (LEADERS // 2)])
+        found = leaders.kernel_of(leader, bank.kernels_GNEEkk)
+        np.testing.assert_allclose(found.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_projection_that_follows_is_taken_into_the_kernels():
     bank, leaders, routing = make(size=3, banks=2, tokens=2)
     projection_EE = torch.randn(EMBED, EMBED, generator=torch.Generator().manual_seed(2))

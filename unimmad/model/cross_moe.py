@@ -11,7 +11,7 @@ K routed leaders, J channels of all branches, h x w positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, cast
 
 import torch
@@ -25,6 +25,8 @@ from unimmad.model.routing import Gate, Routing
 
 TokenConvolution = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 """As ``convolve_tokens``."""
+LastConvolution = Callable[[Iterator[Tensor], nn.Conv2d], Tensor]
+"""As ``over_joined_maps``."""
 
 
 class CrossMoE(nn.Module):
@@ -56,6 +58,7 @@ class CrossMoE(nn.Module):
         output_norm = self.out[1]
         assert isinstance(output_norm, nn.GroupNorm)
         nn.init.constant_(output_norm.bias, initial_output_bias)
+        self.convolve_last: LastConvolution = over_joined_maps
 
     def forward(
         self,
@@ -84,14 +87,17 @@ class CrossMoE(nn.Module):
         sample_of_token_T: Tensor,
     ) -> Tensor:
         """What the routed experts make of the key: [T, C_l, h, w]."""
-        joined_TJhw = torch.cat(
-            [  # not kept by a name: at the finest level the branches' maps are the largest there are
-                branch(key_BEhw, routing, tokens_per_sample, sample_of_token_T)
-                for branch, routing in zip(self.branches, routings, strict=True)
-            ],
-            dim=1,
+        maps = (  # each made when it is asked for: at the finest level they are the largest there are
+            branch(key_BEhw, routing, tokens_per_sample, sample_of_token_T)
+            for branch, routing in zip(self.branches, routings, strict=True)
         )
-        return self.out(joined_TJhw)
+        convolution, norm, relu = self.out
+        return relu(norm(self.convolve_last(maps, cast(nn.Conv2d, convolution))))
+
+
+def over_joined_maps(maps: Iterator[Tensor], convolution: nn.Conv2d) -> Tensor:
+    """The 1x1 over the channels of all branches, whose maps are [T, E, h, w] each: [T, C_l, h, w]."""
+    return convolution(torch.cat(list(maps), dim=1))
 
 
 class CrossCondition(nn.Module):

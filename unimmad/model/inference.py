@@ -5,13 +5,13 @@ product with the 1x1 plus the score-weighted products of the routed leaders. The
 kept. BatchNorm is folded into the convolutions, and those of large maps need fewer multiplications (convolution.py).
 
 Letters: B samples, T tokens, K routed leaders, U distinct leaders of a sample, E embed channels (in and out),
-k x k kernel, h x w positions.
+k x k kernel, h x w (or P) positions, C channels of a level, J channels of all branches.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unimmad.model.blocks import BasicBlock, DecoderBottleneck
 from unimmad.model.convolution import fast_convolution, use_fast_convolutions
-from unimmad.model.cross_moe import CrossMoE, LocalRouting, MiMoEBranch
+from unimmad.model.cross_moe import CrossMoE, LocalRouting, MiMoEBranch, over_joined_maps
 from unimmad.model.folding import fold_batchnorm
 from unimmad.model.leaders import convolve_tokens
 from unimmad.model.routing import Routing
@@ -50,11 +50,27 @@ def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Uni
     branches = []
     for level in cast(list[CrossMoE], model.levels):
         level.condition.convolve = fast_convolution
+        level.convolve_last = over_maps_in_turn
         fast = [InferenceBranch(cast(MiMoEBranch, branch)) for branch in level.branches]
         level.branches = nn.ModuleList(fast)
         branches += fast
     model.on_routed = LeaderProducts(branches, cache_bytes)
     return model
+
+
+def over_maps_in_turn(maps: Iterator[Tensor], convolution: nn.Conv2d) -> Tensor:
+    """As ``over_joined_maps``; on a processor added up branch by branch, so that their maps are never all in memory."""
+    weight_CJ = convolution.weight.flatten(1)
+    if weight_CJ.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        # TF32 is for convolutions, and bfloat16 would round each summand.
+        return over_joined_maps(maps, convolution)
+    first_TEhw = next(maps)
+    size, weights = first_TEhw.shape[2:], weight_CJ.split(first_TEhw.shape[1], dim=1)
+    sum_TCP = weights[0] @ first_TEhw.flatten(2)
+    del first_TEhw
+    for weight_CE in weights[1:]:
+        torch.baddbmm(sum_TCP, weight_CE.expand(len(sum_TCP), -1, -1), next(maps).flatten(2), out=sum_TCP)
+    return sum_TCP.unflatten(2, size)
 
 
 class InferenceBranch(nn.Module):
@@ -78,28 +94,26 @@ class InferenceBranch(nn.Module):
 
     def product(self, leader: int) -> Tensor:
         """The leader's kernel with the last 1x1 taken in: [E, E, k, k]."""
-        device = self.for_routed_EE.device
-        ids, scores = torch.full((1, 1), leader, device=device), torch.ones(1, 1, device=device)
-        kernels_GNEEkk = self.bank.kernels_GNEEkk
-        bank = leader // self.routed.leaders.leaders_per_bank
-        with torch.autocast(device.type, enabled=False):
-            alone = Routing(scores, scores, ids, scores)
-            return self.routed.mixed_kernels(alone, kernels_GNEEkk[bank : bank + 1], self.for_routed_EE)[0]
+        with torch.autocast(self.for_routed_EE.device.type, enabled=False):
+            kernel_EEkk = self.routed.leaders.kernel_of(leader, self.bank.kernels_GNEEkk)
+            return (self.for_routed_EE @ kernel_EEkk.flatten(1)).view_as(kernel_EEkk)
 
     def forward(
         self, key_BEhw: Tensor, routing: Routing, tokens_per_sample: Sequence[int], sample_of_token_T: Tensor
     ) -> Tensor:
         """As ``MiMoEBranch``: [T, E, h, w]."""
-        x_BEhw = self.pre(key_BEhw)
-        outputs, start = [], 0
-        for x_1Ehw, count in zip(x_BEhw.split(1), tokens_per_sample, strict=True):
+        return self.norm(torch.cat(list(self._samples(key_BEhw, routing, tokens_per_sample)))).relu_()
+
+    def _samples(self, key_BEhw: Tensor, routing: Routing, tokens_per_sample: Sequence[int]) -> Iterator[Tensor]:
+        """What comes of each sample's M tokens: [M, E, h, w]."""
+        start = 0
+        for x_1Ehw, count in zip(self.pre(key_BEhw).split(1), tokens_per_sample, strict=True):
             tokens = slice(start, start + count)
             if self.products:
-                outputs.append(self._sample(x_1Ehw, self.ids_TK[tokens], routing.scores_TK[tokens]))
+                yield self._sample(x_1Ehw, self.ids_TK[tokens], routing.scores_TK[tokens])
             else:
-                outputs.append(self._convolve(x_1Ehw, self._composed(routing.of_tokens(tokens))))
+                yield self._convolve(x_1Ehw, self._composed(routing.of_tokens(tokens)))
             start += count
-        return self.norm(torch.cat(outputs)).relu_()
 
     def _composed(self, routing: Routing) -> Tensor:
         """One kernel for each of a sample's M tokens, made for it alone, so that memory does not grow with the batch.

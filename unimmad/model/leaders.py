@@ -52,6 +52,14 @@ class LocalLeaders(nn.Module):
             projection_EE,
         )
 
+    def kernel_of(self, leader: int, kernels_GNEEkk: Tensor) -> Tensor:
+        """One leader's mixture of base kernels, [E, E, k, k]; nothing larger is made on the way."""
+        shares_NE = self.logits_LNE[leader].softmax(dim=0)
+        mixed_EEkk = torch.zeros_like(kernels_GNEEkk[0, 0])
+        for base_EEkk, shares_E in zip(kernels_GNEEkk[leader // self.leaders_per_bank], shares_NE, strict=True):
+            mixed_EEkk.addcmul_(base_EEkk, shares_E[:, None, None, None])
+        return mixed_EEkk
+
 
 def mix_kernels(
     logits_LNE: Tensor,
