@@ -20,8 +20,8 @@ SHORT_SPIN = "20000"
 MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's ``mallopt``."""
-LARGEST_REUSED_BYTES = 32 * 2**20
-"""Of one tensor; glibc takes no more."""
+LARGEST_REUSED_BYTES = (2**30, 32 * 2**20)
+"""Of one tensor; older glibc takes no more than the second."""
 LARGEST_KEPT_BYTES = 2**31 - 1
 """Freed memory that a process keeps; as large as ``mallopt`` can be told."""
 
@@ -58,12 +58,11 @@ def let_idle_threads_sleep() -> None:
 def keep_freed_memory() -> None:
     """Let the C library use freed memory again rather than give it back, unless the user has told it how to behave.
 
-    Memory taken anew costs a page fault for every 4 KiB, a fifth of a training step on a processor. Not more is needed
-    at once. Without effect where the C library is not glibc.
+    Memory taken anew costs a page fault for every 4 KiB, a tenth of a training step's time on a processor. Without effect
+    where the C library is not glibc.
     """
     if any(variable in os.environ for variable in MALLOC_VARIABLES):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_REUSED_BYTES)
+    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_REUSED_BYTES):
         mallopt(M_TRIM_THRESHOLD, LARGEST_KEPT_BYTES)

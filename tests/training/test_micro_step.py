@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from host_reads import host_reads
+from launches import free_port, run
 from parity.cases import Problem
 from parity.problem import Batches, starting_model, weights_of_tokens
 
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
-from unimmad.parallel.engine import build_engine
+from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.world import World, join_world, leave_world
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
@@ -31,14 +36,66 @@ def default_mode_afterwards() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+def engine_at(zero_stage: int, problem: Problem, batches: Batches, world: World) -> Engine:
+    given = DeepSpeedSettings({"zero_optimization": {"stage": zero_stage}}, 1, zero_stage)
+    model = starting_model(problem, batches)
+    return build_engine(model, given, problem.recipe.training, world, ep_size=1)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_no_step_reads_a_value_back_to_the_host(parity_shards, world, zero_stage):
+    """On a processor: a GPU would be waited for where one is read."""
+    problem = Problem("no reading", overrides=("training.optimizer=adam",))
+    batches, settings = Batches(parity_shards, problem), problem.recipe.training
+    engine = engine_at(zero_stage, problem, batches, world)
+    guard = LossGuard(engine)
+    for step in range(WARM_UP_STEPS):
+        batch = batches.at(step)
+        weight_of_token_T = weights_of_tokens(batch)
+        with host_reads() as reads:
+            _, loss = micro_step(engine, batch, weight_of_token_T, 1.0, settings)
+            guard.watch(step, loss.total)
+        assert reads == []
+    assert guard.first_bad_step() is None
+
+
+def test_where_leaders_live_on_other_ranks_a_step_fetches_once(parity_shards, tmp_path):
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
+    worker = Path(__file__).with_name("reads_worker.py")
+    done = run([*launcher, "--num_accelerators", "2", str(worker), str(parity_shards), str(tmp_path)], tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [["plan, fetches: 1"]] * 2
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.numpy(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: bool((x > 0).all()),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.__setitem__(x > 0, torch.zeros(1)),
+        lambda x: torch.repeat_interleave(x, torch.tensor([1, 2, 3])),
+    ],
+)
+def test_a_value_that_is_read_back_is_noticed(read):
+    with host_reads() as reads:
+        read(torch.tensor([-1.0, 0.5, 2.0]))
+    assert reads
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_no_step_waits_for_the_gpu(parity_shards, world, default_mode_afterwards, zero_stage):
     problem = Problem("no waiting", overrides=("training.optimizer=adam",))
     batches, settings = Batches(parity_shards, problem), problem.recipe.training
-    given = DeepSpeedSettings({"zero_optimization": {"stage": zero_stage}}, 1, zero_stage)
-    engine = build_engine(starting_model(problem, batches), given, settings, world, ep_size=1)
+    engine = engine_at(zero_stage, problem, batches, world)
     guard = LossGuard(engine)
     for step in range(2 * WARM_UP_STEPS):
         batch = batches.at(step).pin_memory()

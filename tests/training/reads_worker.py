@@ -1,0 +1,77 @@
+"""What a step reads back to the host where leaders live on other ranks. Started by tests.
+
+deepspeed --num_accelerators 2 reads_worker.py SHARDS FOLDER
+
+Rank r writes FOLDER/r.json: for each step what ``host_reads`` found; a plan of all dispatches counts as one entry that
+says how often it fetches from the device, since it goes on with the values that it has fetched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from parity.cases import Problem
+from parity.problem import Batches, starting_model, weights_of_tokens
+from host_reads import host_reads
+
+from unimmad.parallel import moe
+from unimmad.parallel.deepspeed_config import DeepSpeedSettings
+from unimmad.parallel.engine import build_engine
+from unimmad.parallel.world import World, join_world, leave_world
+from unimmad.training.guard import LossGuard
+from unimmad.training.micro_step import micro_step
+
+STEPS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--local_rank", type=int)
+    options = parser.parse_args()
+    world = join_world()
+    (options.folder / f"{world.rank}.json").write_text(json.dumps(reads_of_steps(options.shards, world)))
+    leave_world()
+
+
+def reads_of_steps(shards: Path, world: World) -> list[list[str]]:
+    problem = Problem("reading", overrides=("training.optimizer=adam",))
+    batches, settings = Batches(shards, problem), problem.recipe.training
+    given = DeepSpeedSettings({}, world.size, 0)
+    engine = build_engine(starting_model(problem, batches), given, settings, world, world.size)
+    guard = LossGuard(engine)
+    share = len(problem.counts) // world.size
+    found = []
+    for step in range(STEPS):
+        batch = batches.at(step, slice(world.rank * share, (world.rank + 1) * share))
+        weight_of_token_T = weights_of_tokens(batch)
+        with host_reads() as names:
+            plan_counts_as_one(names)
+            _, loss = micro_step(engine, batch, weight_of_token_T, 1.0, settings)
+            guard.watch(step, loss.total)
+        found.append(names)
+    return found
+
+
+plan_dispatches = moe.plan_dispatches
+
+
+def plan_counts_as_one(names: list[str]) -> None:
+    def plan(*arguments: Any) -> Any:
+        before = len(names)
+        plans = plan_dispatches(*arguments)
+        names[before:] = [f"plan, fetches: {names[before:].count('cpu')}"]
+        return plans
+
+    moe.plan_dispatches = plan
+
+
+if __name__ == "__main__":
+    main()
