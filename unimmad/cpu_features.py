@@ -58,8 +58,8 @@ def let_idle_threads_sleep() -> None:
 def keep_freed_memory() -> None:
     """Let the C library use freed memory again rather than give it back, unless the user has told it how to behave.
 
-    Memory taken anew costs a page fault for every 4 KiB, a tenth of a training step's time on a processor. Without effect
-    where the C library is not glibc.
+    Memory taken anew costs a page fault for every 4 KiB, a tenth of a training step's time on a processor. Without
+    effect where the C library is not glibc.
     """
     if any(variable in os.environ for variable in MALLOC_VARIABLES):
         return

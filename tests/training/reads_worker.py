@@ -16,9 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from host_reads import host_reads
 from parity.cases import Problem
 from parity.problem import Batches, starting_model, weights_of_tokens
-from host_reads import host_reads
 
 from unimmad.parallel import moe
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
