@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unimmad.cpu_features import keep_freed_memory, let_idle_threads_sleep, prefer_fast_sort
+from unimmad.cpu_features import let_idle_threads_sleep, prefer_fast_sort
 
 if TYPE_CHECKING:
     from unimmad.prediction.detector import Detector, Prediction
@@ -19,7 +19,6 @@ __version__ = "0.1.0"
 
 prefer_fast_sort()
 let_idle_threads_sleep()
-keep_freed_memory()
 
 
 def __getattr__(name: str) -> Any:

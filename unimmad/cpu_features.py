@@ -1,8 +1,7 @@
-"""How NumPy, PyTorch and the C library use a processor and its memory; settled before they are first imported."""
+"""How NumPy and PyTorch use a processor; must be settled before they are first imported."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from pathlib import Path
@@ -16,14 +15,6 @@ SPIN_VARIABLE = "GOMP_SPINCOUNT"
 WAIT_VARIABLE = "OMP_WAIT_POLICY"
 SHORT_SPIN = "20000"
 """Turns of an idle OpenMP thread's loop before it sleeps: a third of a millisecond, a fifteenth of GNU's default."""
-
-MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's ``mallopt``."""
-LARGEST_REUSED_BYTES = (2**30, 32 * 2**20)
-"""Of one tensor; older glibc takes no more than the second."""
-LARGEST_KEPT_BYTES = 2**31 - 1
-"""Freed memory that a process keeps; as large as ``mallopt`` can be told."""
 
 
 def prefer_fast_sort() -> None:
@@ -53,16 +44,3 @@ def let_idle_threads_sleep() -> None:
     """
     if WAIT_VARIABLE not in os.environ and "torch" not in sys.modules:
         os.environ.setdefault(SPIN_VARIABLE, SHORT_SPIN)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library use freed memory again rather than give it back, unless the user has told it how to behave.
-
-    Memory taken anew costs a page fault for every 4 KiB, a tenth of a training step's time on a processor. Without
-    effect where the C library is not glibc.
-    """
-    if any(variable in os.environ for variable in MALLOC_VARIABLES):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_REUSED_BYTES):
-        mallopt(M_TRIM_THRESHOLD, LARGEST_KEPT_BYTES)

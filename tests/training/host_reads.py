@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -26,29 +26,29 @@ READING = {
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
-COPYING = {Tensor.cpu, Tensor.numpy, Tensor.tolist}
-"""On a processor these need no operation, since nothing is copied."""
+COPYING = ("cpu", "numpy", "tolist", "__array__")
+"""Methods that need no operation on a processor, since nothing is copied. ``to`` is not told apart there."""
 
 
 @contextmanager
 def host_reads() -> Iterator[list[str]]:
     """The names of what reads within it, backward passes included."""
     names: list[str] = []
-    with _Operations(names), _Methods(names):
+    with ExitStack() as stack:
+        for name in COPYING:
+            stack.enter_context(patch.object(Tensor, name, _noted(name, names)))
+        stack.enter_context(_Operations(names))
         yield names
 
 
-class _Methods(TorchFunctionMode):
-    def __init__(self, names: list[str]) -> None:
-        super().__init__()
-        self.names = names
+def _noted(name: str, names: list[str]) -> Callable[..., Any]:
+    method = getattr(Tensor, name)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in COPYING:
-            self.names.append(func.__name__)
-        return func(*args, **(kwargs or {}))
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        names.append(name)
+        return method(*args, **kwargs)
+
+    return noted
 
 
 class _Operations(TorchDispatchMode):

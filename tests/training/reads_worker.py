@@ -2,8 +2,8 @@
 
 deepspeed --num_accelerators 2 reads_worker.py SHARDS FOLDER
 
-Rank r writes FOLDER/r.json: for each step what ``host_reads`` found; a plan of all dispatches counts as one entry that
-says how often it fetches from the device, since it goes on with the values that it has fetched.
+Rank r writes FOLDER/r.json: for each step what ``host_reads`` found. What a plan of all dispatches reads after its
+first fetch from the device is left out: it goes on with values that are on the host already.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
 
 STEPS = 2
+FETCH = "cpu"
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def reads_of_steps(shards: Path, world: World) -> list[list[str]]:
         batch = batches.at(step, slice(world.rank * share, (world.rank + 1) * share))
         weight_of_token_T = weights_of_tokens(batch)
         with host_reads() as names:
-            plan_counts_as_one(names)
+            leave_out_what_plans_read_on_the_host(names)
             _, loss = micro_step(engine, batch, weight_of_token_T, 1.0, settings)
             guard.watch(step, loss.total)
         found.append(names)
@@ -63,11 +64,12 @@ def reads_of_steps(shards: Path, world: World) -> list[list[str]]:
 plan_dispatches = moe.plan_dispatches
 
 
-def plan_counts_as_one(names: list[str]) -> None:
+def leave_out_what_plans_read_on_the_host(names: list[str]) -> None:
     def plan(*arguments: Any) -> Any:
         before = len(names)
         plans = plan_dispatches(*arguments)
-        names[before:] = [f"plan, fetches: {names[before:].count('cpu')}"]
+        of_plan = names[before:]
+        names[before:] = [*of_plan[: of_plan.index(FETCH)], *[FETCH] * of_plan.count(FETCH)]
         return plans
 
     moe.plan_dispatches = plan

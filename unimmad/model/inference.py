@@ -59,7 +59,10 @@ def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Uni
 
 
 def over_maps_in_turn(maps: Iterator[Tensor], convolution: nn.Conv2d) -> Tensor:
-    """As ``over_joined_maps``; on a processor added up branch by branch, so that their maps are never all in memory."""
+    """As ``over_joined_maps``; on a processor added up branch by branch, so that their maps are never all in memory.
+
+    Without gradients there, as transformed convolutions.
+    """
     weight_CJ = convolution.weight.flatten(1)
     if weight_CJ.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         # TF32 is for convolutions, and bfloat16 would round each summand.
@@ -69,6 +72,7 @@ def over_maps_in_turn(maps: Iterator[Tensor], convolution: nn.Conv2d) -> Tensor:
     sum_TCP = weights[0] @ first_TEhw.flatten(2)
     del first_TEhw
     for weight_CE in weights[1:]:
+        # Not baddbmm_, whose operations PyTorch's FlopCounterMode does not count.
         torch.baddbmm(sum_TCP, weight_CE.expand(len(sum_TCP), -1, -1), next(maps).flatten(2), out=sum_TCP)
     return sum_TCP.unflatten(2, size)
 
