@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from unimmad.benchmarks import clock
 from unimmad.benchmarks import model as benchmark
-from unimmad.benchmarks.against import measure_peak, measure_task
+from unimmad.benchmarks.against import measure_peaks, measure_task
 from unimmad.benchmarks.clock import counted, interleaved_seconds, matrix_product
-from unimmad.benchmarks.contest import TASKS, Comparison, Contestant, Run, TaskResult, contestants
+from unimmad.benchmarks.contest import TASKS, Comparison, Contestant, Peaks, Run, TaskResult, contestants
 from unimmad.benchmarks.contest_table import report
 from unimmad.benchmarks.decoders import decoder_model
 from unimmad.benchmarks.growth import Growth, Size, growth_table, measure_growth
@@ -59,8 +59,13 @@ def test_bf16_is_ours_only_and_held_against_the_rate_in_bf16():
     assert 0 < result.difference < 0.2
 
 
-def test_the_peak_holds_the_weights():
-    assert measure_peak(comparison(), contestants(comparison(), "training step")[0]) > 60e6
+@pytest.mark.parametrize("task", ["evaluation", "training step", "C-MoE, forward and backward"])
+def test_ours_needs_less_memory_for_its_tensors_and_the_same_each_time(task):
+    reference, ours, *_ = contestants(comparison(), task)
+    of_reference, of_ours, again = (measure_peaks(comparison(), each) for each in (reference, ours, ours))
+    weights = sum(weight.nbytes for weight in decoder_model(load_recipe("tiny").model, CPU).levels.parameters())
+    assert weights < of_ours.tensors == again.tensors < of_reference.tensors
+    assert of_ours.process > of_ours.tensors
 
 
 def test_evaluation_is_measured_one_by_one_and_in_a_batch():
@@ -170,9 +175,10 @@ def test_the_report_has_ratios_shares_and_differences():
     first, second = Contestant("evaluation", "reference", 1), Contestant("evaluation", "ours", 4)
     runs = {first: Run(2.0, 300_000_000_000, 0.75), second: Run(4.0, 800_000_000_000, 0.9)}
     result = TaskResult(runs, difference=2e-6, largest=1.5, rates={"fp32": 2e11})
-    lines = report(comparison(), {"evaluation": result}, {first: 3 * 2**30, second: 2**30}).splitlines()
+    peaks = {first: Peaks(3 * 2**30, 2**32), second: Peaks(2**29, 2**30)}
+    lines = report(comparison(), {"evaluation": result}, peaks).splitlines()
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
-        *("evaluation", "ours", "4", "1", "1", "2.00", "200.0", "90%", "1024 MiB"),
+        *("evaluation", "ours", "4", "1", "1", "2.00", "200.0", "90%", "512 MiB", "1024 MiB"),
     ]
     assert "evaluation: 2.0e-06 (values up to 1.5)" in lines[5]
     assert "fp32 200 GFLOP/s" in lines[-2]

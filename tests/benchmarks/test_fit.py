@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from unimmad.assembly import empty_model
 from unimmad.benchmarks import fit
-from unimmad.benchmarks.fake_memory import StorageWatch
 from unimmad.benchmarks.fit import StepMemory, add_arguments, largest_batch, run, simulated_steps
+from unimmad.benchmarks.tensor_memory import StorageWatch
 from unimmad.config import load_recipe
 
 IMAGE_BYTES = 3 * 64 * 64 * 4

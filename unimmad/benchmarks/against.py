@@ -1,7 +1,7 @@
 """The model against the reference, the authors' way of computing, on the same weights in the same run.
 
 A task's contestants take turns in one process, and the medians of their times are compared; a large matrix product
-takes its turns with them, as the machine's rate. The peak memory of each contestant is that of a process of its own.
+takes its turns with them, as the machine's rate. The peaks of each contestant are those of a process of its own.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from unimmad.benchmarks.contest import (
     TRAINING,
     Comparison,
     Contestant,
+    Peaks,
     Run,
     TaskResult,
     contestants,
 )
 from unimmad.benchmarks.contest_table import report
+from unimmad.benchmarks.tensor_memory import StorageWatch
 from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import named_device
@@ -49,7 +51,7 @@ def compare(case: Comparison) -> str:
         results = {task: pool.submit(measure_task, case, task).result() for task in TASKS}
         everyone = [contestant for result in results.values() for contestant in result.runs]
         peaks = {
-            contestant: pool.submit(measure_peak, case, contestant).result()
+            contestant: pool.submit(measure_peaks, case, contestant).result()
             for contestant in tqdm(everyone, desc="peak memory", unit="process", leave=False, disable=None)
         }
     return report(case, results, peaks)
@@ -80,13 +82,14 @@ def measure_task(case: Comparison, task: str) -> TaskResult:
     return TaskResult(runs, _largest_difference(reference, ours), float(reference.abs().max()), rates)
 
 
-def measure_peak(case: Comparison, contestant: Contestant) -> int:
-    """Largest memory of a process that does nothing else, in bytes."""
+def measure_peaks(case: Comparison, contestant: Contestant) -> Peaks:
+    """Of a process that does nothing else."""
     device = named_device(case.device)
-    work = work_of(_workbench(case, contestant.task, one_form=True), contestant)
-    for _ in range(2):  # the second training step meets the optimizer's moments
-        work()
-    return peak_bytes(device)
+    with StorageWatch() as tensors:
+        work = work_of(_workbench(case, contestant.task, one_form=True), contestant)
+        for _ in range(2):  # the second training step meets the optimizer's moments
+            work()
+    return Peaks(tensors.peak, peak_bytes(device))
 
 
 def work_of(bench: Workbench, contestant: Contestant) -> Work:

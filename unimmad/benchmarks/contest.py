@@ -55,6 +55,16 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Peaks:
+    """Most bytes at once that a contestant's process held."""
+
+    tensors: int
+    """Alive at once: the same in every run."""
+    process: int
+    """All of it: resident on a CPU, allocated by PyTorch on a GPU."""
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """A task's contestants beside each other."""
 

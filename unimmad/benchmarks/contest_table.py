@@ -9,12 +9,12 @@ from collections.abc import Mapping
 import torch
 
 from unimmad.benchmarks.clock import machine_name
-from unimmad.benchmarks.contest import Comparison, Contestant, Run, TaskResult
+from unimmad.benchmarks.contest import Comparison, Contestant, Peaks, Run, TaskResult
 from unimmad.benchmarks.markdown import markdown_table
 from unimmad.evaluation.scoring import named_device
 
 
-def report(case: Comparison, results: Mapping[str, TaskResult], peaks: Mapping[Contestant, int]) -> str:
+def report(case: Comparison, results: Mapping[str, TaskResult], peaks: Mapping[Contestant, Peaks]) -> str:
     """Markdown: a row a contestant, then how far the numbers of the two forms are apart."""
     heads = [
         "task",
@@ -25,7 +25,8 @@ def report(case: Comparison, results: Mapping[str, TaskResult], peaks: Mapping[C
         "times as fast",
         "GFLOP a sample",
         "of the rate",
-        "peak",
+        "tensors' peak",
+        "process's",
     ]
     rows = [
         _row(contestant, run, next(iter(result.runs.items())), peaks[contestant])
@@ -39,7 +40,7 @@ def report(case: Comparison, results: Mapping[str, TaskResult], peaks: Mapping[C
     return "\n".join([*markdown_table(heads, rows, left=2), "", *apart, "", *_circumstances(case, results)])
 
 
-def _row(contestant: Contestant, run: Run, base: tuple[Contestant, Run], peak: int) -> list[str]:
+def _row(contestant: Contestant, run: Run, base: tuple[Contestant, Run], peaks: Peaks) -> list[str]:
     each, base_each = run.seconds / contestant.batch, base[1].seconds / base[0].batch
     return [
         contestant.task,
@@ -50,7 +51,8 @@ def _row(contestant: Contestant, run: Run, base: tuple[Contestant, Run], peak: i
         "" if contestant == base[0] else f"{base_each / each:.2f}",
         f"{run.flops / contestant.batch / 1e9:.1f}",
         f"{run.share:.0%}",
-        f"{peak / 2**20:.0f} MiB",
+        f"{peaks.tensors / 2**20:.0f} MiB",
+        f"{peaks.process / 2**20:.0f} MiB",
     ]
 
 
@@ -66,7 +68,7 @@ def _circumstances(case: Comparison, results: Mapping[str, TaskResult]) -> list[
         f"{case.precision}, the reference in fp32; {torch.get_num_threads()} CPU threads, "
         f"load {os.getloadavg()[0]:.1f}",
         f"medians of {case.repeats} runs in turns; rate of a large matrix product in the same turns: {told}",
-        "peak: of a process of its own; resident on a CPU, allocated by PyTorch on a GPU",
+        "peaks: tensors alive at once, and all that a process of its own holds (resident on a CPU, allocated on a GPU)",
     ]
     if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
         lines.append("fp32 on this GPU: convolutions in TF32, PyTorch's default, in both forms; the rate is TF32's too")

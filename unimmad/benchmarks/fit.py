@@ -19,8 +19,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 from tqdm import tqdm
 
-from unimmad.benchmarks.fake_memory import StorageWatch
 from unimmad.benchmarks.markdown import markdown_table
+from unimmad.benchmarks.tensor_memory import StorageWatch
 from unimmad.benchmarks.workbench import Form, Workbench
 from unimmad.config import Recipe, load_recipe
 from unimmad.evaluation.scoring import Precision, named_device

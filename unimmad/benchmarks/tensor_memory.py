@@ -1,7 +1,7 @@
-"""The memory of work on fake tensors, which have sizes but no values: what it would take, without taking it.
+"""The memory that tensors take; on fake ones, which have sizes but no values, without taking it.
 
 Counted is every tensor's storage, from the operation that makes it until nothing holds it. What operations take for
-themselves while they run (workspaces) and what an allocator rounds up is not.
+themselves while they run (workspaces) and what an allocator rounds up or leaves between is not.
 """
 
 from __future__ import annotations
