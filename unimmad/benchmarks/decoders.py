@@ -16,7 +16,7 @@ from unimmad.assembly import empty_model
 from unimmad.config import ModelSettings
 from unimmad.model.backbone import STRIDES
 from unimmad.model.cross_moe import CrossMoE
-from unimmad.model.unimmad import Reconstruction, UniMMAD
+from unimmad.model.unimmad import Reconstruction, UniMMAD, at_once
 
 LEVELS = range(len(STRIDES))
 
@@ -64,6 +64,7 @@ def with_given_maps(network: Any, shared: Sequence[Tensor], teacher: Sequence[Te
     for name, value in given.items():
         assert isinstance(getattr(network, name), nn.Module)
         setattr(network, name, Given(value))
+    network.divide = at_once  # what is given is the whole batch's
     return network
 
 

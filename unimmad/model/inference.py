@@ -3,6 +3,7 @@
 Fixed expert, routed experts and the 1x1 behind them are one convolution a token, whose kernel is the fixed expert's
 product with the 1x1 plus the score-weighted products of the routed leaders. These do not change any more, so they are
 kept. BatchNorm is folded into the convolutions, and those of large maps need fewer multiplications (convolution.py).
+On a processor a batch of large images goes through in parts (parts.py).
 
 Letters: B samples, T tokens, K routed leaders, U distinct leaders of a sample, E embed channels (in and out),
 k x k kernel, h x w (or P) positions, C channels of a level, J channels of all branches.
@@ -22,6 +23,7 @@ from unimmad.model.convolution import fast_convolution, use_fast_convolutions
 from unimmad.model.cross_moe import CrossMoE, LocalRouting, MiMoEBranch, over_joined_maps
 from unimmad.model.folding import fold_batchnorm
 from unimmad.model.leaders import convolve_tokens
+from unimmad.model.parts import in_parts
 from unimmad.model.routing import Routing
 from unimmad.model.unimmad import UniMMAD
 
@@ -55,6 +57,7 @@ def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Uni
         level.branches = nn.ModuleList(fast)
         branches += fast
     model.on_routed = LeaderProducts(branches, cache_bytes)
+    model.divide = in_parts
     return model
 
 
@@ -165,7 +168,7 @@ class InferenceBranch(nn.Module):
 class LeaderProducts:
     """The leaders' products of all branches, least recently used ones dropped beyond a number of bytes.
 
-    Called with all gates' decisions, it gives every branch what its tokens need: one read back to the host a batch.
+    Called with all gates' decisions, it gives every branch what its tokens need: one read back to the host a pass.
     """
 
     def __init__(self, branches: Sequence[InferenceBranch], limit_bytes: int) -> None:

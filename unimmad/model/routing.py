@@ -5,7 +5,8 @@ Letters: T tokens, L leaders, K routed leaders, E embed channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,11 @@ class Routing:
         return Routing(
             self.logits_TL[tokens], self.probabilities_TL[tokens], self.leaders_TK[tokens], self.scores_TK[tokens]
         )
+
+    @staticmethod
+    def joined(parts: Sequence[Routing]) -> Routing:
+        """All tokens of ``parts``, in order."""
+        return Routing(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Routing)))
 
 
 def route(condition_TE: Tensor, weight_LE: Tensor, bias_L: Tensor, top_k: int) -> Routing:

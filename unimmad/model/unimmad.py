@@ -57,6 +57,17 @@ class Reconstruction:
     batch: int
 
 
+Pass = Callable[[Tensor, Sequence[int], Tensor], Reconstruction]
+"""As ``UniMMAD.forward``."""
+
+
+def at_once(
+    compute: Pass, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor
+) -> Reconstruction:
+    """The whole batch in one pass."""
+    return compute(images_TCHW, tokens_per_sample, slot_of_token_T)
+
+
 class UniMMAD(nn.Module):
     """One model for all classes and modalities."""
 
@@ -93,6 +104,7 @@ class UniMMAD(nn.Module):
         )
         self.on_routed: Callable[[Sequence[Routing]], None] | None = None
         """Told all gates' decisions, level by level, before any expert computes: what comes to where is then known."""
+        self.divide: Callable[[Pass, Tensor, Sequence[int], Tensor], Reconstruction] = at_once
         self.train()
 
     def train(self, mode: bool = True) -> UniMMAD:
@@ -113,6 +125,11 @@ class UniMMAD(nn.Module):
         tokens_per_sample: B counts, on the host, each 1 or more, summing to T.
         slot_of_token_T: int64, the input slot of each token's modality.
         """
+        return self.divide(self._reconstruct, images_TCHW, tokens_per_sample, slot_of_token_T)
+
+    def _reconstruct(
+        self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor
+    ) -> Reconstruction:
         batch = len(tokens_per_sample)
         sample_of_token_T = _sample_of_token(tokens_per_sample, images_TCHW.device)
         with torch.no_grad():
