@@ -115,7 +115,8 @@ def test_evaluation_outputs(official):
 
 
 @pytest.mark.parametrize("transformed", [False, True], ids=["plain", "transformed"])
-def test_the_inference_forms_outputs(official, transformed, monkeypatch):
+@pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["no kernels kept", "all kept"])
+def test_the_inference_forms_outputs(official, transformed, cache_bytes, monkeypatch):
     """With convolutions as these small maps have them, and as maps of the paper's size have them."""
     if transformed and not torch.backends.nnpack.is_available():
         pytest.skip("this PyTorch or processor has no NNPACK")
@@ -124,7 +125,7 @@ def test_the_inference_forms_outputs(official, transformed, monkeypatch):
         monkeypatch.setattr(convolution, name, 1 if transformed else 10**12)
     pays = convolution.transforms_pay
     monkeypatch.setattr(convolution, "transforms_pay", lambda *tensors: choices.append(pays(*tensors)) or choices[-1])
-    fast = for_inference(copy.deepcopy(official.model))
+    fast = for_inference(copy.deepcopy(official.model), cache_bytes)
     assert_evaluates_as_theirs(replace(official, model=fast))
     assert any(choices) is transformed
 

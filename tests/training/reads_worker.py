@@ -2,8 +2,8 @@
 
 deepspeed --num_accelerators 2 reads_worker.py SHARDS FOLDER
 
-Rank r writes FOLDER/r.json: for each step what ``host_reads`` found. What a plan of all dispatches reads after its
-first fetch from the device is left out: it goes on with values that are on the host already.
+Rank r writes FOLDER/r.json: for each ZeRO stage and step what ``host_reads`` found. What a plan of all dispatches reads
+after its first fetch from the device is left out: it goes on with values that are on the host already.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from unimmad.parallel.world import World, join_world, leave_world
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
 
+ZERO_STAGES = (0, 1, 2)
 STEPS = 2
 FETCH = "cpu"
 
@@ -38,14 +39,15 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int)
     options = parser.parse_args()
     world = join_world()
-    (options.folder / f"{world.rank}.json").write_text(json.dumps(reads_of_steps(options.shards, world)))
+    found = [reads_of_steps(options.shards, world, zero_stage) for zero_stage in ZERO_STAGES]
+    (options.folder / f"{world.rank}.json").write_text(json.dumps(found))
     leave_world()
 
 
-def reads_of_steps(shards: Path, world: World) -> list[list[str]]:
+def reads_of_steps(shards: Path, world: World, zero_stage: int) -> list[list[str]]:
     problem = Problem("reading", overrides=("training.optimizer=adam",))
     batches, settings = Batches(shards, problem), problem.recipe.training
-    given = DeepSpeedSettings({}, world.size, 0)
+    given = DeepSpeedSettings({"zero_optimization": {"stage": zero_stage}}, world.size, zero_stage)
     engine = build_engine(starting_model(problem, batches), given, settings, world, world.size)
     guard = LossGuard(engine)
     share = len(problem.counts) // world.size

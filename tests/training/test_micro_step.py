@@ -69,7 +69,7 @@ def test_where_leaders_live_on_other_ranks_a_step_fetches_once(parity_shards, tm
     done = run([*launcher, "--num_accelerators", "2", str(worker), str(parity_shards), str(tmp_path)], tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [["cpu"]] * 2
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [[["cpu"]] * 2] * 3  # steps, ZeRO stages
 
 
 @pytest.mark.parametrize(
