@@ -5,6 +5,8 @@ python tools/benchmark.py scaling      what a large cluster's nodes would read: 
 python tools/benchmark.py metrics      exact metrics against scikit-learn and a plain AUPRO: CPU time, memory, growth
 python tools/benchmark.py model --recipe demo --precision fp32 bf16      what scoring costs
 python tools/benchmark.py model --against reference   speed and memory beside the authors' way of computing
+python tools/benchmark.py model --growth              C-MoE's time over tokens, leaders and banks
+python tools/benchmark.py model --composing           one kernel a token, or its parts one after the other
 python tools/benchmark.py model --profile             the longest kernels of evaluation and of a training step
 python tools/benchmark.py fit          the largest training batch in 24 GB and 80 GB
 """

@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modalities", type=int, help="of each sample (default: 1; with --against, --composing or --profile: 2)"
     )
     parser.add_argument(
-        "--batch-size", type=int, help="in scoring (default: 8; with --against or --profile on a CPU: 4, on a GPU: 16)"
+        "--batch-size", type=int, help="in scoring (default: 8; with --against or --profile on a GPU: 16)"
     )
     parser.add_argument(
         "--train-batch",
@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> str:
     for recipe, device, precision in product(options.recipe or ["paper"], options.device, options.precision):
         on_gpu = named_device(device).type == "cuda"
         repeats = options.repeats or (20 if on_gpu else 5)
-        modalities, batch_size = options.modalities or 2, options.batch_size or (16 if on_gpu else 4)
+        modalities, batch_size = options.modalities or 2, options.batch_size or (16 if on_gpu else 8)
         train_batch = options.train_batch or (10 if on_gpu else 2)
         if options.against:
             parts.append(compare(Comparison(recipe, device, precision, modalities, batch_size, train_batch, repeats)))

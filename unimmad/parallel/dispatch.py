@@ -27,7 +27,7 @@ class Traffic:
     dispatched: int = 0
     """All that the dispatch sends: maps, ids, scores and the counts that announce them."""
     routed: int = 0
-    """What can't be avoided: one feature map for each distinct token and remote rank that owns a leader of it."""
+    """The maps alone: one for each distinct token and remote rank that owns a leader of it."""
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(self.dispatched + other.dispatched, self.routed + other.routed)
