@@ -189,7 +189,7 @@ def test_options_become_cases(monkeypatch):
     monkeypatch.setattr(benchmark, "compare", lambda case: seen.append(case) or "compared")
     monkeypatch.setattr(benchmark, "growth_tables", lambda *words: f"grown {words}")
     told = benchmark.run(options("--against", "reference", "--growth", "--device", "cpu"))
-    assert seen == [Comparison("paper", "cpu", "fp32", modalities=2, batch_size=4, train_batch=2, repeats=5)]
+    assert seen == [Comparison("paper", "cpu", "fp32", modalities=2, batch_size=8, train_batch=2, repeats=5)]
     assert told == "compared\n\ngrown ('paper', 'cpu', 'fp32', 5)"
 
 
