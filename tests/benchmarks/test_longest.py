@@ -49,4 +49,4 @@ def test_the_option_takes_the_defaults_of_the_comparison(monkeypatch):
     benchmark.add_arguments(parser)
     monkeypatch.setattr(benchmark, "longest_tables", lambda *words: f"profiled {words}")
     told = benchmark.run(parser.parse_args(["--profile", "--device", "cpu", "--train-batch", "3"]))
-    assert told == "profiled ('paper', 'cpu', 'fp32', 2, 4, 3)"
+    assert told == "profiled ('paper', 'cpu', 'fp32', 2, 8, 3)"
