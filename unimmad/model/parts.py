@@ -1,9 +1,9 @@
 """On a processor, a batch of large images is scored a few samples at a time.
 
-A batch saves the overhead of operations, which small maps have and large ones hardly do; its maps take memory for
-every sample. So memory stops to grow with the batch where the batch stops to pay.
+A batch saves the overhead of operations, which is much for small maps and little for large ones, while its maps take
+memory for every sample. So only small images go through as whole batches; docs/speed.md says what others lose by it.
 
-Letters: T tokens, H x W pixels, h x w positions of a level.
+Letters: T tokens, H x W pixels.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ class UniMMAD(nn.Module):
         self.on_routed: Callable[[Sequence[Routing]], None] | None = None
         """Told all gates' decisions, level by level, before any expert computes: what comes to where is then known."""
         self.divide: Callable[[Pass, Tensor, Sequence[int], Tensor], Reconstruction] = at_once
+        """How a batch goes through the network: whole, or in parts whose results are joined."""
         self.train()
 
     def train(self, mode: bool = True) -> UniMMAD:
