@@ -141,6 +141,7 @@ def test_a_bad_value_is_refused_by_key_and_shown(override):
         (["model.banks=3"], ["leaders 8", "banks 3"]),
         (["model.kernel_sizes=[1, 4]"], ["kernel_sizes", "4", "odd"]),
         (["training.global_batch=10", "training.accumulation=4"], ["global_batch 10", "accumulation 4"]),
+        (["training.compile=true", "training.activation_checkpointing=true"], ["compile and activation_checkpointing"]),
         (["evaluation.blur_kernel=6"], ["blur_kernel 6", "odd"]),
     ],
 )

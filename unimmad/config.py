@@ -138,6 +138,10 @@ class TrainingSettings(_Section):
     """``bf16``: autocast over fp32 weights; normalisation, gate, cosine and loss stay fp32."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time, same numbers."""
+    channels_last: bool = False
+    """Lay out maps of backbones and compression with a position's channels side by side: same numbers, to rounding."""
+    compile: bool = False
+    """Compile backbones, input embedding and compression (``torch.compile``): minutes until the first step is done."""
     focal_gamma: Annotated[Real, Field(ge=0)] = 2.0
     balance_epochs: Positive = 200
     """The balance loss is scaled by max(1 - epoch / balance_epochs, balance_floor)."""
@@ -155,6 +159,8 @@ class TrainingSettings(_Section):
     def _check(self) -> TrainingSettings:
         if self.global_batch % self.accumulation:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of accumulation {self.accumulation}")
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("compile and activation_checkpointing do not go together: set one of them to false")
         return self
 
 
@@ -172,6 +178,10 @@ class EvaluationSettings(_Section):
     """Heat maps drawn of each class."""
     leader_cache_mib: NotNegative = 256
     """Memory for routed leaders' composed kernels, kept from batch to batch (27.5 MB a leader at the paper's sizes)."""
+    channels_last: bool = False
+    """As ``training.channels_last``."""
+    compile: bool = False
+    """As ``training.compile``."""
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationSettings:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from functools import partialmethod
 from html import escape
 from pathlib import Path
 from urllib.parse import unquote
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hand_made import hand_made_shards
 from PIL import Image
+from torch import nn
 
 from unimmad.config import load_recipe
 from unimmad.evaluation.comparison import OtherReport
@@ -113,6 +115,15 @@ def test_the_recipes_batch_size_changes_no_number(checkpoint, small_shards, fini
     assert not (tmp_path / "pictures").exists()
     assert alone.page.is_file()
     for ours, theirs in zip(alone.report.classes, finished[0].report.classes, strict=True):
+        assert ours.metrics == pytest.approx(theirs.metrics, abs=CLOSE)
+
+
+@pytest.mark.parametrize("setting", ["channels_last", "compile"])
+def test_another_way_to_compute_changes_no_number(checkpoint, small_shards, finished, tmp_path, monkeypatch, setting):
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    recipe = load_recipe("tiny", [f"evaluation.{setting}=true", "evaluation.pictures_per_class=0"])
+    other = evaluated(dataclasses.replace(checkpoint, recipe=recipe), [small_shards], tmp_path)
+    for ours, theirs in zip(other.report.classes, finished[0].report.classes, strict=True):
         assert ours.metrics == pytest.approx(theirs.metrics, abs=CLOSE)
 
 

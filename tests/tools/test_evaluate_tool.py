@@ -16,6 +16,7 @@ from hand_made import hand_made_checkpoint, hand_made_shards
 
 from unimmad.config import load_recipe
 from unimmad.data.index import load_index
+from unimmad.evaluation import scoring
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "evaluate.py"
 TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"
@@ -188,6 +189,25 @@ def test_options_of_the_run_reach_the_report(typed, trained, tmp_path):
     assert "bf16 on cpu" in out
     assert "depth only" in out
     assert list((tmp_path / "spilled").iterdir()) == []
+
+
+def test_the_way_to_compute_reaches_the_model(typed, trained, tmp_path, monkeypatch):
+    called = []
+    for name in ("use_channels_last", "compile_networks"):
+        monkeypatch.setattr(scoring, name, lambda *_, name=name: called.append(name))
+    words = ["--output-dir", str(tmp_path / "one"), "--workers", "0", "--fresh"]
+    assert typed(trained, *words)[0] == 0
+    assert called == []
+    assert typed(trained, *words, "--channels-last", "--compile")[0] == 0
+    assert called == ["use_channels_last", "compile_networks"]
+
+
+def test_compiling_without_a_compiler_is_one_line_and_code_2(typed, trained, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    code, out, err = typed(trained, "--compile", "--workers", "0", "--device", "cpu", "--fresh")
+    assert (code, out) == (2, "")
+    assert "torch.compile needs a C++ compiler" in err
+    assert err.count("\n") == 1
 
 
 def test_each_modality_and_a_comparison(typed, trained, tmp_path):

@@ -13,11 +13,12 @@ import torch
 from host_reads import host_reads
 from launches import free_port, run
 from parity.cases import Problem
-from parity.problem import Batches, starting_model, weights_of_tokens
+from parity.problem import Batches, Smooth, starting_model, weights_of_tokens
 
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.world import World, join_world, leave_world
+from unimmad.training.checkpointing import weight_pieces
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
 from unimmad.training.run_log import leader_usage
@@ -61,6 +62,31 @@ def test_no_step_reads_a_value_back_to_the_host(parity_shards, world, zero_stage
             guard.watch(step, loss.total)
         assert reads == []
     assert guard.first_bad_step() is None
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_channels_last_trains_to_the_same_weights_and_the_teachers_own_stay(parity_shards, world, zero_stage):
+    ends = []
+    for overrides in ((), ("training.channels_last=true",)):
+        problem = Problem("layout", overrides=overrides)
+        batches, settings = Batches(parity_shards, problem), problem.recipe.training
+        engine = engine_at(zero_stage, problem, batches, world)
+        start = starting_model(problem, batches).state_dict()
+        for step in range(2):
+            batch = batches.at(step)
+            with Smooth():
+                micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
+        pieces = {piece.name: piece.values.clone() for piece in weight_pieces(engine)}
+        assert pieces.keys() == start.keys()
+        assert all(torch.equal(pieces[name], start[name]) for name in start if name.startswith("teacher."))
+        assert engine.model.folded_teacher is not None
+        ends.append(pieces)
+        assert engine.model.memory_format is (torch.channels_last if overrides else torch.contiguous_format)
+    plain, changed = ends
+    moved = [name for name in start if name.startswith("encoder.") and not torch.equal(plain[name], start[name])]
+    assert moved
+    for name, value in changed.items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-5)
 
 
 def test_where_leaders_live_on_other_ranks_a_step_fetches_once(parity_shards, tmp_path):

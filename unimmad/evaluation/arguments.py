@@ -51,6 +51,8 @@ def _add_computing(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 on a GPU that has it, else fp32")
     group.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")
     group.add_argument("--workers", type=int, help="loader processes; default: the recipe's")
+    group.add_argument("--channels-last", action="store_true", help="another layout of maps in memory")
+    group.add_argument("--compile", action="store_true", help="torch.compile; the first images take minutes")
     group.add_argument("--cache-dir", type=Path, help="for shards from URLs; default: ~/.cache/unimmad")
     group.add_argument(
         "--spill", type=Path, metavar="DIR", help="keep pixel scores in files there, for classes larger than memory"
@@ -96,7 +98,7 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
 
 
 def chosen_checkpoint(arguments: argparse.Namespace) -> LoadedCheckpoint:
-    """The checkpoint named, or the newest run's; with the batch size asked for.
+    """The checkpoint named, or the newest run's; with the batch size asked for and the way to compute.
 
     Raises:
         ValueError: there is none, or it can't be loaded.
@@ -107,11 +109,12 @@ def chosen_checkpoint(arguments: argparse.Namespace) -> LoadedCheckpoint:
         if folder is None:
             raise ValueError(f"no run in {RUNS}/ yet; train one first: {TRAINING_COMMAND}")
     checkpoint = load_checkpoint(find_checkpoint(folder))
-    if arguments.batch_size is None:
-        return checkpoint
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size {arguments.batch_size} must be 1 or more")
-    settings = checkpoint.recipe.evaluation.model_copy(update={"batch_size": arguments.batch_size})
+    changes = {name: True for name in ("channels_last", "compile") if getattr(arguments, name)}
+    if arguments.batch_size is not None:
+        if arguments.batch_size < 1:
+            raise ValueError(f"--batch-size {arguments.batch_size} must be 1 or more")
+        changes["batch_size"] = arguments.batch_size
+    settings = checkpoint.recipe.evaluation.model_copy(update=changes)
     return replace(checkpoint, recipe=checkpoint.recipe.model_copy(update={"evaluation": settings}))
 
 

@@ -28,10 +28,9 @@ from unimmad.evaluation.published import published_rows
 from unimmad.evaluation.report import Report
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.scoring import MaskRule, Precision, default_precision
+from unimmad.evaluation.scoring import MaskRule, Precision, default_precision, scoring_form
 from unimmad.evaluation.tables import write_image_scores, write_tables
 from unimmad.model.convolution import transforms_are_used
-from unimmad.model.inference import for_inference
 
 NOT_IN_NUMBERS = frozenset({"batch_size", "pictures_per_class", "leader_cache_mib"})
 """Evaluation settings that change no number."""
@@ -111,7 +110,7 @@ def evaluate_checkpoint(
         )
     skip_log = SkipLog("it is left out")
     scored_classes = evaluate_classes(
-        for_inference(checkpoint.model.to(device), settings.leader_cache_mib * 2**20),
+        scoring_form(checkpoint.model, settings, device),
         shards,
         split,
         settings,

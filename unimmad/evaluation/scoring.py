@@ -15,6 +15,8 @@ from torch import Tensor
 from unimmad.config import EvaluationSettings
 from unimmad.data.sample import Batch
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
+from unimmad.model.execution import compile_networks, use_channels_last
+from unimmad.model.inference import for_inference
 from unimmad.model.routing import Routing
 from unimmad.model.unimmad import UniMMAD
 
@@ -54,6 +56,20 @@ def default_precision(device: torch.device) -> Precision:
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16"
     return "fp32"
+
+
+def scoring_form(model: UniMMAD, settings: EvaluationSettings, device: torch.device) -> UniMMAD:
+    """``model`` in its inference form, on ``device``, computed as ``settings`` say; in place.
+
+    Raises:
+        ValueError: ``settings.compile``, and this machine lacks what it needs.
+    """
+    model = for_inference(model.to(device), settings.leader_cache_mib * 2**20)
+    if settings.channels_last:
+        use_channels_last(model)
+    if settings.compile:
+        compile_networks(model, device)
+    return model
 
 
 def score_batch(

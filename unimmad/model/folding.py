@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from typing import cast
 
-from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+Convolution = nn.Conv2d | nn.ConvTranspose2d
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +40,25 @@ def fold_batchnorm(network: nn.Module) -> int:
             continue
         if len(source.users) > 1:
             continue
-        transposed = isinstance(convolution, nn.ConvTranspose2d)
-        network.set_submodule(str(source.target), fuse_conv_bn_eval(convolution, norm, transposed))
+        network.set_submodule(str(source.target), _folded(convolution, norm))
         network.set_submodule(str(node.target), nn.Identity())
         folded += 1
+    return folded
+
+
+def _folded(convolution: Convolution, norm: nn.BatchNorm2d) -> Convolution:
+    """Not torch's ``fuse_conv_bn_eval``, which deep-copies the convolution: fake tensors can't be."""
+    folded = copy.copy(convolution)
+    folded._parameters = convolution._parameters.copy()
+    folded.weight, bias = fuse_conv_bn_weights(
+        convolution.weight,
+        convolution.bias,
+        cast(Tensor, norm.running_mean),
+        cast(Tensor, norm.running_var),
+        norm.eps,
+        norm.weight,
+        norm.bias,
+        transpose=isinstance(convolution, nn.ConvTranspose2d),
+    )
+    folded.bias = bias
     return folded

@@ -44,6 +44,7 @@ def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Uni
         model.on_routed.resize(cache_bytes)
         return model
     model.eval().requires_grad_(False)
+    model.folded_teacher = None  # the teacher itself is folded
     blocks = [module for module in model.compression.modules() if isinstance(module, BasicBlock | DecoderBottleneck)]
     for network in (model.teacher, model.encoder, model.input_embedding.stem, *blocks):
         fold_batchnorm(network)

@@ -19,6 +19,7 @@ from unimmad.model.anomaly_map import anomaly_maps, cosine_distance
 from unimmad.model.backbone import Backbone, freeze_batchnorm
 from unimmad.model.compression import FeatureCompression
 from unimmad.model.cross_moe import CrossMoE
+from unimmad.model.folded_teacher import FoldedTeacher
 from unimmad.model.input_embedding import InputEmbedding
 from unimmad.model.routing import Routing
 
@@ -106,6 +107,10 @@ class UniMMAD(nn.Module):
         """Told all gates' decisions, level by level, before any expert computes: what comes to where is then known."""
         self.divide: Callable[[Pass, Tensor, Sequence[int], Tensor], Reconstruction] = at_once
         """How a batch goes through the network: whole, or in parts whose results are joined."""
+        self.folded_teacher: FoldedTeacher | None = None
+        """Gives the teacher's maps in its place, once its weights are final."""
+        self.memory_format = torch.contiguous_format
+        """Of the maps of backbones and compression."""
         self.train()
 
     def train(self, mode: bool = True) -> UniMMAD:
@@ -115,6 +120,10 @@ class UniMMAD(nn.Module):
         if self.architecture.frozen_encoder_batchnorm:
             freeze_batchnorm(self.encoder)
         return self
+
+    def fold_teacher(self) -> None:
+        """From now on maps come from a folded copy of the teacher, on its device, whose weights are final."""
+        self.folded_teacher = FoldedTeacher(self.teacher)
 
     def copy_teacher_into_encoder(self) -> None:
         """Start the encoder from the teacher's weights (both are ImageNet's in the paper)."""
@@ -133,15 +142,14 @@ class UniMMAD(nn.Module):
     ) -> Reconstruction:
         batch = len(tokens_per_sample)
         sample_of_token_T = _sample_of_token(tokens_per_sample, images_TCHW.device)
-        with torch.no_grad():
-            teacher_maps = self.teacher(images_TCHW)
+        targets = self._targets(images_TCHW)
         embedded_BCHW = self.input_embedding(images_TCHW, sample_of_token_T, slot_of_token_T, batch)
-        shared_maps = self.compression(self.encoder(embedded_BCHW))
-        targets = [F.normalize(features.float(), dim=1) for features in teacher_maps]
+        embedded_BCHW = embedded_BCHW.contiguous(memory_format=self.memory_format)
+        shared_maps = [_unit_features(features) for features in self.compression(self.encoder(embedded_BCHW))]
         levels = cast(list[CrossMoE], self.levels)
         keys, routings = [], []
         for level, shared_BChw, target_TChw in zip(levels, shared_maps, targets, strict=True):
-            key_BEhw, routing = level.route(F.normalize(shared_BChw.float(), dim=1), target_TChw, sample_of_token_T)
+            key_BEhw, routing = level.route(shared_BChw, target_TChw, sample_of_token_T)
             keys.append(key_BEhw)
             routings.append(tuple(routing))
         if self.on_routed is not None:
@@ -152,6 +160,14 @@ class UniMMAD(nn.Module):
             distances.append(cosine_distance(target_TChw, reconstruction_TChw))
         return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch)
 
+    def _targets(self, images_TCHW: Tensor) -> list[Tensor]:
+        """The teacher's features of every level, each position's of length 1: [T, C_l, h, w]."""
+        teacher = self.folded_teacher or self.teacher
+        with torch.inference_mode():
+            maps = teacher(images_TCHW.contiguous(memory_format=self.memory_format))
+        # Outside, or the backward pass could not save what is made of them.
+        return [_unit_features(features) for features in maps]
+
     def maps(self, reconstruction: Reconstruction) -> Tensor:
         """Anomaly maps before blurring: float32 [B, H, W]."""
         return anomaly_maps(
@@ -160,6 +176,11 @@ class UniMMAD(nn.Module):
             reconstruction.batch,
             self.architecture.image_size,
         )
+
+
+def _unit_features(features_NChw: Tensor) -> Tensor:
+    """In float32, laid out as C-MoE takes them."""
+    return F.normalize(features_NChw.float(), dim=1).contiguous()
 
 
 def _sample_of_token(tokens_per_sample: Sequence[int], device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
 from unimmad.config import TrainingSettings
+from unimmad.model.execution import compile_networks, use_channels_last
 from unimmad.model.recomputing import recompute_activations
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.batchnorm import synchronise_batchnorm
@@ -101,10 +102,10 @@ _NO_ZERO: Any = object()
 def build_engine(
     model: UniMMAD, settings: DeepSpeedSettings, training: TrainingSettings, world: World, ep_size: int
 ) -> Engine:
-    """Place the model's leaders, synchronise its BatchNorm, and hand it to DeepSpeed.
+    """Place the model's leaders, synchronise its BatchNorm, hand it to DeepSpeed, and fold its teacher.
 
     Raises:
-        ValueError: as ``engine_config``.
+        ValueError: as ``engine_config``, or ``training.compile`` is set and this machine lacks what it needs.
     """
     config = engine_config(settings, training, world.size)
     deepspeed_logger.setLevel(logging.WARNING)
@@ -122,6 +123,12 @@ def build_engine(
     if training.gradient_clipping and settings.zero_stage == 0:
         _clip_before_each_step(optimizer, training.gradient_clipping)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    model.fold_teacher()
+    model.teacher.to("cpu")  # checkpoints alone need it now
+    if training.channels_last:
+        use_channels_last(model)
+    if training.compile:
+        compile_networks(model, world.device)
     return Engine(engine, model, world, ep_size)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from unimmad.config import EvaluationSettings
 from unimmad.data.prepare import normalisation
+from unimmad.evaluation.scoring import scoring_form
 from unimmad.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
-from unimmad.model.inference import for_inference
 from unimmad.model.unimmad import UniMMAD
 from unimmad.prediction.reading import PreparedSample
 
@@ -41,7 +41,7 @@ class ModelEngine:
     """The local form of the model, brought into its inference form."""
 
     def __init__(self, model: UniMMAD, settings: EvaluationSettings, device: torch.device) -> None:
-        self.model = for_inference(model.to(device), settings.leader_cache_mib * 2**20)
+        self.model = scoring_form(model, settings, device)
         self.settings = settings
         self.device = device
 

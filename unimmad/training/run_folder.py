@@ -111,6 +111,8 @@ _FREE = {
     "data.cache_gb",
     "data.resized_cache_gb",
     "training.activation_checkpointing",
+    "training.channels_last",
+    "training.compile",
     "training.log_every",
     "training.evaluate_every",
     "training.checkpoint_every",
