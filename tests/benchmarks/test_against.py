@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import argparse
+from functools import partialmethod
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from unimmad.benchmarks import clock
@@ -76,6 +78,35 @@ def test_evaluation_is_measured_one_by_one_and_in_a_batch():
         ("ours, no kernels kept", 1),
     ]
     assert len(contestants(comparison(batch_size=1), "evaluation")) == 3
+
+
+def test_variants_of_ours_compete_in_evaluation_and_training():
+    case = comparison(variants=("channels_last", "compile"))
+    added = {
+        task: [(one.form, one.batch) for one in contestants(case, task) if one not in contestants(comparison(), task)]
+        for task in TASKS
+    }
+    assert added == {
+        "evaluation": [("ours, channels last", 3), ("ours, compiled", 3)],
+        "training step": [("ours, channels last", 2), ("ours, compiled", 2)],
+        "C-MoE, inference": [],
+        "C-MoE, forward and backward": [],
+    }
+
+
+@pytest.mark.parametrize("task", ["evaluation", "training step"])
+def test_variants_give_the_same(task, monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    result = measure_task(comparison(variants=("channels_last", "compile")), task)
+    assert {contestant.form for contestant in result.runs} >= {"ours, channels last", "ours, compiled"}
+    assert 0 < result.difference <= 1e-4 * result.largest
+
+
+def test_a_variant_computes_in_its_own_way_and_ours_does_not():
+    bench = Workbench(load_recipe("tiny"), CPU, "fp32", modalities=1)
+    for form, wanted in (("ours, channels last", torch.channels_last), ("ours", torch.contiguous_format)):
+        assert bench._for_training(form).memory_format is bench._for_evaluation(form).memory_format is wanted
+        assert bench._for_training(form).folded_teacher is not None
 
 
 def test_without_kept_kernels_the_maps_are_the_same_for_more_operations():
@@ -198,6 +229,7 @@ def test_options_become_cases(monkeypatch):
     [
         (["--against", "reference", "--train-batch", "0"], "--train-batch 0 must be 1 or more"),
         (["--train-batch", "2"], "--train-batch is for --against"),
+        (["--variants", "compile"], "--variants is for --against"),
         (["--against", "reference", "--recipe", "tiny", "--modalities", "5", "--device", "cpu"], "has 4 slots"),
         (["--against", "reference", "--recipe", "tinny", "--device", "cpu"], "did you mean tiny"),
         (["--growth", "--device", "cuda:99"], "--device cuda:99 can't be used"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unimmad.benchmarks.workbench import FORMS, Form
+from unimmad.benchmarks.workbench import FORMS, VARIANTS, Form
 from unimmad.evaluation.scoring import Precision
 
 EVALUATION = "evaluation"
@@ -27,6 +27,8 @@ class Comparison:
     """Of ours in the second row of evaluation."""
     train_batch: int
     repeats: int
+    variants: tuple[str, ...] = ()
+    """Settings, of ``VARIANTS``, that evaluation and training step are measured with, too."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,11 @@ class TaskResult:
 
 def contestants(case: Comparison, task: str) -> list[Contestant]:
     """Those of a task; the first is the reference."""
+    forms: list[Form] = [VARIANTS[setting] for setting in case.variants]
     if task == EVALUATION:
         batches = sorted({1, case.batch_size})
         ours = [Contestant(task, "ours", batch) for batch in batches]
-        return [Contestant(task, "reference", 1), *ours, Contestant(task, "ours, no kernels kept", 1)]
+        varied = [Contestant(task, form, case.batch_size) for form in forms]
+        return [Contestant(task, "reference", 1), *ours, Contestant(task, "ours, no kernels kept", 1), *varied]
     batch = 1 if task == DECODING else case.train_batch
-    return [Contestant(task, form, batch) for form in FORMS]
+    return [Contestant(task, form, batch) for form in (*FORMS, *(forms if task == TRAINING else ()))]

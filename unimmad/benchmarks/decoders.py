@@ -58,13 +58,14 @@ def decoder_model(settings: ModelSettings, device: torch.device, levels: Sequenc
 
 def with_given_maps(network: Any, shared: Sequence[Tensor], teacher: Sequence[Tensor]) -> Any:
     """``network`` with given maps in place of all that comes before C-MoE; itself it stays as it is."""
-    given = {"teacher": list(teacher), "input_embedding": None, "encoder": None, "compression": list(shared)}
+    given = {"teacher": list(teacher), "input_embedding": torch.empty(0), "encoder": None, "compression": list(shared)}
     network = copy.copy(network)
     network._modules = network._modules.copy()
     for name, value in given.items():
         assert isinstance(getattr(network, name), nn.Module)
         setattr(network, name, Given(value))
     network.divide = at_once  # what is given is the whole batch's
+    network.folded_teacher = None
     return network
 
 

@@ -29,10 +29,10 @@ from unimmad.benchmarks.composing import composing_table
 from unimmad.benchmarks.growth import growth_tables
 from unimmad.benchmarks.longest import longest_tables
 from unimmad.benchmarks.markdown import markdown_table
+from unimmad.benchmarks.workbench import VARIANTS
 from unimmad.config import load_recipe
-from unimmad.evaluation.scoring import named_device
+from unimmad.evaluation.scoring import named_device, scoring_form
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
-from unimmad.model.inference import for_inference
 
 HELP = "cost of the model: parameters, FLOPs, images/s, latency, peak memory"
 PRECISIONS = ("fp32", "bf16")
@@ -75,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", choices=["reference"], help="compare with the authors' way of computing, on the same weights"
     )
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=[], help="with --against: measure ours with these, too"
+    )
     parser.add_argument("--growth", action="store_true", help="C-MoE's time over tokens, leaders and banks")
     parser.add_argument("--composing", action="store_true", help="both ways through a branch, beside training's choice")
     parser.add_argument(
@@ -115,6 +118,8 @@ def run(options: argparse.Namespace) -> str:
             raise ValueError(f"--{name.replace('_', '-')} {number} must be 1 or more")
     if options.train_batch is not None and not (options.against or options.profile):
         raise ValueError("--train-batch is for --against reference and --profile")
+    if options.variants and not options.against:
+        raise ValueError("--variants is for --against reference")
     if not (options.against or options.growth or options.composing or options.profile):
         return costs(options)
     parts = []
@@ -124,7 +129,8 @@ def run(options: argparse.Namespace) -> str:
         modalities, batch_size = options.modalities or 2, options.batch_size or (16 if on_gpu else 8)
         train_batch = options.train_batch or (10 if on_gpu else 2)
         if options.against:
-            parts.append(compare(Comparison(recipe, device, precision, modalities, batch_size, train_batch, repeats)))
+            sizes = modalities, batch_size, train_batch, repeats
+            parts.append(compare(Comparison(recipe, device, precision, *sizes, tuple(options.variants))))
         if options.growth:
             parts.append(growth_tables(recipe, device, precision, repeats))
         if options.composing:
@@ -163,7 +169,7 @@ def measure(case: Case) -> Cost:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     settings, size = recipe.evaluation, recipe.model.image_size
-    for_inference(model, settings.leader_cache_mib * 2**20)
+    scoring_form(model, settings, device)
 
     def scorer(batch_size: int) -> Work:
         images_TCHW = torch.randn(batch_size * case.modalities, 3, size, size, device=device)

@@ -21,13 +21,16 @@ from unimmad.config import Recipe
 from unimmad.evaluation.scoring import Precision
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.backbone import calibrate_batchnorm
+from unimmad.model.execution import compile_networks, use_channels_last
 from unimmad.model.inference import DEFAULT_CACHE_BYTES, for_inference
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 from unimmad.training.loss import unimmad_loss
 
-Form = Literal["reference", "ours", "ours, no kernels kept"]
-"""The last is for evaluation only: what ours costs where no leader's product is at hand."""
+Form = Literal["reference", "ours", "ours, no kernels kept", "ours, channels last", "ours, compiled"]
+"""No kernels kept is for evaluation only: what ours costs where no leader's product is at hand."""
 FORMS: tuple[Form, ...] = ("reference", "ours")
+VARIANTS: dict[str, Form] = {"channels_last": "ours, channels last", "compile": "ours, compiled"}
+"""Settings of training and evaluation, and the forms that have them."""
 LEADER_STD = 1.0
 """Of the leaders' logits: at the paper's start all leaders are almost equal, and a wrong route would not show."""
 
@@ -73,9 +76,12 @@ class Workbench:
         self.precision = precision
         self.modalities = modalities
         self.one_form = one_form
+        self.decoders_only = decoders_only
         self.fused_reference = False
         """Whether the reference's Adam is fused as ours is: on fake tensors the plain one can't read its steps."""
         self._optimizers: dict[Form, torch.optim.Optimizer] = {}
+        self._evaluated: dict[Form, Any] = {}
+        self._trained: dict[Form, Any] = {}
         settings = recipe.model.model_copy(update={"initial_leader_std": LEADER_STD})
         with torch.random.fork_rng(), device:
             torch.manual_seed(0)
@@ -164,20 +170,13 @@ class Workbench:
     def reference(self) -> ReferenceUniMMAD:
         return ReferenceUniMMAD(self.model)
 
-    @cached_property
-    def _ours_for_evaluation(self) -> Any:
-        return evaluation_form(self.model if self.one_form else copy.deepcopy(self.model))
-
-    @cached_property
-    def _ours_without_products(self) -> Any:
-        return evaluation_form(self.model if self.one_form else copy.deepcopy(self.model), cache_bytes=0)
-
     def _optimizer(self, form: Form) -> torch.optim.Optimizer:
         """Adam: ours fused, as in training; the reference's as PyTorch gives it. Rate 0 does the same work and leaves
         the weights, which are the same for both."""
         if form not in self._optimizers:
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            fused = True if form == "ours" or self.fused_reference else None
+            network = self.model if form == "reference" else self._for_training(form)
+            trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            fused = True if form != "reference" or self.fused_reference else None
             self._optimizers[form] = torch.optim.Adam(trained, lr=0.0, fused=fused)
         return self._optimizers[form]
 
@@ -187,10 +186,30 @@ class Workbench:
     def _for_evaluation(self, form: Form) -> Any:
         if form == "reference":
             return self.reference.eval()
-        return self._ours_for_evaluation if form == "ours" else self._ours_without_products
+        if form not in self._evaluated:
+            cache_bytes = 0 if form == "ours, no kernels kept" else DEFAULT_CACHE_BYTES
+            model = self.model if self.one_form else copy.deepcopy(self.model)
+            self._evaluated[form] = self._varied(evaluation_form(model, cache_bytes), form)
+        return self._evaluated[form]
 
     def _for_training(self, form: Form) -> Any:
-        return (self.reference if form == "reference" else self.model).train()
+        if form == "reference":
+            return self.reference.train()
+        if form not in self._trained:
+            model = self.model if self.one_form or form == "ours" else copy.deepcopy(self.model)
+            if not self.decoders_only:
+                model.fold_teacher()
+                if self.one_form and self.device.type != "cpu":
+                    model.teacher.to("cpu")  # as in training
+            self._trained[form] = self._varied(model, form)
+        return self._trained[form].train()
+
+    def _varied(self, model: UniMMAD, form: Form) -> UniMMAD:
+        if form == VARIANTS["channels_last"]:
+            use_channels_last(model)
+        if form == VARIANTS["compile"]:
+            compile_networks(model, self.device)
+        return model
 
     def _forward(self, network: Any, form: Form, inputs: Inputs) -> Reconstruction:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=form != "reference" and self.precision == "bf16"):
@@ -201,6 +220,6 @@ class Workbench:
         return unimmad_loss(output, weights_T, 1.0, self.recipe.training.focal_gamma).total
 
 
-def evaluation_form(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Any:
+def evaluation_form(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> UniMMAD:
     """What evaluation runs; ``model`` is changed for it."""
     return for_inference(model, cache_bytes)
