@@ -6,10 +6,11 @@ from functools import partialmethod
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from unimmad.assembly import new_model
 from unimmad.config import load_recipe
-from unimmad.model import execution
+from unimmad.model import convolution, execution
 from unimmad.model.backbone import calibrate_batchnorm
 from unimmad.model.execution import compile_networks, use_channels_last
 from unimmad.model.inference import for_inference
@@ -105,6 +106,20 @@ def test_compiled_networks_keep_their_names_and_numbers(model, traced_only, fold
         assert network._compiled_call_impl is not None
     assert changed.state_dict().keys() == model.state_dict().keys()
     assert_trains_and_scores_alike(changed, model)
+
+
+@pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="this PyTorch or processor has no NNPACK")
+def test_transformed_convolutions_of_compiled_networks(model, traced_only, monkeypatch):
+    expected = distances(copy.deepcopy(model))
+    for name in ("LEAST_POSITIONS", "LEAST_MULTIPLY_ADDS"):
+        monkeypatch.setattr(convolution, name, 1)
+    fast = for_inference(model)
+    compile_networks(fast, CPU)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        found = distances(fast)
+    assert "aten::_nnpack_spatial_convolution" in {event.key for event in profiler.key_averages()}
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.long

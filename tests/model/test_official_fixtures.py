@@ -18,6 +18,7 @@ from unimmad.assembly import architecture_of
 from unimmad.checkpoint.released import load_released, our_name, translate
 from unimmad.config import load_recipe
 from unimmad.model import convolution
+from unimmad.model.folded_teacher import FoldedTeacher
 from unimmad.model.inference import for_inference
 from unimmad.model.unimmad import UniMMAD
 from unimmad.training.loss import unimmad_loss
@@ -130,7 +131,10 @@ def test_the_inference_forms_outputs(official, transformed, cache_bytes, monkeyp
     assert any(choices) is transformed
 
 
-def test_training_losses_and_gradient_norms(official):
+@pytest.mark.parametrize("folded", [False, True], ids=["plain teacher", "folded teacher"])
+def test_training_losses_and_gradient_norms(official, folded, monkeypatch):
+    if folded:
+        monkeypatch.setattr(official.model, "folded_teacher", FoldedTeacher(official.model.teacher))
     official.model.train()
     official.model.zero_grad()
     loss = official.loss(official.forward())

@@ -11,7 +11,6 @@ Letters: N images, C channels in, O channels out, H x W positions, k x k kernel.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +38,11 @@ def fast_convolution(x_NCHW: Tensor, kernel_OCkk: Tensor, bias_O: Tensor | None 
     """The same, transformed where that pays: [N, O, H, W]. Without gradients."""
     if not transforms_pay(x_NCHW, kernel_OCkk):
         return plain_convolution(x_NCHW, kernel_OCkk, bias_O)
+    return _transformed_convolution(x_NCHW, kernel_OCkk, bias_O)
+
+
+@torch.compiler.disable  # torch.compile does not know NNPACK
+def _transformed_convolution(x_NCHW: Tensor, kernel_OCkk: Tensor, bias_O: Tensor | None) -> Tensor:
     padding = [kernel_OCkk.shape[-1] // 2] * 2
     # One by one: NNPACK's form for batches is slower, and an image's numbers must not hang on those beside it.
     outputs = [torch._nnpack_spatial_convolution(x_1CHW, kernel_OCkk, bias_O, padding) for x_1CHW in x_NCHW.split(1)]
@@ -102,7 +106,7 @@ def _keeps_size(module: nn.Module) -> bool:
     )
 
 
-@cache
+@torch.compiler.assume_constant_result
 def _nnpack_is_there() -> bool:
     """Whether PyTorch was built with it and the processor has what it needs; asking prepares it."""
     return torch.backends.nnpack.is_available()
