@@ -135,7 +135,8 @@ class TrainingSettings(_Section):
     gradient_clipping: Annotated[Real, Field(ge=0)] = 0.0
     """Largest norm of the whole gradient; 0 is off."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """``bf16``: autocast over fp32 weights; normalisation, gate, cosine and loss stay fp32."""
+    """``bf16``: autocast over fp32 weights; normalisation (the teacher's, which is folded, excepted), gate, cosine and
+    loss stay fp32."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time, same numbers."""
     channels_last: bool = False
@@ -181,7 +182,7 @@ class EvaluationSettings(_Section):
     channels_last: bool = False
     """As ``training.channels_last``."""
     compile: bool = False
-    """As ``training.compile``."""
+    """As ``training.compile``; in reports, not in prediction."""
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationSettings:

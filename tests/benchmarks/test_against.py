@@ -107,6 +107,29 @@ def test_a_variant_computes_in_its_own_way_and_ours_does_not():
     for form, wanted in (("ours, channels last", torch.channels_last), ("ours", torch.contiguous_format)):
         assert bench._for_training(form).memory_format is bench._for_evaluation(form).memory_format is wanted
         assert bench._for_training(form).folded_teacher is not None
+    for form, wanted in (("ours, compiled", True), ("ours", False)):
+        networks = bench._for_training(form).folded_teacher.network, bench._for_evaluation(form).encoder
+        assert [network._compiled_call_impl is not None for network in networks] == [wanted, wanted]
+
+
+def test_counting_leaves_compiled_networks_compiled(monkeypatch):
+    """A function that PyTorch meets inside a counter would never be compiled again."""
+    ran = []
+
+    def backend(graph, _):
+        return lambda *given: ran.append(1) or graph.forward(*given)
+
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    torch._dynamo.reset()
+    bench = Workbench(load_recipe("tiny"), CPU, "fp32", modalities=1)
+    step, plain = bench.training_step("ours, compiled", 1), bench.training_step("ours", 1)
+    step()
+    assert ran
+    ran.clear()
+    assert counted(step)[1] == counted(plain)[1]
+    assert not ran
+    step()
+    assert ran
 
 
 def test_without_kept_kernels_the_maps_are_the_same_for_more_operations():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import json
@@ -122,7 +123,10 @@ def test_the_recipes_batch_size_changes_no_number(checkpoint, small_shards, fini
 def test_another_way_to_compute_changes_no_number(checkpoint, small_shards, finished, tmp_path, monkeypatch, setting):
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
     recipe = load_recipe("tiny", [f"evaluation.{setting}=true", "evaluation.pictures_per_class=0"])
-    other = evaluated(dataclasses.replace(checkpoint, recipe=recipe), [small_shards], tmp_path)
+    model = copy.deepcopy(checkpoint.model)
+    other = evaluated(dataclasses.replace(checkpoint, recipe=recipe, model=model), [small_shards], tmp_path)
+    assert (model.memory_format is torch.channels_last) is (setting == "channels_last")
+    assert (model.encoder._compiled_call_impl is not None) is (setting == "compile")
     for ours, theirs in zip(other.report.classes, finished[0].report.classes, strict=True):
         assert ours.metrics == pytest.approx(theirs.metrics, abs=CLOSE)
 

@@ -13,7 +13,7 @@ from unimmad.assembly import new_model
 from unimmad.config import load_recipe
 from unimmad.model import convolution, execution
 from unimmad.model.backbone import calibrate_batchnorm
-from unimmad.model.execution import compile_networks, use_channels_last
+from unimmad.model.execution import check_compiling, compile_networks, use_channels_last
 from unimmad.model.inference import for_inference
 from unimmad.model.unimmad import UniMMAD
 from unimmad.training.loss import unimmad_loss
@@ -141,7 +141,7 @@ def test_compiled_to_code_they_give_the_same_numbers(model):
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("cpu", r"torch.compile needs a C\+\+ compiler \(g\+\+, or what CXX names\) for cpu"), ("cuda", "needs Triton")],
+    [("cpu", r"torch.compile needs a C\+\+ compiler \(g\+\+, or the program"), ("cuda", "needs Triton")],
 )
 def test_without_a_compiler_it_says_so(model, monkeypatch, device, message):
     monkeypatch.setattr(execution.shutil, "which", lambda _: None)
@@ -153,5 +153,20 @@ def test_without_a_compiler_it_says_so(model, monkeypatch, device, message):
 def test_on_a_gpu_triton_needs_a_c_compiler(model, monkeypatch):
     monkeypatch.setattr(execution.shutil, "which", lambda _: None)
     monkeypatch.setattr(execution, "has_triton", lambda: True)
-    with pytest.raises(ValueError, match=r"a C compiler \(gcc, or what CC names\)"):
+    with pytest.raises(ValueError, match=r"a C compiler \(gcc or clang, or the program that CC names\)"):
         compile_networks(model, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("named", ["no-such-compiler", "ccache g++"])
+def test_the_compiler_that_is_named_is_the_one_that_counts(monkeypatch, named):
+    """As for PyTorch, which does not go on to another one."""
+    monkeypatch.setenv("CXX", named)
+    with pytest.raises(ValueError, match="a C\\+\\+ compiler"):
+        check_compiling(CPU)
+
+
+def test_pythons_header_files_are_needed(monkeypatch, tmp_path):
+    monkeypatch.setattr(execution.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr(execution.shutil, "which", lambda name: name)
+    with pytest.raises(ValueError, match=r"Python's header files \(python3-dev\) for cpu"):
+        check_compiling(CPU)

@@ -202,8 +202,16 @@ def test_the_way_to_compute_reaches_the_model(typed, trained, tmp_path, monkeypa
     assert called == ["use_channels_last", "compile_networks"]
 
 
+def test_what_the_recipe_switches_on_can_be_switched_off(typed, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "compile_networks", lambda *_: pytest.fail("it compiles"))
+    recipe = load_recipe("tiny", ["evaluation.compile=true"])
+    hand_made_checkpoint(tmp_path / "run", recipe, [trained / "data/small"])
+    assert typed(tmp_path, "--checkpoint", "run", "--workers", "0", "--no-compile")[0] == 0
+
+
 def test_compiling_without_a_compiler_is_one_line_and_code_2(typed, trained, monkeypatch):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
     code, out, err = typed(trained, "--compile", "--workers", "0", "--device", "cpu", "--fresh")
     assert (code, out) == (2, "")
     assert "torch.compile needs a C++ compiler" in err

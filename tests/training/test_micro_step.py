@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ from host_reads import host_reads
 from launches import free_port, run
 from parity.cases import Problem
 from parity.problem import Batches, Smooth, starting_model, weights_of_tokens
+from torch import nn
 
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
 from unimmad.parallel.engine import Engine, build_engine
@@ -87,6 +89,21 @@ def test_channels_last_trains_to_the_same_weights_and_the_teachers_own_stay(pari
     assert moved
     for name, value in changed.items():
         torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_compiled_is_what_a_step_runs(parity_shards, world, monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    losses = []
+    for overrides in ((), ("training.compile=true",)):
+        problem = Problem("compiled", overrides=overrides)
+        batches, settings = Batches(parity_shards, problem), problem.recipe.training
+        engine = engine_at(0, problem, batches, world)
+        model = engine.model
+        networks = model.folded_teacher.network, model.input_embedding, model.encoder, model.compression
+        assert [network._compiled_call_impl is not None for network in networks] == [bool(overrides)] * 4
+        _, loss = micro_step(engine, batches.at(0), weights_of_tokens(batches.at(0)), 1.0, settings)
+        losses.append(loss.total.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_where_leaders_live_on_other_ranks_a_step_fetches_once(parity_shards, tmp_path):

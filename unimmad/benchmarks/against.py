@@ -65,20 +65,20 @@ def measure_task(case: Comparison, task: str) -> TaskResult:
     if task == EVALUATION:
         bench.settle_batchnorm()
     works = {contestant: work_of(bench, contestant) for contestant in racing}
-    for work in works.values():  # what ours makes once and keeps does not count
-        work()
-    first = {contestant: counted(work) for contestant, work in works.items()}
+    # Before anything is counted: what ours makes once and keeps does not count.
+    outcomes = [work() for work in works.values()]
+    operations = {contestant: counted(work)[1] for contestant, work in works.items()}
     precisions: set[str] = {"fp32", case.precision}
     products = {name: matrix_product(_dtype(name), device) for name in sorted(precisions)}
     seconds = interleaved_seconds(_named(works, products), _warm_ups(device), device, f"{task}: warm-up")
     seconds = interleaved_seconds(_named(works, products), case.repeats, device, task)
     rates = {name: flops / statistics.median(seconds[_product(name)]) for name, (_, flops) in products.items()}
     runs = {}
-    for contestant, (_, flops) in first.items():
+    for contestant, flops in operations.items():
         median = statistics.median(seconds[contestant.name])
         rate = rates["fp32" if contestant.form == "reference" else case.precision]
         runs[contestant] = Run(median, flops, flops / median / rate)
-    reference, *ours = [outcome for outcome, _ in first.values()]
+    reference, *ours = outcomes
     return TaskResult(runs, _largest_difference(reference, ours), float(reference.abs().max()), rates)
 
 

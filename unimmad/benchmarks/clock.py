@@ -80,7 +80,8 @@ def counted(work: Work) -> tuple[Tensor, int]:
             torch.ops.aten._nnpack_spatial_convolution: transformed_convolution_flops,
         },
     )
-    with counter:
+    # Uncompiled: a function met inside a counter is never compiled again, and what is compiled hides operations.
+    with torch.compiler.set_stance("force_eager"), counter:
         outcome = work()
     return outcome, counter.get_total_flops()
 

@@ -39,7 +39,7 @@ def evaluation_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation")
     parser.add_argument("--split", choices=["test", "train"], default="test")
     parser.add_argument("--fresh", action="store_true", help="do not go on where an interrupted evaluation ended")
-    _add_computing(parser.add_argument_group("computing: changes no number but by --precision"))
+    _add_computing(parser.add_argument_group("computing: but for --precision it changes numbers by rounding at most"))
     _add_rules(parser.add_argument_group("what is measured"))
     _add_comparison(parser.add_argument_group("beside other numbers"))
     _add_calibration(parser.add_argument_group("thresholds"))
@@ -51,8 +51,9 @@ def _add_computing(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 on a GPU that has it, else fp32")
     group.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")
     group.add_argument("--workers", type=int, help="loader processes; default: the recipe's")
-    group.add_argument("--channels-last", action="store_true", help="another layout of maps in memory")
-    group.add_argument("--compile", action="store_true", help="torch.compile; the first images take minutes")
+    switch = argparse.BooleanOptionalAction
+    group.add_argument("--channels-last", action=switch, help="another layout of maps in memory")
+    group.add_argument("--compile", action=switch, help="torch.compile; the first images take minutes")
     group.add_argument("--cache-dir", type=Path, help="for shards from URLs; default: ~/.cache/unimmad")
     group.add_argument(
         "--spill", type=Path, metavar="DIR", help="keep pixel scores in files there, for classes larger than memory"
@@ -109,7 +110,8 @@ def chosen_checkpoint(arguments: argparse.Namespace) -> LoadedCheckpoint:
         if folder is None:
             raise ValueError(f"no run in {RUNS}/ yet; train one first: {TRAINING_COMMAND}")
     checkpoint = load_checkpoint(find_checkpoint(folder))
-    changes = {name: True for name in ("channels_last", "compile") if getattr(arguments, name)}
+    switches = {name: getattr(arguments, name) for name in ("channels_last", "compile")}
+    changes = {name: value for name, value in switches.items() if value is not None}
     if arguments.batch_size is not None:
         if arguments.batch_size < 1:
             raise ValueError(f"--batch-size {arguments.batch_size} must be 1 or more")

@@ -38,6 +38,11 @@ def fast_convolution(x_NCHW: Tensor, kernel_OCkk: Tensor, bias_O: Tensor | None 
     """The same, transformed where that pays: [N, O, H, W]. Without gradients."""
     if not transforms_pay(x_NCHW, kernel_OCkk):
         return plain_convolution(x_NCHW, kernel_OCkk, bias_O)
+    return _transformed_convolution(x_NCHW, kernel_OCkk, bias_O)
+
+
+@torch.compiler.disable  # which does not know NNPACK: for functions that run as they are among compiled ones
+def _transformed_convolution(x_NCHW: Tensor, kernel_OCkk: Tensor, bias_O: Tensor | None) -> Tensor:
     padding = [kernel_OCkk.shape[-1] // 2] * 2
     # One by one: NNPACK's form for batches is slower, and an image's numbers must not hang on those beside it.
     outputs = [torch._nnpack_spatial_convolution(x_1CHW, kernel_OCkk, bias_O, padding) for x_1CHW in x_NCHW.split(1)]
@@ -48,7 +53,7 @@ def transforms_pay(x_NCHW: Tensor, kernel_OCkk: Tensor) -> bool:
     """Whether NNPACK is there for these tensors, and faster: float32 on a processor, large maps of many channels."""
     positions = x_NCHW.shape[2] * x_NCHW.shape[3]
     return (
-        not torch.compiler.is_compiling()  # which does not know NNPACK, and would be cut at each of these
+        not torch.compiler.is_compiling()  # whose graphs would be cut at each of these
         and x_NCHW.device.type == "cpu"
         and x_NCHW.dtype == kernel_OCkk.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")

@@ -1,12 +1,14 @@
-"""How the networks before C-MoE are computed: their maps' layout in memory, and compiled or not. The same numbers.
+"""How the networks before C-MoE are computed: their maps' layout in memory, and compiled or not; equal to rounding.
 
-Neither paid where it was measured (docs/speed.md), so both are off unless asked for.
+Whether that pays hangs on the machine (docs/speed.md), so both are off unless asked for.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,14 +16,16 @@ from torch.utils._triton import has_triton
 
 from unimmad.model.unimmad import UniMMAD
 
-CXX = ("c++", "g++", "clang++")
-CC = ("cc", "gcc", "clang")
+COMPILERS = {"cpu": ("C++", "CXX", ("g++",)), "cuda": ("C", "CC", ("gcc", "clang"))}
+"""By kind of device: language, variable that names the compiler, and what is tried without it."""
+GRAPHS = 64
+"""Kept of one function, where PyTorch keeps 8: teacher and encoder share theirs, and shapes vary."""
 
 
 def use_channels_last(model: UniMMAD) -> None:
     """From now on maps of backbones and compression hold a position's channels side by side, as tensor cores take them.
 
-    Numbers differ by rounding. Weights stay as they are, since ZeRO lays them out by itself.
+    Weights stay as they are, since ZeRO lays them out by itself.
     """
     model.memory_format = torch.channels_last
 
@@ -29,16 +33,26 @@ def use_channels_last(model: UniMMAD) -> None:
 def compile_networks(model: UniMMAD, device: torch.device) -> None:
     """Compile backbones, input embedding and compression at their first pass, which then takes a minute or more.
 
-    Numbers differ by rounding.
+    Raises:
+        ValueError: as ``check_compiling``.
+    """
+    check_compiling(device)
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    for network in _networks(model):
+        # In place: a wrapper would change the names of parameters, which checkpoints rely on.
+        network.compile()
 
+
+def check_compiling(device: torch.device) -> None:
+    """
     Raises:
         ValueError: this machine lacks what ``torch.compile`` needs for ``device``.
     """
     if lacking := _lacking(device):
-        raise ValueError(f"torch.compile needs {lacking} for {device.type}, and there is none here: leave compile off")
-    for network in _networks(model):
-        # In place: a wrapper would change the names of parameters, which checkpoints rely on.
-        network.compile()
+        raise ValueError(
+            f"torch.compile needs {lacking} for {device.type}, and there is none here; go without it "
+            "(training: --set training.compile=false; evaluation: --no-compile)"
+        )
 
 
 def _networks(model: UniMMAD) -> list[nn.Module]:
@@ -50,7 +64,10 @@ def _lacking(device: torch.device) -> str:
     """In words; empty where nothing is."""
     if device.type == "cuda" and not has_triton():
         return "Triton and a GPU that it knows"
-    names, variable, language = (CC, "CC", "C") if device.type == "cuda" else (CXX, "CXX", "C++")
-    if not any(shutil.which(name) for name in (os.environ.get(variable), *names) if name):
-        return f"a {language} compiler ({names[1]}, or what {variable} names)"
+    language, variable, usual = COMPILERS["cuda" if device.type == "cuda" else "cpu"]
+    names = [os.environ[variable]] if variable in os.environ else usual
+    if not any(map(shutil.which, names)):
+        return f"a {language} compiler ({' or '.join(usual)}, or the program that {variable} names)"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's header files (python3-dev)"
     return ""

@@ -41,7 +41,8 @@ class ModelEngine:
     """The local form of the model, brought into its inference form."""
 
     def __init__(self, model: UniMMAD, settings: EvaluationSettings, device: torch.device) -> None:
-        self.model = scoring_form(model, settings, device)
+        # A handful of images would wait minutes for code that pays off over thousands.
+        self.model = scoring_form(model, settings.model_copy(update={"compile": False}), device)
         self.settings = settings
         self.device = device
 

@@ -25,6 +25,7 @@ from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.stream import expect_workers
 from unimmad.model.backbone import RANDOM_WEIGHTS, calibrate_batchnorm
+from unimmad.model.execution import check_compiling
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.deepspeed_config import read_deepspeed_config
 from unimmad.parallel.engine import build_engine
@@ -59,6 +60,7 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
         _choose_deterministic_kernels()
     if recipe.data.workers:
         expect_workers()
+    _check_compiling(recipe, world)
     ep_size = effective_ep_size(settings.ep_size, world.size, recipe.model)
     run = _choose_run_folder(arguments, world)
     data = _data_folders(arguments, world)
@@ -102,6 +104,22 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
     facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on)
     trainer = Trainer(engine, shards, order, schedule, CheckpointFolder(run.path), facts, should_stop)
     return trainer.run(start, arguments.max_steps)
+
+
+def _check_compiling(recipe: Recipe, world: World) -> None:
+    """Now, not when the first step or the first evaluation comes; nodes may differ in what they have."""
+    if not recipe.training.compile and not (recipe.training.evaluate_every and recipe.evaluation.compile):
+        return
+    problem = ""
+    try:
+        check_compiling(world.device)
+    except ValueError as error:
+        problem = str(error)
+    if world.agreed(not problem):
+        return
+    if problem and world.local_rank == 0 and not world.is_main:
+        raise RankError(f"rank {world.rank}: {problem}")
+    raise ValueError(problem or "torch.compile can't be used on another node, whose own message says why")
 
 
 def _resized_cache(recipe: Recipe, shards: ShardSet, world: World) -> ResizedCache:
