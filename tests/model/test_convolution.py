@@ -6,7 +6,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.model import convolution
-from unimmad.model.convolution import FastConv2d, fast_convolution, transforms_pay, use_fast_convolutions
+from unimmad.model.convolution import (
+    FastConv2d,
+    _transformed_convolution,
+    fast_convolution,
+    transforms_pay,
+    use_fast_convolutions,
+)
 
 needs_nnpack = pytest.mark.skipif(
     not torch.backends.nnpack.is_available(), reason="this PyTorch or processor has no NNPACK"
@@ -36,6 +42,18 @@ def test_transformed_convolutions_give_the_plain_ones_numbers(size, with_bias):
     ours = fast_convolution(x_NCHW, kernel_OCkk, bias_O)
     assert ours.shape == exact.shape
     assert (ours - exact).abs().max() <= LARGEST_ERROR[size] * exact.abs().max()
+
+
+@needs_nnpack
+@torch.no_grad()
+def test_a_transformed_convolution_inside_compiled_code_runs_as_it_is():
+    """PyTorch would trace NNPACK's function, with tensors that have no numbers, on which it fails."""
+    x_NCHW, kernel_OCkk = large(3)
+
+    def compute() -> Tensor:
+        return _transformed_convolution(x_NCHW, kernel_OCkk, None) + 1
+
+    torch.testing.assert_close(torch.compile(compute, backend="eager")(), compute(), rtol=0, atol=0)
 
 
 @needs_nnpack
