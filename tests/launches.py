@@ -64,10 +64,17 @@ def run(words: list[str], folder: Path, seconds: float = SECONDS) -> subprocess.
     return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 
-def train(folder: Path, *words: str, launcher: str = "python", ranks: int = 1, config: str = "ep1.json") -> str:
+def train(
+    folder: Path,
+    *words: str,
+    launcher: str = "python",
+    ranks: int = 1,
+    config: str = "ep1.json",
+    seconds: float = SECONDS,
+) -> str:
     """Train the tiny recipe; returns what was printed to standard error."""
     words_before = [*command(launcher, ranks), "--deepspeed_config", str(CONFIGS / config), "--recipe", "tiny"]
-    done = run([*words_before, *words], folder)
+    done = run([*words_before, *words], folder, seconds)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
     return done.stderr
 

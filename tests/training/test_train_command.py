@@ -105,6 +105,17 @@ def test_ranks_share_the_batch_and_change_nothing(ranks, config, shards, one_ste
     assert difference <= 0.03, name
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_compiled_networks_give_the_gradients_of_plain_ones_on_two_ranks(shards, one_step, tmp_path):
+    """Really compiled, which takes minutes; BatchNorm's sums are exchanged from within the compiled code."""
+    reference, start = one_step
+    words = ("--data", str(shards), *ONE_STEP, "--set", "training.learning_rate=1", "--set", "training.compile=true")
+    train(tmp_path, *words, launcher="deepspeed", ranks=2, config="ep4.json", seconds=1200)
+    difference, name = largest_difference(weights(tmp_path / "runs" / "tiny"), reference, start)
+    assert difference <= 0.03, name
+
+
 def test_torchrun_and_a_checkpoint_of_another_layout(shards, tmp_path):
     """Two ranks continue what one began, Adam's moments included: a checkpoint outlives its layout."""
     one, two = tmp_path / "one", tmp_path / "two"
