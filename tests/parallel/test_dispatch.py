@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unimmad.model.leaders import convolve_tokens, mix_kernels
 from unimmad.model.routing import Routing
-from unimmad.parallel.dispatch import dispatch, plan_dispatches
+from unimmad.parallel.dispatch import dispatch, exchange_assignments, plan_dispatches
 
 RANKS = 4
 LEADERS, BASES, EMBED = 8, 3, 5
@@ -112,6 +112,12 @@ def on_rank(rank: int, world_size: int) -> dict[str, Tensor]:
     return found
 
 
+def other_gate(routing: Routing, shift: int) -> Routing:
+    """Whose tokens go elsewhere, with other scores."""
+    leaders_TK = (routing.leaders_TK + shift) % LEADERS
+    return replace(routing, leaders_TK=leaders_TK, scores_TK=1 - routing.scores_TK.detach())
+
+
 def dispatched(case: Case, rank: int, group: dist.ProcessGroup) -> dict[str, Tensor]:
     inputs, place = inputs_of(case, rank), rank % case.ep_size
     all_logits, all_kernels = leaders_of(case)
@@ -129,10 +135,13 @@ def dispatched(case: Case, rank: int, group: dist.ProcessGroup) -> dict[str, Ten
 
     counts = case.samples[rank]
     sample_of_token_T = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64))
-    # Another gate beside it, which must not mix with it.
-    leaders_GTK = torch.stack([inputs.routing.leaders_TK, (inputs.routing.leaders_TK + rank) % LEADERS])
-    plan, _ = plan_dispatches(leaders_GTK, LEADERS // case.ep_size, group)
-    output, traffic = dispatch(inputs.x, sample_of_token_T, inputs.routing, plan, group, apply_leaders)
+    # Other gates around it, which must not mix with it.
+    routings = [other_gate(inputs.routing, rank), inputs.routing, other_gate(inputs.routing, 1)]
+    leaders_GTK = torch.stack([routing.leaders_TK for routing in routings])
+    plans = plan_dispatches(leaders_GTK, LEADERS // case.ep_size, group)
+    _, assignment, _ = exchange_assignments(plans, routings, group)
+    _, plan, _ = plans
+    output, traffic = dispatch(inputs.x, sample_of_token_T, plan, assignment, group, apply_leaders)
     loss_of(output, rank).backward()
     facts = {"sent": plan.sent, "received": plan.received, "stay": [len(plan.own_tokens)], "evaluated": evaluated}
     facts["traffic"] = (traffic.dispatched, traffic.routed)
@@ -216,7 +225,7 @@ def test_traffic_is_the_bytes_of_maps_and_of_all_that_goes_with_them(ranks, name
     case = CASES[name]
     for rank in ranks:
         tokens = int(rank[f"{name}/sent"].sum())
-        map_bytes, id_and_score_bytes, count_bytes = EMBED * MAP[0] * MAP[1] * 4, 8 + 4, 8
+        map_bytes, id_and_score_bytes, count_bytes = EMBED * MAP[0] * MAP[1] * 4, 4 + 4, 8
         routed = tokens * map_bytes
         dispatched = routed + tokens * case.top_k * id_and_score_bytes + case.ep_size * count_bytes
         np.testing.assert_array_equal(rank[f"{name}/traffic"], [dispatched, routed])

@@ -7,7 +7,13 @@ import torch
 from unimmad.model.routing import Routing, route
 from unimmad.model.unimmad import Reconstruction
 from unimmad.training import loss as loss_module
-from unimmad.training.loss import balance_loss, balance_scale, focal_reconstruction, unimmad_loss
+from unimmad.training.loss import (
+    balance_losses,
+    balance_scale,
+    focal_reconstruction,
+    mean_probabilities,
+    unimmad_loss,
+)
 
 LEADERS = 5
 SIZES = (8, 4, 2)
@@ -77,10 +83,16 @@ def test_a_weight_counts_for_its_own_samples_tokens_only():
     assert naive_reconstruction(output.distances, [4.0] * 3, 2.0) != pytest.approx(weighted.item(), rel=1e-2)
 
 
+def balance_loss(logits_TL: torch.Tensor) -> torch.Tensor:
+    """Of one gate, whose every token is on this rank."""
+    gates = [routing_of(logits_TL)]
+    return balance_losses(gates, *mean_probabilities(gates, len(logits_TL), world_size=1)).squeeze()
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 7])
 def test_the_balance_loss_and_its_gradient_are_those_of_the_definition(tokens):
     logits_TL = random(tokens, LEADERS, seed=tokens).requires_grad_()
-    loss = balance_loss(routing_of(logits_TL), torch.tensor(1 / tokens), world_size=1)
+    loss = balance_loss(logits_TL)
     assert loss.item() == pytest.approx(naive_balance(logits_TL), rel=1e-4)
     loss.backward()
     step = 1e-5
@@ -92,13 +104,12 @@ def test_the_balance_loss_and_its_gradient_are_those_of_the_definition(tokens):
 
 
 def test_even_routing_has_no_variance_and_one_leader_for_all_has_the_most():
-    share = torch.tensor(1 / 10)
     even = torch.cat([100 * torch.eye(LEADERS), 100 * torch.eye(LEADERS)])
     collapsed = torch.zeros(10, LEADERS)
     collapsed[:, 2] = 100.0
     logsumexp = 1e-4 * 100.0**2
-    assert balance_loss(routing_of(even), share, 1).item() == pytest.approx(logsumexp, abs=1e-5)
-    assert balance_loss(routing_of(collapsed), share, 1).item() == pytest.approx(LEADERS - 1 + logsumexp, rel=1e-5)
+    assert balance_loss(even).item() == pytest.approx(logsumexp, abs=1e-5)
+    assert balance_loss(collapsed).item() == pytest.approx(LEADERS - 1 + logsumexp, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -130,10 +141,11 @@ def test_the_mean_over_ranks_of_values_and_gradients_is_that_of_one_process(coun
     tokens, world = sum(counts), len(counts)
     weights = torch.linspace(0.5, 3, tokens)
     distances = random(tokens, 4, 4, seed=1).abs().requires_grad_()
-    logits = random(tokens, LEADERS, seed=2).requires_grad_()
+    logits = random(3, tokens, LEADERS, seed=2).requires_grad_()
 
     def loss_of(own: slice, world_size: int):
-        routings = ((routing_of(logits[own]),),)
+        first, second, third = (routing_of(of_gate[own]) for of_gate in logits)
+        routings = ((first, second), (third,))
         output = Reconstruction((distances[own],), routings, torch.arange(tokens)[own], tokens)
         return unimmad_loss(output, weights[own], balance_scale=1.0, focal_gamma=2.0, world_size=world_size)
 

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from unimmad.parallel.collectives import gather_rows
+
 
 class _NormaliseOverRanks(torch.autograd.Function):
     """BatchNorm of all ranks' maps together; gives the statistics, too, which carry no gradient.
@@ -23,19 +25,16 @@ class _NormaliseOverRanks(torch.autograd.Function):
         context: Any, input_NCHW: Tensor, weight_C: Tensor, bias_C: Tensor, epsilon: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x_NCHW = input_NCHW.float()
-        positions = x_NCHW.new_full((1,), x_NCHW.numel() // x_NCHW.shape[1])
-        sums_and_count = torch.cat([x_NCHW.sum(dim=(0, 2, 3)), positions])
-        dist.all_reduce(sums_and_count)
-        count = sums_and_count[-1]
-        mean_C = sums_and_count[:-1] / count
-        centred_NCHW = x_NCHW - mean_C[:, None, None]
-        variance_C = centred_NCHW.square().sum(dim=(0, 2, 3))
-        dist.all_reduce(variance_C)
-        variance_C /= count
-        inverse_C = torch.rsqrt(variance_C + epsilon)
+        positions = x_NCHW.numel() // x_NCHW.shape[1]
+        centre_C = x_NCHW.sum(dim=(0, 2, 3)) / max(positions, 1)
+        centred_NCHW = x_NCHW - centre_C[:, None, None]
+        count, exact_mean_C, variance_C = _over_ranks(positions, centre_C, centred_NCHW)
+        mean_C, inverse_C = exact_mean_C.float(), torch.rsqrt(variance_C + epsilon)
         context.save_for_backward(input_NCHW, weight_C, mean_C, inverse_C, count)
         context.mark_non_differentiable(mean_C, variance_C, count)
-        output_NCHW = centred_NCHW.mul_((weight_C * inverse_C)[:, None, None]).add_(bias_C[:, None, None])
+        scale_C = weight_C * inverse_C
+        shift_C = bias_C + (centre_C - exact_mean_C).float() * scale_C
+        output_NCHW = centred_NCHW.mul_(scale_C[:, None, None]).add_(shift_C[:, None, None])
         return output_NCHW.to(input_NCHW.dtype), mean_C, variance_C, count
 
     @staticmethod
@@ -53,6 +52,25 @@ class _NormaliseOverRanks(torch.autograd.Function):
         dx_NCHW -= mean_dy_C[:, None, None]
         dx_NCHW *= (weight_C * inverse_C)[:, None, None]
         return dx_NCHW.to(input_NCHW.dtype), along_C * inverse_C, dbias_C, None
+
+
+def _over_ranks(positions: int, centre_C: Tensor, centred_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean (in float64) and biased variance of all ranks' positions, from each rank's own; some may have none.
+
+    The sums of squares are joined by Chan's formula. It squares differences of the ranks' means, so a mean that is
+    rounded to float32 would cost digits where it is large: what rounding left out of ``centre_C`` goes with it.
+    """
+    rest_C = centred_NCHW.sum(dim=(0, 2, 3)) / max(positions, 1)
+    squares_C = centred_NCHW.square().sum(dim=(0, 2, 3))
+    own = torch.cat([centre_C, rest_C, squares_C, squares_C.new_full((1,), positions)])
+    of_ranks = gather_rows(own).double()
+    centre_RC, rest_RC, squares_RC = of_ranks[:, :-1].chunk(3, dim=1)
+    count_R1 = of_ranks[:, -1:]
+    count = count_R1.sum()
+    mean_RC = centre_RC + rest_RC
+    mean_C = (count_R1 * mean_RC).sum(dim=0) / count
+    squares_C = (squares_RC + count_R1 * ((mean_RC - mean_C).square() - rest_RC.square())).sum(dim=0)
+    return count.float(), mean_C, (squares_C / count).clamp_(min=0).float()
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

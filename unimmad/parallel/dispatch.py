@@ -1,12 +1,12 @@
 """Sends each token to the ranks that own its leaders, and brings the outputs home: nothing more, no padding.
 
-Letters: T tokens of this rank, B its samples, K routed leaders, R ranks of the expert-parallel group, S sent tokens,
-E embed channels, h x w positions.
+Letters: T tokens of this rank, B its samples, G gates, K routed leaders, R ranks of the expert-parallel group, S sent
+tokens, E embed channels, h x w positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unimmad.model.routing import Routing
-from unimmad.parallel.collectives import exchange_rows
+from unimmad.parallel.collectives import BYTES_OF_ID_AND_SCORE, exchange_rows, exchange_scores
 
 LeaderFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(maps [S, E, h, w], local leader ids [S, K], scores [S, K]) -> outputs [S, E, h, w]."""
@@ -50,6 +50,16 @@ class DispatchPlan:
     announced: int
     """Bytes spent on telling each rank how much comes."""
     leaders_per_rank: int
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which leaders of this rank get each map: of the tokens that come here, then of those that stay."""
+
+    ids_SK: Tensor
+    """int64, local."""
+    scores_SK: Tensor
+    """float32; 0 for a leader that lives elsewhere."""
 
 
 def plan_dispatches(leaders_GTK: Tensor, leaders_per_rank: int, group: dist.ProcessGroup) -> list[DispatchPlan]:
@@ -88,11 +98,33 @@ def plan_dispatches(leaders_GTK: Tensor, leaders_per_rank: int, group: dist.Proc
     return plans
 
 
+def exchange_assignments(
+    plans: Sequence[DispatchPlan], routings: Sequence[Routing], group: dist.ProcessGroup
+) -> list[Assignment]:
+    """Send ids and scores of G gates' tokens to where their leaders live; what comes, and what stays here.
+
+    One exchange for all gates, and one for the gradients of all scores in the backward pass.
+    """
+    here = dist.get_rank(group)
+    ids_and_scores, stays = [], []
+    for plan, routing in zip(plans, routings, strict=True):
+        ids_and_scores.append(_for_rank(routing, plan.token_S, plan.rank_S[:, None], plan.leaders_per_rank))
+        stays.append(_for_rank(routing, plan.own_tokens, here, plan.leaders_per_rank))
+    sent_GR, received_GR = [plan.sent for plan in plans], [plan.received for plan in plans]
+    ids_SK, scores_SK = (_by_rank(of_gates, sent_GR) for of_gates in zip(*ids_and_scores, strict=True))
+    came = exchange_scores(ids_SK, scores_SK, _of_all_gates(sent_GR), _of_all_gates(received_GR), group)
+    ids, scores = (_by_gate(rows_SK, received_GR) for rows_SK in came)
+    return [
+        Assignment(torch.cat([came_ids, own_ids]), torch.cat([came_scores, own_scores]))
+        for came_ids, came_scores, (own_ids, own_scores) in zip(ids, scores, stays, strict=True)
+    ]
+
+
 def dispatch(
     x_BEhw: Tensor,
     sample_of_token_T: Tensor,
-    routing: Routing,
     plan: DispatchPlan,
+    assignment: Assignment,
     group: dist.ProcessGroup,
     apply_leaders: LeaderFunction,
 ) -> tuple[Tensor, Traffic]:
@@ -101,28 +133,43 @@ def dispatch(
     Every rank of the group takes part in every exchange, also one that sends or receives nothing: in the backward
     pass too, since its outputs depend on the (empty) rows that it received.
     """
-    ids_SK, scores_SK = _for_rank(routing, plan.token_S, plan.rank_S, plan.leaders_per_rank)
     maps_SEhw = x_BEhw.index_select(0, sample_of_token_T[plan.token_S])
     came = exchange_rows(maps_SEhw, plan.sent, plan.received, group)
-    came_scores = exchange_rows(scores_SK, plan.sent, plan.received, group)
-    came_ids = exchange_rows(ids_SK, plan.sent, plan.received, group)
-
-    here = torch.full_like(plan.own_tokens, dist.get_rank(group))
-    own_ids, own_scores = _for_rank(routing, plan.own_tokens, here, plan.leaders_per_rank)
     inputs = torch.cat([came, x_BEhw.index_select(0, sample_of_token_T[plan.own_tokens])])
-    outputs = apply_leaders(inputs, torch.cat([came_ids, own_ids]), torch.cat([came_scores, own_scores]))
+    outputs = apply_leaders(inputs, assignment.ids_SK, assignment.scores_SK)
     for_others, own = outputs.split([came.shape[0], len(plan.own_tokens)])
     home = exchange_rows(for_others, plan.received, plan.sent, group)
-    result = outputs.new_zeros(routing.leaders_TK.shape[0], *outputs.shape[1:])
+    result = outputs.new_zeros(len(sample_of_token_T), *outputs.shape[1:])
     result = result.index_add(0, plan.token_S, home).index_add(0, plan.own_tokens, own)
+    pairs = len(maps_SEhw) * assignment.ids_SK.shape[1]
     return result, Traffic(
-        dispatched=plan.announced + maps_SEhw.nbytes + ids_SK.nbytes + scores_SK.nbytes, routed=maps_SEhw.nbytes
+        dispatched=plan.announced + maps_SEhw.nbytes + pairs * BYTES_OF_ID_AND_SCORE, routed=maps_SEhw.nbytes
     )
 
 
-def _for_rank(routing: Routing, token_S: Tensor, rank_S: Tensor, leaders_per_rank: int) -> tuple[Tensor, Tensor]:
+def _for_rank(routing: Routing, token_S: Tensor, rank_S1: Tensor | int, leaders_per_rank: int) -> tuple[Tensor, Tensor]:
     """Local ids and scores of the tokens' leaders on their receiving rank; leaders elsewhere get score 0 there."""
-    leaders_SK = routing.leaders_TK[token_S]
-    local_SK = leaders_SK - rank_S[:, None] * leaders_per_rank
+    local_SK = routing.leaders_TK[token_S] - rank_S1 * leaders_per_rank
     here_SK = (local_SK >= 0) & (local_SK < leaders_per_rank)
     return local_SK * here_SK, routing.scores_TK.index_select(0, token_S) * here_SK
+
+
+Counts = Sequence[Sequence[int]]
+"""Rows of G gates for R ranks, or from them."""
+
+
+def _by_rank(rows_of_gates: Sequence[Tensor], counts_GR: Counts) -> Tensor:
+    """Rows of G gates, each listed by rank, as one list by rank, then gate."""
+    pieces_GR = [rows.split(list(counts)) for rows, counts in zip(rows_of_gates, counts_GR, strict=True)]
+    return torch.cat([piece for of_rank in zip(*pieces_GR, strict=True) for piece in of_rank])
+
+
+def _by_gate(rows: Tensor, counts_GR: Counts) -> list[Tensor]:
+    """The reverse of ``_by_rank``."""
+    pieces = rows.split([count for of_rank in zip(*counts_GR, strict=True) for count in of_rank])
+    return [torch.cat(pieces[gate :: len(counts_GR)]) for gate in range(len(counts_GR))]
+
+
+def _of_all_gates(counts_GR: Counts) -> list[int]:
+    """Rows for each rank, or from it."""
+    return [sum(of_rank) for of_rank in zip(*counts_GR, strict=True)]

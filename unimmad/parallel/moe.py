@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unimmad.model.cross_moe import LocalRouting
 from unimmad.model.leaders import convolve_tokens, mix_kernels
 from unimmad.model.routing import Routing, route
-from unimmad.parallel.dispatch import DispatchPlan, Traffic, dispatch, plan_dispatches
+from unimmad.parallel.dispatch import Assignment, DispatchPlan, Traffic, dispatch, exchange_assignments, plan_dispatches
 
 
 class LeaderMoE(MoE):
@@ -48,7 +48,7 @@ class LeaderMoE(MoE):
 
     def forward(self, x_BEhw: Tensor, routing: Routing, sample_of_token_T: Tensor, kernels_GNEEkk: Tensor) -> Tensor:
         """Where they are not: the routed output of every token, [T, E, h, w], through the dispatch."""
-        return self.deepspeed_moe(x_BEhw, routing, sample_of_token_T, kernels_GNEEkk)
+        return self.deepspeed_moe(x_BEhw, sample_of_token_T, kernels_GNEEkk)
 
 
 class LeaderGate(TopKGate):
@@ -85,29 +85,30 @@ class PlacedLeaders(nn.Module):
 class LeaderMOELayer(MOELayer):
     """Leaders wherever they live. All gates decide first: ``plan_all`` says what goes where."""
 
-    plan: DispatchPlan | None = None
-    """Of the forward pass that is going on."""
+    decided: tuple[DispatchPlan, Assignment] | None = None
+    """For the forward pass that is going on."""
     traffic = Traffic()
     """Of all forward passes since somebody reset it."""
 
-    def forward(self, x_BEhw: Tensor, routing: Routing, sample_of_token_T: Tensor, kernels_GNEEkk: Tensor) -> Tensor:
-        plan, self.plan = self.plan, None
-        assert plan is not None, "no plan: the model's on_routed was not called"
+    def forward(self, x_BEhw: Tensor, sample_of_token_T: Tensor, kernels_GNEEkk: Tensor) -> Tensor:
+        decided, self.decided = self.decided, None
+        assert decided is not None, "no plan: the model's on_routed was not called"
 
         def apply_leaders(maps_SEhw: Tensor, ids_SK: Tensor, scores_SK: Tensor) -> Tensor:
             return self.experts(maps_SEhw, ids_SK, scores_SK, kernels_GNEEkk)
 
-        output_TEhw, traffic = dispatch(x_BEhw, sample_of_token_T, routing, plan, self.ep_group, apply_leaders)
+        output_TEhw, traffic = dispatch(x_BEhw, sample_of_token_T, *decided, self.ep_group, apply_leaders)
         self.traffic += traffic
         return output_TEhw
 
 
 def plan_all(layers: Sequence[LeaderMOELayer], routings: Sequence[Routing]) -> None:
-    """Give every layer its plan, from one exchange of counts and one fetch to the host for all of them."""
+    """Give every layer its plan and assignment: for all of them two exchanges and one fetch to the host."""
+    group = layers[0].ep_group
     leaders_GTK = torch.stack([routing.leaders_TK for routing in routings])
-    plans = plan_dispatches(leaders_GTK, layers[0].num_local_experts, layers[0].ep_group)
-    for layer, plan in zip(layers, plans, strict=True):
-        layer.plan = plan
+    plans = plan_dispatches(leaders_GTK, layers[0].num_local_experts, group)
+    for layer, plan, assignment in zip(layers, plans, exchange_assignments(plans, routings, group), strict=True):
+        layer.decided = plan, assignment
 
 
 def expert_parallel_slice(whole: Tensor, ep_size: int, ep_rank: int, group_name: str) -> nn.Parameter:

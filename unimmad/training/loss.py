@@ -1,6 +1,6 @@
 """The training loss (METHOD, Loss), each part a sum over this rank's share of the global batch.
 
-Letters: T tokens of this rank, L leaders, h x w positions of a level.
+Letters: T tokens of this rank, G gates (of all branches of all levels), L leaders, h x w positions of a level.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ def unimmad_loss(
     Ranks hold different numbers of tokens, so each rank divides its sums by the global count over the world size:
     the average that data parallelism takes of the gradients is then that of one process with all tokens.
     """
-    tokens = global_sum(weight_of_token_T.new_full((), len(weight_of_token_T)), world_size)
-    share = world_size / tokens
+    gates = [routing for branches in output.routings for routing in branches]
+    mean_GL, share = mean_probabilities(gates, len(weight_of_token_T), world_size)
     reconstruction = focal_reconstruction(output.distances, weight_of_token_T, focal_gamma) * share
-    per_level = [sum(balance_loss(routing, share, world_size) for routing in branches) for branches in output.routings]
-    balance = torch.stack([torch.as_tensor(level) for level in per_level]).mean()
+    balance = balance_losses(gates, mean_GL, share).sum() / len(output.routings)
     return Loss(reconstruction + balance_scale * balance, reconstruction, balance)
 
 
@@ -54,18 +53,26 @@ def focal_reconstruction(distances: Sequence[Tensor], weight_of_token_T: Tensor,
     return (per_token_T * weight_of_token_T).sum()
 
 
-def balance_loss(routing: Routing, share: Tensor, world_size: int) -> Tensor:
-    """cv^2 of the global batch's mean probabilities, plus the mean squared logsumexp.
+def mean_probabilities(gates: Sequence[Routing], tokens: int, world_size: int) -> tuple[Tensor, Tensor]:
+    """Each gate's mean probabilities over the global batch, [G, L], from one sum over ranks for all of them.
 
-    ``share`` is the world size over the global number of tokens.
+    Returns:
+        Them, and the share that a sum over this rank's ``tokens`` counts with: the world size over all ranks' tokens.
     """
-    local_mean_L = routing.probabilities_TL.sum(dim=0) * share
-    global_mean_L = global_sum(local_mean_L.detach(), world_size) / world_size
+    local_GL = torch.stack([routing.probabilities_TL.sum(dim=0) for routing in gates])
+    sums = global_sum(torch.cat([local_GL.detach().flatten(), local_GL.new_full((1,), tokens)]), world_size)
+    global_GL, all_tokens = sums[:-1].view_as(local_GL), sums[-1]
+    share = world_size / all_tokens
+    local_mean_GL = local_GL * share
     # The value is the global mean's. The gradient reaches this rank's tokens only: averaging over ranks sums them.
-    mean_L = local_mean_L + (global_mean_L - local_mean_L).detach()
-    cv_squared = mean_L.var(unbiased=False) / (mean_L.mean().square() + CV_EPSILON)
-    logsumexp = routing.logits_TL.logsumexp(dim=1).square().sum() * share
-    return cv_squared + LOGSUMEXP_WEIGHT * logsumexp
+    return local_mean_GL + (global_GL / all_tokens - local_mean_GL).detach(), share
+
+
+def balance_losses(gates: Sequence[Routing], mean_GL: Tensor, share: Tensor) -> Tensor:
+    """Of each gate, [G]: cv^2 of its ``mean_probabilities``, plus the mean squared logsumexp."""
+    cv_squared_G = mean_GL.var(dim=1, unbiased=False) / (mean_GL.mean(dim=1).square() + CV_EPSILON)
+    logits_GTL = torch.stack([routing.logits_TL for routing in gates])
+    return cv_squared_G + LOGSUMEXP_WEIGHT * share * logits_GTL.logsumexp(dim=2).square().sum(dim=1)
 
 
 def balance_scale(epoch: int, epochs: int, floor: float) -> float:
