@@ -26,6 +26,16 @@ def batches(case: str) -> list[Tensor]:
     return [centre + spread_C * torch.randn(shape, generator=generator) for _ in range(STEPS)]
 
 
+def maps_far_from_zero() -> list[Tensor]:
+    """Of each rank, with means that differ; float32 rounds one near 300 by up to 1.5e-5."""
+    generator = torch.Generator().manual_seed(0)
+    spread_C = torch.tensor([0.1, 1.0, 4.0])[:, None, None]
+    return [
+        centre + spread_C * torch.randn(maps, CHANNELS, 16, 16, generator=generator)
+        for centre, maps in ((300.0, 5), (301.0, 1))
+    ]
+
+
 def with_own_parameters(batchnorm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     with torch.no_grad():
         batchnorm.weight.copy_(torch.tensor([0.5, 1.0, -2.0]))
@@ -55,6 +65,9 @@ def on_rank(rank: int, world_size: int) -> dict[str, Tensor]:
         batchnorm = with_own_parameters(GlobalBatchNorm2d(CHANNELS))
         of_case = results(batchnorm, case, slice(start, start + counts[rank]))
         found |= {f"{case}/{name}": tensor for name, tensor in of_case.items()}
+    exact = GlobalBatchNorm2d(CHANNELS, momentum=1.0)
+    exact(maps_far_from_zero()[rank])
+    found |= {"exact/mean": exact.running_mean, "exact/var": exact.running_var}
     batchnorm.eval()
     half = torch.randn(rank + 1, CHANNELS, 2, 2, generator=torch.Generator().manual_seed(rank))
     torch.testing.assert_close(batchnorm(half), nn.BatchNorm2d.forward(batchnorm, half))
@@ -102,6 +115,14 @@ def test_running_statistics_are_the_same_everywhere_and_those_of_the_joined_batc
         for rank in ranks:
             np.testing.assert_allclose(rank[f"{case}/{name}"], reference[name], rtol=1e-4, atol=1e-6)
             np.testing.assert_array_equal(rank[f"{case}/{name}"], ranks[0][f"{case}/{name}"])
+
+
+def test_statistics_of_ranks_whose_means_differ_lose_no_digit(ranks):
+    joined = torch.cat(maps_far_from_zero()).double()
+    for rank in ranks:
+        np.testing.assert_allclose(rank["exact/mean"], joined.mean(dim=(0, 2, 3)), rtol=2e-7)
+        # Joined by Chan's formula from means that are rounded to float32, they are wrong by 3e-5.
+        np.testing.assert_allclose(rank["exact/var"], joined.var(dim=(0, 2, 3)), rtol=5e-7)
 
 
 def test_only_trained_batchnorm_is_replaced_with_what_it_holds():
