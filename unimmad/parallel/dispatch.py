@@ -18,6 +18,8 @@ from unimmad.parallel.collectives import BYTES_OF_ID_AND_SCORE, exchange_rows, e
 
 LeaderFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(maps [S, E, h, w], local leader ids [S, K], scores [S, K]) -> outputs [S, E, h, w]."""
+Counts = Sequence[Sequence[int]]
+"""Rows of G gates for R ranks, or from them."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,6 @@ def _for_rank(routing: Routing, token_S: Tensor, rank_S1: Tensor | int, leaders_
     local_SK = routing.leaders_TK[token_S] - rank_S1 * leaders_per_rank
     here_SK = (local_SK >= 0) & (local_SK < leaders_per_rank)
     return local_SK * here_SK, routing.scores_TK.index_select(0, token_S) * here_SK
-
-
-Counts = Sequence[Sequence[int]]
-"""Rows of G gates for R ranks, or from them."""
 
 
 def _by_rank(rows_of_gates: Sequence[Tensor], counts_GR: Counts) -> Tensor:
