@@ -117,6 +117,8 @@ def build_engine(
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     if training.gradient_clipping and settings.zero_stage == 0:
         _clip_before_each_step(optimizer, training.gradient_clipping, _expert_layers(model)[0].ep_group)
+    if training.precision == "bf16":
+        _compute_in_bf16(model, world.device)
     model.fold_teacher()
     model.teacher.to("cpu")  # checkpoints alone need it now
     if training.channels_last:
@@ -128,6 +130,14 @@ def build_engine(
 
 def _expert_layers(model: UniMMAD) -> list[LeaderMOELayer]:
     return [module for module in model.modules() if isinstance(module, LeaderMOELayer)]
+
+
+def _compute_in_bf16(model: UniMMAD, device: torch.device) -> None:
+    """Autocast, over fp32 weights, inside the forward pass that DeepSpeed calls.
+
+    Around it DeepSpeed would switch it off. By DeepSpeed's own section, ranks would sum gradients in bf16, too.
+    """
+    model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)  # type: ignore[method-assign]
 
 
 def _clip_before_each_step(
