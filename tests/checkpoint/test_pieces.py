@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,29 @@ def test_any_split_reads_back_whole_and_by_any_range(tmp_path, bounds):
         for numel in range(1, LEADERS.numel() - offset + 1):
             expected = LEADERS.flatten()[offset : offset + numel]
             assert torch.equal(reader.read_range(NAMES[0], offset, numel), expected)
+
+
+def test_a_range_is_filled_in_over_pieces_in_the_targets_own_type(tmp_path):
+    write_split(tmp_path, [6, 12, 18])
+    target = torch.full((20,), -1.0, dtype=torch.float64)
+    PieceReader(tmp_path).read_into(target[1:-1], NAMES[0], 4)
+    assert target.tolist() == [-1.0, *range(4, 22), -1.0]
+
+
+def test_of_a_large_tensor_only_the_part_that_is_asked_for_is_read(tmp_path):
+    """What is mapped costs a page fault where it is read; safetensors might read all of it one day."""
+    pages = 10_000
+    values = torch.ones(4, pages * resource.getpagesize() // 16)
+    write_pieces(tmp_path / "model-00000.safetensors", [Piece("large", tuple(values.shape), 0, values)])
+    write_index(tmp_path)
+    reader, target = PieceReader(tmp_path), torch.empty(1000)
+    reader.read_into(target, "large", 0)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    reader.read_into(target, "large", values.numel() // 2)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert torch.equal(target, torch.ones(1000))
+    faults = after.ru_minflt + after.ru_majflt - before.ru_minflt - before.ru_majflt
+    assert faults < pages / 100
 
 
 def test_a_scalar_keeps_its_shape_and_type(tmp_path):

@@ -3,29 +3,51 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.torch_autocast import has_comm_dtype
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from host_reads import host_reads
 from launches import free_port, run
 from parity.cases import Problem
 from parity.problem import Batches, Smooth, starting_model, weights_of_tokens
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from unimmad.assembly import empty_model
+from unimmad.checkpoint import pieces
+from unimmad.checkpoint.folder import CheckpointFolder
+from unimmad.checkpoint.loading import fill_model
+from unimmad.checkpoint.pieces import PieceReader
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.world import World, join_world, leave_world
-from unimmad.training.checkpointing import weight_pieces
+from unimmad.training.checkpointing import (
+    RunFacts,
+    portable_piece,
+    restore_optimizer,
+    save_checkpoint,
+    weight_pieces,
+)
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
 from unimmad.training.run_log import leader_usage
 
 WARM_UP_STEPS = 3
+aten = torch.ops.aten
+PRODUCTS = {aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
+WRITING = {
+    *(aten.copy_, aten.zero_, aten.fill_, aten._to_copy, aten.clone, aten.cat),
+    *(aten.zeros, aten.zeros_like, aten.new_zeros, aten.ones, aten.full, aten.full_like),
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +65,12 @@ def default_mode_afterwards() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+def stage_of(zero_stage: int) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": zero_stage}}
+
+
 def engine_at(zero_stage: int, problem: Problem, batches: Batches, world: World) -> Engine:
-    given = DeepSpeedSettings({"zero_optimization": {"stage": zero_stage}}, 1, zero_stage)
+    given = DeepSpeedSettings(stage_of(zero_stage), 1, zero_stage)
     model = starting_model(problem, batches)
     return build_engine(model, given, problem.recipe.training, world, ep_size=1)
 
@@ -104,6 +130,128 @@ def test_what_is_compiled_is_what_a_step_runs(parity_shards, world, monkeypatch)
         _, loss = micro_step(engine, batches.at(0), weights_of_tokens(batches.at(0)), 1.0, settings)
         losses.append(loss.total.item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), torch.float32),
+        (("training.precision=bf16",), torch.bfloat16),
+        (("training.precision=bf16", "training.activation_checkpointing=true"), torch.bfloat16),
+    ],
+    ids=["fp32", "bf16", "bf16, recomputed"],
+)
+def test_convolutions_and_products_are_in_the_precision_asked_for(
+    parity_shards, world, monkeypatch, overrides, expected
+):
+    """Forward and backward, as on a GPU: DeepSpeed asks for autocast without naming a device, which means CUDA."""
+    problem = Problem("precision", counts=(2,), overrides=("training.optimizer=adam", *overrides))
+    batches, settings = Batches(parity_shards, problem), problem.recipe.training
+    engine = engine_at(1, problem, batches, world)
+    of_device = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": of_device(device))
+    batch = batches.at(0)
+    with Products() as products:
+        output, loss = micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
+    assert products.dtypes["convolution"] == products.dtypes["convolution_backward"] == {expected}
+    assert products.dtypes["bmm"] == {expected}
+    assert products.dtypes["addmm"] == {torch.float32}, "gates decide in fp32"
+    assert {distance.dtype for distance in output.distances} | {loss.total.dtype} == {torch.float32}
+    assert engine.deepspeed.communication_data_type == torch.float32
+    assert not any(has_comm_dtype(parameter) for parameter in engine.model.parameters())
+
+
+class Products(TorchDispatchMode):
+    """The types of what convolutions and matrix products are given, by operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: dict[str, set[torch.dtype]] = defaultdict(set)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in PRODUCTS:
+            self.dtypes[func.overloadpacket.__name__] |= {given.dtype for given in args if isinstance(given, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_a_resume_reads_and_writes_each_byte_once_and_goes_on_alike(
+    parity_shards, world, tmp_path, monkeypatch, zero_stage
+):
+    problem = Problem("resume", overrides=("training.optimizer=adam",))
+    batches, settings = Batches(parity_shards, problem), problem.recipe.training
+
+    def step(engine: Engine, number: int) -> None:
+        batch = batches.at(number)
+        micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
+
+    saved = engine_at(zero_stage, problem, batches, world)
+    step(saved, 0)
+    facts = RunFacts(problem.recipe, "none", [], zero_stage)
+    checkpoint = save_checkpoint(CheckpointFolder(tmp_path), saved, facts, 1, finished=False)
+    model = empty_model(problem.recipe.model)
+    opened: Counter[str] = Counter()
+    real_open = pieces.safe_open
+
+    def counting_open(path: Path, framework: str) -> Any:
+        opened[path.name] += 1
+        return real_open(path, framework=framework)
+
+    monkeypatch.setattr(pieces, "safe_open", counting_open)
+    with Written() as weights:
+        fill_model(model, PieceReader(checkpoint))
+    assert weights.bytes == sum(tensor.nbytes for tensor in model.state_dict().values())
+    engine = build_engine(model, DeepSpeedSettings(stage_of(zero_stage), 1, zero_stage), settings, world, ep_size=1)
+    with Written() as state:
+        restore_optimizer(engine, checkpoint, 1)
+    restored, before = engine.torch_optimizer.state, saved.torch_optimizer.state
+    assert state.bytes == sum(of_key["exp_avg"].nbytes + of_key["exp_avg_sq"].nbytes for of_key in restored.values())
+    assert opened == {"model-00000.safetensors": 1, "optimizer-00000.safetensors": 1}
+    for ours, theirs in zip(restored.values(), before.values(), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    for one in (saved, engine):
+        step(one, 1)
+    ends = [{piece.name: piece.values for piece in weight_pieces(one)} for one in (saved, engine)]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+class Written(TorchDispatchMode):
+    """Counts the bytes that operations write; making room writes none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in WRITING:
+            self.bytes += result.nbytes
+        return result
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_where_state_lies_is_what_deepspeeds_public_functions_say(parity_shards, world, zero_stage):
+    """As far as they go: they know the state of the first group of parameters alone, of which experts are another."""
+    problem = Problem("fragments", overrides=("training.optimizer=adam",))
+    batches, settings = Batches(parity_shards, problem), problem.recipe.training
+    engine = engine_at(zero_stage, problem, batches, world)
+    parameters = {placed.name: placed.parameter for placed in engine.parameters()}
+    batch = batches.at(0)
+    micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
+    broken = "DeepSpeed keeps ZeRO's partitions otherwise (parallel/private_deepspeed.py): checkpoints would be wrong"
+    (first_partition,) = engine.torch_optimizer.param_groups[0]["params"]
+    found = []
+    for piece in engine.optimizer_pieces():
+        weight = safe_get_full_fp32_param(parameters[piece.name])
+        assert torch.equal(portable_piece(piece.name, piece, piece.key).values, weight), broken
+        if piece.key is first_partition:
+            moment = safe_get_full_optimizer_state(parameters[piece.name], "exp_avg")
+            state = engine.optimizer_state(piece.key)["exp_avg"]
+            assert torch.equal(portable_piece(piece.name, piece, state).values, moment), broken
+            found.append(piece.name)
+    assert found, broken
 
 
 def test_where_leaders_live_on_other_ranks_a_step_fetches_once(parity_shards, tmp_path):

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from unimmad.model.private_torch import NNPACK_CONVOLUTION
+
 Work = Callable[[], Tensor]
 """Does it once; gives what came of it, to be compared."""
 
@@ -77,7 +79,7 @@ def counted(work: Work) -> tuple[Tensor, int]:
         display=False,
         custom_mapping={
             torch.ops.aten.convolution_backward: convolution_backward_flops,
-            torch.ops.aten._nnpack_spatial_convolution: transformed_convolution_flops,
+            NNPACK_CONVOLUTION: transformed_convolution_flops,
         },
     )
     # Uncompiled: a function met inside a counter is never compiled again, and what is compiled hides operations.

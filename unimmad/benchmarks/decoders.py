@@ -5,7 +5,6 @@ Letters: B samples, T tokens, C channels of a level, h x w positions of a level.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from unimmad.assembly import empty_model
 from unimmad.config import ModelSettings
 from unimmad.model.backbone import STRIDES
 from unimmad.model.cross_moe import CrossMoE
+from unimmad.model.private_torch import with_own_members
 from unimmad.model.unimmad import Reconstruction, UniMMAD, at_once
 
 LEVELS = range(len(STRIDES))
@@ -59,8 +59,7 @@ def decoder_model(settings: ModelSettings, device: torch.device, levels: Sequenc
 def with_given_maps(network: Any, shared: Sequence[Tensor], teacher: Sequence[Tensor]) -> Any:
     """``network`` with given maps in place of all that comes before C-MoE; itself it stays as it is."""
     given = {"teacher": list(teacher), "input_embedding": torch.empty(0), "encoder": None, "compression": list(shared)}
-    network = copy.copy(network)
-    network._modules = network._modules.copy()
+    network = with_own_members(network)
     for name, value in given.items():
         assert isinstance(getattr(network, name), nn.Module)
         setattr(network, name, Given(value))

@@ -17,7 +17,6 @@ from functools import cache
 
 import torch
 from torch import nn
-from torch._subclasses import FakeTensorMode
 from tqdm import tqdm
 
 from unimmad.benchmarks.markdown import markdown_table
@@ -25,6 +24,7 @@ from unimmad.benchmarks.tensor_memory import StorageWatch
 from unimmad.benchmarks.workbench import Form, Workbench
 from unimmad.config import Recipe, load_recipe
 from unimmad.evaluation.scoring import Precision, named_device
+from unimmad.model.private_torch import FakeTensorMode
 from unimmad.model.recomputing import recompute_activations
 
 HELP = "the largest training batch in a given memory, measured on a GPU or simulated"

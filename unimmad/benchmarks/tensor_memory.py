@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from unimmad.model.private_torch import TorchDispatchMode, storage_address, tree_leaves
 
 
 class StorageWatch(TorchDispatchMode):
@@ -37,7 +37,7 @@ class StorageWatch(TorchDispatchMode):
         return result
 
     def _see(self, storage: torch.UntypedStorage) -> None:
-        address = storage._cdata
+        address = storage_address(storage)
         if address in self._alive:
             return
         size = storage.nbytes()

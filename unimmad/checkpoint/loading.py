@@ -81,7 +81,7 @@ def fill_model(model: UniMMAD, reader: PieceReader) -> None:
                 f"checkpoint {reader.folder} is of another recipe: {name} is {list(shape)} there and "
                 f"{list(tensor.shape)} in this one"
             )
-        tensor.copy_(reader.read(name))
+        reader.read_into(tensor.view(-1), name, 0)
 
 
 def _digest(model: UniMMAD) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,11 @@ def build_index(folder: Path) -> dict[str, Any]:
 
 
 class PieceReader:
-    """Reads tensors, or ranges of them, from a folder of pieces."""
+    """Reads tensors, or ranges of them, from a folder of pieces.
+
+    A file is opened and mapped into memory once, when something of it is first asked for, and stays so as long as the
+    reader; of what is mapped the system reads only what is copied or computed with.
+    """
 
     def __init__(self, folder: Path, without: str | None = None) -> None:
         """
@@ -88,6 +92,8 @@ class PieceReader:
             ValueError: the folder has no index, or a file that it lists is missing.
         """
         self.folder = folder
+        self._files: dict[str, Any] = {}
+        """By name, those that are open."""
         try:
             self._tensors = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
             files = {
@@ -118,15 +124,30 @@ class PieceReader:
         return self.read_range(name, 0, int(torch.Size(shape).numel())).reshape(shape)
 
     def read_range(self, name: str, offset: int, numel: int) -> Tensor:
-        """Elements ``offset`` to ``offset + numel`` of the flattened tensor."""
-        parts = []
+        """Elements ``offset`` to ``offset + numel`` of the flattened tensor.
+
+        Raises:
+            ValueError: as ``read``.
+        """
+        parts = [values for _, values in self._parts(name, offset, numel)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def read_into(self, target: Tensor, name: str, offset: int) -> None:
+        """Fill ``target``, of one dimension, with the elements from ``offset`` on, in its own type, on its own device.
+
+        Raises:
+            ValueError: as ``read``.
+        """
+        for start, values in self._parts(name, offset, target.numel()):
+            target[start : start + values.numel()].copy_(values)
+
+    def _parts(self, name: str, offset: int, numel: int) -> Iterator[tuple[int, Tensor]]:
+        """Where each piece's part of a range starts in that, and its values, not yet read."""
         for piece in self._entry(name)["pieces"]:
             start = max(offset, piece["offset"])
             stop = min(offset + numel, piece["offset"] + piece["numel"])
             if start < stop:
-                values = self._values(piece)
-                parts.append(values[start - piece["offset"] : stop - piece["offset"]])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+                yield start - offset, self._values(piece)[start - piece["offset"] : stop - piece["offset"]]
 
     def _entry(self, name: str) -> dict[str, Any]:
         if name not in self._tensors:
@@ -136,8 +157,10 @@ class PieceReader:
     def _values(self, piece: dict[str, Any]) -> Tensor:
         path = self.folder / piece["file"]
         try:
-            with safe_open(path, framework="pt") as file:
-                values = file.get_tensor(piece["key"]).flatten()
+            if piece["file"] not in self._files:
+                self._files[piece["file"]] = safe_open(path, framework="pt")
+            # Not a copy, but a view of the mapped file.
+            values = self._files[piece["file"]].get_tensor(piece["key"]).view(-1)
         except (OSError, safetensors.SafetensorError) as error:
             raise ValueError(f"checkpoint file {path} is damaged: {error}") from None
         if values.numel() != piece["numel"]:

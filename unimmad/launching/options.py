@@ -181,13 +181,13 @@ def _site_words(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         raise ValueError(f"{path} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold lines such as partition: gpu")
-    known = sorted(word for word in parser._option_string_actions if word.startswith("--"))
+    known = sorted(f"--{name.replace('_', '-')}" for name in vars(parser.parse_args([])))
     return [word for key, value in values.items() for word in _words_of(path, str(key), value, known)]
 
 
 def _words_of(path: Path, key: str, value: Any, known: Sequence[str]) -> list[str]:
     option = f"--{key.replace('_', '-')}"
-    if option not in known or option in ("--site", "--help"):
+    if option not in known or option == "--site":
         nearest = difflib.get_close_matches(option, known, n=1)
         hint = f"; did you mean {nearest[0].removeprefix('--')}?" if nearest else ""
         raise ValueError(f"{path}: unknown key {key}{hint}")

@@ -17,6 +17,7 @@ import submitit
 
 from unimmad.launching.job import TrainingJob
 from unimmad.launching.plan import Plan, Task, recipe_of
+from unimmad.launching.private_submitit import ScriptWriter
 
 PYTHON_OF_TASKS = f"""bash -c 'trap "" TERM USR2; exec "$@"' task {shlex.quote(sys.executable)}"""
 """Until Python has installed its handlers, a signal that asks to stop must not end a task, which would fail the job."""
@@ -73,22 +74,11 @@ def _interrupts_ignored() -> Iterator[None]:
 
 def batch_script(plan: Plan) -> str:
     """What would be given to sbatch."""
-    executor = _ScriptWriter(folder=plan.jobs_folder, python=PYTHON_OF_TASKS)
+    executor = ScriptWriter(folder=plan.jobs_folder, python=PYTHON_OF_TASKS)
     executor.update_parameters(**slurm_parameters(plan))
     if len(plan.tasks) > 1:
         executor.parameters["map_count"] = len(plan.tasks)
     return executor.script()
-
-
-class _ScriptWriter(submitit.SlurmExecutor):
-    """Writes the script on machines without SLURM, too."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        return 1
-
-    def script(self) -> str:
-        return str(self._make_submission_file_text(self._submitit_command_str, "dry-run"))
 
 
 def _training_job(plan: Plan, task: Task) -> TrainingJob:

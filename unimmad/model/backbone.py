@@ -105,7 +105,7 @@ def freeze_batchnorm(module: nn.Module) -> None:
     Call it after every ``module.train()``.
     """
     for child in module.modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+        if isinstance(child, nn.BatchNorm2d):
             child.eval()
             child.requires_grad_(False)
 
@@ -153,7 +153,7 @@ def calibrate_batchnorm(backbone: Backbone, batches: Iterable[Tensor]) -> None:
 
     For random weights: with the statistics that a new network has, its features hardly depend on the image.
     """
-    layers = [layer for layer in backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()

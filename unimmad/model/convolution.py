@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unimmad.model.private_torch import nnpack_convolution
+
 SameConvolution = Callable[[Tensor, Tensor], Tensor]
 """Of a map [N, C, H, W] with a kernel [O, C, k, k], k odd: [N, O, H, W]."""
 
@@ -45,7 +47,7 @@ def fast_convolution(x_NCHW: Tensor, kernel_OCkk: Tensor, bias_O: Tensor | None 
 def _transformed_convolution(x_NCHW: Tensor, kernel_OCkk: Tensor, bias_O: Tensor | None) -> Tensor:
     padding = [kernel_OCkk.shape[-1] // 2] * 2
     # One by one: NNPACK's form for batches is slower, and an image's numbers must not hang on those beside it.
-    outputs = [torch._nnpack_spatial_convolution(x_1CHW, kernel_OCkk, bias_O, padding) for x_1CHW in x_NCHW.split(1)]
+    outputs = [nnpack_convolution(x_1CHW, kernel_OCkk, bias_O, padding) for x_1CHW in x_NCHW.split(1)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

@@ -11,9 +11,10 @@ import sysconfig
 from pathlib import Path
 
 import torch
+import torch.compiler.config
 from torch import nn
-from torch.utils._triton import has_triton
 
+from unimmad.model.private_torch import has_triton
 from unimmad.model.unimmad import UniMMAD
 
 COMPILERS = {"cpu": ("C++", "CXX", ("g++",)), "cuda": ("C", "CC", ("gcc", "clang"))}
@@ -37,7 +38,7 @@ def compile_networks(model: UniMMAD, device: torch.device) -> None:
         ValueError: as ``check_compiling``.
     """
     check_compiling(device)
-    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    torch.compiler.config.recompile_limit = max(GRAPHS, torch.compiler.config.recompile_limit)
     for network in _networks(model):
         # In place: a wrapper would change the names of parameters, which checkpoints rely on.
         network.compile()

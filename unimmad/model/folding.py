@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import cast
 
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from unimmad.model.private_torch import with_own_members
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
@@ -48,8 +49,7 @@ def fold_batchnorm(network: nn.Module) -> int:
 
 def _folded(convolution: Convolution, norm: nn.BatchNorm2d) -> Convolution:
     """Not torch's ``fuse_conv_bn_eval``, which deep-copies the convolution: fake tensors can't be."""
-    folded = copy.copy(convolution)
-    folded._parameters = convolution._parameters.copy()
+    folded = with_own_members(convolution)
     folded.weight, bias = fuse_conv_bn_weights(
         convolution.weight,
         convolution.bias,

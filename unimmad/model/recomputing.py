@@ -56,9 +56,7 @@ def _contexts(block: nn.Module) -> tuple[Any, Any]:
 @contextlib.contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """BatchNorm saw this batch in the forward pass: its running statistics must not take it in twice."""
-    layers = [
-        layer for layer in block.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
-    ]
+    layers = [layer for layer in block.modules() if isinstance(layer, nn.BatchNorm2d) and layer.training]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
         layer.momentum = 0.0

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import groups
 from torch import Tensor, nn
 
 EPSILON = 1e-6
 """As in ``torch.nn.utils.clip_grad_norm_``."""
 
 
-def clip_whole_gradient(parameters: list[nn.Parameter], largest_norm: float) -> Tensor:
+def clip_whole_gradient(parameters: list[nn.Parameter], largest_norm: float, expert_group: dist.ProcessGroup) -> Tensor:
     """Scale every gradient in place so that the norm of the whole, experts of all ranks included, is at most this.
 
-    Collective. Returns the norm before, a float32 scalar, the same on every rank.
+    Collective over ``expert_group``, whose ranks together hold each expert once. Returns the norm before, a float32
+    scalar, the same on every rank.
     """
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-    dense = [parameter for parameter in with_gradient if _expert_group(parameter) is None]
-    squares = _sum_of_squares(dense)
-    for name in sorted({name for parameter in with_gradient if (name := _expert_group(parameter))}):
-        of_experts = _sum_of_squares([p for p in with_gradient if _expert_group(p) == name])
-        dist.all_reduce(of_experts, group=groups._get_expert_parallel_group(name))
-        squares = squares + of_experts
-    norm = squares.sqrt()
+    of_experts = _sum_of_squares([parameter for parameter in with_gradient if _is_experts(parameter)])
+    dist.all_reduce(of_experts, group=expert_group)
+    norm = (
+        _sum_of_squares([parameter for parameter in with_gradient if not _is_experts(parameter)]) + of_experts
+    ).sqrt()
     scale = (largest_norm / (norm + EPSILON)).clamp(max=1.0)
     for parameter in with_gradient:
         assert parameter.grad is not None
@@ -35,9 +33,9 @@ def clip_whole_gradient(parameters: list[nn.Parameter], largest_norm: float) -> 
     return norm
 
 
-def _expert_group(parameter: nn.Parameter) -> str | None:
-    """DeepSpeed's name of the group that an expert-parallel parameter is spread over; None for a dense one."""
-    return None if getattr(parameter, "allreduce", True) else getattr(parameter, "group_name", None)
+def _is_experts(parameter: nn.Parameter) -> bool:
+    """Whether other ranks hold other parts of it, by DeepSpeed's mark."""
+    return not getattr(parameter, "allreduce", True)
 
 
 def _sum_of_squares(parameters: list[nn.Parameter]) -> Tensor:

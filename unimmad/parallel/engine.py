@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +11,8 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
-from deepspeed.utils import groups
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config
 from unimmad.parallel.dispatch import Traffic
 from unimmad.parallel.moe import LeaderMOELayer
 from unimmad.parallel.placement import PlacedParameter, place_leaders, placed_parameters
+from unimmad.parallel.private_deepspeed import zero_fragment
 from unimmad.parallel.world import World
 
 
@@ -42,7 +45,7 @@ class Engine:
 
     def take_traffic(self) -> Traffic:
         """What this rank's dispatches sent in forward passes since the last call."""
-        layers = [module for module in self.model.modules() if isinstance(module, LeaderMOELayer)]
+        layers = _expert_layers(self.model)
         total = sum((layer.traffic for layer in layers), Traffic())
         for layer in layers:
             layer.traffic = Traffic()
@@ -54,20 +57,15 @@ class Engine:
 
     def optimizer_pieces(self) -> Iterator[OptimizerPiece]:
         """Where this rank holds optimizer state, parameter by parameter; under ZeRO only its own partition's."""
+        zero = self.deepspeed.zero_optimization()
         for placed in self.parameters():
-            mapping = getattr(placed.parameter, "_hp_mapping", _NO_ZERO)
-            if mapping is None:
-                continue
-            if mapping is _NO_ZERO:
+            name, shape, offset, parameter = placed.name, placed.shape, placed.offset, placed.parameter
+            if not zero:
+                yield OptimizerPiece(name, shape, offset, parameter, 0, parameter.numel())
+            elif part := zero_fragment(self.deepspeed.optimizer, parameter):
                 yield OptimizerPiece(
-                    placed.name, placed.shape, placed.offset, placed.parameter, 0, placed.parameter.numel()
+                    name, shape, offset + part.start_in_parameter, part.partition, part.start, part.numel
                 )
-                continue
-            flat = self.deepspeed.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-            inside, address = mapping.lp_fragment_address, mapping.hp_fragment_address
-            yield OptimizerPiece(
-                placed.name, placed.shape, placed.offset + inside.start, flat, address.start, address.numel
-            )
 
     def optimizer_state(self, key: Tensor) -> dict[str, Any]:
         """Torch's state of one optimizer tensor (a parameter, or a ZeRO partition); empty before the first step."""
@@ -96,9 +94,6 @@ class OptimizerPiece:
     numel: int
 
 
-_NO_ZERO: Any = object()
-
-
 def build_engine(
     model: UniMMAD, settings: DeepSpeedSettings, training: TrainingSettings, world: World, ep_size: int
 ) -> Engine:
@@ -110,9 +105,6 @@ def build_engine(
     config = engine_config(settings, training, world.size)
     deepspeed_logger.setLevel(logging.WARNING)
     model.to(world.device)
-    if f"ep_size_{ep_size}" not in groups._get_expert_parallel_group_dict():
-        # DeepSpeed prints a line from every rank when it has to create the group itself.
-        groups._create_expert_and_data_parallel(ep_size)
     place_leaders(model, ep_size, world.rank)
     model.to(world.device)
     if world.size > 1:
@@ -120,9 +112,13 @@ def build_engine(
     if training.activation_checkpointing:
         recompute_activations(model)
     optimizer = _optimizer(model, training)
+    # From every rank DeepSpeed prints that it makes the group of the experts.
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     if training.gradient_clipping and settings.zero_stage == 0:
-        _clip_before_each_step(optimizer, training.gradient_clipping)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+        _clip_before_each_step(optimizer, training.gradient_clipping, _expert_layers(model)[0].ep_group)
+    if training.precision == "bf16":
+        _compute_in_bf16(model, world.device)
     model.fold_teacher()
     model.teacher.to("cpu")  # checkpoints alone need it now
     if training.channels_last:
@@ -132,11 +128,25 @@ def build_engine(
     return Engine(engine, model, world, ep_size)
 
 
-def _clip_before_each_step(optimizer: torch.optim.Optimizer, largest_norm: float) -> None:
+def _expert_layers(model: UniMMAD) -> list[LeaderMOELayer]:
+    return [module for module in model.modules() if isinstance(module, LeaderMOELayer)]
+
+
+def _compute_in_bf16(model: UniMMAD, device: torch.device) -> None:
+    """Autocast, over fp32 weights, inside the forward pass that DeepSpeed calls.
+
+    Around it DeepSpeed would switch it off. By DeepSpeed's own section, ranks would sum gradients in bf16, too.
+    """
+    model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)  # type: ignore[method-assign]
+
+
+def _clip_before_each_step(
+    optimizer: torch.optim.Optimizer, largest_norm: float, expert_group: dist.ProcessGroup
+) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def clip(*_: Any) -> None:
-        clip_whole_gradient(parameters, largest_norm)
+        clip_whole_gradient(parameters, largest_norm, expert_group)
 
     optimizer.register_step_pre_hook(clip)
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from unimmad.parallel.private_deepspeed import without_shared_memory_collectives
+
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for the slowest rank; rank 0 may download weights or evaluate meanwhile."""
 
@@ -91,10 +93,8 @@ def leave_world() -> None:
 
 def _init_deepspeed(backend: str) -> None:
     import deepspeed
-    import deepspeed.ops
 
-    # DeepSpeed would compile a shared-memory collective for minutes, with no way back when no compiler is there.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    without_shared_memory_collectives()
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
 
 

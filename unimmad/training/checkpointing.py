@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,21 +55,35 @@ def restore_optimizer(engine: Engine, checkpoint: Path, step: int) -> None:
     """
     reader = PieceReader(checkpoint)
     keys = sorted({name.split("/")[1] for name in reader.names(OPTIMIZER_PREFIX)})
+    if not keys:
+        return
+    pieces: dict[int, list[OptimizerPiece]] = {}
     for piece in engine.optimizer_pieces():
-        state = engine.optimizer_state(piece.key)
-        for key in keys:
-            values = reader.read_range(f"{OPTIMIZER_PREFIX}{key}/{piece.name}", piece.offset, piece.numel)
-            buffer = state.setdefault(key, torch.zeros_like(piece.key))
-            buffer.view(-1)[piece.start : piece.start + piece.numel].copy_(values)
-        if keys:
-            _set_step_count(state, step)
+        pieces.setdefault(id(piece.key), []).append(piece)
+    optimizer = engine.torch_optimizer
+    held = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    state = {
+        number: {
+            # One for each: a fused optimizer counts on in place.
+            "step": torch.tensor(float(step)),
+            **{key: _state_tensor(reader, key, tensor, pieces.get(id(tensor), [])) for key in keys},
+        }
+        for number, tensor in enumerate(held)
+    }
+    # By torch's own rules: what is like a parameter goes beside it, and so does the step of a fused optimizer.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _set_step_count(state: dict[str, Any], step: int) -> None:
-    if isinstance(state.get("step"), Tensor):
-        state["step"].fill_(float(step))
-    else:
-        state["step"] = torch.tensor(float(step))
+def _state_tensor(reader: PieceReader, key: str, like: Tensor, pieces: Sequence[OptimizerPiece]) -> Tensor:
+    """The state ``key`` of an optimizer tensor, beside it and of its type; zero where ZeRO pads a partition."""
+    state = torch.empty_like(like)
+    flat, filled = state.view(-1), 0
+    for piece in sorted(pieces, key=lambda piece: piece.start):
+        flat[filled : piece.start].zero_()
+        filled = piece.start + piece.numel
+        reader.read_into(flat[piece.start : filled], f"{OPTIMIZER_PREFIX}{key}/{piece.name}", piece.offset)
+    flat[filled:].zero_()
+    return state
 
 
 def _write_tensors(partial: Path, engine: Engine) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from unimmad.config import TrainingSettings
@@ -19,8 +18,7 @@ def micro_step(
     device = engine.world.device
     # All copies before the forward pass: one behind it would wait until the device is done with it.
     on_device, weight_of_token_T = batch.to(device), weight_of_token_T.to(device, non_blocking=True)
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        output = engine.deepspeed(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T)
+    output = engine.deepspeed(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T)
     loss = unimmad_loss(output, weight_of_token_T, balance_scale, settings.focal_gamma, engine.world.size)
     engine.deepspeed.backward(loss.total)
     engine.deepspeed.step()
