@@ -23,7 +23,7 @@ from unimmad.parallel.world import World, join_world, leave_world
 from unimmad.training.checkpointing import weight_pieces
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
-from unimmad.training.run_log import leader_usage
+from unimmad.training.step_totals import leader_usage
 
 WARM_UP_STEPS = 3
 

@@ -32,15 +32,19 @@ class Clock:
         self.now += seconds
 
 
-def run_steps(run: Path, clock: Clock, waits: list[float], loss: float = 1.0) -> None:
+def run_steps(run: Path, clock: Clock, waits: list[float], loss: float = 1.0, checkpoint: float = 0.0) -> None:
     """Steps of one second each, before which data are waited for."""
     with RunLog(run, ALONE, RECIPE, start=0, end=len(waits)) as log:
         for step, seconds in enumerate(waits, start=1):
             with log.waiting_for_data():
                 clock.passes(seconds)
             clock.passes(1.0)
+            with log.counting_operations():
+                torch.ones(4, 8) @ torch.ones(8, 16)
             log.add(output_of(3), Loss(*torch.tensor([loss, 0.75, 0.25])), Traffic())
-            log.step(step, 1e-3)
+            log.step(step, 1e-3, lambda: torch.tensor(9.0))
+            with log.besides():
+                clock.passes(checkpoint)
 
 
 def scalars(run: Path, name: str) -> list[tuple[int, float]]:
