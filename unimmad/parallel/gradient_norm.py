@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from unimmad.parallel.world import World
+
+CHUNK = 2**24
+"""Elements squared at a time: a ZeRO partition may hold a whole model."""
 
 
 class GradientNorm:
@@ -58,10 +61,16 @@ class GradientNorm:
         for parameter in with_gradient:
             by_copies.setdefault(self._copies(parameter), []).append(parameter.grad)
         for copies, gradients in by_copies.items():
-            self._square = self._square + get_total_norm(gradients).to(self._world.device).square() / copies
+            self._square = self._square + sum_of_squares(gradients).to(self._world.device) / copies
 
     def _copies(self, parameter: Tensor) -> int:
         if self._zero:
             return 1
         dense = getattr(parameter, "allreduce", True)
         return self._world.size if dense else self._copies_of_experts
+
+
+def sum_of_squares(gradients: Iterable[Tensor]) -> Tensor:
+    """A float32 scalar. (On a processor ``torch.linalg.vector_norm`` of millions of float32 is only good to 1e-5.)"""
+    chunks = [chunk for gradient in gradients for chunk in gradient.detach().flatten().split(CHUNK)]
+    return torch.stack([chunk.float().square().sum() for chunk in chunks]).sum()
