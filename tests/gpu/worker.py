@@ -9,6 +9,7 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,15 +18,14 @@ from gpu.check import CheckError, CheckFunction, Outcome, Setting, SkippedError
 from unimmad.files import write_text_aside
 
 
-def main() -> None:
+def main(checks: Mapping[str, CheckFunction]) -> None:
+    """Make those named on the command line."""
     device, recipe, work, outcomes, *names = sys.argv[1:]
-    from gpu.registry import CHECKS
-
     setting = Setting(device, recipe, Path(work))
     for name in names:
         print(f"--- {name}", flush=True)
         began_file(Path(outcomes), name).write_text("")
-        outcome = outcome_of(name, CHECKS[name], setting)
+        outcome = outcome_of(name, checks[name], setting)
         write_text_aside(outcome_file(Path(outcomes), name), json.dumps(asdict(outcome)))
         if outcome.status == "failed":
             return
@@ -61,4 +61,6 @@ def _file_name(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    from gpu.registry import CHECKS
+
+    main(CHECKS)
