@@ -93,7 +93,8 @@ def test_bad_words_are_one_line_and_code_2(words, message, monkeypatch, capsys):
 
 def test_the_command_lists_its_checks(tmp_path):
     done = run([sys.executable, str(ROOT / "tools" / "check_gpu.py"), "--list"], tmp_path)
-    assert (done.returncode, done.stdout.splitlines()) == (0, list(CHECKS))
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-len(CHECKS) :] == list(CHECKS)  # behind what DeepSpeed prints
 
 
 @pytest.mark.long
