@@ -7,11 +7,12 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from unimmad.timing import Work, synchronise
 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices whose product shows what the machine can do."""
@@ -19,12 +20,6 @@ RATE_SIZE = {"cpu": 1024, "cuda": 8192}
 """The same where it is measured before training, which waits for it."""
 RATE_SECONDS = 0.3
 """For which products are repeated then."""
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def machine_name(device: torch.device) -> str:
@@ -49,7 +44,7 @@ def peak_bytes(device: torch.device) -> int:
 
 def matrix_product(
     dtype: torch.dtype, device: torch.device, size: int | None = None, products: int = 1
-) -> tuple[Callable[[], Tensor], int]:
+) -> tuple[Work, int]:
     """Some large square matrix products and their operations; on a GPU with TF32 where convolutions have it."""
     size = size or MATRIX_SIZE.get(device.type, MATRIX_SIZE["cpu"])
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

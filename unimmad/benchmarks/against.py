@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unimmad.benchmarks.clock import Work, counted, interleaved_seconds
+from unimmad.benchmarks.clock import counted
 from unimmad.benchmarks.contest import (
     DECODING,
     DECODING_BACK,
@@ -35,6 +35,7 @@ from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import named_device
 from unimmad.machine import matrix_product, peak_bytes
+from unimmad.timing import Work, interleaved_seconds
 
 GPU_WARM_UPS = 3
 PRODUCTS = 8

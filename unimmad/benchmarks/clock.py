@@ -1,40 +1,15 @@
-"""Time and operations of a piece of work."""
+"""Operations of a piece of work."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from unimmad.machine import synchronise
 from unimmad.operations import counting_operations
-
-Work = Callable[[], Tensor]
-"""Does it once; gives what came of it, to be compared."""
-
-
-def interleaved_seconds(
-    works: Mapping[str, Work], repeats: int, device: torch.device, label: str = ""
-) -> dict[str, list[float]]:
-    """Seconds of every run: all works once, then all again, so that what else the machine does meets all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    with tqdm(total=repeats * len(works), desc=label, unit="run", leave=False, disable=None) as bar:
-        for _ in range(repeats):
-            for name, work in works.items():
-                synchronise(device)
-                started = time.perf_counter()
-                work()
-                synchronise(device)
-                seconds[name].append(time.perf_counter() - started)
-                bar.update()
-    return seconds
+from unimmad.timing import Work
 
 
 def counted(work: Work) -> tuple[Tensor, int]:
-    """Do ``work`` once; what came of it, and its operations."""
+    """Do ``work`` once; what came of it, and its floating-point operations."""
     with counting_operations() as counter:
         outcome = work()
     return outcome, counter.get_total_flops()
