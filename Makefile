@@ -3,6 +3,7 @@
 #   make test       the tests, each property at its smallest
 #   make test-long  the full matrices
 #   make parity     tables: what ranks, expert parallelism, ZeRO and a resume change (nothing), from real launches
+#   make check-gpu  on one GPU: that all of it works there, and how fast (8 minutes)
 #   make lint       ruff and mypy
 
 PYTHON ?= python3.11
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-long parity lint install clean
+.PHONY: demo test test-long parity check-gpu lint install clean
 .DEFAULT_GOAL := demo
 
 install: $(INSTALLED)
@@ -35,6 +36,9 @@ test-long: $(INSTALLED)
 
 parity: $(INSTALLED)
 	$(BIN)/python tests/parity/report.py
+
+check-gpu: $(INSTALLED)
+	$(BIN)/python tools/check_gpu.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -8,24 +8,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unimmad.benchmarks import clock
+from unimmad import machine
 from unimmad.benchmarks import model as benchmark
 from unimmad.benchmarks.against import measure_peaks, measure_task
-from unimmad.benchmarks.clock import counted, interleaved_seconds, matrix_product
+from unimmad.benchmarks.clock import counted
 from unimmad.benchmarks.contest import TASKS, Comparison, Contestant, Peaks, Run, TaskResult, contestants
 from unimmad.benchmarks.contest_table import report
 from unimmad.benchmarks.decoders import decoder_model
 from unimmad.benchmarks.growth import Growth, Size, growth_table, measure_growth
 from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
+from unimmad.machine import matrix_product
 from unimmad.model import convolution
+from unimmad.timing import interleaved_seconds
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def _small_matrices(monkeypatch):
-    monkeypatch.setitem(clock.MATRIX_SIZE, "cpu", 64)
+    monkeypatch.setitem(machine.MATRIX_SIZE, "cpu", 64)
 
 
 def comparison(**changes) -> Comparison:

@@ -11,6 +11,7 @@ import re
 import shutil
 from functools import partialmethod
 from html import escape
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,6 +21,7 @@ from hand_made import hand_made_shards
 from PIL import Image
 from torch import nn
 
+from unimmad.checkpoint import state
 from unimmad.config import load_recipe
 from unimmad.evaluation.comparison import OtherReport
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
@@ -55,6 +57,14 @@ def test_tables_and_pictures_are_linked_from_the_page_and_nothing_else_is_there(
     names = {"solids-cookie", "solids-rope", "brains-brain_ventricles", "brains-brain_upper"}
     assert {path.stem for path in (output / "pictures").iterdir()} == names
     assert {path.stem for path in (output / "curves").iterdir()} == names
+
+
+def test_a_checkout_that_is_not_installed_is_evaluated_too(checkpoint, small_shards, tmp_path, monkeypatch):
+    def none_installed(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(state, "version", none_installed)
+    assert evaluated(checkpoint, [small_shards], tmp_path).report.classes
 
 
 def test_pictures_show_something(finished):

@@ -44,6 +44,8 @@ class Worst:
 class Comparison:
     loss: float
     loss_bound: float
+    gradient_norm: float
+    gradient_norm_bound: float
     gradients: dict[str, Worst]
     weights: dict[str, Worst]
     same_routing: bool
@@ -62,6 +64,8 @@ class Comparison:
         ]
         if not self.loss <= self.loss_bound:
             found.append(f"the loss differs by {self.loss:.1e}")
+        if not self.gradient_norm <= self.gradient_norm_bound:
+            found.append(f"the norm of the gradient differs by {self.gradient_norm:.1e}")
         if not self.same_routing:
             found.append("tokens are routed to other leaders")
         if self.margin < SMALLEST_MARGIN:
@@ -74,10 +78,14 @@ class Comparison:
 def compare(ours: Record, reference: Record, in_parts: Sequence[Record], bound: float = BOUND) -> Comparison:
     losses = np.array(reference.facts.losses)
     own_loss = max(float(np.max(np.abs(np.array(part.facts.losses) - losses) / losses)) for part in in_parts)
+    norm = reference.facts.gradient_norm
+    own_norm = max(abs(part.facts.gradient_norm - norm) / norm for part in in_parts)
     routed = ours.facts.routed
     return Comparison(
         loss=float(np.max(np.abs(np.array(ours.facts.losses) - losses) / losses)),
         loss_bound=max(bound, 2 * own_loss),
+        gradient_norm=abs(ours.facts.gradient_norm - norm) / norm,
+        gradient_norm_bound=max(bound, 2 * own_norm),
         gradients=worst_by_kind(ours.gradients, reference.gradients, [part.gradients for part in in_parts], bound),
         weights=worst_by_kind(ours.weights, reference.weights, [part.weights for part in in_parts], bound),
         same_routing=len(ours.routing) == len(reference.routing)

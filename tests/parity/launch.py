@@ -44,8 +44,8 @@ def compared(cases: Sequence[Case], shards: Path, folder: Path) -> Iterator[tupl
 class References:
     """A problem's reference and its draws of rounding, each computed when it is first needed."""
 
-    def __init__(self, problem: Problem, shards: Path) -> None:
-        self._problem, self._shards = problem, shards
+    def __init__(self, problem: Problem, shards: Path, device: str = "cpu") -> None:
+        self._problem, self._shards, self._device = problem, shards, device
         self._bound = BF16_BOUND if problem.recipe.training.precision == "bf16" else BOUND
         self._whole = self._run()
         self._in_parts: list[Record] = []
@@ -62,7 +62,7 @@ class References:
 
     def _run(self, **rounding: Any) -> Record:
         with one_thread():
-            return run_reference(self._shards, self._problem, **rounding)
+            return run_reference(self._shards, self._problem, device=self._device, **rounding)
 
 
 @contextlib.contextmanager

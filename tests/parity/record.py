@@ -23,6 +23,8 @@ class Facts:
 
     losses: list[float]
     """Of each step's first micro-batch, over the global batch."""
+    gradient_norm: float
+    """Of the whole gradient of the first step, before it is clipped, as the log shows it."""
     dispatched: int = 0
     routed: int = 0
     """Bytes, of all ranks and steps."""
@@ -45,7 +47,7 @@ class Record:
 
 
 def leaders_of(output: Reconstruction) -> np.ndarray:
-    return np.stack([routing.leaders_TK.numpy() for branches in output.routings for routing in branches])
+    return np.stack([routing.leaders_TK.cpu().numpy() for branches in output.routings for routing in branches])
 
 
 def margin_of(output: Reconstruction) -> float:
@@ -86,6 +88,7 @@ def read_record(folder: Path) -> Record:
     return Record(
         facts=Facts(
             losses=facts[0].losses,
+            gradient_norm=facts[0].gradient_norm,
             dispatched=sum(fact.dispatched for fact in facts),
             routed=sum(fact.routed for fact in facts),
             replicas_equal=all(fact.replicas_equal for fact in facts),

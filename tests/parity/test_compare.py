@@ -31,7 +31,7 @@ def moved(name: str, by: float) -> dict[str, torch.Tensor]:
 
 
 def record(gradients=TENSORS, weights=TENSORS, **changes) -> Record:
-    plain = Record(Facts([1.0, 0.5]), [np.zeros((2, 3, 2), dtype=np.int64)], 0.1, gradients, weights)
+    plain = Record(Facts([1.0, 0.5], 2.0), [np.zeros((2, 3, 2), dtype=np.int64)], 0.1, gradients, weights)
     return dataclasses.replace(plain, **changes)
 
 
@@ -83,8 +83,9 @@ def test_tensors_that_only_one_run_has_are_an_error():
         (record(gradients=moved("levels.0.branches.0.fixed_EEkk", 1e-4)), "gradient of levels.0.branches.0.fixed_EEkk"),
         (record(weights=moved("levels.0.branches.0.bank.kernels_GNEEkk", 1e-4)), "weight of levels.0"),
         (record(gradients={name: tensor * torch.nan for name, tensor in TENSORS.items()}), "gradient"),
-        (record(facts=Facts([1.0, 0.5001])), "the loss differs by 2.0e-04"),
-        (record(facts=Facts([1.0, 0.5], replicas_equal=False)), "different copies"),
+        (record(facts=Facts([1.0, 0.5001], 2.0)), "the loss differs by 2.0e-04"),
+        (record(facts=Facts([1.0, 0.5], 2.0001)), "the norm of the gradient differs by 5.0e-05"),
+        (record(facts=Facts([1.0, 0.5], 2.0, replicas_equal=False)), "different copies"),
         (record(routing=[np.ones((2, 3, 2), dtype=np.int64)]), "other leaders"),
         (record(margin=1e-6), "near-tie"),
     ],

@@ -1,6 +1,6 @@
 """Runs cases of one world and ep_size, one after the other; started by DeepSpeed's launcher on every rank.
 
-    deepspeed --num_accelerators 4 worker.py SHARDS OUTPUT CASE...
+    deepspeed --num_accelerators 4 worker.py SHARDS OUTPUT CASE... [--backend gloo]
 
 What each case gives goes to OUTPUT/CASE.
 """
@@ -38,9 +38,11 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--local_rank", type=int)
+    parser.add_argument("--backend", help="of torch.distributed; gloo lets ranks share a GPU")
     options = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     by_name = {case.name: case for case in (*SHORT, *FULL)}
-    world = join_world()
+    world = join_world(options.backend)
     for name in options.names:
         run_case(by_name[name], world, options.shards, options.output / name)
         gc.collect()
@@ -78,8 +80,9 @@ def run_case(case: Case, world: World, shards: Path, folder: Path) -> None:
     gradients = FirstGradients(engine)
     share = len(problem.counts) // world.size
     part_of_rank = slice(world.rank * share, (world.rank + 1) * share)
-    losses, routing, margin, traffic = [], [], 1.0, Traffic()
+    losses, routing, norm, margin, traffic = [], [], 0.0, 1.0, Traffic()
     for step in range(STEPS):
+        engine.gradient_norm.wanted = step == 0
         for part in range(problem.accumulation):
             batch = batches.at(step * problem.accumulation + part, part_of_rank)
             with Smooth():
@@ -89,7 +92,9 @@ def run_case(case: Case, world: World, shards: Path, folder: Path) -> None:
             margin = min(margin, margin_of(output)) if step == 0 else margin
             traffic += engine.take_traffic()
         gradients.done = True
-    facts = Facts(losses, traffic.dispatched, traffic.routed, replicas_equal(engine))
+        if step == 0:
+            norm = sum_over_ranks(engine.gradient_norm.share(engine.deepspeed), world) ** 0.5
+    facts = Facts(losses, norm, traffic.dispatched, traffic.routed, replicas_equal(engine))
     write_rank(
         folder,
         world.rank,
@@ -103,10 +108,14 @@ def run_case(case: Case, world: World, shards: Path, folder: Path) -> None:
 
 
 def mean_over_ranks(value: Tensor, world: World) -> float:
+    return sum_over_ranks(value, world) / world.size
+
+
+def sum_over_ranks(value: Tensor, world: World) -> float:
     total = value.detach().double().clone()
     if world.size > 1:
         dist.all_reduce(total)
-    return float(total) / world.size
+    return float(total)
 
 
 def replicas_equal(engine: Engine) -> bool:

@@ -24,6 +24,7 @@ def test_without_words_it_is_the_demo_on_the_synthetic_set():
 def test_everything_can_be_said():
     words = "--recipe tiny --set model.embed_dim=16 --set training.learning_rate=1e-4 --deepspeed_config ep4.json"
     words += " --data a b/c --output-dir out --max-steps 7 --resume runs/tiny-2 --init-from runs/demo --deterministic"
+    words += " --profile 10:13"
     assert parse_arguments(words.split()) == TrainArguments(
         recipe=load_recipe("tiny", ["model.embed_dim=16", "training.learning_rate=0.0001"]),
         deepspeed_config=Path("ep4.json"),
@@ -33,7 +34,12 @@ def test_everything_can_be_said():
         resume="runs/tiny-2",
         init_from=Path("runs/demo"),
         deterministic=True,
+        profile=range(10, 14),
     )
+
+
+def test_one_step_can_be_profiled():
+    assert parse_arguments(["--profile", "3"]).profile == range(3, 4)
 
 
 def test_data_by_url_and_what_to_do_at_a_corrupt_sample():
@@ -57,6 +63,10 @@ def test_what_the_launcher_adds_is_accepted():
     [
         (["--data", "pipe:cat x"], r"pipe:cat x: a pipe: command needs"),
         (["--max-steps", "0"], "--max-steps 0 must be 1 or more"),
+        *(
+            (["--profile", bad], f"--profile '{bad}': give a step counted from 1")
+            for bad in ("x", "0", "3:2", "3:", "1:2:3")
+        ),
         (["--recipe", "tinny"], "no recipe 'tinny'.*did you mean tiny"),
         (["--set", "model.embed_dims=4"], r"model\.embed_dims.*did you mean model\.embed_dim\?"),
         (["--set", "model.embed_dim=none"], r"--set model\.embed_dim=none.*not 'none'"),

@@ -39,7 +39,7 @@ from unimmad.training.checkpointing import (
 )
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
-from unimmad.training.run_log import leader_usage
+from unimmad.training.step_totals import leader_usage
 
 WARM_UP_STEPS = 3
 aten = torch.ops.aten
@@ -85,10 +85,12 @@ def test_no_step_reads_a_value_back_to_the_host(parity_shards, world, zero_stage
     for step in range(WARM_UP_STEPS):
         batch = batches.at(step)
         weight_of_token_T = weights_of_tokens(batch)
+        engine.gradient_norm.wanted = step > 0  # as in a step that is logged
         with host_reads() as reads:
             _, loss = micro_step(engine, batch, weight_of_token_T, 1.0, settings)
             guard.watch(step, loss.total)
         assert reads == []
+    assert engine.gradient_norm.share(engine.deepspeed) > 0
     assert guard.first_bad_step() is None
 
 

@@ -13,7 +13,7 @@ from training.test_loss import LEADERS, output_of
 from unimmad.config import load_recipe
 from unimmad.parallel.dispatch import Traffic
 from unimmad.parallel.world import World
-from unimmad.training import run_log
+from unimmad.training import run_log, utilisation
 from unimmad.training.loss import Loss
 from unimmad.training.run_log import TENSORBOARD, RunLog
 
@@ -32,15 +32,19 @@ class Clock:
         self.now += seconds
 
 
-def run_steps(run: Path, clock: Clock, waits: list[float], loss: float = 1.0) -> None:
+def run_steps(run: Path, clock: Clock, waits: list[float], loss: float = 1.0, checkpoint: float = 0.0) -> None:
     """Steps of one second each, before which data are waited for."""
     with RunLog(run, ALONE, RECIPE, start=0, end=len(waits)) as log:
         for step, seconds in enumerate(waits, start=1):
             with log.waiting_for_data():
                 clock.passes(seconds)
             clock.passes(1.0)
+            with log.counting_operations():
+                torch.ones(4, 8) @ torch.ones(8, 16)
             log.add(output_of(3), Loss(*torch.tensor([loss, 0.75, 0.25])), Traffic())
-            log.step(step, 1e-3)
+            log.step(step, 1e-3, lambda: torch.tensor(9.0))
+            with log.besides():
+                clock.passes(checkpoint)
 
 
 def scalars(run: Path, name: str) -> list[tuple[int, float]]:
@@ -61,3 +65,24 @@ def test_points_are_means_since_the_last_point(tmp_path, monkeypatch):
     run_steps(tmp_path, Clock(monkeypatch), waits=[0.0, 0.0], loss=1.5)
     assert scalars(tmp_path, "loss/total") == [(2, 1.5)]
     assert scalars(tmp_path, "samples_per_second") == [(2, RECIPE.training.global_batch)]
+
+
+def test_the_gradient_memory_and_speed_of_a_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(utilisation, "matrix_rate", lambda *_: 1e4)
+    run_steps(tmp_path, Clock(monkeypatch), waits=[0.0, 1.0], checkpoint=50.0)
+    assert scalars(tmp_path, "gradient_norm") == [(2, 3.0)]
+    assert scalars(tmp_path, "step_seconds") == [(2, 1.5)], "without the time of the checkpoint"
+    operations = 2 * 4 * 8 * 16  # of three tokens, in each of two steps
+    assert scalars(tmp_path, "mfu") == [(2, pytest.approx(2 * operations / 3.0 / 1e4))]
+    ((_, peak),) = scalars(tmp_path, "peak_memory_gib")
+    assert 0.1 < peak < 100
+    assert "gradient 3, lr 1.0e-03" in capsys.readouterr().err
+
+
+def test_the_gradient_is_asked_for_where_a_point_is_due_only(tmp_path, monkeypatch):
+    asked = []
+    with RunLog(tmp_path, ALONE, RECIPE, start=0, end=4) as log:
+        for step in range(1, 4):
+            log.add(output_of(3), Loss(*torch.ones(3)), Traffic())
+            log.step(step, 1e-3, lambda step=step: asked.append(step) or torch.ones(()))
+    assert asked == [2]

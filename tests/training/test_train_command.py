@@ -1,5 +1,6 @@
 """The training command, really launched: by every launcher, on 1, 2 and 4 ranks, interrupted and resumed."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from launches import CONFIGS, command, largest_difference, run, train, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unimmad.checkpoint.folder import find_checkpoint, read_state
 from unimmad.data.index import load_index
@@ -27,7 +29,7 @@ def shards(tmp_path_factory) -> Path:
 def four_steps(shards, tmp_path_factory) -> Path:
     """Four undisturbed steps of Adam, on one plain process; and the whole schedule is five."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    train(folder, "--data", str(shards), "--max-steps", "4")
+    train(folder, "--data", str(shards), "--max-steps", "4", "--profile", "2:3")
     return folder / "runs" / "tiny"
 
 
@@ -41,6 +43,17 @@ def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(shards, four_steps, 
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     assert any(name.startswith("optimizer/exp_avg_sq/") for name in theirs)
+
+
+def test_the_log_has_gradients_speed_and_memory_and_a_trace_is_written(four_steps):
+    events = EventAccumulator(str(four_steps / "tensorboard"))
+    events.Reload()
+    for name in ("gradient_norm", "step_seconds", "mfu", "peak_memory_gib"):
+        points = events.Scalars(name)
+        assert [point.step for point in points] == [1, 2, 3, 4]
+        assert all(0 < point.value < 1000 for point in points), name
+    with gzip.open(four_steps / "profile" / "rank-00000.json.gz", "rt") as file:
+        assert "aten::convolution_backward" in {event["name"] for event in json.load(file)["traceEvents"]}
 
 
 def test_resized_images_that_are_kept_change_nothing(shards, four_steps, tmp_path):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unimmad.benchmarks.clock import Work, counted, interleaved_seconds, matrix_product, peak_bytes
+from unimmad.benchmarks.clock import counted
 from unimmad.benchmarks.contest import (
     DECODING,
     DECODING_BACK,
@@ -34,8 +34,12 @@ from unimmad.benchmarks.tensor_memory import StorageWatch
 from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import named_device
+from unimmad.machine import matrix_product, peak_bytes
+from unimmad.timing import Work, interleaved_seconds
 
 GPU_WARM_UPS = 3
+PRODUCTS = 8
+"""Of one turn: short turns would meet other moments of a busy machine than the works beside them."""
 
 
 def compare(case: Comparison) -> str:
@@ -69,7 +73,7 @@ def measure_task(case: Comparison, task: str) -> TaskResult:
     outcomes = [work() for work in works.values()]
     operations = {contestant: counted(work)[1] for contestant, work in works.items()}
     precisions: set[str] = {"fp32", case.precision}
-    products = {name: matrix_product(_dtype(name), device) for name in sorted(precisions)}
+    products = {name: matrix_product(_dtype(name), device, products=PRODUCTS) for name in sorted(precisions)}
     seconds = interleaved_seconds(_named(works, products), _warm_ups(device), device, f"{task}: warm-up")
     seconds = interleaved_seconds(_named(works, products), case.repeats, device, task)
     rates = {name: flops / statistics.median(seconds[_product(name)]) for name, (_, flops) in products.items()}

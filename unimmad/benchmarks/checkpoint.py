@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from unimmad.assembly import empty_model
-from unimmad.benchmarks.clock import peak_bytes, synchronise
 from unimmad.benchmarks.markdown import markdown_table
 from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint
 from unimmad.checkpoint.loading import fill_model
 from unimmad.checkpoint.pieces import PieceReader
 from unimmad.config import load_recipe
+from unimmad.machine import peak_bytes
 from unimmad.model.unimmad import UniMMAD
+from unimmad.timing import synchronise
 
 if TYPE_CHECKING:
     from unimmad.parallel.engine import Engine

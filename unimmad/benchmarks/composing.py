@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimmad.benchmarks.clock import Work, interleaved_seconds
 from unimmad.benchmarks.markdown import markdown_table
 from unimmad.benchmarks.workbench import LEADER_STD
 from unimmad.config import ModelSettings, load_recipe
 from unimmad.evaluation.scoring import Precision, named_device
 from unimmad.model.backbone import STRIDES
 from unimmad.model.cross_moe import MiMoEBranch, composing_is_cheaper
+from unimmad.timing import Work, interleaved_seconds
 
 WARM_UPS = 1
 SAMPLES = 2

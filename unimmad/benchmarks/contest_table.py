@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import torch
 
-from unimmad.benchmarks.clock import machine_name
 from unimmad.benchmarks.contest import Comparison, Contestant, Peaks, Run, TaskResult
 from unimmad.benchmarks.markdown import markdown_table
 from unimmad.evaluation.scoring import named_device
+from unimmad.machine import machine_name
 
 
 def report(case: Comparison, results: Mapping[str, TaskResult], peaks: Mapping[Contestant, Peaks]) -> str:

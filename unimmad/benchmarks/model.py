@@ -24,7 +24,7 @@ import torch
 
 from unimmad.assembly import empty_model
 from unimmad.benchmarks.against import Comparison, compare
-from unimmad.benchmarks.clock import Work, counted, peak_bytes
+from unimmad.benchmarks.clock import counted
 from unimmad.benchmarks.composing import composing_table
 from unimmad.benchmarks.growth import growth_tables
 from unimmad.benchmarks.longest import longest_tables
@@ -32,7 +32,9 @@ from unimmad.benchmarks.markdown import markdown_table
 from unimmad.benchmarks.workbench import VARIANTS
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import named_device, scoring_form
+from unimmad.machine import peak_bytes
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
+from unimmad.timing import Work
 
 HELP = "cost of the model: parameters, FLOPs, images/s, latency, peak memory"
 PRECISIONS = ("fp32", "bf16")

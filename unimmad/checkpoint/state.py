@@ -60,7 +60,10 @@ def build_state(
         "data": list(data),
         **({} if trained_on is None else {KEY: trained_on.entry()}),
         "layout": asdict(layout),
-        "versions": {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: package_version(package) for package in _PACKAGES},
+        },
     }
 
 
@@ -75,8 +78,8 @@ def write_index_and_state(folder: Path, state: dict[str, Any]) -> None:
     (folder / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
-def _version(package: str) -> str | None:
-    """None where the package is not installed, as DeepSpeed where nothing is trained."""
+def package_version(package: str) -> str | None:
+    """None where the package is not installed, as DeepSpeed where nothing is trained, or is used from a checkout."""
     try:
         return version(package)
     except PackageNotFoundError:

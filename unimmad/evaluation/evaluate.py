@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from unimmad.checkpoint.loading import LoadedCheckpoint
+from unimmad.checkpoint.state import package_version
 from unimmad.config import EvaluationSettings
 from unimmad.data.index import Split
 from unimmad.data.location import DataFolder
@@ -158,7 +158,7 @@ def _number_facts(
         "precision": precision,
         "device": device.type,
         "transformed convolutions": device.type == "cpu" and transforms_are_used(),
-        "versions": {package: version(package) for package in ("unimmad", "torch", "numpy")},
+        "versions": {package: package_version(package) for package in ("unimmad", "torch", "numpy")},
     }
 
 

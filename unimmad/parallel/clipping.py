@@ -6,9 +6,10 @@ small norms. With ZeRO 1 and 2 its norm is right and this is not used.
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from unimmad.parallel.gradient_norm import sum_of_squares
 
 EPSILON = 1e-6
 """As in ``torch.nn.utils.clip_grad_norm_``."""
@@ -39,6 +40,4 @@ def _is_experts(parameter: nn.Parameter) -> bool:
 
 
 def _sum_of_squares(parameters: list[nn.Parameter]) -> Tensor:
-    return torch.stack(
-        [parameter.grad.float().square().sum() for parameter in parameters if parameter.grad is not None]
-    ).sum()
+    return sum_of_squares(parameter.grad for parameter in parameters if parameter.grad is not None)

@@ -24,6 +24,7 @@ from unimmad.parallel.batchnorm import synchronise_batchnorm
 from unimmad.parallel.clipping import clip_whole_gradient
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config
 from unimmad.parallel.dispatch import Traffic
+from unimmad.parallel.gradient_norm import GradientNorm
 from unimmad.parallel.moe import LeaderMOELayer
 from unimmad.parallel.placement import PlacedParameter, place_leaders, placed_parameters
 from unimmad.parallel.private_deepspeed import zero_fragment
@@ -38,6 +39,7 @@ class Engine:
     model: UniMMAD
     world: World
     ep_size: int
+    gradient_norm: GradientNorm
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self.torch_optimizer.param_groups:
@@ -112,6 +114,8 @@ def build_engine(
     if training.activation_checkpointing:
         recompute_activations(model)
     optimizer = _optimizer(model, training)
+    clipped = bool(training.gradient_clipping)
+    gradient_norm = GradientNorm(optimizer, world, ep_size, settings.zero_stage, clipped)
     # From every rank DeepSpeed prints that it makes the group of the experts.
     with contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
@@ -125,7 +129,7 @@ def build_engine(
         use_channels_last(model)
     if training.compile:
         compile_networks(model, world.device)
-    return Engine(engine, model, world, ep_size)
+    return Engine(engine, model, world, ep_size, gradient_norm)
 
 
 def _expert_layers(model: UniMMAD) -> list[LeaderMOELayer]:

@@ -62,8 +62,11 @@ class World:
         return dict(sum((Counter(of_rank) for of_rank in of_ranks), Counter()))
 
 
-def join_world() -> World:
-    """Start torch.distributed through DeepSpeed (NCCL on GPUs, else gloo); a plain process becomes a world of one."""
+def join_world(backend: str | None = None) -> World:
+    """Start torch.distributed through DeepSpeed; a plain process becomes a world of one.
+
+    ``backend`` is NCCL on GPUs and gloo elsewhere, unless given: NCCL refuses ranks that share a GPU.
+    """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")
@@ -80,7 +83,7 @@ def join_world() -> World:
         torch.cuda.set_device(device)
     else:
         _share_cores(ranks_here)
-    _init_deepspeed("nccl" if on_gpu else "gloo")
+    _init_deepspeed(backend or ("nccl" if on_gpu else "gloo"))
     host_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_gpu and size > 1 else None
     return World(rank, size, local_rank, device, host_group)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,14 @@ class TrainArguments:
     init_from: Path | None
     deterministic: bool = False
     """Only GPUs need it; CPUs give the same bits with the same number of threads."""
+    profile: range | None = None
+    """Steps to record a trace of, counted from 1."""
 
 
 def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
     """
     Raises:
-        ValueError: the recipe, an override or a data URL is wrong.
+        ValueError: the recipe, an override, a number or a data URL is wrong.
     """
     parser = argparse.ArgumentParser(
         prog="train.py", description="Train UniMMAD. Started by deepspeed, torchrun, SLURM or plain python."
@@ -61,6 +64,9 @@ def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
     parser.add_argument(
         "--deterministic", action="store_true", help="on GPUs: slower kernels that give the same bits in every run"
     )
+    parser.add_argument(
+        "--profile", metavar="STEPS", help="write a trace of this step, or of these (10:13), counted from 1"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     given = parser.parse_args(words)
     if given.max_steps is not None and given.max_steps < 1:
@@ -76,4 +82,13 @@ def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
         resume=given.resume,
         init_from=given.init_from,
         deterministic=given.deterministic,
+        profile=None if given.profile is None else _profiled_steps(given.profile),
     )
+
+
+def _profiled_steps(text: str) -> range:
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text, re.ASCII)
+    steps = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+    if not steps or steps[0] < 1:
+        raise ValueError(f"--profile {text!r}: give a step counted from 1, as 3, or the first and the last, as 10:13")
+    return steps

@@ -22,6 +22,7 @@ from unimmad.parallel.engine import Engine
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
+from unimmad.training.profiling import profiling
 from unimmad.training.run_log import RunLog
 from unimmad.training.schedule import Schedule
 
@@ -44,6 +45,7 @@ class Trainer:
         checkpoints: CheckpointFolder,
         facts: RunFacts,
         should_stop: Callable[[], bool] | None = None,
+        profile: range | None = None,
     ) -> None:
         self.engine = engine
         self.shards = shards
@@ -53,6 +55,8 @@ class Trainer:
         self.facts = facts
         self.should_stop = should_stop
         """Asked after each step; where some rank says yes, all save and stop. Where None, nobody asks."""
+        self.profile = profile
+        """Steps whose trace is written, counted from 1."""
         self.settings = facts.recipe.training
         self.skip_log = SkipLog("another sample takes its place")
 
@@ -72,23 +76,31 @@ class Trainer:
             return True
         batches = self._batches(start, end)
         guard = LossGuard(self.engine)
-        with RunLog(self.checkpoints.run, self.engine.world, self.facts.recipe, start, end) as log:
+        run, world = self.checkpoints.run, self.engine.world
+        with (
+            RunLog(run, world, self.facts.recipe, start, end) as log,
+            profiling(self.profile, run, world, start, end, log.message) as step_is_done,
+        ):
             for step in range(start, end):
                 rate = self.schedule.learning_rate(step)
                 self.engine.set_learning_rate(rate)
+                self.engine.gradient_norm.wanted = log.due(step + 1)
                 for _ in range(self.settings.accumulation):
                     with log.waiting_for_data():
                         batch = next(batches)
-                    output, loss = micro_step(
-                        self.engine, batch, self._weights(batch), self.schedule.balance_scale(step), self.settings
-                    )
+                    with log.counting_operations():
+                        output, loss = micro_step(
+                            self.engine, batch, self._weights(batch), self.schedule.balance_scale(step), self.settings
+                        )
                     guard.watch(step, loss.total)
                     log.add(output, loss, self.engine.take_traffic())
                 if log.due(step + 1):
                     self._stop_if_not_finite(guard)
-                log.step(step + 1, rate)
+                log.step(step + 1, rate, lambda: self.engine.gradient_norm.share(self.engine.deepspeed))
+                step_is_done()
                 stopping = self._must_stop()
-                self._after_step(step + 1, end, total, guard, log, stopping)
+                with log.besides():
+                    self._after_step(step + 1, end, total, guard, log, stopping)
                 if stopping and step + 1 < end:
                     log.message(f"step {step + 1}: asked to stop")
                     return False

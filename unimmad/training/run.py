@@ -102,7 +102,9 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
         restore_optimizer(engine, run.resume_from, start)
         logger.info("continuing %s at step %d", run.path, start)
     facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on)
-    trainer = Trainer(engine, shards, order, schedule, CheckpointFolder(run.path), facts, should_stop)
+    trainer = Trainer(
+        engine, shards, order, schedule, CheckpointFolder(run.path), facts, should_stop, arguments.profile
+    )
     return trainer.run(start, arguments.max_steps)
 
 

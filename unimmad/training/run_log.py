@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -23,12 +22,15 @@ from tqdm import tqdm
 
 from unimmad.config import Recipe
 from unimmad.evaluation.evaluate import Evaluation
+from unimmad.machine import peak_bytes
 from unimmad.model.anomaly_map import anomaly_maps
 from unimmad.model.unimmad import Reconstruction
 from unimmad.parallel.dispatch import Traffic
 from unimmad.parallel.world import World
 from unimmad.training.loss import Loss
 from unimmad.training.run_folder import TENSORBOARD
+from unimmad.training.step_totals import StepTotals, Totals
+from unimmad.training.utilisation import Utilisation
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,19 @@ MAPS_SHOWN = 4
 POINTS_BETWEEN_PICTURES = 10
 """Pictures take a second to draw; they come with every tenth point of the curves, and with the last."""
 SECONDS_BETWEEN_LINES = 10.0
+GIB = 2**30
 TOLD_WAITING = 0.1
 """Share of the time from which the progress line says that steps wait for data."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Since the last point; its fields are the names of TensorBoard's curves."""
+
+    step_seconds: float
+    samples_per_second: float
+    mfu: float
+    """Share of the devices' rate of large matrix products."""
 
 
 class RunLog:
@@ -46,9 +59,8 @@ class RunLog:
     def __init__(self, run: Path, world: World, recipe: Recipe, start: int, end: int) -> None:
         self.world = world
         self.recipe = recipe
-        self._losses: list[Tensor] = []
-        self._usage_RL: Tensor | None = None
-        self._traffic = Traffic()
+        self._totals = StepTotals(recipe.model.leaders)
+        self._utilisation = Utilisation(world, recipe.training.precision)
         self._last_output: Reconstruction | None = None
         self._since = time.monotonic()
         self._waited = 0.0
@@ -83,36 +95,50 @@ class RunLog:
         yield
         self._waited += time.monotonic() - start
 
+    @contextmanager
+    def besides(self) -> Iterator[None]:
+        """What runs inside (checkpoints, evaluations) is no part of a step's time."""
+        start = time.monotonic()
+        yield
+        self._since += time.monotonic() - start
+
+    def counting_operations(self) -> AbstractContextManager[None]:
+        """What runs inside is a micro-batch; the run's first one is counted."""
+        return self._utilisation.counting()
+
     def add(self, output: Reconstruction, loss: Loss, traffic: Traffic) -> None:
         """Take in one micro-batch; nothing is fetched from the device."""
-        self._traffic += traffic
-        self._losses.append(torch.stack([loss.total.detach(), loss.reconstruction.detach(), loss.balance.detach()]))
-        usage_RL = leader_usage(output, self.recipe.model.leaders)
-        self._usage_RL = usage_RL if self._usage_RL is None else self._usage_RL + usage_RL
+        self._totals.add(output, loss, traffic)
+        self._utilisation.saw(len(output.sample_of_token_T))
         self._last_output = output
 
     def due(self, step: int) -> bool:
         """Whether the step that ends with number ``step`` (counted from 1) is one to show."""
         return step % self.recipe.training.log_every == 0 or step == self._bar.total
 
-    def step(self, step: int, rate: float) -> None:
-        """Close one optimizer step (counted from 1); show the means where their turn has come."""
+    def step(self, step: int, rate: float, squared_norm: Callable[[], Tensor]) -> None:
+        """Close one optimizer step (counted from 1); show the means where their turn has come, which is collective.
+
+        ``squared_norm`` gives this rank's share of the gradient's squared norm, and is called only then.
+        """
         self._steps_since += 1
         self._bar.update()
         if not self.due(step):
             return
         seconds = time.monotonic() - self._since
-        total, reconstruction, balance, waited = self._means(self._waited / seconds)
-        samples_per_second = self._steps_since * self.recipe.training.global_batch / seconds
-        usage_RL = self._summed_usage()
-        traffic = self._summed_traffic()
-        waits = f", {waited:.0%} waiting for data" if waited > TOLD_WAITING else ""
-        self._bar.set_postfix_str(f"loss {total:.4f}, lr {rate:.1e}, {samples_per_second:.1f} samples/s{waits}")
+        totals = self._totals.over_ranks(
+            self.world, self._waited / seconds, squared_norm(), peak_bytes(self.world.device)
+        )
+        speed = Speed(
+            step_seconds=seconds / self._steps_since,
+            samples_per_second=self._steps_since * self.recipe.training.global_batch / seconds,
+            mfu=self._utilisation.share(totals.tokens, seconds),
+        )
+        self._bar.set_postfix_str(_line(rate, totals, speed))
         if self._writer is not None:
-            self._writer.add_scalar("waited_for_data", waited, step)
-            self._write(step, rate, (total, reconstruction, balance), samples_per_second, usage_RL)
-            self._write_traffic(step, traffic)
-        self._losses, self._usage_RL, self._traffic = [], None, Traffic()
+            self._write(step, rate, totals, speed)
+            self._write_traffic(step, totals.traffic)
+            self._draw(step, totals.usage_RL)
         self._since, self._waited, self._steps_since = time.monotonic(), 0.0, 0
 
     def message(self, text: str) -> None:
@@ -130,30 +156,6 @@ class RunLog:
             for key, value in known.items():
                 self._writer.add_scalar(f"test/{key}", value, step)
 
-    def _means(self, waited: float) -> tuple[float, float, float, float]:
-        """Of the three losses and of ``waited``, over all ranks."""
-        losses_3 = torch.stack(self._losses).mean(dim=0)
-        mean_4 = torch.cat([losses_3, losses_3.new_tensor([waited])])
-        if self.world.size > 1:
-            dist.all_reduce(mean_4)
-            mean_4 /= self.world.size
-        total, reconstruction, balance, waited = mean_4.tolist()
-        return total, reconstruction, balance, waited
-
-    def _summed_usage(self) -> Tensor:
-        assert self._usage_RL is not None
-        if self.world.size > 1:
-            dist.all_reduce(self._usage_RL)
-        return self._usage_RL.cpu()
-
-    def _summed_traffic(self) -> Traffic:
-        if self.world.size == 1:
-            return self._traffic
-        bytes_2 = torch.tensor([self._traffic.dispatched, self._traffic.routed], device=self.world.device)
-        dist.all_reduce(bytes_2)
-        dispatched, routed = bytes_2.tolist()
-        return Traffic(dispatched, routed)
-
     def _write_traffic(self, step: int, traffic: Traffic) -> None:
         """Of all ranks since the last point; the ratio is 1 where nothing but routed feature maps is sent."""
         writer = self._writer
@@ -163,17 +165,25 @@ class RunLog:
         if traffic.routed:
             writer.add_scalar("experts/dispatched_over_routed", traffic.dispatched / traffic.routed, step)
 
-    def _write(
-        self, step: int, rate: float, losses: tuple[float, float, float], samples_per_second: float, usage_RL: Tensor
-    ) -> None:
+    def _write(self, step: int, rate: float, totals: Totals, speed: Speed) -> None:
+        assert self._writer is not None
+        losses = zip(("total", "reconstruction", "balance"), totals.losses, strict=True)
+        scalars = {
+            **{f"loss/{name}": value for name, value in losses},
+            "learning_rate": rate,
+            "gradient_norm": totals.gradient_norm,
+            **asdict(speed),
+            "peak_memory_gib": totals.peak_bytes / GIB,
+            "waited_for_data": totals.waited,
+            "experts/leaders_in_use": float((totals.usage_RL > 0).float().mean()),
+        }
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def _draw(self, step: int, usage_RL: Tensor) -> None:
         writer, output = self._writer, self._last_output
         assert writer is not None
         assert output is not None
-        for name, value in zip(("total", "reconstruction", "balance"), losses, strict=True):
-            writer.add_scalar(f"loss/{name}", value, step)
-        writer.add_scalar("learning_rate", rate, step)
-        writer.add_scalar("samples_per_second", samples_per_second, step)
-        writer.add_scalar("experts/leaders_in_use", float((usage_RL > 0).float().mean()), step)
         pictured = step // (self.recipe.training.log_every * POINTS_BETWEEN_PICTURES)
         if pictured == self._pictured and step != self._bar.total:
             return
@@ -186,14 +196,12 @@ class RunLog:
         writer.add_images("anomaly_maps", shown / shown.amax().clamp_min(1e-8), step)
 
 
-def leader_usage(output: Reconstruction, leaders: int) -> Tensor:
-    """How often each leader was routed to, [R, L]."""
-    return torch.stack(
-        [
-            torch.nn.functional.one_hot(routing.leaders_TK, leaders).sum(dim=(0, 1))
-            for branches in output.routings
-            for routing in branches
-        ]
+def _line(rate: float, totals: Totals, speed: Speed) -> str:
+    """What stands behind the progress bar."""
+    waits = f", {totals.waited:.0%} waiting for data" if totals.waited > TOLD_WAITING else ""
+    return (
+        f"loss {totals.losses[0]:.4f}, gradient {totals.gradient_norm:.2g}, lr {rate:.1e}, "
+        f"{speed.samples_per_second:.1f} samples/s, MFU {speed.mfu:.0%}, {totals.peak_bytes / GIB:.1f} GiB{waits}"
     )
 
 
