@@ -137,6 +137,8 @@ class TrainingSettings(_Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """``bf16``: autocast over fp32 weights; normalisation (the teacher's, which is folded, excepted), gate, cosine and
     loss stay fp32."""
+    tf32: bool = True
+    """On a GPU, convolutions and matrix products of fp32 operands in TF32, as the released code; scoring never has it."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time, same numbers."""
     channels_last: bool = False

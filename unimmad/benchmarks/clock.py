@@ -114,18 +114,13 @@ def convolution_backward_flops(
 
 
 def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Work, int]:
-    """Some large square matrix products and their operations; on a GPU with TF32 where convolutions have it."""
+    """Some large square matrix products and their operations; with TF32 where the process allows it."""
     size = MATRIX_SIZE.get(device.type, MATRIX_SIZE["cpu"])
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def multiply() -> Tensor:
-        allowed = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-        try:
-            for _ in range(PRODUCTS):
-                result = torch.mm(left, right)
-            return result
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = allowed
+        for _ in range(PRODUCTS):
+            result = torch.mm(left, right)
+        return result
 
     return multiply, PRODUCTS * 2 * size**3

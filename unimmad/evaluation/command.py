@@ -60,6 +60,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         chosen_data(arguments, checkpoint),
         arguments.false_alarm_rate,
         device=named_device(arguments.device),
+        precision=arguments.precision,
         workers=chosen_workers(arguments, checkpoint),
         cache=ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
         on_error=arguments.on_error,
