@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from unimmad.benchmarks import clock
 from unimmad.benchmarks import model as benchmark
 from unimmad.benchmarks.against import measure_peaks, measure_task
-from unimmad.benchmarks.clock import counted, interleaved_seconds, matrix_product
+from unimmad.benchmarks.clock import counted, matrix_product
 from unimmad.benchmarks.contest import TASKS, Comparison, Contestant, Peaks, Run, TaskResult, contestants
 from unimmad.benchmarks.contest_table import report
 from unimmad.benchmarks.decoders import decoder_model
@@ -19,6 +19,7 @@ from unimmad.benchmarks.growth import Growth, Size, growth_table, measure_growth
 from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
 from unimmad.model import convolution
+from unimmad.timing import interleaved_seconds
 
 CPU = torch.device("cpu")
 

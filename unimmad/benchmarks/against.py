@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unimmad.benchmarks.clock import Work, counted, interleaved_seconds, matrix_product, peak_bytes
+from unimmad.benchmarks.clock import counted, matrix_product, peak_bytes
 from unimmad.benchmarks.contest import (
     DECODING,
     DECODING_BACK,
@@ -36,6 +36,7 @@ from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import named_device
 from unimmad.model.tf32 import NEITHER, tf32, without_tf32
+from unimmad.timing import Work, interleaved_seconds
 
 GPU_WARM_UPS = 3
 

@@ -1,12 +1,10 @@
-"""Time, memory and operations of a piece of work, and the machine's rate of matrix products to hold them against."""
+"""Memory and operations of a piece of work, and the machine's rate of matrix products to hold them against."""
 
 from __future__ import annotations
 
 import platform
 import resource
 import sys
-import time
-from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,38 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
-Work = Callable[[], Tensor]
-"""Does it once; gives what came of it, to be compared."""
+from unimmad.timing import Work
 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices whose product shows what the machine can do."""
 PRODUCTS = 8
 """Of one turn: short turns would meet other moments of a busy machine than the works beside them."""
-
-
-def interleaved_seconds(
-    works: Mapping[str, Work], repeats: int, device: torch.device, label: str = ""
-) -> dict[str, list[float]]:
-    """Seconds of every run: all works once, then all again, so that what else the machine does meets all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    with tqdm(total=repeats * len(works), desc=label, unit="run", leave=False, disable=None) as bar:
-        for _ in range(repeats):
-            for name, work in works.items():
-                synchronise(device)
-                started = time.perf_counter()
-                work()
-                synchronise(device)
-                seconds[name].append(time.perf_counter() - started)
-                bar.update()
-    return seconds
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def machine_name(device: torch.device) -> str:

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unimmad.benchmarks.clock import Work, interleaved_seconds
 from unimmad.benchmarks.decoders import decoder_model, invented_maps, joined_distances, with_given_maps
 from unimmad.benchmarks.markdown import markdown_table
 from unimmad.benchmarks.workbench import LEADER_STD, evaluation_form
 from unimmad.config import ModelSettings, TrainingSettings, load_recipe
 from unimmad.evaluation.scoring import Precision, named_device
 from unimmad.model.tf32 import choose_for_training, without_tf32
+from unimmad.timing import Work, interleaved_seconds
 
 LEVEL = 1
 """The recipe's second, of stride 8."""

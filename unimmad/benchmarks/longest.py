@@ -14,12 +14,13 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from unimmad.benchmarks.clock import Work, machine_name, synchronise
+from unimmad.benchmarks.clock import machine_name
 from unimmad.benchmarks.contest import EVALUATION, TRAINING
 from unimmad.benchmarks.markdown import markdown_table
 from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import Precision, named_device
+from unimmad.timing import Work, synchronise
 
 LONGEST = 10
 RUNS = 3

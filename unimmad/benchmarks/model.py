@@ -24,7 +24,7 @@ import torch
 
 from unimmad.assembly import empty_model
 from unimmad.benchmarks.against import Comparison, compare
-from unimmad.benchmarks.clock import Work, counted, peak_bytes
+from unimmad.benchmarks.clock import counted, peak_bytes
 from unimmad.benchmarks.composing import composing_table
 from unimmad.benchmarks.growth import growth_tables
 from unimmad.benchmarks.longest import longest_tables
@@ -32,6 +32,7 @@ from unimmad.benchmarks.markdown import markdown_table
 from unimmad.benchmarks.workbench import VARIANTS
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import Precision, named_device, score_images, scoring_form
+from unimmad.timing import Work
 
 HELP = "cost of the model: parameters, FLOPs, images/s, latency, peak memory"
 PRECISIONS = ("fp32", "bf16")

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from unimmad.assembly import empty_model
-from unimmad.benchmarks.clock import Work
 from unimmad.benchmarks.decoders import decoder_model, invented_maps, joined_distances, with_given_maps
 from unimmad.benchmarks.reference import ReferenceUniMMAD
 from unimmad.config import Recipe
@@ -23,6 +22,7 @@ from unimmad.model.execution import compile_networks, use_channels_last
 from unimmad.model.inference import DEFAULT_CACHE_BYTES, for_inference
 from unimmad.model.tf32 import choose_for_training, without_tf32
 from unimmad.model.unimmad import Reconstruction, UniMMAD
+from unimmad.timing import Work
 from unimmad.training.loss import unimmad_loss
 
 Form = Literal["reference", "ours", "ours, no kernels kept", "ours, channels last", "ours, compiled"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from unimmad.data.shard_cache import ShardCache
 from unimmad.evaluation.arguments import (
     EACH,
+    check_together,
     chosen_checkpoint,
     chosen_data,
     chosen_modalities,
@@ -39,6 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = evaluation_parser()
     arguments = parser.parse_args(words)
     try:
+        check_together(parser, arguments)
         if arguments.calibrate:
             _calibrate(arguments)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -47,7 +47,9 @@ def allow_tf32(allowed: Tf32) -> None:
     cudnn = torch.backends.cudnn
     cudnn.allow_tf32 = allowed.convolutions
     if hasattr(cudnn, "conv"):
-        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if allowed.convolutions else "ieee"
+        operations: tuple[Any, ...] = (cudnn.conv, cudnn.rnn)
+        for operation in operations:
+            operation.fp32_precision = "tf32" if allowed.convolutions else "ieee"
 
 
 @contextmanager
