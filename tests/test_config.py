@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe
+from unimmad.config import RECIPES_FOLDER, Recipe, check_dataset_weights, load_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
 
@@ -194,3 +194,16 @@ def test_a_recipe_is_frozen():
         recipe.model.embed_dim = 4
     with pytest.raises(ValidationError, match="frozen"):
         recipe.name = "other"
+
+
+@pytest.mark.parametrize("weights", [{}, {"solids": 2.0}, {"brats": 5.0, "eyecandies": 0.5}])
+def test_a_weight_may_be_of_the_data_or_of_those_that_a_shipped_recipe_weighs(weights):
+    check_dataset_weights(weights, ["solids", "materials"])
+    check_dataset_weights(load_recipe("paper").data.dataset_weights, ["solids"])
+
+
+@pytest.mark.parametrize(("name", "hint"), [("solid", "; did you mean solids"), ("bratz", "$"), ("Eyecandies", "$")])
+def test_a_weight_of_a_data_set_that_nobody_knows_is_an_error(name, hint):
+    recipe = load_recipe("paper", [f"data.dataset_weights.{name}=2"])
+    with pytest.raises(ValueError, match=f"no data set is called {name}; there are solids, materials{hint}"):
+        check_dataset_weights(recipe.data.dataset_weights, ["solids", "materials"])

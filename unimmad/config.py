@@ -7,7 +7,7 @@ A recipe is a YAML file with the sections ``model``, ``data``, ``training`` and 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,7 +96,8 @@ class DataSettings(_Section):
     workers: NotNegative = 2
     """Loader processes of each rank; 0 decodes in the trainer itself."""
     dataset_weights: dict[str, Annotated[Real, Field(gt=0)]] = {}
-    """Loss weight of each data set, by its name; others weigh 1."""
+    """Loss weight of each data set, by its name; others weigh 1. A name that is not among the data is an error, unless
+    a shipped recipe has it."""
     sampling: Literal["balanced", "natural"] = "balanced"
     """``balanced``: every class equally likely at each draw, with replacement (the paper). ``natural``: every sample
     once an epoch."""
@@ -137,6 +138,8 @@ class TrainingSettings(_Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """``bf16``: autocast over fp32 weights; normalisation (the teacher's, which is folded, excepted), gate, cosine and
     loss stay fp32."""
+    tf32: bool = True
+    """On a GPU, convolutions and matrix products of fp32 operands in TF32, as in the released code; not in scoring."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time, same numbers."""
     channels_last: bool = False
@@ -226,6 +229,21 @@ def load_recipe(name_or_file: str = DEFAULT_RECIPE, overrides: Sequence[str] = (
     for override in overrides:
         _apply_override(changed, override)
     return parse_recipe(changed, origin="--set " + " --set ".join(overrides))
+
+
+def check_dataset_weights(weights: Mapping[str, float], datasets: Collection[str]) -> None:
+    """Check that each weight is of a data set at hand, or of one that a shipped recipe (``paper``) weighs.
+
+    Raises:
+        ValueError: one is of neither; names those at hand, and the nearest.
+    """
+    shipped = [load_recipe(file.stem).data.dataset_weights for file in RECIPES_FOLDER.glob("*.yaml")]
+    known = {*datasets, *(name for of_recipe in shipped for name in of_recipe)}
+    if unknown := [name for name in weights if name not in known]:
+        raise ValueError(
+            f"data.dataset_weights: no data set is called {unknown[0]}; there are {', '.join(datasets)}"
+            f"{_nearest(unknown[0], list(datasets))}"
+        )
 
 
 def parse_recipe(values: Mapping[str, Any], origin: str) -> Recipe:

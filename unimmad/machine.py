@@ -45,19 +45,14 @@ def peak_bytes(device: torch.device) -> int:
 def matrix_product(
     dtype: torch.dtype, device: torch.device, size: int | None = None, products: int = 1
 ) -> tuple[Work, int]:
-    """Some large square matrix products and their operations; on a GPU with TF32 where convolutions have it."""
+    """Some large square matrix products and their operations; with TF32 where the process allows it."""
     size = size or MATRIX_SIZE.get(device.type, MATRIX_SIZE["cpu"])
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def multiply() -> Tensor:
-        allowed = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-        try:
-            for _ in range(products):
-                result = torch.mm(left, right)
-            return result
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = allowed
+        for _ in range(products):
+            result = torch.mm(left, right)
+        return result
 
     return multiply, products * 2 * size**3
 

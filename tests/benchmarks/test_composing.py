@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from unimmad.benchmarks import composing
-from unimmad.benchmarks.composing import Place, composing_table, measure_place, there_and_back
+from unimmad.benchmarks.composing import composing_table
 from unimmad.config import load_recipe
+from unimmad.training.composing import Place, measure_place, there_and_back
 
 CPU = torch.device("cpu")
 
@@ -20,7 +21,7 @@ def test_both_ways_do_the_same_work(place):
     assert min(measure_place(settings, place, CPU, "fp32", (1,), repeats=1)) > 0
 
 
-def test_the_table_says_what_training_chooses_and_what_it_gains(monkeypatch):
+def test_the_table_says_what_the_rule_chooses_and_what_it_gains(monkeypatch):
     seconds = {False: (0.003, 0.002), True: (0.002, 0.005)}
     monkeypatch.setattr(composing, "composing_is_cheaper", lambda embed, positions, size: positions > 16)
     monkeypatch.setattr(composing, "measure_place", lambda settings, place, *_: seconds[place.level < 2])

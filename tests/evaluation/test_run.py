@@ -137,10 +137,11 @@ def test_nan_in_any_batch_stops_the_run_and_names_the_sample(checkpoint, shards,
 
     def with_nan(model, batch, *rest):
         scored = original(model, batch, *rest)
+        maps_BHW = scored.maps_BHW.clone()
         for place, sample in enumerate(batch.samples):
             if sample.key == broken:
-                scored.maps_BHW[place, 3, 4] = float("nan")
-        return scored
+                maps_BHW[place, 3, 4] = float("nan")
+        return scored._replace(maps_BHW=maps_BHW)
 
     monkeypatch.setattr(run, "score_on_device", with_nan)
     before = set(threading.enumerate())

@@ -87,6 +87,25 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert load_thresholds(tmp_path) == made()
 
 
+def test_the_precision_that_they_were_made_in_is_kept_and_a_decision_in_another_says_so(tmp_path):
+    save_thresholds(made().model_copy(update={"precision": "bf16"}), tmp_path)
+    loaded = load_thresholds(tmp_path)
+    assert loaded is not None
+    assert loaded.precision == "bf16"
+    assert loaded.precision_note("bf16") == ""
+    assert loaded.precision_note("fp32") == "scored in fp32, by thresholds of scores in bf16"
+
+
+def test_a_file_from_before_precisions_were_written_down_still_loads_and_says_nothing(tmp_path):
+    content = json.loads(made().model_dump_json())
+    del content["precision"]
+    (tmp_path / THRESHOLDS_NAME).write_text(json.dumps(content))
+    loaded = load_thresholds(tmp_path)
+    assert loaded is not None
+    assert loaded.precision is None
+    assert loaded.precision_note("fp32") == loaded.precision_note("bf16") == ""
+
+
 def test_a_checkpoint_without_thresholds_has_none(tmp_path):
     assert load_thresholds(tmp_path) is None
 

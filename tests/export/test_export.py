@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from unimmad.evaluation.thresholds import load_thresholds
+from unimmad.evaluation.thresholds import load_thresholds, save_thresholds
 from unimmad.export.command import main
 from unimmad.export.files import METADATA_FILE
 from unimmad.export.metadata import ExportMetadata
@@ -64,6 +65,28 @@ def test_its_metadata_have_thresholds_classes_and_modalities(onnx_file, calibrat
     metadata = ExportMetadata.from_strings(strings, "file")
     assert metadata.thresholds == load_thresholds(calibrated)
     assert (metadata.image_size, metadata.recipe, metadata.step, metadata.dataset) == (64, "tiny", 3, "solids")
+
+
+def test_it_computes_in_fp32_and_says_so(onnx_file, calibrated, tmp_path, capsys):
+    assert (
+        json.loads(onnxruntime.InferenceSession(onnx_file).get_modelmeta().custom_metadata_map["precision"]) == "fp32"
+    )
+    assert Detector.open(onnx_file, precision="fp32").engine.precision == "fp32"
+    with pytest.raises(ValueError, match=r"solids.onnx computes in fp32: leave bf16 out"):
+        Detector.open(onnx_file, precision="bf16")
+    thresholds = load_thresholds(calibrated)
+    assert thresholds is not None
+    copy = shutil.copytree(calibrated, tmp_path / "of_bf16")
+    save_thresholds(thresholds.model_copy(update={"precision": "bf16"}), copy)
+    export(copy, tmp_path / "solids.pt2", "--format", "torch")
+    assert "note: the file's samples are scored in fp32, by thresholds of scores in bf16" in capsys.readouterr().out
+
+
+def test_it_runs_on_the_cpu_where_no_gpu_is_and_refuses_to_pretend(onnx_file):
+    for device in (None, "cpu"):
+        assert Detector.open(onnx_file, device=device).engine._session.get_providers() == ["CPUExecutionProvider"]
+    with pytest.raises(ValueError, match="device cuda can't be used here"):
+        Detector.open(onnx_file, device="cuda")
 
 
 def test_only_the_file_is_left_behind(onnx_file):

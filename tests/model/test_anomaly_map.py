@@ -54,6 +54,16 @@ def test_cosine_distance_is_0_for_the_same_direction_1_for_a_right_angle_2_for_t
     torch.testing.assert_close(cosine_distance(right, other), torch.ones(1, 1, 2))
 
 
+@pytest.mark.parametrize("channels", [64, 256, 512])
+def test_cosine_distance_is_never_below_0(channels):
+    target = random(2, channels, 32, 32)
+    plain = 1 - torch.nn.functional.cosine_similarity(target, 7 * target, dim=1)
+    assert plain.min() < 0
+    found = cosine_distance(target, 7 * target)
+    assert found.min() == 0
+    assert torch.equal(found[plain >= 0], plain[plain >= 0])
+
+
 def test_cosine_distance_by_its_definition():
     a, b = random(2, 5, 3, 4, seed=1), random(2, 5, 3, 4, seed=2)
     expected = np.zeros((2, 3, 4))

@@ -45,7 +45,7 @@ def test_a_branch_is_the_fixed_expert_beside_the_routed_ones(size, composing):
     naive.randomise(branch, seed=size)
     keys_BEhw, condition_TE = maps(2, EMBED, 4), torch.randn(3, EMBED, generator=torch.Generator().manual_seed(6))
     order = sample_of_token(counts)
-    branch.composing_pays = lambda *_: composing
+    branch.composed = composing
     routing = branch.routed.route(condition_TE)
     output_TEhw = branch(keys_BEhw, routing, counts, order)
     assert routing.leaders_TK.shape == (3, 2)
@@ -63,7 +63,7 @@ def test_composing_is_chosen_where_it_needs_fewer_multiplications(embed, side, s
     routing = branch.routed.route(torch.zeros(1, embed))
     needed = {}
     for composing in (False, True):
-        branch.composing_pays = lambda *_, composing=composing: composing
+        branch.composed = composing
         with FlopCounterMode(display=False) as counter:
             branch(keys_BEhw, routing, [1], sample_of_token([1]))
         needed[composing] = counter.get_total_flops()

@@ -51,6 +51,12 @@ def test_each_class_has_the_score_of_its_calibration_image(checkpoint, calibrati
     assert thresholds.all_classes.images == 5
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_precision_is_kept_with_them(checkpoint, calibration_shards, precision):
+    found = calibrate(checkpoint, [calibration_shards], 0.5, device=CPU, progress=False, precision=precision)
+    assert found.precision == precision
+
+
 def test_the_data_sets_and_classes_trained_on_are_kept(thresholds, calibration_shards):
     assert thresholds.datasets == ShardSet.open([calibration_shards]).datasets
     assert sorted(thresholds.trained_classes) == CLASSES
@@ -58,6 +64,7 @@ def test_the_data_sets_and_classes_trained_on_are_kept(thresholds, calibration_s
 
 def test_too_few_images_are_said(thresholds):
     lines = describe(thresholds).splitlines()
+    assert "scored in fp32" in lines
     assert "solids/rope" in lines[5]
     assert "50.000%" in lines[5]
     assert "needs 99 calibration images of a class" in lines[-1]

@@ -126,6 +126,14 @@ def test_too_few_calibration_images_for_the_rate_are_said_with_each_decision(pla
     assert found.notes == ("1 calibration images promise a false-alarm rate of 0.5 only",)
 
 
+@pytest.mark.parametrize(
+    ("made_in", "notes"), [("bf16", ("scored in fp32, by thresholds of scores in bf16",)), (None, ())]
+)
+def test_thresholds_of_another_precision_are_said_with_each_decision(plain, thresholds, cookies, made_in, notes):
+    other = Detector(plain.engine, plain.catalogue, thresholds.model_copy(update={"precision": made_in}))
+    assert other.predict(cookies[0].images, class_name="cookie").notes == notes
+
+
 @pytest.mark.parametrize("class_name", [None, "spoon"])
 def test_no_class_or_an_unknown_one_is_decided_by_the_threshold_of_all(detector, thresholds, cookies, class_name):
     found = detector.predict(cookies[0].images, class_name=class_name)

@@ -119,6 +119,13 @@ def test_checkpoint_data_and_output_can_be_named(typed, trained, tmp_path):
         (["--modalities", "sonar"], "no data set has a modality 'sonar'"),
         (["--modalities", ","], "--modalities names none"),
         (["--compare", "nowhere.json"], "nowhere.json can't be read as a report"),
+        (
+            ["--calibrate", "--modalities", "rgb", "--split", "train"],
+            "--modalities, --split: of no effect with --calib",
+        ),
+        (["--report", "x", "--mask-resize", "bilinear"], "--mask-resize: of no effect with --report"),
+        (["--report", "x", "--output-dir", "y"], "leave --output-dir out, or add --compare"),
+        (["--false-alarm-rate", "0.1"], "--false-alarm-rate is for --calibrate"),
         (["--report", "data/small/index.json"], "data/small/index.json: the report"),
         (["--published"], "no published row for solids"),
         (["--spill", "data/small/index.json/x"], "cannot keep pixel scores in data/small/index.json/x"),

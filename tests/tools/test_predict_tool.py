@@ -110,6 +110,9 @@ def test_calibration_beside_the_checkpoint_brings_decisions(typed, place, monkey
             assert line["threshold"] == own
             assert line["anomalous"] == (line["score"] > own)
         assert "at a false-alarm rate of 0.4" in out
+        assert thresholds["precision"] == "fp32"
+        code, out, _ = typed("--class", "cookie", "--precision", "bf16", "--output-dir", "decided", "sets/x")
+        assert "note: scored in bf16, by thresholds of scores in fp32" in out
         code, out, _ = typed("--class", "spoon", "--output-dir", "decided", "sets/x")
         assert "note: class spoon is not one that the model was trained on" in out
         assert lines_of(place / "decided")[0]["threshold"] == thresholds["all_classes"]["value"]
@@ -129,6 +132,8 @@ def test_calibration_beside_the_checkpoint_brings_decisions(typed, place, monkey
         (["--checkpoint", "gone.onnx", "sets/x"], "gone.onnx does not exist"),
         (["--batch-size", "0", "sets/x"], "--batch-size 0"),
         (["--scale", "-1", "sets/x"], "--scale -1"),
+        (["--scale", "1", "--no-pictures", "sets/x"], "--scale is for the heat maps"),
+        (["--checkpoint", "gone.onnx", "--data", "data/small", "sets/x"], "gone.onnx says itself which modalities"),
         (["--device", "cuda:99", "sets/x"], "cuda:99 can't be used"),
     ],
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from unimmad.model.anomaly_map import cosine_distance
 from unimmad.model.routing import Routing, route
 from unimmad.model.unimmad import Reconstruction
 from unimmad.training import loss as loss_module
@@ -72,6 +73,19 @@ def test_the_focal_weight_passes_no_gradient():
     # Of d * w with w held: the gradient is w, not the 3 d^2 of d^3.
     expected = weights[:, None, None] * distance.detach() ** 2 / 16
     torch.testing.assert_close(distance.grad, expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5, 2.0])
+def test_a_perfect_reconstruction_has_a_finite_loss_at_any_gamma(gamma):
+    """1 - cosine of a direction and itself comes out below 0 at some positions."""
+    target = random(2, 256, 8, 8, seed=3)
+    cosines = torch.nn.functional.cosine_similarity(target, 7 * target, dim=1)
+    assert (1 - cosines).min() < 0
+    made = (7 * target).requires_grad_()
+    loss = focal_reconstruction([cosine_distance(target, made)], torch.ones(2), gamma)
+    loss.backward()
+    assert 0 <= loss.item() < 1e-5
+    assert made.grad.isfinite().all()
 
 
 def test_a_weight_counts_for_its_own_samples_tokens_only():

@@ -10,10 +10,13 @@ import torch
 from launches import CONFIGS, command, largest_difference, run, train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from unimmad.checkpoint.folder import find_checkpoint, read_state
+from unimmad.checkpoint.folder import STATE_NAME, find_checkpoint, read_state
+from unimmad.config import load_recipe
 from unimmad.data.index import load_index
 from unimmad.data.shards import write_shards
 from unimmad.data.synthetic import synthetic_sets
+from unimmad.model.backbone import STRIDES
+from unimmad.model.cross_moe import composing_is_cheaper
 
 ONE_STEP = ("--max-steps", "1", "--set", "training.optimizer=sgd")
 
@@ -133,11 +136,13 @@ def test_torchrun_and_a_checkpoint_of_another_layout(shards, tmp_path):
     """Two ranks continue what one began, Adam's moments included: a checkpoint outlives its layout."""
     one, two = tmp_path / "one", tmp_path / "two"
     train(_made(one), "--data", str(shards), "--max-steps", "2")
+    kept = _as_if_measured(find_checkpoint(one / "runs" / "tiny"))
     shutil.copytree(one, two)
     train(one, "--data", str(shards), "--max-steps", "3")
     train(two, "--data", str(shards), "--max-steps", "3", launcher="torchrun", ranks=2, config="ep4.json")
-    layout = read_state(find_checkpoint(two / "runs" / "tiny"))["layout"]
-    assert layout == {"world_size": 2, "ep_size": 2, "zero_stage": 1}
+    state = read_state(find_checkpoint(two / "runs" / "tiny"))
+    assert state["layout"] == {"world_size": 2, "ep_size": 2, "zero_stage": 1}
+    assert state["composing"] == read_state(find_checkpoint(one / "runs" / "tiny"))["composing"] == kept
     ours, theirs = weights(two / "runs" / "tiny"), weights(one / "runs" / "tiny")
     moments = [name for name in theirs if name.startswith("optimizer/exp_avg/")]
     # Moments lost on the way would be off by most of their size, and all of them; rounding moves a few a little.
@@ -145,11 +150,25 @@ def test_torchrun_and_a_checkpoint_of_another_layout(shards, tmp_path):
     assert len(off) <= 0.05 * len(moments), off
 
 
+def _as_if_measured(checkpoint: Path) -> list[list[bool]]:
+    """What the fixed rule chooses, put down as if a GPU had measured it."""
+    model, state = load_recipe("tiny").model, read_state(checkpoint)
+    sides = [model.image_size // stride for stride in STRIDES]
+    state["composing"] = [
+        [composing_is_cheaper(model.embed_dim, side * side, size) for size in model.kernel_sizes] for side in sides
+    ]
+    (checkpoint / STATE_NAME).write_text(json.dumps(state))
+    return state["composing"]
+
+
 def test_evaluation_on_the_way_and_tensorboard(shards, tmp_path):
     said = train(tmp_path, "--data", str(shards), "--max-steps", "2", "--set", "training.evaluate_every=2")
     run_folder = tmp_path / "runs" / "tiny"
     assert "test split" in said
+    assert "training in fp32, no TF32 on cpu" in said
+    assert "C-MoE composes kernels by the count of multiply-adds" in said
     report = json.loads((run_folder / "evaluations" / "step_00000002" / "report.json").read_text())
+    assert report["header"]["precision"].startswith("fp32 on cpu, no TF32; ")
     assert len(report["classes"]) == 10
     assert list((run_folder / "tensorboard").glob("events*"))
 

@@ -20,6 +20,7 @@ from unimmad.benchmarks.contest import (
     DECODING,
     DECODING_BACK,
     EVALUATION,
+    SCORING,
     TASKS,
     TRAINING,
     Comparison,
@@ -35,6 +36,7 @@ from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import named_device
 from unimmad.machine import matrix_product, peak_bytes
+from unimmad.model.tf32 import NEITHER, tf32, without_tf32
 from unimmad.timing import Work, interleaved_seconds
 
 GPU_WARM_UPS = 3
@@ -72,15 +74,18 @@ def measure_task(case: Comparison, task: str) -> TaskResult:
     # Before anything is counted: what ours makes once and keeps does not count.
     outcomes = [work() for work in works.values()]
     operations = {contestant: counted(work)[1] for contestant, work in works.items()}
-    precisions: set[str] = {"fp32", case.precision}
-    products = {name: matrix_product(_dtype(name), device, products=PRODUCTS) for name in sorted(precisions)}
+    fp32 = "fp32" if task in SCORING or tf32() == NEITHER or device.type != "cuda" else "tf32"
+    of_ours = "bf16" if case.precision == "bf16" else fp32
+    products = {name: matrix_product(_dtype(name), device, products=PRODUCTS) for name in sorted({fp32, of_ours})}
+    if task in SCORING:
+        products = {name: (without_tf32()(work), flops) for name, (work, flops) in products.items()}
     seconds = interleaved_seconds(_named(works, products), _warm_ups(device), device, f"{task}: warm-up")
     seconds = interleaved_seconds(_named(works, products), case.repeats, device, task)
     rates = {name: flops / statistics.median(seconds[_product(name)]) for name, (_, flops) in products.items()}
     runs = {}
     for contestant, flops in operations.items():
         median = statistics.median(seconds[contestant.name])
-        rate = rates["fp32" if contestant.form == "reference" else case.precision]
+        rate = rates[fp32 if contestant.form == "reference" else of_ours]
         runs[contestant] = Run(median, flops, flops / median / rate)
     reference, *ours = outcomes
     return TaskResult(runs, _largest_difference(reference, ours), float(reference.abs().max()), rates)

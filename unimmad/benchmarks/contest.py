@@ -12,6 +12,8 @@ TRAINING = "training step"
 DECODING = "C-MoE, inference"
 DECODING_BACK = "C-MoE, forward and backward"
 TASKS = (EVALUATION, TRAINING, DECODING, DECODING_BACK)
+SCORING = (EVALUATION, DECODING)
+"""Without TF32, as whatever scores."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class TaskResult:
     largest: float
     """Absolute value in what the reference gave."""
     rates: dict[str, float]
-    """Operations a second of the matrix product, by precision."""
+    """Operations a second of the matrix product, by what it computes in: fp32, tf32 or bf16."""
 
 
 def contestants(case: Comparison, task: str) -> list[Contestant]:

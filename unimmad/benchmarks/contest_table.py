@@ -57,9 +57,10 @@ def _row(contestant: Contestant, run: Run, base: tuple[Contestant, Run], peaks: 
 
 
 def _circumstances(case: Comparison, results: Mapping[str, TaskResult]) -> list[str]:
+    names = sorted({name for result in results.values() for name in result.rates})
     rates = {
-        name: statistics.median(result.rates[name] for result in results.values())
-        for name in next(iter(results.values())).rates
+        name: statistics.median(result.rates[name] for result in results.values() if name in result.rates)
+        for name in names
     }
     told = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items())
     device = named_device(case.device)
@@ -70,6 +71,8 @@ def _circumstances(case: Comparison, results: Mapping[str, TaskResult]) -> list[
         f"medians of {case.repeats} runs in turns; rate of a large matrix product in the same turns: {told}",
         "peaks: tensors alive at once, and all that a process of its own holds (resident on a CPU, allocated on a GPU)",
     ]
-    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        lines.append("fp32 on this GPU: convolutions in TF32, PyTorch's default, in both forms; the rate is TF32's too")
+    if "tf32" in rates:
+        lines.append(
+            "fp32 of training on this GPU is TF32 in both forms, held against TF32's rate; scoring goes without"
+        )
     return lines

@@ -20,8 +20,9 @@ from torch import Tensor
 from unimmad.benchmarks.decoders import decoder_model, invented_maps, joined_distances, with_given_maps
 from unimmad.benchmarks.markdown import markdown_table
 from unimmad.benchmarks.workbench import LEADER_STD, evaluation_form
-from unimmad.config import ModelSettings, load_recipe
+from unimmad.config import ModelSettings, TrainingSettings, load_recipe
 from unimmad.evaluation.scoring import Precision, named_device
+from unimmad.model.tf32 import choose_for_training, without_tf32
 from unimmad.timing import Work, interleaved_seconds
 
 LEVEL = 1
@@ -101,7 +102,8 @@ def inference(settings: ModelSettings, size: Size, device: torch.device, precisi
     """The level as evaluation runs it."""
     network, arguments, _ = one_level(settings, size, device, training=False)
 
-    @torch.no_grad()
+    @torch.inference_mode()
+    @without_tf32()
     def infer() -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return joined_distances(network(*arguments))
@@ -111,6 +113,7 @@ def inference(settings: ModelSettings, size: Size, device: torch.device, precisi
 
 def forward_and_backward(settings: ModelSettings, size: Size, device: torch.device, precision: Precision) -> Work:
     """The level as training runs it, with gradients of its weights and of the shared map."""
+    choose_for_training(TrainingSettings().tf32, device)
     network, arguments, shared_BChw = one_level(settings, size, device, training=True)
     shared_BChw.requires_grad_()
 

@@ -31,9 +31,8 @@ from unimmad.benchmarks.longest import longest_tables
 from unimmad.benchmarks.markdown import markdown_table
 from unimmad.benchmarks.workbench import VARIANTS
 from unimmad.config import load_recipe
-from unimmad.evaluation.scoring import named_device, scoring_form
+from unimmad.evaluation.scoring import Precision, named_device, score_images, scoring_form
 from unimmad.machine import peak_bytes
-from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.timing import Work
 
 HELP = "cost of the model: parameters, FLOPs, images/s, latency, peak memory"
@@ -47,7 +46,7 @@ class Case:
 
     recipe: str
     device: str
-    precision: str
+    precision: Precision
     modalities: int
     batch_size: int
     repeats: int
@@ -154,7 +153,6 @@ def costs(options: argparse.Namespace) -> str:
         return table([(case, pool.submit(measure, case).result()) for case in cases])
 
 
-@torch.no_grad()
 def measure(case: Case) -> Cost:
     """Build the recipe's model and time it.
 
@@ -179,10 +177,8 @@ def measure(case: Case) -> Cost:
         tokens_per_sample = (case.modalities,) * batch_size
 
         def score() -> torch.Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16"):
-                output = model(images_TCHW, tokens_per_sample, slot_of_token_T)
-            maps_BHW = gaussian_blur(model.maps(output), settings.blur_kernel, settings.blur_sigma)
-            return image_scores(maps_BHW, settings.top_share).cpu()
+            scored = score_images(model, images_TCHW, tokens_per_sample, slot_of_token_T, settings, case.precision)
+            return scored.scores_B.cpu()
 
         return score
 

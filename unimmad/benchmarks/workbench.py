@@ -6,9 +6,8 @@ Letters: B samples, T tokens, H x W pixels.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +16,11 @@ from unimmad.assembly import empty_model
 from unimmad.benchmarks.decoders import decoder_model, invented_maps, joined_distances, with_given_maps
 from unimmad.benchmarks.reference import ReferenceUniMMAD
 from unimmad.config import Recipe
-from unimmad.evaluation.scoring import Precision
-from unimmad.model.anomaly_map import gaussian_blur, image_scores
+from unimmad.evaluation.scoring import Precision, score_images
 from unimmad.model.backbone import calibrate_batchnorm
 from unimmad.model.execution import compile_networks, use_channels_last
 from unimmad.model.inference import DEFAULT_CACHE_BYTES, for_inference
+from unimmad.model.tf32 import choose_for_training, without_tf32
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 from unimmad.timing import Work
 from unimmad.training.loss import unimmad_loss
@@ -35,8 +34,7 @@ LEADER_STD = 1.0
 """Of the leaders' logits: at the paper's start all leaders are almost equal, and a wrong route would not show."""
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """What a forward pass takes."""
 
     images_TCHW: Tensor
@@ -82,6 +80,7 @@ class Workbench:
         self._optimizers: dict[Form, torch.optim.Optimizer] = {}
         self._evaluated: dict[Form, Any] = {}
         self._trained: dict[Form, Any] = {}
+        choose_for_training(recipe.training.tf32, device)
         settings = recipe.model.model_copy(update={"initial_leader_std": LEADER_STD})
         with torch.random.fork_rng(), device:
             torch.manual_seed(0)
@@ -116,12 +115,12 @@ class Workbench:
         """What prediction does with images on the device: network, map, blur, image score. Gives the blurred maps."""
         network, inputs, settings = self._for_evaluation(form), self.inputs(batch), self.recipe.evaluation
 
-        @torch.no_grad()
         def score() -> Tensor:
-            output = self._forward(network, form, inputs)
-            maps_BHW = gaussian_blur(network.maps(output), settings.blur_kernel, settings.blur_sigma)
-            image_scores(maps_BHW, settings.top_share).cpu()
-            return maps_BHW
+            scored = score_images(
+                network, *inputs, settings=settings, precision="fp32" if form == "reference" else self.precision
+            )
+            scored.scores_B.cpu()
+            return scored.maps_BHW
 
         return score
 
@@ -143,7 +142,8 @@ class Workbench:
         inputs = self.inputs(batch)
         network = with_given_maps(self._for_evaluation(form), *self._maps(batch))
 
-        @torch.no_grad()
+        @torch.inference_mode()
+        @without_tf32()
         def decode() -> Tensor:
             return joined_distances(self._forward(network, form, inputs))
 

@@ -16,6 +16,8 @@ from unimmad.checkpoint.trained_on import KEY, TrainedOn
 from unimmad.config import Recipe
 
 FORMAT = 1
+COMPOSING = "composing"
+"""Key of what training measured (training/composing.py)."""
 _PACKAGES = ("unimmad", "torch", "deepspeed", "timm")
 
 
@@ -37,6 +39,7 @@ def build_state(
     data: Sequence[str],
     layout: Layout,
     trained_on: TrainedOn | None = None,
+    composing: Sequence[Sequence[bool]] | None = None,
 ) -> dict[str, Any]:
     """The contents of state.json.
 
@@ -47,6 +50,7 @@ def build_state(
         data: the shard folders trained on.
         layout: how the run was spread.
         trained_on: what was in them; None where that is not known.
+        composing: whether each level's and kernel size's branch composes its kernels in training; None: by the rule.
     """
     samples = step * recipe.training.global_batch
     return {
@@ -59,6 +63,7 @@ def build_state(
         "backbone_weights": backbone_weights,
         "data": list(data),
         **({} if trained_on is None else {KEY: trained_on.entry()}),
+        **({} if composing is None else {COMPOSING: [list(of_level) for of_level in composing]}),
         "layout": asdict(layout),
         "versions": {
             "python": platform.python_version(),

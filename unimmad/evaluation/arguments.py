@@ -15,6 +15,13 @@ RUNS = Path("runs")
 TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"
 EACH = "each"
 """Of ``--modalities``: every one alone, and all together."""
+_OF_A_REPORT = frozenset({"split", "fresh", "mask_resize", "modalities", "published", "spill", "compile"})
+NOT_TO_CALIBRATE = _OF_A_REPORT | {"output_dir", "compare", "report"}
+"""Options, by attribute, that ``--calibrate`` has no use for."""
+NOT_TO_SHOW = _OF_A_REPORT | {
+    *("checkpoint", "data", "device", "precision", "batch_size", "workers", "channels_last", "cache_dir", "on_error")
+}
+"""Those that a report which is there already has no use for."""
 _EXAMPLES = """Report a checkpoint's metrics on screen, as CSV, JSON, Markdown, LaTeX, and an HTML page with pictures.
 
     %(prog)s                                              the newest run, on the data it was trained on
@@ -96,6 +103,22 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         default=DEFAULT_FALSE_ALARM_RATE,
         help="with --calibrate: share of normal images that may be called anomalous (default: %(default)s)",
     )
+
+
+def check_together(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: an option was given that another one leaves without effect; names both.
+    """
+    given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
+    if "false_alarm_rate" in given and not arguments.calibrate:
+        raise ValueError("--false-alarm-rate is for --calibrate: give both, or neither")
+    if "output_dir" in given and arguments.report and not arguments.compare:
+        raise ValueError("--report shows a report and writes nothing: leave --output-dir out, or add --compare")
+    for option, without in (("calibrate", NOT_TO_CALIBRATE), ("report", NOT_TO_SHOW)):
+        if option in given and (ignored := sorted(given & without)):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+            raise ValueError(f"{names}: of no effect with --{option}; leave out one or the other")
 
 
 def chosen_checkpoint(arguments: argparse.Namespace) -> LoadedCheckpoint:

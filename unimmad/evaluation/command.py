@@ -11,6 +11,7 @@ from pathlib import Path
 from unimmad.data.shard_cache import ShardCache
 from unimmad.evaluation.arguments import (
     EACH,
+    check_together,
     chosen_checkpoint,
     chosen_data,
     chosen_modalities,
@@ -39,6 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = evaluation_parser()
     arguments = parser.parse_args(words)
     try:
+        check_together(parser, arguments)
         if arguments.calibrate:
             _calibrate(arguments)
         else:
@@ -60,6 +62,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         chosen_data(arguments, checkpoint),
         arguments.false_alarm_rate,
         device=named_device(arguments.device),
+        precision=arguments.precision,
         workers=chosen_workers(arguments, checkpoint),
         cache=ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
         on_error=arguments.on_error,

@@ -28,7 +28,7 @@ from unimmad.evaluation.published import published_rows
 from unimmad.evaluation.report import Report
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.scoring import MaskRule, Precision, default_precision, scoring_form
+from unimmad.evaluation.scoring import MaskRule, Precision, chosen_precision, scoring_form
 from unimmad.evaluation.tables import write_image_scores, write_tables
 from unimmad.model.convolution import transforms_are_used
 
@@ -98,7 +98,7 @@ def evaluate_checkpoint(
     if other is not None:
         other.check_common(refs_of)
     beside = published_rows(_datasets(refs_of)) if published else ()
-    settings, precision = checkpoint.recipe.evaluation, precision or default_precision(device)
+    settings, precision = checkpoint.recipe.evaluation, chosen_precision(precision, device)
     facts = _number_facts(settings, split, mask_resize, precision, device)
     partial = PartialResults(output, evaluation_fingerprint(checkpoint.weights_digest, shards, facts))
     if fresh:

@@ -13,7 +13,7 @@ from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.data.index import Split, load_index
 from unimmad.data.location import DataFolder, recorded_data_folder, shown
 from unimmad.data.shard_set import ShardSet
-from unimmad.evaluation.scoring import MaskRule, Precision
+from unimmad.evaluation.scoring import MaskRule, Precision, numerics
 
 
 def report_header(
@@ -41,7 +41,7 @@ def report_header(
         "blur": blur if settings.blur_sigma else "none",
         "image score": f"mean of the map's top {top} of {size * size} values",
         "masks": f"resized {mask_resize}, anomalous where > 0",
-        "precision": f"{precision} on {device.type}",
+        "precision": numerics(precision, device),
     }
     if modalities is not None:
         header["modalities"] = f"{', '.join(modalities)} only"

@@ -1,13 +1,15 @@
-"""From a batch to anomaly maps and image scores, in the precision asked for.
+"""From images to anomaly maps and image scores: the one place that says in which numbers that is computed.
 
-Letters: B samples, H x W pixels.
+Evaluation, also during training, calibration, prediction and its benchmark all score by ``score_images``, and so under
+``torch.inference_mode``, without TF32, and in a precision whose default is the same for all of them.
+
+Letters: B samples, T tokens (sample, modality), C = 3 channels, H x W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.execution import compile_networks, use_channels_last
 from unimmad.model.inference import for_inference
 from unimmad.model.routing import Routing
+from unimmad.model.tf32 import without_tf32
 from unimmad.model.unimmad import UniMMAD
 
 Precision = Literal["fp32", "bf16"]
@@ -58,6 +61,23 @@ def default_precision(device: torch.device) -> Precision:
     return "fp32"
 
 
+def chosen_precision(precision: Precision | None, device: torch.device) -> Precision:
+    """``precision``; None: ``default_precision``.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
+    if precision is not None and precision not in get_args(Precision):
+        raise ValueError(f"precision {precision!r} is not one of {', '.join(get_args(Precision))}")
+    return precision or default_precision(device)
+
+
+def numerics(precision: Precision, device: torch.device) -> str:
+    """What ``score_images`` computes in, in words."""
+    tf32 = "no TF32 in what autocast leaves in fp32" if precision == "bf16" else "no TF32"
+    return f"{precision} on {device.type}, {tf32}; the model's inference form, in inference mode"
+
+
 def scoring_form(model: UniMMAD, settings: EvaluationSettings, device: torch.device) -> UniMMAD:
     """``model`` in its inference form, on ``device``, computed as ``settings`` say; in place.
 
@@ -84,25 +104,28 @@ def score_batch(
     return scored.maps_BHW.cpu(), scored.scores_B.cpu()
 
 
-@torch.no_grad()
 def score_on_device(
     model: UniMMAD, batch: Batch, settings: EvaluationSettings, device: torch.device, precision: Precision
 ) -> BatchScores:
     """As :func:`score_batch`, but what it gives stays on ``device``, where it may still be computed."""
     on_device = batch.to(device)
-    with _exact_fp32(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        output = model(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T)
-    with _exact_fp32():
+    return score_images(
+        model, on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T, settings, precision
+    )
+
+
+@torch.inference_mode()
+def score_images(
+    model: UniMMAD,
+    images_TCHW: Tensor,
+    tokens_per_sample: Sequence[int],
+    slot_of_token_T: Tensor,
+    settings: EvaluationSettings,
+    precision: Precision,
+) -> BatchScores:
+    """Score normalised images, listed sample by sample, that are on the model's device; the scores stay there."""
+    with without_tf32():
+        with torch.autocast(images_TCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = model(images_TCHW, tokens_per_sample, slot_of_token_T)
         maps_BHW = gaussian_blur(model.maps(output), settings.blur_kernel, settings.blur_sigma)
     return BatchScores(maps_BHW, image_scores(maps_BHW, settings.top_share), output.routings)
-
-
-@contextmanager
-def _exact_fp32() -> Iterator[None]:
-    """Convolutions and matrix products of fp32 numbers without TF32, which PyTorch allows convolutions by default."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products

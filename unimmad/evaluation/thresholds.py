@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimmad.data.index import DatasetEntry
+from unimmad.evaluation.scoring import Precision
 from unimmad.files import write_text_aside
 
 THRESHOLDS_NAME = "thresholds.json"
@@ -56,6 +57,14 @@ class Thresholds(_Frozen):
     """Modalities of each data set, so that predictions need the shards no more."""
     trained_classes: tuple[str, ...]
     """``DATASET/CLASS`` of all data sets, calibrated or not."""
+    precision: Precision | None = None
+    """What the scores were computed in; None: made before that was written down."""
+
+    def precision_note(self, precision: Precision) -> str:
+        """What to know of a decision about scores that were computed in ``precision``; empty where nothing."""
+        if self.precision in (None, precision):
+            return ""
+        return f"scored in {precision}, by thresholds of scores in {self.precision}"
 
     def too_few(self) -> list[str]:
         """The classes whose images can't promise the rate asked for."""
@@ -108,6 +117,7 @@ def make_thresholds(
     datasets: Mapping[str, DatasetEntry],
     trained_classes: Sequence[str],
     false_alarm_rate: float,
+    precision: Precision | None = None,
 ) -> Thresholds:
     """Thresholds of every class and of all together.
 
@@ -117,6 +127,7 @@ def make_thresholds(
         datasets: all that the model was trained on.
         trained_classes: all classes of theirs.
         false_alarm_rate: between 0 and 1.
+        precision: what the scores were computed in.
 
     Raises:
         ValueError: as ``conformal_threshold``; names the class.
@@ -136,6 +147,7 @@ def make_thresholds(
         ),
         datasets=dict(datasets),
         trained_classes=tuple(trained_classes),
+        precision=precision,
     )
 
 

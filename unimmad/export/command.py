@@ -77,6 +77,8 @@ def _print(metadata: ExportMetadata, options: argparse.Namespace) -> None:
     print(f"classes  {', '.join(metadata.classes)}")
     if metadata.thresholds is None:
         print("note: no thresholds lie beside the checkpoint; calibrate first to have decisions")
+    elif note := metadata.thresholds.precision_note(metadata.precision):
+        print(f"note: the file's samples are {note}")
     print(f"written  {options.target} ({options.target.stat().st_size / 2**20:.1f} MiB)")
     if options.format == "onnx":
         print(f"next: python tools/predict.py --checkpoint {options.target} PATH")

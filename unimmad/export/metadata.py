@@ -39,6 +39,8 @@ class ExportMetadata(BaseModel):
     image_size: int
     evaluation: EvaluationSettings
     """Blur and top share that the file computes."""
+    precision: Literal["fp32"] = "fp32"
+    """What it computes in."""
     thresholds: Thresholds | None
 
     @property

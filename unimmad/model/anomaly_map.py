@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 def cosine_distance(target_TChw: Tensor, reconstruction_TChw: Tensor) -> Tensor:
     """1 - cosine similarity along channels, in float32: [T, h, w], 0 (same direction) to 2."""
-    return 1 - F.cosine_similarity(target_TChw.float(), reconstruction_TChw.float(), dim=1)
+    # Rounding takes it below 0, of which a power that is no whole number is NaN.
+    return (1 - F.cosine_similarity(target_TChw.float(), reconstruction_TChw.float(), dim=1)).clamp_min(0)
 
 
 def anomaly_maps(distances: Sequence[Tensor], sample_of_token_T: Tensor, batch: int, image_size: int) -> Tensor:

@@ -160,7 +160,8 @@ class MiMoEBranch(nn.Module):
         self.post = nn.Conv2d(2 * embed_dim, embed_dim, 1, bias=False)
         self.norm = group_norm(embed_dim)
         self.convolve: TokenConvolution = convolve_tokens
-        self.composing_pays: Callable[[int, int, int], bool] = composing_is_cheaper
+        self.composed: bool | None = None
+        """Whether tokens' kernels are composed where their leaders are here; None: as ``composing_is_cheaper`` says."""
 
     def forward(
         self,
@@ -171,12 +172,17 @@ class MiMoEBranch(nn.Module):
     ) -> Tensor:
         """-> [T, E, h, w]."""
         x_BEhw = self.pre(key_BEhw)
-        positions = x_BEhw.shape[2] * x_BEhw.shape[3]
-        if self.routed.leaders_are_here and self.composing_pays(x_BEhw.shape[1], positions, self.kernel_size):
+        if self.routed.leaders_are_here and self._composes(x_BEhw):
             output_TEhw = self.convolve(x_BEhw, self._composed_kernels(routing), tokens_per_sample)
         else:
             output_TEhw = self._one_after_the_other(x_BEhw, routing, tokens_per_sample, sample_of_token_T)
         return self.norm(output_TEhw).relu()
+
+    def _composes(self, x_BEhw: Tensor) -> bool:
+        if self.composed is not None:
+            return self.composed
+        _, embed_dim, height, width = x_BEhw.shape
+        return composing_is_cheaper(embed_dim, height * width, self.kernel_size)
 
     def _composed_kernels(self, routing: Routing) -> Tensor:
         """Fixed expert, routed experts and the last 1x1 as one kernel a token: [T, E, E, k, k]."""
@@ -204,7 +210,7 @@ def composing_is_cheaper(embed_dim: int, positions: int, kernel_size: int) -> bo
     Composing multiplies E x E by E x E k k for the token and for the fixed expert. It saves, at every position, the
     last 1x1 of the token, and the fixed expert with its 1x1. Counted for a sample of one token: ZeRO reduces gradients
     in the order in which they come, so every rank must compute in the same way, whatever its batch. Forward and
-    backward keep the proportion.
+    backward keep the proportion. A GPU's rates differ, so training there measures (training/composing.py).
     """
     taps = kernel_size**2
     return 2 * embed_dim * taps < (taps + 2) * positions

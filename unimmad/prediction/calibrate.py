@@ -13,6 +13,7 @@ from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import SampleRef, ShardSet
 from unimmad.data.skipping import OnError, SkipLog
 from unimmad.data.stream import evaluation_batches
+from unimmad.evaluation.scoring import Precision
 from unimmad.evaluation.thresholds import Thresholds, check_rate, images_needed, make_thresholds
 from unimmad.prediction.engines import ModelEngine
 
@@ -27,6 +28,7 @@ def calibrate(
     false_alarm_rate: float,
     *,
     device: torch.device,
+    precision: Precision | None = None,
     workers: int = 0,
     progress: bool = True,
     cache: ShardCache | None = None,
@@ -39,6 +41,7 @@ def calibrate(
         data: shard folders with a calibration split.
         false_alarm_rate: share of normal images that may be called anomalous, between 0 and 1.
         device: what to compute on.
+        precision: None: ``default_precision``, as in evaluation.
         workers: loader processes.
         progress: whether to show a bar.
         cache: for shards from URLs; None: the default one.
@@ -51,7 +54,7 @@ def calibrate(
     shards = ShardSet.open(data, cache)
     references = shards.classes("calibration")
     _check_split(references, data)
-    engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device)
+    engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision)
     slots = checkpoint.model.architecture.modality_slots
     if shards.max_slot >= slots:
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
@@ -83,6 +86,7 @@ def calibrate(
         shards.datasets,
         tuple(shards.classes("train")),
         false_alarm_rate,
+        engine.precision,
     )
 
 
@@ -92,6 +96,7 @@ def describe(thresholds: Thresholds) -> str:
     lines = [f"{'class':{widest}}  images  threshold  false alarms at most"]
     for name, found in [*thresholds.classes.items(), ("all classes", thresholds.all_classes)]:
         lines.append(f"{name:{widest}}  {found.images:6d}  {found.value:9.4g}  {found.promised_rate:.3%}")
+    lines.append(f"scored in {thresholds.precision}")
     few = thresholds.too_few()
     if few:
         rate = thresholds.false_alarm_rate

@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notices = Notices()
     try:
         _check(options)
-        detector = Detector.open(_checkpoint(options.checkpoint), data=options.data, device=options.device)
+        detector = Detector.open(
+            _checkpoint(options.checkpoint), data=options.data, device=options.device, precision=options.precision
+        )
         samples = _samples(options, detector, notices)
         with PredictionFolder(options.output_dir, options.scale, options.maps) as folder:
             for prediction in _predictions(detector, samples, options):
@@ -75,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         help="shard folder that tells the modalities, once for each; default: those it was trained on",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        help="default: as in evaluation, bf16 on a GPU that has it, else fp32; an .onnx file computes in fp32",
+    )
     parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="default: %(default)s")
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="no heat maps")
     parser.add_argument("--maps", action="store_true", help="also the anomaly maps, as float32 NPY")
@@ -94,6 +101,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size {options.batch_size} must be 1 or more")
     if options.scale is not None and not options.scale > 0:
         raise ValueError(f"--scale {options.scale:g} must be above 0")
+    if options.scale is not None and not options.pictures:
+        raise ValueError("--scale is for the heat maps, which --no-pictures leaves out: give one of them")
 
 
 def _checkpoint(given: Path | None) -> Path:

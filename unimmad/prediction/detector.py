@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
+from unimmad.evaluation.scoring import Precision
 from unimmad.evaluation.thresholds import Threshold, Thresholds, load_thresholds
 from unimmad.prediction.catalogue import Catalogue
 from unimmad.prediction.engines import Engine, ModelEngine, OnnxEngine
@@ -77,19 +78,38 @@ class Detector:
         self.thresholds = thresholds
 
     @classmethod
-    def open(cls, path: Path | str, *, data: Sequence[Path] | None = None, device: str | None = None) -> Detector:
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        data: Sequence[Path] | None = None,
+        device: str | None = None,
+        precision: Precision | None = None,
+    ) -> Detector:
         """``from_onnx`` for a file called ``*.onnx``, else ``from_checkpoint``.
 
         Raises:
-            ValueError: as theirs.
+            ValueError: as theirs, or ``data`` or a precision that an exported file can't follow.
         """
-        if Path(path).suffix == ".onnx":
-            return cls.from_onnx(path)
-        return cls.from_checkpoint(path, data=data, device=device)
+        if Path(path).suffix != ".onnx":
+            return cls.from_checkpoint(path, data=data, device=device, precision=precision)
+        if data is not None:
+            raise ValueError(f"{path} says itself which modalities it takes: leave the data out")
+        detector = cls.from_onnx(path, device=device)
+        if precision not in (None, detector.engine.precision):
+            raise ValueError(
+                f"{path} computes in {detector.engine.precision}: leave {precision} out, or use the checkpoint"
+            )
+        return detector
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path | str, *, data: Sequence[Path] | None = None, device: str | None = None
+        cls,
+        path: Path | str,
+        *,
+        data: Sequence[Path] | None = None,
+        device: str | None = None,
+        precision: Precision | None = None,
     ) -> Detector:
         """Load a checkpoint, and the thresholds beside it if there are any.
 
@@ -98,6 +118,7 @@ class Detector:
             data: shard folders whose indexes tell the modalities and classes; by default they come from the
                 thresholds, or from the folders that the checkpoint was trained on.
             device: ``cpu``, ``cuda``, ``cuda:1``; by default a GPU where there is one.
+            precision: ``bf16`` or ``fp32``; by default as in evaluation: bf16 on a GPU that computes in it, else fp32.
 
         Raises:
             ValueError: no whole checkpoint, no such device, or nothing that tells the modalities.
@@ -106,16 +127,21 @@ class Detector:
         checkpoint = load_checkpoint(find_checkpoint(Path(path)))
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
-        return cls(ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, chosen), catalogue, thresholds)
+        engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, chosen, precision)
+        return cls(engine, catalogue, thresholds)
 
     @classmethod
-    def from_onnx(cls, file: Path | str) -> Detector:
+    def from_onnx(cls, file: Path | str, *, device: str | None = None) -> Detector:
         """Open a file that ``tools/export.py --format onnx`` made; needs ONNX Runtime.
 
+        Args:
+            file: which.
+            device: ``cpu``, ``cuda``, ``cuda:1``; by default a GPU where ONNX Runtime can use one.
+
         Raises:
-            ValueError: no such file, or it can't be run.
+            ValueError: no such file, it can't be run, or not on this device.
         """
-        engine = OnnxEngine(Path(file))
+        engine = OnnxEngine(Path(file), device)
         described = engine.metadata
         return cls(engine, Catalogue(described.datasets, described.classes), described.thresholds)
 
@@ -212,6 +238,8 @@ class Detector:
         if of_class is None:
             notes.append("decided by the threshold of all classes")
         threshold = of_class or self.thresholds.all_classes
+        if note := self.thresholds.precision_note(self.engine.precision):
+            notes.append(note)
         if threshold.promised_rate > self.thresholds.false_alarm_rate:
             rate = f"{threshold.promised_rate:.3g}"
             notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from unimmad.config import EvaluationSettings
 from unimmad.data.prepare import normalisation
-from unimmad.evaluation.scoring import scoring_form
+from unimmad.evaluation.scoring import Precision, chosen_precision, score_images, scoring_form
 from unimmad.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
-from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.unimmad import UniMMAD
 from unimmad.prediction.reading import PreparedSample
+
+CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 class Engine(Protocol):
@@ -28,6 +29,10 @@ class Engine(Protocol):
 
     @property
     def image_size(self) -> int: ...
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in."""
 
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
         """Blurred maps [B, H, W] and image scores [B], float32 on the CPU.
@@ -38,17 +43,25 @@ class Engine(Protocol):
 
 
 class ModelEngine:
-    """The local form of the model, brought into its inference form."""
+    """The local form of the model, brought into its inference form; computes as evaluation does."""
 
-    def __init__(self, model: UniMMAD, settings: EvaluationSettings, device: torch.device) -> None:
+    def __init__(
+        self, model: UniMMAD, settings: EvaluationSettings, device: torch.device, precision: Precision | None = None
+    ) -> None:
+        """``precision``: as for ``chosen_precision``."""
         # A handful of images would wait minutes for code that pays off over thousands.
         self.model = scoring_form(model, settings.model_copy(update={"compile": False}), device)
         self.settings = settings
         self.device = device
+        self._precision = chosen_precision(precision, device)
 
     @property
     def image_size(self) -> int:
         return self.model.architecture.image_size
+
+    @property
+    def precision(self) -> Precision:
+        return self._precision
 
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
         slots = [modality.slot for sample in samples for modality in sample.modalities]
@@ -58,14 +71,15 @@ class ModelEngine:
         images_TCHW = torch.cat([normalised(sample) for sample in samples])
         return self.score_tokens(images_TCHW, [len(sample.modalities) for sample in samples], torch.tensor(slots))
 
-    @torch.no_grad()
     def score_tokens(
         self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The same for normalised images, listed sample by sample."""
-        output = self.model(images_TCHW.to(self.device), tokens_per_sample, slot_of_token_T.to(self.device))
-        maps_BHW = gaussian_blur(self.model.maps(output), self.settings.blur_kernel, self.settings.blur_sigma)
-        return maps_BHW.cpu(), image_scores(maps_BHW, self.settings.top_share).cpu()
+        images_TCHW, slot_of_token_T = images_TCHW.to(self.device), slot_of_token_T.to(self.device)
+        scored = score_images(
+            self.model, images_TCHW, tokens_per_sample, slot_of_token_T, self.settings, self._precision
+        )
+        return scored.maps_BHW.cpu(), scored.scores_B.cpu()
 
 
 def normalised(sample: PreparedSample) -> Tensor:
@@ -78,30 +92,35 @@ def normalised(sample: PreparedSample) -> Tensor:
 class OnnxEngine:
     """An exported file; normalisation, map, blur and score are inside it."""
 
-    def __init__(self, file: Path, threads: int | None = None) -> None:
+    def __init__(self, file: Path, device: str | None = None) -> None:
         """
         Args:
             file: written by ``tools/export.py --format onnx``.
-            threads: of ONNX Runtime; None leaves the choice to it.
+            device: as for ``onnx_providers``.
 
         Raises:
-            ValueError: no such file, ONNX Runtime is not installed, or the file can't be run or says not what it needs.
+            ValueError: no such file, ONNX Runtime is not installed, the file can't be run or says not what it needs, or
+                the device can't be used.
         """
         if not file.is_file():
             raise ValueError(f"{file} does not exist; make it with tools/export.py")
         runtime = _onnx_runtime()
-        options = runtime.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        providers = onnx_providers(device, runtime.get_available_providers())
         try:
-            self._session = runtime.InferenceSession(file, options, providers=runtime.get_available_providers())
+            self._session = runtime.InferenceSession(file, providers=providers)
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             raise ValueError(f"{file} can't be run by ONNX Runtime: {str(error).splitlines()[0]}") from None
+        if device is not None and len(providers) > 1 and CUDA_PROVIDER not in self._session.get_providers():
+            raise ValueError(f"device {device} can't be used here: ONNX Runtime's own message above says why")
         self.metadata = ExportMetadata.from_strings(self._session.get_modelmeta().custom_metadata_map, str(file))
 
     @property
     def image_size(self) -> int:
         return self.metadata.image_size
+
+    @property
+    def precision(self) -> Precision:
+        return self.metadata.precision
 
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
         wanted = tuple(modality.name for modality in self.metadata.modalities)
@@ -114,6 +133,30 @@ class OnnxEngine:
         images_BMCHW = torch.stack([_in_order(sample, wanted) for sample in samples]).numpy()
         maps_BHW, scores_B = self._session.run([MAPS_OUTPUT, SCORES_OUTPUT], {IMAGES_INPUT: images_BMCHW})
         return torch.from_numpy(np.asarray(maps_BHW)), torch.from_numpy(np.asarray(scores_B))
+
+
+def onnx_providers(device: str | None, available: Sequence[str]) -> list[tuple[str, dict[str, int]]]:
+    """ONNX Runtime's execution providers, the one to use first: CUDA, then the CPU for what CUDA can't do; no others.
+
+    Args:
+        device: ``cuda`` or ``cuda:1`` wants CUDA, ``cpu`` leaves it out; None takes it where it is installed.
+        available: the names of those installed.
+
+    Raises:
+        ValueError: another device, or CUDA is asked for and not installed.
+    """
+    kind, _, index = (device or "").partition(":")
+    if kind not in ("", "cpu", "cuda") or not (index or "0").isdecimal():
+        raise ValueError(f"device {device} can't be used for an exported file: cpu, cuda, cuda:1")
+    if kind == "cuda" and CUDA_PROVIDER not in available:
+        raise ValueError(
+            f"device {device} can't be used here: this ONNX Runtime has no {CUDA_PROVIDER} (onnxruntime-gpu has it)"
+        )
+    cpu: tuple[str, dict[str, int]] = (CPU_PROVIDER, {})
+    if kind == "cpu" or CUDA_PROVIDER not in available:
+        return [cpu]
+    # TF32 is its default, and the precision is fp32.
+    return [(CUDA_PROVIDER, {"device_id": int(index or 0), "use_tf32": 0}), cpu]
 
 
 def _in_order(sample: PreparedSample, names: Sequence[str]) -> Tensor:

@@ -17,6 +17,7 @@ from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe
 from unimmad.parallel.engine import Engine, OptimizerPiece
 from unimmad.parallel.placement import portable_name
+from unimmad.training.composing import Composing
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class RunFacts:
     data: list[str]
     zero_stage: int
     trained_on: TrainedOn | None = None
+    composing: Composing | None = None
 
 
 def save_checkpoint(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int, finished: bool) -> Path:
@@ -149,6 +151,7 @@ def _finish(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int
         data=facts.data,
         layout=Layout(engine.world.size, engine.ep_size, facts.zero_stage),
         trained_on=facts.trained_on,
+        composing=facts.composing,
     )
     write_index_and_state(folder.partial(step), state)
     folder.commit(step, facts.recipe.training.keep_checkpoints)

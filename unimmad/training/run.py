@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +14,11 @@ import torch
 from torch import Tensor
 
 from unimmad.assembly import empty_model, new_model
-from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
+from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model
 from unimmad.checkpoint.pieces import PieceReader
 from unimmad.checkpoint.trained_on import TrainedOn
-from unimmad.config import Recipe
+from unimmad.config import Recipe, check_dataset_weights
 from unimmad.data.default_set import ensure_synthetic_shards
 from unimmad.data.location import DataFolder
 from unimmad.data.order import TrainingOrder
@@ -26,6 +28,7 @@ from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.stream import expect_workers
 from unimmad.model.backbone import RANDOM_WEIGHTS, calibrate_batchnorm
 from unimmad.model.execution import check_compiling
+from unimmad.model.tf32 import choose_for_training
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.deepspeed_config import read_deepspeed_config
 from unimmad.parallel.engine import build_engine
@@ -33,6 +36,7 @@ from unimmad.parallel.placement import effective_ep_size
 from unimmad.parallel.world import World
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.checkpointing import RunFacts, restore_optimizer
+from unimmad.training.composing import Composing, described, follow_composing, kept_composing, new_composing
 from unimmad.training.loop import RankError, Trainer
 from unimmad.training.run_folder import RunFolder, check_same_data, choose_run_folder, make_run_folder
 from unimmad.training.schedule import Schedule
@@ -58,6 +62,9 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
     recipe = arguments.recipe
     if arguments.deterministic:
         _choose_deterministic_kernels()
+    logger.info(
+        "training in %s, %s", recipe.training.precision, choose_for_training(recipe.training.tf32, world.device)
+    )
     if recipe.data.workers:
         expect_workers()
     _check_compiling(recipe, world)
@@ -67,6 +74,7 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
     shards = ShardSet.open(data, ShardCache.of(recipe.data.cache_folder, recipe.data.cache_gb))
     classes = shards.classes("train")
     trained_on = TrainedOn.of(shards.datasets, {name: [ref.entry for ref in refs] for name, refs in classes.items()})
+    check_dataset_weights(recipe.data.dataset_weights, shards.datasets)
     if run.resume_from is not None:
         check_same_data(run.resume_from, trained_on)
     if recipe.training.evaluate_every and not shards.has("test"):
@@ -95,13 +103,19 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
         arguments, run, world, lambda: _calibration_images(arguments, shards, order)
     )
     logger.info("backbone %s, weights: %s", recipe.model.backbone, backbone_weights)
+    composing = _composing(arguments, run, world, ep_size, classes)
+    logger.info("C-MoE %s", described(composing, recipe.model.kernel_sizes))
+    if composing is not None:
+        follow_composing(model, composing)
     engine = build_engine(model, settings, recipe.training, world, ep_size)
     start = 0
     if run.resume_from is not None:
         start = int(read_state(run.resume_from)["step"])
         restore_optimizer(engine, run.resume_from, start)
         logger.info("continuing %s at step %d", run.path, start)
-    facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on)
+    facts = RunFacts(
+        recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on, composing
+    )
     trainer = Trainer(
         engine, shards, order, schedule, CheckpointFolder(run.path), facts, should_stop, arguments.profile
     )
@@ -142,6 +156,20 @@ def _choose_deterministic_kernels() -> None:
     # cuBLAS reads it when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _composing(
+    arguments: TrainArguments, run: RunFolder, world: World, ep_size: int, classes: dict[str, tuple[SampleRef, ...]]
+) -> Composing | None:
+    """As the run that is continued has it; a new one on a GPU measures, where its leaders are all on every rank."""
+    recipe = arguments.recipe
+    if run.resume_from is not None:
+        return kept_composing(read_state(run.resume_from), recipe.model, str(run.resume_from / STATE_NAME))
+    if world.device.type != "cuda" or arguments.deterministic or ep_size > 1:
+        return None
+    samples = math.ceil(recipe.training.global_batch / recipe.training.accumulation / world.size)
+    modalities = round(statistics.mean(len(refs[0].entry.images) for refs in classes.values()))
+    return new_composing(recipe, world, (modalities,) * samples)
 
 
 def _choose_run_folder(arguments: TrainArguments, world: World) -> RunFolder:
@@ -191,6 +219,8 @@ def _starting_model(
         fill_model(model, PieceReader(source, without=None if run.resume_from else OPTIMIZER_PREFIX))
         if run.resume_from is None:
             logger.info("weights from %s", source)
+        elif arguments.init_from is not None:
+            logger.info("%s is continued: --init-from %s is not used", run.path, arguments.init_from)
         return model, str(read_state(source)["backbone_weights"])
     return _from_main_first(arguments, world, calibration_images)
 
