@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
 from unimmad.data.location import DataFolder, parse_data_folder
@@ -29,12 +30,18 @@ class TrainArguments:
     """Only GPUs need it; CPUs give the same bits with the same number of threads."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Each of many ranks would print the usage."""
+        raise ValueError(f"{message}; unimmad/train.py --help lists the options")
+
+
 def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
     """
     Raises:
-        ValueError: the recipe, an override or a data URL is wrong.
+        ValueError: an option is unknown or ill-formed; the recipe, an override or a data URL is wrong.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="train.py", description="Train UniMMAD. Started by deepspeed, torchrun, SLURM or plain python."
     )
     parser.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,17 +19,16 @@ from unimmad.data.skipping import SkipLog, summary
 from unimmad.data.stream import training_batches
 from unimmad.evaluation.evaluate import evaluate_checkpoint
 from unimmad.parallel.engine import Engine
+from unimmad.parallel.rank_errors import SharedError
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
 from unimmad.training.run_log import RunLog
 from unimmad.training.schedule import Schedule
+from unimmad.training.stop_poll import StopPoll
+from unimmad.training.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
-
-
-class RankError(ValueError):
-    """A problem that one rank met alone, and must tell itself."""
 
 
 class Trainer:
@@ -43,7 +42,7 @@ class Trainer:
         schedule: Schedule,
         checkpoints: CheckpointFolder,
         facts: RunFacts,
-        should_stop: Callable[[], bool] | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.engine = engine
         self.shards = shards
@@ -51,8 +50,8 @@ class Trainer:
         self.schedule = schedule
         self.checkpoints = checkpoints
         self.facts = facts
-        self.should_stop = should_stop
-        """Asked after each step; where some rank says yes, all save and stop. Where None, nobody asks."""
+        self.stop = stop
+        """Where some rank got a signal, all save and stop at the end of a step. Where None, nobody asks."""
         self.settings = facts.recipe.training
         self.skip_log = SkipLog("another sample takes its place")
 
@@ -60,7 +59,7 @@ class Trainer:
         """Train from step ``start`` to the end of the schedule, or to ``max_steps``.
 
         Returns:
-            Whether it came there; False where ``should_stop`` ended it after some step's checkpoint.
+            Whether it came there; False where ``stop`` ended it after some step's checkpoint.
 
         Raises:
             ValueError: a sample can't be read, loss or weights are not finite, or a checkpoint can't be written.
@@ -72,6 +71,9 @@ class Trainer:
             return True
         batches = self._batches(start, end)
         guard = LossGuard(self.engine)
+        if self.stop is not None:
+            self.stop.training = True
+        poll = StopPoll(self.stop, self.engine.world)
         with RunLog(self.checkpoints.run, self.engine.world, self.facts.recipe, start, end) as log:
             for step in range(start, end):
                 rate = self.schedule.learning_rate(step)
@@ -87,7 +89,7 @@ class Trainer:
                 if log.due(step + 1):
                     self._stop_if_not_finite(guard)
                 log.step(step + 1, rate)
-                stopping = self._must_stop()
+                stopping = poll.after_step()
                 self._after_step(step + 1, end, total, guard, log, stopping)
                 if stopping and step + 1 < end:
                     log.message(f"step {step + 1}: asked to stop")
@@ -95,10 +97,6 @@ class Trainer:
             if skipped := summary(self.engine.world.sums(self.skip_log.shards)):
                 log.message(f"{skipped}; others took their places")
         return True
-
-    def _must_stop(self) -> bool:
-        """Whether some rank was asked to; all ranks get the same answer."""
-        return self.should_stop is not None and not self.engine.world.agreed(not self.should_stop())
 
     def _batches(self, start: int, end: int) -> Iterator[Batch]:
         world, accumulation = self.engine.world, self.settings.accumulation
@@ -115,11 +113,8 @@ class Trainer:
             skip_log=self.skip_log,
             modality_dropout=self.facts.recipe.data.modality_dropout,
         )
-        try:
-            for _, batch in stream:
-                yield batch
-        except ValueError as error:
-            raise RankError(f"rank {world.rank}: {error}") from None
+        for _, batch in stream:
+            yield batch
 
     def _weights(self, batch: Batch) -> Tensor:
         """Loss weight of each token: its sample's data set's."""
@@ -135,8 +130,9 @@ class Trainer:
         accumulation = self.settings.accumulation
         drawn = [ref for part in range(accumulation) for ref in self.order.at(step * accumulation + part)]
         classes = ", ".join(sorted({ref.class_name for ref in drawn}))
-        raise ValueError(
-            f"the loss of step {step + 1} is not finite (classes in its batch: {classes}); {self._way_out()}"
+        raise SharedError.of_all(
+            f"the loss of step {step + 1} is not finite (classes in its batch: {classes}); {self._way_out()}",
+            self.engine.world.size,
         )
 
     def _way_out(self) -> str:
@@ -152,7 +148,8 @@ class Trainer:
             return
         self._stop_if_not_finite(guard)
         if not guard.weights_are_finite():
-            raise ValueError(f"a weight is NaN or infinite after step {step}; {self._way_out()}")
+            problem = f"a weight is NaN or infinite after step {step}; {self._way_out()}"
+            raise SharedError.of_all(problem, self.engine.world.size)
         path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, finished=step == total)
         log.message(f"step {step}: checkpoint {path}")
         if evaluate and (step == end or not stopping):
