@@ -63,7 +63,7 @@ def test_rank_0_tells_what_all_know_and_each_its_own(capsys):
     tell(shared, 0, 16)
     assert capsys.readouterr().err == "train.py: rank 1 (n1): no data\ntrain.py: rank 8 (n2) and 1 more: no cache\n"
     tell(ValueError("a sample is damaged"), 3, 16)
-    assert capsys.readouterr().err == f"train.py: rank 3 ({host_name()}): a sample is damaged\n"
+    assert capsys.readouterr().err == f"\ntrain.py: rank 3 ({host_name()}): a sample is damaged\n"
     tell(ValueError("a sample is damaged"), 0, 1)
     assert capsys.readouterr().err == "train.py: a sample is damaged\n"
     tell(RuntimeError("Connection closed by peer"), 3, 16)

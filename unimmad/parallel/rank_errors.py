@@ -85,8 +85,10 @@ def tell(error: BaseException, rank: int, size: int) -> None:
         lines = SharedError(problems, size).lines()
     else:
         lines = [f"rank {rank} ({host_name()}) lost another rank, whose own message says why"]
-    # One write, so that the lines of several ranks do not mix.
-    sys.stderr.write("".join(problem.trace for problem in problems) + "".join(f"train.py: {line}\n" for line in lines))
+    # Rank 0's progress bar may stand in the line. One write, so that the lines of several ranks do not mix.
+    text = "\n" if rank and lines else ""
+    text += "".join(problem.trace for problem in problems) + "".join(f"train.py: {line}\n" for line in lines)
+    sys.stderr.write(text)
     sys.stderr.flush()
 
 

@@ -3,7 +3,8 @@
 SLURM sends USR2 (submitit's choice) a while before the time limit and, where the site has it so, at a preemption: save
 and requeue. It sends TERM when it is about to kill: at a preemption, ``scontrol requeue``, ``scancel``, or the limit
 itself: save, and leave it to SLURM whether the job comes back. A terminal sends INT at Ctrl-C to all processes of a
-command; torchrun passes INT and TERM on to its ranks, DeepSpeed's launcher sends them TERM at either.
+command; torchrun passes INT and TERM on to its ranks (the second as TERM), DeepSpeed's launcher sends them TERM at
+either, to one after the other.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ SLURM_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 KILLED_AFTER_S = 30.0
 """What torchrun, DeepSpeed's launcher and SLURM (KillWait) leave by default between asking to end and killing."""
 ECHO_S = 0.5
-"""A signal that comes again so soon is the same one, by another way: from SLURM, and from a launcher that it asked."""
+"""A signal that follows so soon is the same one, by another way: from SLURM, and from a launcher that it asked."""
+DEEPSPEED_MARK = "LOCAL_SIZE"
+"""A variable that DeepSpeed's launcher alone sets."""
 
 
 class StopRequest:
@@ -85,7 +88,7 @@ class StopRequest:
 class TerminalStop(StopRequest):
     """What a run does that somebody watches.
 
-    The first signal lets the step end and saves; before training, and when it comes again, it ends the process at once.
+    The first signal lets the step end and saves; the second ends the process at once, and so does one before training.
     """
 
     def __init__(self) -> None:
@@ -99,23 +102,18 @@ class TerminalStop(StopRequest):
         return 128 + self.first
 
     def _heard(self, number: int, now: float) -> None:
-        known = self._got.get(number)
-        if known is not None and now - known < ECHO_S:
-            return
-        first = not self._got
-        super()._heard(number, now)
         name = signal.Signals(number).name
+        if self._got:
+            by_deepspeed = number == signal.SIGTERM and DEEPSPEED_MARK in os.environ
+            if not by_deepspeed and now - next(iter(self._got.values())) > ECHO_S:
+                _say(f"{name}: stopped at once; the same command continues from the last checkpoint")
+                os._exit(128 + number)
+            return
+        super()._heard(number, now)
         if not self.training:
-            self._leave(number, f"{name} before the first step: there is nothing to save" if first else "")
-        if known is not None:
-            self._leave(number, f"{name} again: stopped at once; the same command continues from the last checkpoint")
-        if first:
-            _say(f"{name}: training saves and stops after this step; the same again ends it at once")
-
-    def _leave(self, number: int, words: str) -> None:
-        if words:
-            _say(words)
-        os._exit(128 + number)
+            _say(f"{name} before the first step: there is nothing to save")
+            os._exit(128 + number)
+        _say(f"{name}: training saves and stops after this step; a second signal ends it at once")
 
 
 def _say(words: str) -> None:
