@@ -28,8 +28,8 @@ CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 STATE_NAME = "state.json"
 _STEP = "step_"
-_PARTIAL = ".partial_"
-_GOING = ".going_"
+_PARTIAL = "partial_"
+_GOING = "going_"
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class CheckpointFolder:
     def begin(self, step: int) -> Path:
         """A fresh hidden folder for all ranks to write into (called by one); leftovers of killed saves go."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in (*self.root.glob(f"{_PARTIAL}*"), *self.root.glob(f"{_GOING}*")):
+        for leftover in (*self.root.glob(f".{_PARTIAL}*"), *self.root.glob(f".{_GOING}*")):
             shutil.rmtree(leftover, ignore_errors=True)
-        partial = temporary_beside(self.root / f"{_PARTIAL.removeprefix('.')}{step:08d}")
+        partial = temporary_beside(self.root / f"{_PARTIAL}{step:08d}")
         partial.mkdir()
         return partial
 
@@ -67,7 +67,7 @@ class CheckpointFolder:
 
     def _remove(self, checkpoint: Path) -> None:
         """Out of sight at once, then off the disk: a run killed half-way leaves no torn checkpoint in sight."""
-        going = temporary_beside(self.root / f"{_GOING.removeprefix('.')}{checkpoint.name}")
+        going = temporary_beside(self.root / f"{_GOING}{checkpoint.name}")
         checkpoint.rename(going)
         shutil.rmtree(going, ignore_errors=True)
 
