@@ -43,4 +43,4 @@ def hand_made_checkpoint(
         trained_on=trained_on,
     )
     write_index_and_state(partial, state)
-    return folder.commit(step, keep=2), model.eval()
+    return folder.commit(partial, step, keep=2), model.eval()

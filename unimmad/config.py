@@ -107,8 +107,8 @@ class DataSettings(_Section):
     on_error: Literal["stop", "skip"] = "stop"
     """A corrupt sample ends the training (``stop``), or another takes its place; the end of the run tells how often."""
     cache_folder: str = ""
-    """Where shards from URLs are kept, shared by all processes of a node; empty: ``$XDG_CACHE_HOME/unimmad`` or
-    ``~/.cache/unimmad``."""
+    """Where shards from URLs are kept, shared by all processes of a node; empty: in ``$SLURM_TMPDIR``, else
+    ``$TMPDIR``, which are the node's own, else ``$XDG_CACHE_HOME/unimmad`` or ``~/.cache/unimmad``."""
     cache_gb: Annotated[Real, Field(gt=0)] = 50.0
     """Most that it may hold, in 10^9 bytes; the least recently read shards make room. Less than what the node's loader
     processes fetch at the same time is exceeded by that."""

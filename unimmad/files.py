@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import os
+import secrets
+import socket
 from collections.abc import Callable
 from pathlib import Path
+
+_STEM_BYTES = 100
+"""Of the stem in a temporary name: file systems allow 255 bytes in all."""
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden name in the folder of ``path`` that no other process takes, of this machine or another.
+
+    ``.STEM.HOST.PID.RANDOM.SUFFIX``: it keeps the suffix of ``path``, so that writers which go by the suffix work, and
+    the beginning of its stem, by which leftovers are found.
+    """
+    stem = path.stem.encode()[:_STEM_BYTES].decode(errors="ignore")
+    return path.with_name(f".{stem}.{host_name()}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
+
+
+def host_name() -> str:
+    """This machine's name without its domain; in a SLURM job the node's."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0] or "localhost"
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file in the folder of ``path``, then rename it; makes the folder.
-
-    The temporary file keeps the suffix of ``path``, so that writers which go by the suffix work.
 
     Raises:
         ValueError: the folder cannot be made or written to.
@@ -28,7 +46,7 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: as it came.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)

@@ -12,62 +12,63 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-LOST_RANK_SIGNS = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "NCCL communicator was aborted",
-)
-"""What gloo and NCCL say when another rank has ended."""
+if TYPE_CHECKING:
+    from unimmad.parallel.world import World
+    from unimmad.training.arguments import TrainArguments
 
 
 def main() -> int:
-    """Parse, join the other ranks, train, leave."""
+    """Parse, join the other ranks, train, leave; a signal lets the step end, saves and stops."""
     _leave_package_folder_off_the_path()
-    from unimmad.training.arguments import parse_arguments
+    from unimmad.parallel.rank_errors import exit_status, tell
+    from unimmad.training.stop_request import TerminalStop
 
+    stop = TerminalStop().listen()
     try:
-        arguments = parse_arguments()
-    except ValueError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        arguments, world = arguments_and_world()
+        log_from_main(world.is_main)
+        stop.has_failed_rank = world.has_failed_rank
+        from unimmad.training.run import train
 
-    from unimmad.parallel.world import join_world, leave_world
-    from unimmad.training.loop import RankError
-    from unimmad.training.run import train
+        complete = train(arguments, world, stop)
+    except Exception as error:
+        tell(error, *rank_and_size())
+        # No clean-up: other ranks may wait for this one, and the launcher ends them.
+        os._exit(exit_status(error))
+    stop.no_longer()
+    if not complete:
+        from unimmad.training.run_folder import how_to_continue
 
-    world = join_world()
-    log_from_main(world.is_main)
-    try:
-        train(arguments, world)
-    except ValueError as error:
-        if world.is_main or isinstance(error, RankError):
-            print(f"train.py: {error}", file=sys.stderr, flush=True)
-        # No clean-up, here and below: other ranks may wait for this one, and the launcher ends them.
-        os._exit(2)
-    except BaseException as error:
-        tell(error, world.rank)
-        os._exit(1)
+        if world.is_main:
+            print(f"train.py: stopped, and saved; {how_to_continue(arguments.resume)}", file=sys.stderr, flush=True)
+        os._exit(stop.exit_status)
+    from unimmad.parallel.world import leave_world
+
     leave_world()
     return 0
 
 
-def tell(error: BaseException, rank: int) -> None:
-    """The traceback of what went wrong here; one line where this rank only noticed that another is gone."""
-    if is_lost_rank(error):
-        print(f"train.py: rank {rank} lost another rank, whose own message says why", file=sys.stderr, flush=True)
-        return
-    traceback.print_exception(error)
-    print(f"train.py: rank {rank} failed: {error!r}", file=sys.stderr, flush=True)
+def arguments_and_world() -> tuple[TrainArguments, World]:
+    """Several ranks join first, so that each is heard; one that is alone says at once what is wrong."""
+    from unimmad.training.arguments import parse_arguments
+
+    if rank_and_size()[1] == 1:
+        arguments = parse_arguments()
+        from unimmad.parallel.world import join_world
+
+        return arguments, join_world()
+    from unimmad.parallel.world import join_world
+
+    world = join_world()
+    return world.together(parse_arguments), world
 
 
-def is_lost_rank(error: BaseException) -> bool:
-    """Whether this rank only noticed that another is gone."""
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_RANK_SIGNS)
+def rank_and_size() -> tuple[int, int]:
+    """As the launcher says; a process without one is alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _leave_package_folder_off_the_path() -> None:

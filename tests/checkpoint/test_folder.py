@@ -15,7 +15,7 @@ from unimmad.checkpoint.folder import LATEST, STATE_NAME, CheckpointFolder, find
 def save(folder: CheckpointFolder, step: int, keep: int = 2) -> Path:
     partial = folder.begin(step)
     (partial / STATE_NAME).write_text(json.dumps({"recipe": {}, "step": step}))
-    return folder.commit(step, keep)
+    return folder.commit(partial, step, keep)
 
 
 def names(folder: CheckpointFolder) -> list[str]:
@@ -61,7 +61,7 @@ def test_the_same_step_can_be_saved_again(run):
     save(run, 5)
     partial = run.begin(5)
     (partial / STATE_NAME).write_text(json.dumps({"recipe": {}, "step": 5, "again": True}))
-    assert read_state(run.commit(5, 2))["again"] is True
+    assert read_state(run.commit(partial, 5, 2))["again"] is True
     assert names(run) == [LATEST, "step_00000005"]
 
 
@@ -70,17 +70,19 @@ def test_nothing_is_seen_before_the_commit_and_the_next_save_clears_up(run):
     partial = run.begin(10)
     (partial / STATE_NAME).write_text(json.dumps({"recipe": {}, "step": 10}))
     assert run.newest() == run.root / "step_00000005"
-    run.begin(15)
+    another = run.begin(15)
     assert not partial.exists()
-    assert run.partial(15).is_dir()
+    assert another.is_dir()
 
 
-def test_a_failed_save_can_be_abandoned(run):
-    save(run, 5)
-    run.begin(10)
-    run.abandon(10)
-    run.abandon(10)
-    assert names(run) == [LATEST, "step_00000005"]
+def test_two_saves_of_one_step_do_not_write_into_each_other(run):
+    """A job that was requeued may begin while a lost node still writes."""
+    lost, ours = run.begin(10), run.begin(10)
+    (ours / STATE_NAME).write_text(json.dumps({"recipe": {}, "step": 10}))
+    assert run.commit(ours, 10, 2).is_dir()
+    with pytest.raises(FileNotFoundError):
+        run.commit(lost, 10, 2)
+    assert read_state(run.root / "step_00000010")["step"] == 10
 
 
 @pytest.mark.parametrize("dies_at", ["_sync_files", "write_text_aside"])
@@ -117,7 +119,7 @@ def test_a_removal_that_dies_leaves_no_torn_checkpoint_in_sight(run, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(folder_module.shutil, "rmtree", die)
         with pytest.raises(KeyboardInterrupt):
-            run.commit(step, keep=2)
+            run.commit(partial, step, keep=2)
     visible = [name for name in names(run) if name.startswith("step_")]
     assert "step_00000010" in visible
     assert all((run.root / name / STATE_NAME).is_file() for name in visible)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from unimmad.data import download
 from unimmad.data.download import FetchError
@@ -41,7 +42,9 @@ def read(cache: ShardCache, remote: Path, number: int) -> bytes:
 
 
 def kept(cache: ShardCache, remote: Path) -> list[int]:
-    return [number for number in range(5) if (cache.folder / f"{entry(remote, number).sha256}.tar").is_file()]
+    # While room is made, one shard takes another's place: with a look at each, both may seem to be there.
+    with FileLock(cache.folder / ".lock"):
+        return [number for number in range(5) if (cache.folder / f"{entry(remote, number).sha256}.tar").is_file()]
 
 
 def test_a_shard_is_fetched_once(remote: Path, tmp_path: Path) -> None:
@@ -121,7 +124,33 @@ def test_failed_attempts_are_logged(remote: Path, tmp_path: Path, caplog: pytest
     assert len(caplog.records) == download.ATTEMPTS - 1
 
 
+def test_a_part_of_another_machine_goes_when_nothing_was_written_for_long(remote: Path, tmp_path: Path) -> None:
+    """Its lock may not reach here."""
+    cache = ShardCache(tmp_path / "cache", 10 * SIZE)
+    cache.folder.mkdir()
+    part = cache.folder / f".{entry(remote, 4).sha256}.node7.cluster.31.0a1b.part"
+    part.write_bytes(bytes(SIZE))
+    read(cache, remote, 0)
+    assert part.is_file()
+    os.utime(part, (0, 0))
+    read(cache, remote, 1)
+    assert not part.exists()
+
+
+def test_the_nodes_own_disk_comes_before_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ours = f"unimmad-{os.getuid()}"
+    for name in ("job", "node"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "job"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "node"))
+    assert default_cache_folder() == tmp_path / "job" / ours
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "absent"))
+    assert default_cache_folder() == tmp_path / "node" / ours
+
+
 def test_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SLURM_TMPDIR", raising=False)
+    monkeypatch.delenv("TMPDIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_folder() == tmp_path / "unimmad"
     assert ShardCache.of("", 2) == ShardCache(tmp_path / "unimmad", 2 * 10**9)
@@ -151,7 +180,8 @@ def run_readers(*arguments: Any) -> list[int | None]:
 
 
 def test_processes_share_a_cache_that_is_too_small_for_them(remote: Path, tmp_path: Path) -> None:
-    assert run_readers(ShardCache(tmp_path / "cache", 2 * SIZE), remote, [0, 1, 2]) == [0, 0, 0]
+    """It has room for what they fetch at the same time: less would be exceeded by that."""
+    assert run_readers(ShardCache(tmp_path / "cache", 3 * SIZE), remote, [0, 1, 2, 3, 4]) == [0, 0, 0]
 
 
 def test_processes_that_want_the_same_shard_fetch_it_once(remote: Path, tmp_path: Path) -> None:

@@ -1,9 +1,7 @@
-"""Signals, ranks on nodes, and the shared folder, without a cluster."""
+"""Tasks as they start, ranks on nodes, and the shared folder, without a cluster."""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 
 import pytest
@@ -12,31 +10,8 @@ import torch
 from unimmad.launching import shared_folder
 from unimmad.launching.log_tail import LogTail, last_lines
 from unimmad.launching.place import Place, check_neighbours, describe_ranks
-from unimmad.launching.stop_request import SIGNALS, StopRequest
 from unimmad.launching.submission import PYTHON_OF_TASKS
 from unimmad.parallel.world import World
-
-
-@pytest.fixture
-def handlers():
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("handlers")
-def test_signals_are_remembered_and_only_one_asks_to_requeue():
-    stop = StopRequest().listen()
-    assert not stop.asked()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.asked()
-    assert not stop.to_requeue()
-    os.kill(os.getpid(), signal.SIGUSR2)
-    assert stop.to_requeue()
-    stop.no_longer()
-    # Unlike handlers, what is ignored stays so while Python ends.
-    assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
 
 
 def test_a_signal_before_the_handlers_does_not_end_a_task():

@@ -56,21 +56,39 @@ def test_everything_said_reaches_slurm(slurm):
 
 
 def test_defaults_that_come_from_the_partition(slurm):
-    plan = plan_of(slurm, "--partition", "gpu", trainer=["--", "--recipe", "tiny", "--set", "training.global_batch=8"])
-    assert (plan.gpus_per_node, plan.tasks_per_node, plan.ep_size) == (4, 4, 4)
+    plan = plan_of(slurm, "--partition", "gpu", trainer=[*TINY, "--set", "training.global_batch=8"])
+    assert (plan.gpus_per_node, plan.tasks_per_node) == (4, 4)
     assert "--gpus-per-node 4" in describe(plan)
-    assert "ds_configs/ep4.json" in describe(plan)
     assert "groups of neighbouring ranks inside a node" in describe(plan)
     assert plan_of(slurm).tasks_per_node == 1
 
 
+def test_one_bank_is_not_spread_and_several_are_inside_a_node(slurm):
+    words = ["--partition", "gpu"]
+    trainer = [*TINY, "--set", "training.global_batch=8"]
+    one = plan_of(slurm, *words, trainer=trainer)
+    assert [task.ep_size for task in one.tasks] == [1]
+    assert "ds_configs/ep1.json: with model.banks 1 the fastest" in describe(one)
+    several = plan_of(slurm, *words, trainer=[*trainer, "--set", "model.banks=4"])
+    assert [task.ep_size for task in several.tasks] == [4]
+    assert "ds_configs/ep4.json: the largest ep_size that fits in a node, for model.banks 4" in describe(several)
+    swept = plan_of(slurm, *words, "--sweep", "model.banks=1,4", trainer=trainer)
+    assert [task.ep_size for task in swept.tasks] == [1, 4]
+
+
+def test_other_options_that_begin_alike_choose_no_configuration(slurm):
+    plan = plan_of(slurm, trainer=[*TINY, "--deterministic"])
+    assert "ds_configs/ep1.json: with model.banks 1" in describe(plan)
+
+
 def test_expert_groups_fill_nodes_evenly(slurm):
     words = ["--tasks-per-node", "6", "--gpus-per-node", "0"]
-    plan = plan_of(slurm, *words, trainer=["--", "--recipe", "tiny", "--set", "training.global_batch=6"])
-    assert plan.ep_size == 1, "ep4 would span nodes of 6 ranks"
+    spread = ["--set", "training.global_batch=6", "--set", "model.banks=2"]
+    plan = plan_of(slurm, *words, trainer=[*TINY, *spread])
+    assert plan.tasks[0].ep_size == 1, "ep4 would span nodes of 6 ranks"
     asked = ["--", "--recipe", "tiny", "--deepspeed_config", "ds_configs/ep8.json"]
     plan = plan_of(slurm, "--nodes", "2", "--gpus-per-node", "0", trainer=asked)
-    assert plan.ep_size == 8
+    assert plan.tasks[0].ep_size == 8
     assert "groups of neighbouring ranks across nodes" in describe(plan)
 
 
@@ -127,11 +145,20 @@ def test_without_slurm(tmp_path, monkeypatch, capsys):
     assert main(["--cluster", "slurm"]) == 2
     assert main(["--nodes", "2", "--cluster", "local"]) == 2
     assert "has one node, not 2" in capsys.readouterr().err
-    plan = plan_of(tmp_path / "out", "--dry-run")
+    plan = plan_of(tmp_path / "out")
     assert plan.cluster == "local"
     assert "training on this machine" in describe(plan)
-    script = batch_script(plan_of(tmp_path / "out", "--dry-run", "--cluster", "slurm", "--nodes", "4"))
-    assert "#SBATCH --nodes=4" in script
+
+
+@pytest.mark.parametrize("cluster", [[], ["--cluster", "slurm"]])
+def test_without_slurm_the_batch_script_is_printed_all_the_same(cluster, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["--nodes", "4", "--dry-run", *cluster, *TINY]) == 0
+    said = capsys.readouterr().out
+    assert "#SBATCH --nodes=4" in said
+    assert "there is no SLURM here" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sweep_is_an_array_of_tasks_in_folders_of_their_own(slurm):

@@ -10,8 +10,9 @@ import torch
 
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.config import load_recipe
-from unimmad.launching.failure_notes import first_failure, note_failure
+from unimmad.launching.failure_notes import first_failure, note_failures
 from unimmad.launching.run_record import RunRecord
+from unimmad.parallel.rank_errors import Problem, SharedError
 from unimmad.parallel.world import World
 from unimmad.training.arguments import TrainArguments, parse_arguments
 
@@ -27,7 +28,7 @@ def save(run: Path, step: int, finished: bool = False) -> Path:
     partial = folder.begin(step)
     state = {"recipe": load_recipe("tiny").model_dump(mode="json"), "step": step, "finished": finished}
     (partial / "state.json").write_text(json.dumps(state))
-    return folder.commit(step, 5)
+    return folder.commit(partial, step, 5)
 
 
 def test_a_restart_continues_the_run_that_its_first_start_chose(tmp_path):
@@ -60,12 +61,23 @@ def test_a_first_start_continues_what_is_there(tmp_path):
         RunRecord(tmp_path, "other").settle(asked(tmp_path, "--resume", str(tmp_path / "absent")), ALONE)
 
 
-def test_of_failures_the_first_after_the_last_restart_counts(tmp_path):
+def test_of_failures_the_first_after_the_last_restart_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "n2")
     assert first_failure(tmp_path, "key") is None
-    note_failure(tmp_path, "key", 0, 3, "n1", RuntimeError("before the restart"))
-    note_failure(tmp_path, "key", 1, 2, "n2", ValueError("the cause"))
-    note_failure(tmp_path, "key", 1, 0, "n1", RuntimeError("what followed"))
+    note_failures(tmp_path, "key", 0, 3, RuntimeError("before the restart"))
+    note_failures(tmp_path, "key", 1, 2, ValueError("the cause"))
+    note_failures(tmp_path, "key", 1, 0, RuntimeError("what followed"))
+    note_failures(tmp_path, "key", 1, 1, RuntimeError("Connection closed by peer"))
     failure = first_failure(tmp_path, "key")
     assert (failure.rank, failure.node, failure.message, failure.trace) == (2, "n2", "the cause", "")
-    note_failure(tmp_path, "key", 10, 1, "n1", RuntimeError("later"))
+    note_failures(tmp_path, "key", 10, 1, RuntimeError("later"))
     assert "RuntimeError: later" in first_failure(tmp_path, "key").trace
+
+
+def test_a_problem_that_all_ranks_know_is_noted_as_that_of_the_rank_that_met_it(tmp_path):
+    error = SharedError([Problem(5, "n7", "no data here", ""), Problem(6, "n7", "no data here", "")], size=8)
+    note_failures(tmp_path, "key", 0, 5, error)
+    assert first_failure(tmp_path, "key") is None, "rank 0 does it"
+    note_failures(tmp_path, "key", 0, 0, error)
+    failure = first_failure(tmp_path, "key")
+    assert (failure.rank, failure.node, failure.message) == (5, "n7", "no data here")

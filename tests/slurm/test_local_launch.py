@@ -19,6 +19,7 @@ from unimmad.checkpoint.folder import find_checkpoint, read_state
 
 def test_two_ranks_saved_together_and_started_again(parity_shards, tmp_path):
     words = ["--cluster", "local", "--tasks-per-node", "2", "--follow", "--output-dir", str(tmp_path / "run")]
+    words += ["--signal-delay-s", "1"]  # short steps: else ranks would not ask before all five are done
     ours = [sys.executable, str(LAUNCH), *words, *trainer_words(parity_shards, "--max-steps", "5")]
     said = tmp_path / "said"
     with said.open("w") as file:

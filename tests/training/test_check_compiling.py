@@ -1,75 +1,47 @@
-"""A machine that can't compile is told of before training begins, once a node."""
+"""A machine that can't compile is told of before training begins; on many ranks as every other problem of a node."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import torch
+from launches import CONFIGS
 
 from unimmad.config import load_recipe
+from unimmad.parallel.world import World
 from unimmad.training import run
-from unimmad.training.loop import RankError
+from unimmad.training.arguments import TrainArguments
 
-COMPILED = load_recipe("tiny", ["training.compile=true"])
+ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
-@dataclass(frozen=True)
-class Place:
-    """A rank, and whether all can compile."""
-
-    rank: int
-    local_rank: int
-    all_can: bool
-    device: str = "cpu"
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    def agreed(self, value: bool) -> bool:
-        return value and self.all_can
+def asked(*overrides: str) -> TrainArguments:
+    recipe = load_recipe("tiny", ["data.workers=0", *overrides])
+    return TrainArguments(recipe, CONFIGS / "ep1.json", (), Path("nowhere"), None, "auto", None)
 
 
 @pytest.fixture
 def no_compiler(monkeypatch) -> None:
-    def refuse(device: str) -> None:
+    def refuse(device: torch.device) -> None:
         raise ValueError(f"no compiler for {device}")
 
     monkeypatch.setattr(run, "check_compiling", refuse)
 
 
-def test_the_first_rank_says_it_plainly(no_compiler):
-    with pytest.raises(ValueError, match=r"^no compiler for cpu$"):
-        run._check_compiling(COMPILED, Place(0, 0, all_can=False))
-
-
-def test_another_node_says_it_once(no_compiler):
-    with pytest.raises(RankError, match="rank 4: no compiler"):
-        run._check_compiling(COMPILED, Place(4, 0, all_can=False))
-    with pytest.raises(ValueError, match="no compiler") as found:
-        run._check_compiling(COMPILED, Place(5, 1, all_can=False))
-    assert not isinstance(found.value, RankError), "which rank 0 alone prints"
-
-
-def test_a_node_that_can_waits_for_none_that_cannot(monkeypatch):
-    monkeypatch.setattr(run, "check_compiling", lambda _: None)
-    run._check_compiling(COMPILED, Place(0, 0, all_can=True))
-    with pytest.raises(ValueError, match="on another node, whose own message says why"):
-        run._check_compiling(COMPILED, Place(0, 0, all_can=False))
-
-
+@pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize(
     ("overrides", "checked"),
     [
         ([], False),
+        (["training.compile=true"], True),
         (["evaluation.compile=true"], False),
         (["evaluation.compile=true", "training.evaluate_every=5"], True),
     ],
 )
-def test_nothing_is_asked_where_nothing_is_compiled(no_compiler, overrides, checked):
-    recipe, place = load_recipe("tiny", overrides), Place(0, 0, all_can=False)
+def test_nothing_is_asked_where_nothing_is_compiled(overrides, checked):
     if not checked:
-        run._check_compiling(recipe, place)
+        run._read_settings(asked(*overrides), ALONE)
         return
-    with pytest.raises(ValueError, match="no compiler"):
-        run._check_compiling(recipe, place)
+    with pytest.raises(ValueError, match=r"^no compiler for cpu$"):
+        run._read_settings(asked(*overrides), ALONE)

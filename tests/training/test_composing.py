@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -55,10 +57,10 @@ def no_timer(*_):
 class Rank(World):
     """One of two, whose broadcasts are by hand."""
 
-    said = ""
+    said: Any = None
 
-    def from_main(self, value: str) -> str:
-        Rank.said = value if self.is_main else Rank.said
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        Rank.said = action() if self.is_main else Rank.said
         return Rank.said
 
 

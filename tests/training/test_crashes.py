@@ -14,6 +14,8 @@ import torch
 from crashes import kill_all, newest_step, start, training_ranks, wait_for_step, whole_checkpoints
 from launches import CONFIGS, command, environment, run, train, weights
 
+from unimmad.files import host_name
+
 RANKS = 2
 EVERY_STEP = ("--set", "training.checkpoint_every=1", "--set", "training.epochs=100")
 ENDS_WITHIN = 60
@@ -88,7 +90,7 @@ def test_a_rank_that_raises_ends_the_job_with_its_traceback_first(data, tmp_path
     first = done.stderr.index("Traceback")
     assert done.stderr[first:].count("Traceback") == 1, "the other rank only says that it lost one"
     assert "RuntimeError: the fault of the test" in done.stderr[first:]
-    assert "rank 1 failed" in done.stderr
+    assert f"train.py: rank 1 ({host_name()}) failed: RuntimeError('the fault of the test')" in done.stderr
     assert whole_checkpoints(tmp_path / "runs" / "tiny") == [1]
 
 

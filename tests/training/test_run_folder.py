@@ -26,8 +26,9 @@ def wanted(tmp_path: Path) -> Path:
 def save(run: Path, step: int, *, finished: bool = False, recipe: Recipe = RECIPE) -> Path:
     folder = CheckpointFolder(run)
     state = {"recipe": recipe.model_dump(mode="json"), "step": step, "finished": finished}
-    (folder.begin(step) / STATE_NAME).write_text(json.dumps(state))
-    return folder.commit(step, keep=5)
+    partial = folder.begin(step)
+    (partial / STATE_NAME).write_text(json.dumps(state))
+    return folder.commit(partial, step, keep=5)
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])

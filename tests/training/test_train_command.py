@@ -243,7 +243,7 @@ def test_a_cache_folder_that_cannot_be_used_stops_with_its_name(shards, tmp_path
     done = run([*words, "--data", str(shards), *settings], tmp_path)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("train.py: rank 0: the cache of resized images file/resized can't be used")
+    assert last.startswith("train.py: the cache of resized images file/resized can't be used")
 
 
 def test_a_shard_cut_short_stops_with_its_name(shards, tmp_path):

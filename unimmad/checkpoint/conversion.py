@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,16 @@ def _converted_model(translation: Translation, recipe: Recipe) -> tuple[UniMMAD,
 
 
 def _write(folder: CheckpointFolder, model: UniMMAD, state: dict[str, Any]) -> Path:
+    partial: Path | None = None
     try:
         partial = folder.begin(STEP)
         pieces = (Piece(name, tuple(tensor.shape), 0, tensor) for name, tensor in model.state_dict().items())
         write_pieces(partial / "model-00000.safetensors", pieces)
         write_index_and_state(partial, state)
-        return folder.commit(STEP, keep=1)
+        return folder.commit(partial, STEP, keep=1)
     except OSError as error:
-        folder.abandon(STEP)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
         raise ValueError(
             f"the checkpoint can't be written to {folder.root}: {error.strerror or error}; choose another --output-dir"
         ) from None

@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unimmad.files import write_text_aside
+from unimmad.files import temporary_beside, write_text_aside
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 STATE_NAME = "state.json"
 _STEP = "step_"
-_PARTIAL = ".partial_"
-_GOING = ".going_"
+_PARTIAL = "partial_"
+_GOING = "going_"
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,21 @@ class CheckpointFolder:
         return self.run / CHECKPOINTS
 
     def begin(self, step: int) -> Path:
-        """A fresh hidden folder to write into (called by one rank); leftovers of killed saves go."""
+        """A fresh hidden folder for all ranks to write into (called by one); leftovers of killed saves go."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in (*self.root.glob(f"{_PARTIAL}*"), *self.root.glob(f"{_GOING}*")):
+        for leftover in (*self.root.glob(f".{_PARTIAL}*"), *self.root.glob(f".{_GOING}*")):
             shutil.rmtree(leftover, ignore_errors=True)
-        partial = self.partial(step)
+        partial = temporary_beside(self.root / f"{_PARTIAL}{step:08d}")
         partial.mkdir()
         return partial
 
-    def partial(self, step: int) -> Path:
-        return self.root / f"{_PARTIAL}{step:08d}"
-
-    def commit(self, step: int, keep: int) -> Path:
-        """Make the hidden folder of ``step`` the newest checkpoint; beside it the ``keep - 1`` of highest step stay."""
+    def commit(self, partial: Path, step: int, keep: int) -> Path:
+        """Make a hidden folder the newest checkpoint, of ``step``; beside it the ``keep - 1`` of highest step stay."""
         final = self.root / f"{_STEP}{step:08d}"
-        _sync_files(self.partial(step))
+        _sync_files(partial)
         if final.exists():
             self._remove(final)
-        self.partial(step).rename(final)
+        partial.rename(final)
         write_text_aside(self.root / LATEST, final.name + "\n")
         # A run continued from an older checkpoint saves steps below those that are there.
         others = [path for path in self._steps() if path != final]
@@ -70,14 +67,9 @@ class CheckpointFolder:
 
     def _remove(self, checkpoint: Path) -> None:
         """Out of sight at once, then off the disk: a run killed half-way leaves no torn checkpoint in sight."""
-        going = self.root / f"{_GOING}{checkpoint.name}"
-        shutil.rmtree(going, ignore_errors=True)
+        going = temporary_beside(self.root / f"{_GOING}{checkpoint.name}")
         checkpoint.rename(going)
         shutil.rmtree(going, ignore_errors=True)
-
-    def abandon(self, step: int) -> None:
-        """Remove the hidden folder of a save that failed."""
-        shutil.rmtree(self.partial(step), ignore_errors=True)
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint; None where there is none yet."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from unimmad.data.collector import collector_paused
 T = TypeVar("T")
 R = TypeVar("R")
 
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 PREFETCHED_ITEMS = 2
 """Items that each worker makes ahead."""
 
@@ -75,10 +77,18 @@ def load(dataset: Dataset[Any], workers: int, preload: str, pin_memory: bool = F
 def start_worker_server(preload: str) -> None:
     """Begin to import what workers need, in the process that they will fork from; does not wait for it.
 
-    The import takes seconds, which the first batch would else wait for.
+    The import takes seconds, which the first batch would else wait for. Signals that ask the program to stop reach
+    neither that process nor its workers, though a terminal, a launcher or SLURM may send them to all of a program's:
+    the main process still needs batches to end its step.
     """
     _worker_context(preload)
-    forkserver.ensure_running()
+    # The tracker unblocks signals as it starts, so it goes first.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def load_each(make: Callable[[T], R], inputs: list[T], workers: int, preload: str) -> Iterator[R]:

@@ -33,6 +33,7 @@ from filelock import FileLock
 
 from unimmad import __version__
 from unimmad.data.index import Index, Member, Modality
+from unimmad.data.shard_cache import ABANDONED_SECONDS
 from unimmad.files import replace_whole
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,6 @@ logger = logging.getLogger(__name__)
 GB = 10**9
 BLOCK_BYTES = 16 * 2**20
 """Room that a process takes at once: some hundred images, so that processes seldom wait for each other."""
-ABANDONED_SECONDS = 3600
-"""A temporary file of that age has no writer any more."""
 
 _HEADER = struct.Struct("<4sBBxxII")
 """Mark, dtype, channels (0: H x W), height and width before resizing; 16 bytes, so that what follows is aligned."""

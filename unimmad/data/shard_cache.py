@@ -1,10 +1,11 @@
 """A folder of shards fetched from URLs, bounded in size, shared by all processes of a node.
 
     CACHE/
-      SHA256.tar          a shard, named by its content, so that no two data sets can mix
-      .SHA256.part        one that is being fetched; has the shard's size from the start, which reserves its room
-      .SHA256.lock        held by the process that fetches it
-      .lock               held while room is made
+      SHA256.tar                         a shard, named by its content, so that no two data sets can mix
+      .SHA256.HOST.PID.RANDOM.part       one that is being fetched; has the shard's size from the start, which reserves
+                                         its room
+      .SHA256.lock                       held by the process that fetches it
+      .lock                              held while room is made
 
 The least recently read shards make room for new ones. A file is renamed into place only when its size and sha256
 are those of the index. A shard that one process removes while another reads it stays readable there: POSIX keeps
@@ -18,6 +19,7 @@ import hashlib
 import io
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +27,28 @@ from filelock import FileLock, Timeout
 
 from unimmad.data.download import FetchError, check_whole, fetch_blocks, with_retries
 from unimmad.data.index import ShardEntry
+from unimmad.files import host_name, temporary_beside
 
 DEFAULT_CACHE_GB = 50.0
 GB = 10**9
 
 _SHARD = re.compile(r"[0-9a-f]{64}\.tar")
-_PART = re.compile(r"\.[0-9a-f]{64}\.part")
+_PART = re.compile(r"\.[0-9a-f]{64}(\..+)?\.part")
+ABANDONED_SECONDS = 3600
+"""A temporary file of that age has no writer any more."""
+
+_NODES_OWN = ("SLURM_TMPDIR", "TMPDIR")
+"""Variables that name a folder on the node's own disk, where a cluster's home is a network file system."""
 
 
 def default_cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/unimmad``, or ``~/.cache/unimmad``."""
+    """``unimmad-UID`` in ``$SLURM_TMPDIR`` or else ``$TMPDIR``; else ``$XDG_CACHE_HOME/unimmad``, ``~/.cache/unimmad``.
+
+    A variable that names no folder counts as not set.
+    """
+    for name in _NODES_OWN:
+        if (folder := os.environ.get(name)) and Path(folder).is_dir():
+            return Path(folder) / f"unimmad-{os.getuid()}"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unimmad"
 
 
@@ -96,7 +110,7 @@ class ShardCache:
             # Another process may have fetched it while this one waited.
             if file := self._opened(shard):
                 return file
-            part = self.folder / f".{shard.sha256}.part"
+            part = temporary_beside(self.folder / f"{shard.sha256}.part")
             try:
                 self._reserve(part, shard.bytes)
                 with_retries(url, lambda: _download(url, part, shard))
@@ -110,8 +124,7 @@ class ShardCache:
     def _reserve(self, part: Path, size: int) -> None:
         """Make room for ``part`` and give it its size."""
         with FileLock(self.folder / ".lock"):
-            part.unlink(missing_ok=True)
-            self._remove_abandoned_parts()
+            self._remove_abandoned_parts(part)
             # Parts first: one that becomes a shard meanwhile counts twice, not never.
             files = [*self._files(_PART), *self._files(_SHARD)]
             excess = size - self.limit_bytes + sum(status.st_size for _, status in files)
@@ -124,10 +137,21 @@ class ShardCache:
             with part.open("wb") as file:
                 file.truncate(size)
 
-    def _remove_abandoned_parts(self) -> None:
-        """What a killed process left: a part whose lock is free has no writer."""
-        for path, _ in self._files(_PART):
-            with contextlib.suppress(Timeout), self._lock(path.name.split(".")[1]).acquire(timeout=0):
+    def _remove_abandoned_parts(self, ours: Path) -> None:
+        """What a killed process left: a part has no writer when its lock is free or ours.
+
+        Not every file system's locks reach other machines, so their parts go when nothing was written for long.
+        """
+        ours_sha256 = ours.name.split(".")[1]
+        for path, status in self._files(_PART):
+            sha256, *writer = path.name.split(".")[1:-1]
+            elsewhere = writer and ".".join(writer[:-2]) != host_name()
+            if elsewhere and time.time() - status.st_mtime < ABANDONED_SECONDS:
+                continue
+            if sha256 == ours_sha256:
+                path.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(Timeout), self._lock(sha256).acquire(timeout=0):
                 path.unlink(missing_ok=True)
 
     def _files(self, name: re.Pattern[str]) -> list[tuple[Path, os.stat_result]]:

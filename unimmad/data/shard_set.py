@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,9 @@ from unimmad.data.location import DataFolder, RemoteFolder, shown
 from unimmad.data.prepare import model_input, resized_pixels
 from unimmad.data.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.sample import ImageRoom, Sample
-from unimmad.data.shard_cache import ShardCache
+from unimmad.data.shard_cache import GB, ShardCache
+
+logger = logging.getLogger(__name__)
 
 MAX_OPEN_SHARDS = 128
 """File handles a process keeps; the one opened first is closed beyond that."""
@@ -101,7 +104,10 @@ class ShardSet:
         for folder, index in zip(folders, indexes, strict=True):
             if isinstance(folder, Path):
                 _check_shards(folder, index)
-        return cls(folders, indexes, cache or ShardCache.of())
+        cache = cache or ShardCache.of()
+        if not all(isinstance(folder, Path) for folder in folders):
+            logger.info("shards from URLs are kept in %s, %g GB at most", cache.folder, cache.limit_bytes / GB)
+        return cls(folders, indexes, cache)
 
     @property
     def max_slot(self) -> int:

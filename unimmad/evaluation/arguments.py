@@ -61,7 +61,9 @@ def _add_computing(group: argparse._ArgumentGroup) -> None:
     switch = argparse.BooleanOptionalAction
     group.add_argument("--channels-last", action=switch, help="another layout of maps in memory")
     group.add_argument("--compile", action=switch, help="torch.compile; the first images take minutes")
-    group.add_argument("--cache-dir", type=Path, help="for shards from URLs; default: ~/.cache/unimmad")
+    group.add_argument(
+        "--cache-dir", type=Path, help="for shards from URLs; default: in $SLURM_TMPDIR, $TMPDIR, or ~/.cache"
+    )
     group.add_argument(
         "--spill", type=Path, metavar="DIR", help="keep pixel scores in files there, for classes larger than memory"
     )

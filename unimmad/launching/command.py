@@ -101,15 +101,15 @@ def _conclude(plan: Plan, jobs: Sequence[SubmittedJob], states: Sequence[JobStat
 
 def _train_here(plan: Plan) -> int:
     """One rank in this process, for a debugger: errors come as they are."""
-    from unimmad.launching.plan import trainer_arguments
     from unimmad.parallel.world import join_world, leave_world
     from unimmad.train import log_from_main
+    from unimmad.training.arguments import parse_arguments
     from unimmad.training.run import train
 
     for task in plan.tasks:
         world = join_world()
         log_from_main(world.is_main)
-        train(trainer_arguments(task.words), world)
+        train(parse_arguments(task.words), world)
     leave_world()
     return 0
 

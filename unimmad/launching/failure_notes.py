@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import time
-import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from unimmad.files import write_text_aside
+from unimmad.parallel.rank_errors import problems_to_tell
 
 _SUFFIX = ".failure.json"
 
@@ -29,13 +29,12 @@ class Failure:
     """The traceback; empty where the message is for users and says it all."""
 
 
-def note_failure(folder: Path, key: str, restarts: int, rank: int, node: str, error: BaseException) -> None:
-    """Leave a note."""
-    told = isinstance(error, ValueError)
-    trace = "" if told else "".join(traceback.format_exception(error))
-    message = str(error) if told else repr(error)
-    note = Failure(rank, node, time.time(), message, trace)
-    write_text_aside(folder / f"{key}.{restarts}.rank{rank:05d}{_SUFFIX}", json.dumps(asdict(note)) + "\n")
+def note_failures(folder: Path, key: str, restarts: int, rank: int, error: BaseException) -> None:
+    """Leave a note of each problem that is ``rank``'s to tell."""
+    now = time.time()
+    for problem in problems_to_tell(error, rank):
+        note = Failure(problem.rank, problem.host, now, problem.message, problem.trace)
+        write_text_aside(folder / f"{key}.{restarts}.rank{note.rank:05d}{_SUFFIX}", json.dumps(asdict(note)) + "\n")
 
 
 def first_failure(folder: Path, key: str) -> Failure | None:
@@ -44,5 +43,5 @@ def first_failure(folder: Path, key: str) -> Failure | None:
         (-int(path.name.split(".")[1]), Failure(**json.loads(path.read_text(encoding="utf-8"))))
         for path in folder.glob(f"{key}.*{_SUFFIX}")
     ]
-    newest_first = sorted(notes, key=lambda note: (note[0], note[1].time))
+    newest_first = sorted(notes, key=lambda note: (note[0], note[1].time, note[1].rank))
     return newest_first[0][1] if newest_first else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from submitit.helpers import DelayedSubmission
 
-from unimmad.launching.stop_request import StopRequest, shield_loader_processes
+from unimmad.training.stop_request import SLURM_SIGNALS, StopRequest
 
 if TYPE_CHECKING:
     from unimmad.launching.place import Place
@@ -39,11 +39,12 @@ class TrainingJob:
     jobs_folder: Path
     max_requeues: int
     ranks_a_node: int
+    signal_delay_s: int
     key: str
     """Unlike a job id (locally, a process id) never used again."""
 
     def __call__(self) -> None:
-        stop = StopRequest().listen()
+        stop = StopRequest(SLURM_SIGNALS, self.signal_delay_s).listen()
         from unimmad.launching.place import Place
         from unimmad.launching.run_record import RunRecord
 
@@ -71,22 +72,24 @@ class TrainingJob:
         from unimmad.parallel.world import join_world
         from unimmad.train import log_from_main
 
+        place.export()
+        world = join_world()
+        log_from_main(world.is_main)
+        stop.has_failed_rank = world.has_failed_rank
+        world.together(lambda: self._check_restarts(place))
+        arguments = self._settle(place, world)
+        if arguments is None:
+            return True
+        from unimmad.training.run import train
+
+        return train(arguments, world, stop)
+
+    def _check_restarts(self, place: Place) -> None:
         if place.restarts > self.max_requeues:
             raise ValueError(
                 f"job {place.job_id} was started again {place.restarts} times, and --max-requeues is "
                 f"{self.max_requeues}; the same command continues from the last checkpoint"
             )
-        place.export()
-        world = join_world()
-        log_from_main(world.is_main)
-        arguments = self._settle(place, world)
-        if arguments is None:
-            return True
-        if arguments.recipe.data.workers:
-            shield_loader_processes()
-        from unimmad.training.run import train
-
-        return train(arguments, world, should_stop=stop.asked)
 
     def _settle(self, place: Place, world: World) -> TrainArguments | None:
         """The trainer's arguments for this start of the job; None where its run is finished."""
@@ -98,10 +101,10 @@ class TrainingJob:
         from unimmad.training.arguments import parse_arguments
 
         nodes = node_of_ranks(world, place)
-        check_neighbours(nodes, self.ranks_a_node)
+        world.together(lambda: check_neighbours(nodes, self.ranks_a_node))
         check_shared(self.jobs_folder / f"{self.key}.{place.restarts}.seen", world, nodes)
-        arguments = parse_arguments(self.words)
-        asked = read_deepspeed_config(arguments.deepspeed_config).ep_size
+        arguments = world.together(lambda: parse_arguments(self.words))
+        asked = world.together(lambda: read_deepspeed_config(arguments.deepspeed_config)).ep_size
         with warnings.catch_warnings():
             # The trainer will say it.
             warnings.simplefilter("ignore")
@@ -113,13 +116,12 @@ class TrainingJob:
 
     def _fail(self, place: Place, error: BaseException) -> NoReturn:
         """Tell, and leave without clean-up: other ranks may wait for this one, and SLURM ends them."""
-        from unimmad.launching.failure_notes import note_failure
-        from unimmad.train import is_lost_rank, tell
+        from unimmad.launching.failure_notes import note_failures
+        from unimmad.parallel.rank_errors import exit_status, tell
 
-        tell(error, place.rank)
-        if not is_lost_rank(error):
-            note_failure(self.jobs_folder, self.key, place.restarts, place.rank, place.node, error)
-        os._exit(2 if isinstance(error, ValueError) else 1)
+        tell(error, place.rank, place.size)
+        note_failures(self.jobs_folder, self.key, place.restarts, place.rank, error)
+        os._exit(exit_status(error))
 
     def _end_early(self, place: Place, stop: StopRequest) -> NoReturn:
         """All ranks have saved. Rank 0 requeues the job where that is ours to do; everybody waits to be ended."""

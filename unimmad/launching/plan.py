@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,6 +38,7 @@ class Task:
     name: str
     words: tuple[str, ...]
     output_dir: Path
+    ep_size: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,6 @@ class Plan:
     options: LaunchOptions
     gpus_per_node: int
     tasks_per_node: int
-    ep_size: int
     tasks: tuple[Task, ...]
     output_dir: Path
     notes: tuple[str, ...]
@@ -79,23 +76,21 @@ def make_plan(options: LaunchOptions) -> Plan:
     tasks_per_node = options.tasks_per_node or gpus or 1
     if cluster == "debug" and options.nodes * tasks_per_node > 1:
         raise ValueError("--cluster debug runs one rank in this process; use --cluster local for several")
-    words, config_notes = _with_deepspeed_config(options.trainer_words, tasks_per_node)
-    tasks, output_dir, ep_size = _tasks(options, words, options.nodes * tasks_per_node)
+    tasks, output_dir, config_notes = _tasks(options, tasks_per_node)
     if not options.dry_run:
         _check_writable(output_dir / JOBS_FOLDER)
         if cluster == "slurm" and not options.dependency:
             _check_free(output_dir / JOBS_FOLDER)
-    return Plan(cluster, options, gpus, tasks_per_node, ep_size, tasks, output_dir, (*notes, *gpu_notes, *config_notes))
+    return Plan(cluster, options, gpus, tasks_per_node, tasks, output_dir, (*notes, *gpu_notes, *config_notes))
 
 
 def describe(plan: Plan) -> str:
     """What will be submitted, for people."""
     ranks = f"nodes {plan.options.nodes} x ranks a node {plan.tasks_per_node} = {plan.world_size}"
-    group = "inside a node" if plan.tasks_per_node % plan.ep_size == 0 else "across nodes"
     lines = [
         *plan.notes,
         f"{plan.cluster}: {ranks}, GPUs a node {plan.gpus_per_node}; rank = node x {plan.tasks_per_node} + local rank",
-        f"experts: ep_size {plan.ep_size}, groups of neighbouring ranks {group}",
+        *(_experts(ep_size, plan.tasks_per_node) for ep_size in sorted({task.ep_size for task in plan.tasks})),
         f"output: {plan.output_dir}",
     ]
     lines += [f"task {number}: {task.name} in {task.output_dir}" for number, task in enumerate(plan.tasks) if task.name]
@@ -103,10 +98,17 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _experts(ep_size: int, tasks_per_node: int) -> str:
+    group = "inside a node" if tasks_per_node % ep_size == 0 else "across nodes"
+    return f"experts: ep_size {ep_size}, groups of neighbouring ranks {group}"
+
+
 def _choose_cluster(options: LaunchOptions, lack: str) -> tuple[Literal["slurm", "local", "debug"], list[str]]:
     cluster = options.cluster
     if cluster == "slurm" and lack and not options.dry_run:
         raise ValueError(f"--cluster slurm: there is no SLURM here ({lack}); --cluster local trains on this machine")
+    if cluster == "auto" and lack and options.dry_run:
+        return "slurm", [f"there is no SLURM here ({lack}): this is what would be submitted where there is one"]
     if cluster == "auto" and lack and options.nodes > 1:
         raise ValueError(
             f"there is no SLURM here ({lack}), and --nodes {options.nodes} needs one; to train on this machine "
@@ -150,41 +152,53 @@ def _check_nodes(options: LaunchOptions, partition: Partition) -> None:
         )
 
 
-def _with_deepspeed_config(words: Sequence[str], tasks_per_node: int) -> tuple[list[str], list[str]]:
-    """Unless the user names one, the shipped configuration whose expert groups are largest and fill nodes evenly."""
-    # No other option of the trainer begins so, and argparse takes any unambiguous beginning.
-    if any(word.startswith("--de") for word in words):
-        return list(words), []
+def _choose_deepspeed_config(tasks_per_node: int, banks: int) -> tuple[list[str], list[str]]:
+    """A shipped configuration, as words for the trainer, and why.
+
+    With one bank every rank holds it anyway, and spreading the leaders only costs sending; banks are spread as far as
+    a node reaches, in groups that fill it evenly.
+    """
     folder = CONFIGS if CONFIGS.is_dir() else PROJECT / CONFIGS
     sizes = {
         int(path.stem.removeprefix("ep")): path
         for path in folder.glob("ep*.json")
         if path.stem.removeprefix("ep").isdecimal()
     }
-    fitting = [size for size in sizes if tasks_per_node % size == 0]
+    fitting = [size for size in sizes if tasks_per_node % size == 0 and (banks > 1 or size == 1)]
     if not fitting:
-        return list(words), []
+        return [], []
     path = sizes[max(fitting)]
-    note = f"--deepspeed_config {path}: the largest ep_size that fits in a node"
-    return ["--deepspeed_config", str(path), *words], [note]
+    why = (
+        f"the largest ep_size that fits in a node, for model.banks {banks}"
+        if banks > 1
+        else "with model.banks 1 the fastest, since at ep_size 1 no feature map is sent"
+    )
+    return ["--deepspeed_config", str(path)], [f"--deepspeed_config {path}: {why}"]
 
 
-def _tasks(options: LaunchOptions, words: Sequence[str], world_size: int) -> tuple[tuple[Task, ...], Path, int]:
+def _tasks(options: LaunchOptions, tasks_per_node: int) -> tuple[tuple[Task, ...], Path, list[str]]:
+    """The trainings, the output folder of all, and what was decided for them."""
     variants = expand_sweep(options.sweep) if options.sweep else [Variant("", ())]
-    first = trainer_arguments([*words, *variants[0].words])
+    words = options.trainer_words
+    first = parse_arguments([*words, *variants[0].words])
     output_dir = (options.output_dir or _default_output_dir(first, bool(options.sweep))).absolute()
-    tasks = []
-    ep_size = 1
+    # No other option of the trainer begins so, and argparse takes any unambiguous beginning.
+    chosen = any(word.startswith("--dee") for word in words)
+    tasks, notes = [], []
     for variant in variants:
+        config: list[str] = []
+        if not chosen:
+            recipe = parse_arguments([*words, *variant.words]).recipe
+            config, why = _choose_deepspeed_config(tasks_per_node, recipe.model.banks)
+            notes += why
         folder = output_dir / variant.name
         # The folder comes last, so that it wins over one among the trainer's words.
-        task = Task(variant.name, (*words, *variant.words, "--output-dir", str(folder)), folder)
-        arguments = trainer_arguments(task.words)
+        ours = (*config, *words, *variant.words, "--output-dir", str(folder))
+        arguments = parse_arguments(ours)
         settings = read_deepspeed_config(arguments.deepspeed_config)
-        engine_config(settings, arguments.recipe.training, world_size)
-        ep_size = settings.ep_size
-        tasks.append(task)
-    return tuple(tasks), output_dir, ep_size
+        engine_config(settings, arguments.recipe.training, options.nodes * tasks_per_node)
+        tasks.append(Task(variant.name, ours, folder, settings.ep_size))
+    return tuple(tasks), output_dir, list(dict.fromkeys(notes))
 
 
 def _default_output_dir(arguments: TrainArguments, sweeping: bool) -> Path:
@@ -192,25 +206,8 @@ def _default_output_dir(arguments: TrainArguments, sweeping: bool) -> Path:
     return folder.with_name(f"{folder.name}-sweep") if sweeping else folder
 
 
-def trainer_arguments(words: Sequence[str]) -> TrainArguments:
-    """The trainer's options, checked as it checks them.
-
-    Raises:
-        ValueError: the trainer would refuse them.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return parse_arguments(words)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        last = said.getvalue().strip().splitlines()[-1].removeprefix("train.py: error: ")
-        raise ValueError(f"the trainer's options (behind --): {last}") from None
-
-
 def recipe_of(plan: Plan) -> Recipe:
-    return trainer_arguments(plan.tasks[0].words).recipe
+    return parse_arguments(plan.tasks[0].words).recipe
 
 
 def _check_free(folder: Path) -> None:

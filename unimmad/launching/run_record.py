@@ -36,15 +36,7 @@ class RunRecord:
         Raises:
             ValueError: as ``choose_run_folder``; every rank raises it.
         """
-        answer: dict[str, str] = {}
-        if world.is_main:
-            try:
-                answer = self._settle(arguments)
-            except ValueError as error:
-                answer = {"error": str(error)}
-        answer = json.loads(world.from_main(json.dumps(answer)))
-        if "error" in answer:
-            raise ValueError(answer["error"])
+        answer = world.on_main(lambda: self._settle(arguments))
         if answer["resume"] == FINISHED:
             return None
         return replace(arguments, output_dir=Path(answer["run"]), resume=answer["resume"])

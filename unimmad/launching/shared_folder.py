@@ -8,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from unimmad.files import write_text_aside
+from unimmad.parallel.rank_errors import SharedError
 from unimmad.parallel.world import World
 
 PATIENCE_S = 30.0
@@ -18,11 +19,9 @@ def check_shared(probe: Path, world: World, nodes: list[str]) -> None:
     """Rank 0 writes ``probe`` and every rank looks for it. Collective.
 
     Raises:
-        ValueError: some node does not see it; every rank raises it.
+        ValueError: rank 0 can't write it, or some node does not see it; every rank raises it.
     """
-    if world.is_main:
-        write_text_aside(probe, "")
-    world.barrier()
+    world.on_main(lambda: write_text_aside(probe, ""))
     here = _appears(probe)
     seen = [here] * world.size
     if world.size > 1:
@@ -31,10 +30,11 @@ def check_shared(probe: Path, world: World, nodes: list[str]) -> None:
         probe.unlink(missing_ok=True)
     blind = sorted({node for node, sees in zip(nodes, seen, strict=True) if not sees})
     if blind:
-        raise ValueError(
+        problem = (
             f"the output folder is not shared: {probe.parent}, written by {nodes[0]}, is another one on "
             f"{', '.join(blind)}; choose --output-dir on a file system that all nodes mount"
         )
+        raise SharedError.of_all(problem, world.size)
 
 
 def _appears(probe: Path) -> bool:

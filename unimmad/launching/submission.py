@@ -83,7 +83,12 @@ def batch_script(plan: Plan) -> str:
 
 def _training_job(plan: Plan, task: Task) -> TrainingJob:
     return TrainingJob(
-        task.words, plan.jobs_folder, plan.options.max_requeues, plan.tasks_per_node, key=uuid.uuid4().hex[:12]
+        task.words,
+        plan.jobs_folder,
+        plan.options.max_requeues,
+        plan.tasks_per_node,
+        plan.options.signal_delay_s,
+        key=uuid.uuid4().hex[:12],
     )
 
 

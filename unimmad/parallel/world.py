@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from unimmad.parallel.private_deepspeed import without_shared_memory_collectives
+from unimmad.parallel.rank_errors import Problem, SharedError
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for the slowest rank; rank 0 may download weights or evaluate meanwhile."""
@@ -29,6 +33,8 @@ class World:
     device: torch.device
     host_group: dist.ProcessGroup | None = None
     """All ranks by gloo, for what hosts agree on without waiting for their GPUs; None: the default group does it."""
+    store: dist.Store | None = None
+    """Where ranks leave a word without meeting; None where there is one rank."""
 
     @property
     def is_main(self) -> bool:
@@ -46,12 +52,56 @@ class World:
             dist.all_reduce(flag, dist.ReduceOp.MIN, group=self.host_group)
         return bool(flag)
 
-    def from_main(self, value: str) -> str:
-        """Rank 0's ``value`` on every rank."""
-        values = [value]
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """Of each of several numbers the largest that a rank gives."""
+        largest = torch.tensor(list(values))
         if self.size > 1:
-            dist.broadcast_object_list(values, device=self.device)
-        return values[0]
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.host_group)
+        return [int(value) for value in largest]
+
+    def together(self, action: Callable[[], T]) -> T:
+        """What ``action``, which must not wait for other ranks, gives on this rank. Collective.
+
+        Raises:
+            SharedError: it failed on some rank; every rank raises it. A rank that is alone raises its error as it is.
+        """
+        if self.size == 1:
+            return action()
+        results: list[T] = []
+        problem = None
+        try:
+            results.append(action())
+        except Exception as error:
+            problem = Problem.of(error, self.rank)
+        if not self.agreed(problem is None):
+            problems: list[Problem | None] = [None] * self.size
+            dist.all_gather_object(problems, problem, group=self.host_group)
+            raise SharedError([one for one in problems if one is not None], self.size)
+        return results[0]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What ``action`` gives on rank 0, which alone does it, on every rank. Collective.
+
+        Raises:
+            SharedError: as ``together``.
+        """
+        values = [self.together(lambda: action() if self.is_main else None)]
+        if self.size > 1:
+            dist.broadcast_object_list(values, group=self.host_group)
+        return values[0]  # type: ignore[return-value]
+
+    def say_failed(self) -> None:
+        """Before this rank leaves: the others may wait for it for a long time."""
+        if self.store is not None:
+            with contextlib.suppress(RuntimeError):
+                self.store.set(_failed_key(), "")
+
+    def has_failed_rank(self) -> bool:
+        """Whether some rank has said so, or the store has gone with the process that held it. Any thread may ask."""
+        try:
+            return self.store is not None and self.store.check([_failed_key()])
+        except RuntimeError:
+            return True
 
     def sums(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Counts by name, added up over all ranks."""
@@ -85,13 +135,24 @@ def join_world(backend: str | None = None) -> World:
         _share_cores(ranks_here)
     _init_deepspeed(backend or ("nccl" if on_gpu else "gloo"))
     host_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_gpu and size > 1 else None
-    return World(rank, size, local_rank, device, host_group)
+    return World(rank, size, local_rank, device, host_group, _own_store() if size > 1 else None)
 
 
 def leave_world() -> None:
     """End torch.distributed; harmless where it never began."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _own_store() -> dist.Store:
+    """A connection of our own to the store at which ranks met: what another thread asks waits for no collective."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(host, port, is_master=False, timeout=TIMEOUT, wait_for_workers=False)
+
+
+def _failed_key() -> str:
+    # torchrun's store outlives a restart of its ranks.
+    return f"unimmad/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _init_deepspeed(backend: str) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
 from unimmad.data.location import DataFolder, parse_data_folder
@@ -32,12 +33,18 @@ class TrainArguments:
     """Steps to record a trace of, counted from 1."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Each of many ranks would print the usage."""
+        raise ValueError(f"{message}; unimmad/train.py --help lists the options")
+
+
 def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
     """
     Raises:
-        ValueError: the recipe, an override, a number or a data URL is wrong.
+        ValueError: an option is unknown or ill-formed; the recipe, an override, a number or a data URL is wrong.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="train.py", description="Train UniMMAD. Started by deepspeed, torchrun, SLURM or plain python."
     )
     parser.add_argument(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,15 +40,27 @@ def save_checkpoint(folder: CheckpointFolder, engine: Engine, facts: RunFacts, s
     Raises:
         ValueError: some rank could not write; the checkpoint before it is untouched.
     """
-    world = engine.world
-    problem = _attempt(lambda: folder.begin(step)) if world.is_main else ""
-    _stop_if_any(folder, engine, step, problem)
-    problem = _attempt(lambda: _write_tensors(folder.partial(step), engine))
-    _stop_if_any(folder, engine, step, problem)
-    if world.is_main:
-        problem = _attempt(lambda: _finish(folder, engine, facts, step, finished))
-    _stop_if_any(folder, engine, step, problem)
-    return folder.root / f"step_{step:08d}"
+    world, told = engine.world, _told(folder, step)
+    partial = world.on_main(told(lambda: folder.begin(step)))
+    try:
+        world.together(told(lambda: _write_tensors(partial, engine)))
+        return world.on_main(told(lambda: _finish(folder, partial, engine, facts, step, finished)))
+    except ValueError:
+        if world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _told(folder: CheckpointFolder, step: int) -> Iterator[None]:
+    """What goes wrong in a save, in words for users."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the checkpoint of step {step} can't be written to {folder.root}: {error or type(error).__name__}; "
+            "the one before it is whole"
+        ) from None
 
 
 def restore_optimizer(engine: Engine, checkpoint: Path, step: int) -> None:
@@ -142,7 +156,9 @@ def portable_piece(name: str, piece: OptimizerPiece, like_key: Tensor) -> Piece:
     return Piece(name, piece.shape, piece.offset, flat.reshape(_piece_shape(piece.shape, flat)))
 
 
-def _finish(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int, finished: bool) -> None:
+def _finish(
+    folder: CheckpointFolder, partial: Path, engine: Engine, facts: RunFacts, step: int, finished: bool
+) -> Path:
     state = build_state(
         facts.recipe,
         step=step,
@@ -153,25 +169,5 @@ def _finish(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int
         trained_on=facts.trained_on,
         composing=facts.composing,
     )
-    write_index_and_state(folder.partial(step), state)
-    folder.commit(step, facts.recipe.training.keep_checkpoints)
-
-
-def _attempt(action: Callable[[], object]) -> str:
-    """Run ``action``; what went wrong in words, or nothing. Ranks must agree before any of them raises."""
-    try:
-        action()
-    except (OSError, ValueError) as error:
-        return str(error) or type(error).__name__
-    return ""
-
-
-def _stop_if_any(folder: CheckpointFolder, engine: Engine, step: int, problem: str) -> None:
-    if engine.world.agreed(not problem):
-        return
-    if engine.world.is_main:
-        folder.abandon(step)
-    here = problem or "another rank could not write"
-    raise ValueError(
-        f"the checkpoint of step {step} can't be written to {folder.root}: {here}; the one before it is whole"
-    )
+    write_index_and_state(partial, state)
+    return folder.commit(partial, step, facts.recipe.training.keep_checkpoints)

@@ -9,7 +9,6 @@ with ``--deterministic``, and where a run began without a measurement.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -58,21 +57,28 @@ def new_composing(
         tokens_per_sample: of a batch as a rank usually has it.
         timer: takes the times.
     """
-    answer = ""
-    if world.is_main:
-        precision, measured = recipe.training.precision, []
-        for level in range(len(STRIDES)):
-            both = [
-                measure_place(
-                    recipe.model, Place(level, size), world.device, precision, tokens_per_sample, REPEATS, timer
+
+    def measured() -> Composing:
+        return tuple(
+            tuple(
+                composed < apart
+                for composed, apart in (
+                    measure_place(
+                        recipe.model,
+                        Place(level, size),
+                        world.device,
+                        recipe.training.precision,
+                        tokens_per_sample,
+                        REPEATS,
+                        timer,
+                    )
+                    for size in recipe.model.kernel_sizes
                 )
-                for size in recipe.model.kernel_sizes
-            ]
-            measured.append([composed < apart for composed, apart in both])
-        answer = json.dumps({COMPOSING: measured})
-    composing = kept_composing(json.loads(world.from_main(answer)), recipe.model, "rank 0")
-    assert composing is not None
-    return composing
+            )
+            for level in range(len(STRIDES))
+        )
+
+    return world.on_main(measured)
 
 
 def kept_composing(state: Mapping[str, Any], model: ModelSettings, where: str) -> Composing | None:

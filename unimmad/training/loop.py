@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,18 +19,17 @@ from unimmad.data.skipping import SkipLog, summary
 from unimmad.data.stream import training_batches
 from unimmad.evaluation.evaluate import evaluate_checkpoint
 from unimmad.parallel.engine import Engine
+from unimmad.parallel.rank_errors import SharedError
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
 from unimmad.training.profiling import profiling
 from unimmad.training.run_log import RunLog
 from unimmad.training.schedule import Schedule
+from unimmad.training.stop_poll import StopPoll
+from unimmad.training.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
-
-
-class RankError(ValueError):
-    """A problem that one rank met alone, and must tell itself."""
 
 
 class Trainer:
@@ -44,7 +43,7 @@ class Trainer:
         schedule: Schedule,
         checkpoints: CheckpointFolder,
         facts: RunFacts,
-        should_stop: Callable[[], bool] | None = None,
+        stop: StopRequest | None = None,
         profile: range | None = None,
     ) -> None:
         self.engine = engine
@@ -53,8 +52,8 @@ class Trainer:
         self.schedule = schedule
         self.checkpoints = checkpoints
         self.facts = facts
-        self.should_stop = should_stop
-        """Asked after each step; where some rank says yes, all save and stop. Where None, nobody asks."""
+        self.stop = stop
+        """Where some rank got a signal, all save and stop at the end of a step. Where None, nobody asks."""
         self.profile = profile
         """Steps whose trace is written, counted from 1."""
         self.settings = facts.recipe.training
@@ -64,7 +63,7 @@ class Trainer:
         """Train from step ``start`` to the end of the schedule, or to ``max_steps``.
 
         Returns:
-            Whether it came there; False where ``should_stop`` ended it after some step's checkpoint.
+            Whether it came there; False where ``stop`` ended it after some step's checkpoint.
 
         Raises:
             ValueError: a sample can't be read, loss or weights are not finite, or a checkpoint can't be written.
@@ -76,7 +75,10 @@ class Trainer:
             return True
         batches = self._batches(start, end)
         guard = LossGuard(self.engine)
+        if self.stop is not None:
+            self.stop.training = True
         run, world = self.checkpoints.run, self.engine.world
+        poll = StopPoll(self.stop, world)
         with (
             RunLog(run, world, self.facts.recipe, start, end) as log,
             profiling(self.profile, run, world, start, end, log.message) as step_is_done,
@@ -98,7 +100,7 @@ class Trainer:
                     self._stop_if_not_finite(guard)
                 log.step(step + 1, rate, lambda: self.engine.gradient_norm.share(self.engine.deepspeed))
                 step_is_done()
-                stopping = self._must_stop()
+                stopping = poll.after_step()
                 with log.besides():
                     self._after_step(step + 1, end, total, guard, log, stopping)
                 if stopping and step + 1 < end:
@@ -107,10 +109,6 @@ class Trainer:
             if skipped := summary(self.engine.world.sums(self.skip_log.shards)):
                 log.message(f"{skipped}; others took their places")
         return True
-
-    def _must_stop(self) -> bool:
-        """Whether some rank was asked to; all ranks get the same answer."""
-        return self.should_stop is not None and not self.engine.world.agreed(not self.should_stop())
 
     def _batches(self, start: int, end: int) -> Iterator[Batch]:
         world, accumulation = self.engine.world, self.settings.accumulation
@@ -127,11 +125,8 @@ class Trainer:
             skip_log=self.skip_log,
             modality_dropout=self.facts.recipe.data.modality_dropout,
         )
-        try:
-            for _, batch in stream:
-                yield batch
-        except ValueError as error:
-            raise RankError(f"rank {world.rank}: {error}") from None
+        for _, batch in stream:
+            yield batch
 
     def _weights(self, batch: Batch) -> Tensor:
         """Loss weight of each token: its sample's data set's."""
@@ -147,8 +142,9 @@ class Trainer:
         accumulation = self.settings.accumulation
         drawn = [ref for part in range(accumulation) for ref in self.order.at(step * accumulation + part)]
         classes = ", ".join(sorted({ref.class_name for ref in drawn}))
-        raise ValueError(
-            f"the loss of step {step + 1} is not finite (classes in its batch: {classes}); {self._way_out()}"
+        raise SharedError.of_all(
+            f"the loss of step {step + 1} is not finite (classes in its batch: {classes}); {self._way_out()}",
+            self.engine.world.size,
         )
 
     def _way_out(self) -> str:
@@ -164,7 +160,8 @@ class Trainer:
             return
         self._stop_if_not_finite(guard)
         if not guard.weights_are_finite():
-            raise ValueError(f"a weight is NaN or infinite after step {step}; {self._way_out()}")
+            problem = f"a weight is NaN or infinite after step {step}; {self._way_out()}"
+            raise SharedError.of_all(problem, self.engine.world.size)
         path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, finished=step == total)
         log.message(f"step {step}: checkpoint {path}")
         if evaluate and (step == end or not stopping):

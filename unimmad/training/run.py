@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -30,16 +31,17 @@ from unimmad.model.backbone import RANDOM_WEIGHTS, calibrate_batchnorm
 from unimmad.model.execution import check_compiling
 from unimmad.model.tf32 import choose_for_training
 from unimmad.model.unimmad import UniMMAD
-from unimmad.parallel.deepspeed_config import read_deepspeed_config
-from unimmad.parallel.engine import build_engine
+from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config, read_deepspeed_config
+from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.placement import effective_ep_size
 from unimmad.parallel.world import World
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.composing import Composing, described, follow_composing, kept_composing, new_composing
-from unimmad.training.loop import RankError, Trainer
+from unimmad.training.loop import Trainer
 from unimmad.training.run_folder import RunFolder, check_same_data, choose_run_folder, make_run_folder
 from unimmad.training.schedule import Schedule
+from unimmad.training.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +49,58 @@ CALIBRATION_STEPS = 8
 """Steps whose images set the BatchNorm statistics of a backbone without weights."""
 
 
-def train(arguments: TrainArguments, world: World, should_stop: Callable[[], bool] | None = None) -> bool:
-    """Train to the end, or until ``should_stop`` holds on some rank; then all save at the end of their step.
+def train(arguments: TrainArguments, world: World, stop: StopRequest | None = None) -> bool:
+    """Train to the end, or until some rank gets a signal of ``stop``; then all save at the end of their step.
 
     Returns:
         Whether the end was reached.
 
     Raises:
-        ValueError: something the user gave is wrong; every rank raises it.
+        ValueError: something the user gave is wrong, on this rank or (SharedError) on any.
     """
+    try:
+        return _train(arguments, world, stop)
+    except BaseException:
+        world.say_failed()
+        raise
+
+
+def _train(arguments: TrainArguments, world: World, stop: StopRequest | None) -> bool:
+    arguments, settings, ep_size = world.together(lambda: _read_settings(arguments, world))
+    recipe = arguments.recipe
+    run = world.on_main(lambda: choose_run_folder(arguments.output_dir, arguments.resume, recipe))
+    data = list(arguments.data) or [world.on_main(ensure_synthetic_shards)]
+    shards, order, trained_on = world.together(lambda: _open_data(recipe, data, run, world))
+    world.on_main(lambda: make_run_folder(run.path))
+    schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
+    model, backbone_weights = _starting_model(
+        arguments, run, world, lambda: _calibration_images(arguments, shards, order)
+    )
+    logger.info("backbone %s, weights: %s", recipe.model.backbone, backbone_weights)
+    composing = _composing(arguments, run, world, ep_size, shards.classes("train"))
+    logger.info("C-MoE %s", described(composing, recipe.model.kernel_sizes))
+    if composing is not None:
+        follow_composing(model, composing)
+    engine = build_engine(model, settings, recipe.training, world, ep_size)
+    start = world.together(lambda: _restore(engine, run))
+    if run.resume_from is not None:
+        logger.info("continuing %s at step %d", run.path, start)
+    facts = RunFacts(
+        recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on, composing
+    )
+    trainer = Trainer(engine, shards, order, schedule, CheckpointFolder(run.path), facts, stop, arguments.profile)
+    return trainer.run(start, arguments.max_steps)
+
+
+def _read_settings(arguments: TrainArguments, world: World) -> tuple[TrainArguments, DeepSpeedSettings, int]:
+    """What DeepSpeed's JSON says, and the ep_size that fits; checks what this machine must have before it trains."""
     settings = read_deepspeed_config(arguments.deepspeed_config)
     if settings.bf16:
         arguments = replace(arguments, recipe=arguments.recipe.with_precision("bf16"))
     recipe = arguments.recipe
+    engine_config(settings, recipe.training, world.size)
+    if recipe.training.compile or (recipe.training.evaluate_every and recipe.evaluation.compile):
+        check_compiling(world.device)
     if arguments.deterministic:
         _choose_deterministic_kernels()
     logger.info(
@@ -67,10 +108,13 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
     )
     if recipe.data.workers:
         expect_workers()
-    _check_compiling(recipe, world)
-    ep_size = effective_ep_size(settings.ep_size, world.size, recipe.model)
-    run = _choose_run_folder(arguments, world)
-    data = _data_folders(arguments, world)
+    return arguments, settings, effective_ep_size(settings.ep_size, world.size, recipe.model)
+
+
+def _open_data(
+    recipe: Recipe, data: list[DataFolder], run: RunFolder, world: World
+) -> tuple[ShardSet, TrainingOrder[SampleRef], TrainedOn]:
+    """The samples as this rank's node sees them, and the order in which they come."""
     shards = ShardSet.open(data, ShardCache.of(recipe.data.cache_folder, recipe.data.cache_gb))
     classes = shards.classes("train")
     trained_on = TrainedOn.of(shards.datasets, {name: [ref.entry for ref in refs] for name, refs in classes.items()})
@@ -82,14 +126,13 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
             f"training.evaluate_every is {recipe.training.evaluate_every}, but the data have no test sample; "
             "use --set training.evaluate_every=0, or --data with some"
         )
-    if recipe.data.resized_cache_gb:
-        shards.resized = _resized_cache(recipe, shards, world)
     if shards.max_slot >= recipe.model.modality_slots:
         raise ValueError(
             f"the data use {shards.max_slot + 1} modality slots and the recipe's model has "
             f"{recipe.model.modality_slots}; use --set model.modality_slots={shards.max_slot + 1}"
         )
-    _make_run_folder(run.path, world)
+    if recipe.data.resized_cache_gb:
+        shards.resized = _resized_cache(recipe, shards, world)
     order = TrainingOrder(
         classes,
         lambda ref: (ref.folder, ref.entry.shard),
@@ -98,58 +141,29 @@ def train(arguments: TrainArguments, world: World, should_stop: Callable[[], boo
         recipe.training.accumulation,
         recipe.data.sampling,
     )
-    schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
-    model, backbone_weights = _starting_model(
-        arguments, run, world, lambda: _calibration_images(arguments, shards, order)
-    )
-    logger.info("backbone %s, weights: %s", recipe.model.backbone, backbone_weights)
-    composing = _composing(arguments, run, world, ep_size, classes)
-    logger.info("C-MoE %s", described(composing, recipe.model.kernel_sizes))
-    if composing is not None:
-        follow_composing(model, composing)
-    engine = build_engine(model, settings, recipe.training, world, ep_size)
-    start = 0
-    if run.resume_from is not None:
-        start = int(read_state(run.resume_from)["step"])
-        restore_optimizer(engine, run.resume_from, start)
-        logger.info("continuing %s at step %d", run.path, start)
-    facts = RunFacts(
-        recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on, composing
-    )
-    trainer = Trainer(
-        engine, shards, order, schedule, CheckpointFolder(run.path), facts, should_stop, arguments.profile
-    )
-    return trainer.run(start, arguments.max_steps)
-
-
-def _check_compiling(recipe: Recipe, world: World) -> None:
-    """Now, not when the first step or the first evaluation comes; nodes may differ in what they have."""
-    if not recipe.training.compile and not (recipe.training.evaluate_every and recipe.evaluation.compile):
-        return
-    problem = ""
-    try:
-        check_compiling(world.device)
-    except ValueError as error:
-        problem = str(error)
-    if world.agreed(not problem):
-        return
-    if problem and world.local_rank == 0 and not world.is_main:
-        raise RankError(f"rank {world.rank}: {problem}")
-    raise ValueError(problem or "torch.compile can't be used on another node, whose own message says why")
+    return shards, order, trained_on
 
 
 def _resized_cache(recipe: Recipe, shards: ShardSet, world: World) -> ResizedCache:
     """Room in it is made once a node, before any rank takes some."""
     cache = ResizedCache(shards.cache.folder, recipe.model.image_size, int(recipe.data.resized_cache_gb * GB))
     if world.local_rank == 0:
-        try:
-            kept = cache.make_room(expected_bytes(shards.indexes, cache.image_size))
-        except ValueError as error:
-            # A node's own disk: no other rank can say it.
-            raise RankError(f"rank {world.rank}: {error}") from None
+        kept = cache.make_room(expected_bytes(shards.indexes, cache.image_size))
         logger.info("resized images in %s: %.2f of %.2f GB", cache.folder, kept / GB, recipe.data.resized_cache_gb)
-    world.barrier()
     return cache
+
+
+def _restore(engine: Engine, run: RunFolder) -> int:
+    """Fill the optimizer's state where the run continues.
+
+    Returns:
+        The steps that are done.
+    """
+    if run.resume_from is None:
+        return 0
+    step = int(read_state(run.resume_from)["step"])
+    restore_optimizer(engine, run.resume_from, step)
+    return step
 
 
 def _choose_deterministic_kernels() -> None:
@@ -164,7 +178,10 @@ def _composing(
     """As the run that is continued has it; a new one on a GPU measures, where its leaders are all on every rank."""
     recipe = arguments.recipe
     if run.resume_from is not None:
-        return kept_composing(read_state(run.resume_from), recipe.model, str(run.resume_from / STATE_NAME))
+        checkpoint = run.resume_from
+        return world.together(
+            lambda: kept_composing(read_state(checkpoint), recipe.model, str(checkpoint / STATE_NAME))
+        )
     if world.device.type != "cuda" or arguments.deterministic or ep_size > 1:
         return None
     samples = math.ceil(recipe.training.global_batch / recipe.training.accumulation / world.size)
@@ -172,57 +189,26 @@ def _composing(
     return new_composing(recipe, world, (modalities,) * samples)
 
 
-def _choose_run_folder(arguments: TrainArguments, world: World) -> RunFolder:
-    """Rank 0 looks, so that no rank sees the folder at another moment."""
-    answer = ""
-    if world.is_main:
-        try:
-            run = choose_run_folder(arguments.output_dir, arguments.resume, arguments.recipe)
-            answer = f"{run.path}\n{run.resume_from or ''}"
-        except ValueError as error:
-            answer = f"\n{error}"
-    path, _, rest = world.from_main(answer).partition("\n")
-    if not path:
-        raise ValueError(rest)
-    return RunFolder(Path(path), Path(rest) if rest else None)
-
-
-def _make_run_folder(folder: Path, world: World) -> None:
-    problem = ""
-    if world.is_main:
-        try:
-            make_run_folder(folder)
-        except ValueError as error:
-            problem = str(error)
-    problem = world.from_main(problem)
-    if problem:
-        raise ValueError(problem)
-
-
-def _data_folders(arguments: TrainArguments, world: World) -> list[DataFolder]:
-    if arguments.data:
-        return list(arguments.data)
-    folder = ""
-    if world.is_main:
-        folder = str(ensure_synthetic_shards())
-    return [Path(world.from_main(folder))]
-
-
 def _starting_model(
     arguments: TrainArguments, run: RunFolder, world: World, calibration_images: Callable[[], Iterator[Tensor]]
 ) -> tuple[UniMMAD, str]:
     """The model in its local form, the same on every rank: rank 0's weights go to all when DeepSpeed takes it over."""
-    source = run.resume_from or (find_checkpoint(arguments.init_from) if arguments.init_from else None)
-    if source is not None:
-        model = empty_model(arguments.recipe.model)
-        # A run that continues needs the optimizer's state, too: better to miss it now than after DeepSpeed's set-up.
-        fill_model(model, PieceReader(source, without=None if run.resume_from else OPTIMIZER_PREFIX))
-        if run.resume_from is None:
-            logger.info("weights from %s", source)
-        elif arguments.init_from is not None:
-            logger.info("%s is continued: --init-from %s is not used", run.path, arguments.init_from)
-        return model, str(read_state(source)["backbone_weights"])
-    return _from_main_first(arguments, world, calibration_images)
+    if run.resume_from is None and arguments.init_from is None:
+        return _from_main_first(arguments, world, calibration_images)
+    return world.together(lambda: _stored_model(arguments, run))
+
+
+def _stored_model(arguments: TrainArguments, run: RunFolder) -> tuple[UniMMAD, str]:
+    """Of the checkpoint to continue, or of ``--init-from``."""
+    source = run.resume_from or find_checkpoint(cast(Path, arguments.init_from))
+    model = empty_model(arguments.recipe.model)
+    # A run that continues needs the optimizer's state, too: better to miss it now than after DeepSpeed's set-up.
+    fill_model(model, PieceReader(source, without=None if run.resume_from else OPTIMIZER_PREFIX))
+    if run.resume_from is None:
+        logger.info("weights from %s", source)
+    elif arguments.init_from is not None:
+        logger.info("%s is continued: --init-from %s is not used", run.path, arguments.init_from)
+    return model, str(read_state(source)["backbone_weights"])
 
 
 def _calibration_images(
@@ -242,26 +228,22 @@ def _from_main_first(
     arguments: TrainArguments, world: World, calibration_images: Callable[[], Iterator[Tensor]]
 ) -> tuple[UniMMAD, str]:
     """Rank 0 fetches the backbone's weights; the others wait, then take its tensors."""
-    settings = arguments.recipe.model
-    origin, problem = "", ""
-    model: UniMMAD | None = None
-    if world.is_main:
-        try:
-            model, origin = new_model(settings, arguments.recipe.training.seed)
-            if origin == RANDOM_WEIGHTS:
-                calibrate_batchnorm(model.teacher, calibration_images())
-                model.copy_teacher_into_encoder()
-                origin += ", BatchNorm calibrated on training samples"
-        except ValueError as error:
-            problem = str(error)
-    problem = world.from_main(problem)
-    if problem:
-        raise ValueError(problem)
-    if model is None:
-        model, _ = new_model(settings.model_copy(update={"backbone_weights": "none"}), arguments.recipe.training.seed)
+    settings, seed = arguments.recipe.model, arguments.recipe.training.seed
+
+    def fresh() -> tuple[UniMMAD, str]:
+        if not world.is_main:
+            return new_model(settings.model_copy(update={"backbone_weights": "none"}), seed)
+        model, origin = new_model(settings, seed)
+        if origin == RANDOM_WEIGHTS:
+            calibrate_batchnorm(model.teacher, calibration_images())
+            model.copy_teacher_into_encoder()
+            origin += ", BatchNorm calibrated on training samples"
+        return model, origin
+
+    model, origin = world.together(fresh)
     if world.size > 1:
         for tensor in model.state_dict().values():
             on_device = tensor.to(world.device)
             torch.distributed.broadcast(on_device, src=0)
             tensor.copy_(on_device)
-    return model, world.from_main(origin)
+    return model, world.on_main(lambda: origin)

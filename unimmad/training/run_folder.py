@@ -57,6 +57,15 @@ def choose_run_folder(wanted: Path, resume: str, recipe: Recipe) -> RunFolder:
     return RunFolder(newest, checkpoint_or_none)
 
 
+def how_to_continue(resume: str) -> str:
+    """What a user does after a stop, given what ``--resume`` was."""
+    if resume == "never":
+        return "the same command with --resume auto continues"
+    if (Path(resume) / STATE_NAME).is_file():
+        return f"the same command with --resume {Path(resume).parent.parent} continues"
+    return "the same command continues"
+
+
 def make_run_folder(folder: Path) -> None:
     """
     Raises:

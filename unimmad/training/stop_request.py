@@ -1,0 +1,123 @@
+"""Signals that ask training to stop, heard whatever the main thread does.
+
+SLURM sends USR2 (submitit's choice) a while before the time limit and, where the site has it so, at a preemption: save
+and requeue. It sends TERM when it is about to kill: at a preemption, ``scontrol requeue``, ``scancel``, or the limit
+itself: save, and leave it to SLURM whether the job comes back. A terminal sends INT at Ctrl-C to all processes of a
+command; torchrun passes INT and TERM on to its ranks (the second as TERM), DeepSpeed's launcher sends them TERM at
+either, to one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Self
+
+REQUEUE_SIGNAL = signal.SIGUSR2
+SLURM_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+KILLED_AFTER_S = 30.0
+"""What torchrun, DeepSpeed's launcher and SLURM (KillWait) leave by default between asking to end and killing."""
+ECHO_S = 0.5
+"""A signal that follows so soon is the same one, by another way: from SLURM, and from a launcher that it asked."""
+DEEPSPEED_MARK = "LOCAL_SIZE"
+"""A variable that DeepSpeed's launcher alone sets."""
+
+
+class StopRequest:
+    """Which signals this process got.
+
+    Args:
+        numbers: the signals to listen to.
+        delay_s: seconds from the signal to the end that comes by itself.
+    """
+
+    def __init__(self, numbers: Iterable[int], delay_s: float = KILLED_AFTER_S) -> None:
+        self.numbers = tuple(numbers)
+        self.delay_s = min(delay_s, KILLED_AFTER_S)
+        self.training = False
+        """Set by the trainer as its steps begin: from then on it saves and stops at the end of a step."""
+        self.has_failed_rank: Callable[[], bool] = lambda: False
+        """Launchers send TERM to the ranks that are left when one has failed; then there is nothing to save."""
+        self._got: dict[int, float] = {}
+
+    def listen(self) -> Self:
+        """Take the place of the handlers that are there; called by the main thread."""
+        # Handlers run in the main thread, which may wait for other ranks; their numbers reach a pipe at once.
+        heard, written = os.pipe()
+        os.set_blocking(written, False)
+        for number in self.numbers:
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+        threading.Thread(target=self._hear, args=(heard,), name="signals", daemon=True).start()
+        return self
+
+    def no_longer(self) -> None:
+        """Ignore the signals: Python gives up its handlers as it ends, and a process that is done could still die."""
+        for number in self.numbers:
+            signal.signal(number, signal.SIG_IGN)
+
+    @property
+    def first(self) -> int:
+        """The signal that came first; 0 where none came."""
+        return next(iter(self._got), 0)
+
+    def hear_from_others(self, number: int) -> None:
+        """Some rank got ``number``, and all stop."""
+        self._got.setdefault(number, time.monotonic())
+
+    def to_requeue(self) -> bool:
+        """Whether the job itself should go back into the queue."""
+        return REQUEUE_SIGNAL in self._got
+
+    def _hear(self, pipe: int) -> None:
+        while True:
+            for number in os.read(pipe, 64):
+                if number in self.numbers:
+                    self._heard(number, time.monotonic())
+
+    def _heard(self, number: int, now: float) -> None:
+        if not self._got and self.has_failed_rank():
+            os._exit(1)
+        self._got.setdefault(number, now)
+
+
+class TerminalStop(StopRequest):
+    """What a run does that somebody watches.
+
+    The first signal lets the step end and saves; the second ends the process at once, and so does one before training.
+    """
+
+    def __init__(self) -> None:
+        # A shell without job control has its background commands ignore INT.
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        super().__init__((signal.SIGTERM,) if ignored else (signal.SIGINT, signal.SIGTERM))
+
+    @property
+    def exit_status(self) -> int:
+        """As shells show it: 130 for INT, 143 for TERM."""
+        return 128 + self.first
+
+    def _heard(self, number: int, now: float) -> None:
+        name = signal.Signals(number).name
+        if self._got:
+            by_deepspeed = number == signal.SIGTERM and DEEPSPEED_MARK in os.environ
+            if not by_deepspeed and now - next(iter(self._got.values())) > ECHO_S:
+                _say(f"{name}: stopped at once; the same command continues from the last checkpoint")
+                os._exit(128 + number)
+            return
+        super()._heard(number, now)
+        if not self.training:
+            _say(f"{name} before the first step: there is nothing to save")
+            os._exit(128 + number)
+        _say(f"{name}: training saves and stops after this step; a second signal ends it at once")
+
+
+def _say(words: str) -> None:
+    """From rank 0 alone; on a line of its own beside a progress bar."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"\ntrain.py: {words}\n")
+        sys.stderr.flush()
