@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launches import CONFIGS, command, largest_difference, run, train, weights
+from launches import CONFIGS, command, contents, evaluate, largest_difference, run, threads_of, train, weights
 
 from unimmad.checkpoint.folder import find_checkpoint, read_state
 from unimmad.data.index import load_index
@@ -133,12 +133,18 @@ def test_torchrun_and_a_checkpoint_of_another_layout(shards, tmp_path):
 
 
 def test_evaluation_on_the_way_and_tensorboard(shards, tmp_path):
-    said = train(tmp_path, "--data", str(shards), "--max-steps", "2", "--set", "training.evaluate_every=2")
+    """Shared out over two ranks, with loader processes; its files are those of the evaluation command alone."""
+    words = ("--data", str(shards), "--max-steps", "2", "--set", "training.evaluate_every=2")
+    said = train(tmp_path, *words, "--set", "data.workers=1", launcher="torchrun", ranks=2)
     run_folder = tmp_path / "runs" / "tiny"
-    assert "test split" in said
-    report = json.loads((run_folder / "evaluations" / "step_00000002" / "report.json").read_text())
-    assert len(report["classes"]) == 10
+    assert said.count("test split") == 1
+    report = run_folder / "evaluations" / "step_00000002"
+    assert len(json.loads((report / "report.json").read_text())["classes"]) == 10
     assert list((run_folder / "tensorboard").glob("events*"))
+    evaluate(tmp_path, "--output-dir", "alone", "--workers", "0", threads=threads_of(2))
+    found, expected = contents(report), contents(tmp_path / "alone")
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def evaluation_rounds(
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
 ) -> Iterator[Batch | None]:
-    """One rank's part of :func:`evaluation_batches`: a round is ``world_size`` batches, of which it gets number ``rank``.
+    """One rank's part of :func:`evaluation_batches`: of each round's ``world_size`` batches the one of its number.
 
     All ranks have as many rounds. A batch is the same whatever the number of ranks.
 
