@@ -14,6 +14,7 @@ from unimmad.checkpoint.pieces import PieceReader
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "unimmad" / "train.py"
+EVALUATE = ROOT / "tools" / "evaluate.py"
 CONFIGS = ROOT / "ds_configs"
 SECONDS = 240
 WITHOUT_GRADIENT = ("input_embedding.stem.0.bias", "input_embedding.stem.3.bias")
@@ -26,16 +27,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def command(launcher: str, ranks: int = 1) -> list[str]:
-    """The words before the trainer's own: ``python``, ``torchrun`` or ``deepspeed``."""
+def command(launcher: str, ranks: int = 1, program: Path = TRAIN) -> list[str]:
+    """The words before the program's own (the trainer's): ``python``, ``torchrun`` or ``deepspeed``."""
     programs = Path(sys.executable).parent
     if launcher == "python":
-        return [sys.executable, str(TRAIN)]
+        return [sys.executable, str(program)]
     if launcher == "torchrun":
         port = str(free_port())
-        return [str(programs / "torchrun"), "--nproc-per-node", str(ranks), "--master-port", port, str(TRAIN)]
+        return [str(programs / "torchrun"), "--nproc-per-node", str(ranks), "--master-port", port, str(program)]
     words = [str(programs / "deepspeed"), "--master_port", str(free_port())]
-    return [*words, *(["--num_accelerators", str(ranks)] if ranks > 1 else []), str(TRAIN)]
+    return [*words, *(["--num_accelerators", str(ranks)] if ranks > 1 else []), str(program)]
 
 
 def environment() -> dict[str, str]:
@@ -45,12 +46,14 @@ def environment() -> dict[str, str]:
     return ours
 
 
-def run(words: list[str], folder: Path, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
-    """Wait for a command; one that takes longer is ended with all that it started."""
+def run(
+    words: list[str], folder: Path, seconds: float = SECONDS, threads: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Wait for a command; one that takes longer is ended with all that it started. ``threads``: of each process."""
     with subprocess.Popen(
         words,
         cwd=folder,
-        env=environment(),
+        env=environment() | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -77,6 +80,24 @@ def train(
     done = run([*words_before, *words], folder, seconds)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
     return done.stderr
+
+
+def evaluate(folder: Path, *words: str, launcher: str = "python", ranks: int = 1, threads: int = 1) -> str:
+    """Evaluate as the words say; returns what was printed. Several ranks choose their threads themselves."""
+    done = run([*command(launcher, ranks, EVALUATE), *words], folder, threads=threads if ranks == 1 else None)
+    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
+    return done.stdout + done.stderr
+
+
+def threads_of(ranks: int) -> int:
+    """Of each rank, where they share this machine: a CPU's numbers depend on it in the last bits."""
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a folder by their path in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def weights(run_folder: Path) -> dict[str, torch.Tensor]:

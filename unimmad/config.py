@@ -153,7 +153,7 @@ class TrainingSettings(_Section):
     log_every: Positive = 10
     """Steps between TensorBoard points."""
     evaluate_every: NotNegative = 0
-    """Steps between evaluations on the test split by rank 0; 0 is never."""
+    """Steps between evaluations on the test split, by all ranks; 0 is never."""
     checkpoint_every: Positive = 500
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: Positive = 2

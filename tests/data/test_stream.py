@@ -23,7 +23,7 @@ from unimmad.data.shard_set import CorruptSampleError, ShardSet
 from unimmad.data.shards import write_shards
 from unimmad.data.skipping import OnError, SkipLog, summary
 from unimmad.data.source import SourceFile, SourceSample, SourceSet
-from unimmad.data.stream import evaluation_batches, expect_workers, training_batches
+from unimmad.data.stream import evaluation_batches, evaluation_rounds, expect_workers, training_batches
 
 # Three workers on fewer cores are what some of these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -319,6 +319,22 @@ def test_evaluation_reads_each_sample_once_and_mixes_no_classes(shards: Any, wor
         ("b/z", ["z_3", "z_4", "z_5"]),
         ("b/z", ["z_6", "z_7"]),
     ]
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 7])
+def test_ranks_share_the_batches_of_an_evaluation(shards: Any, world_size: int) -> None:
+    """In rounds of one batch a rank; one that lost all its samples, or is not there, is None."""
+    shards.spoil("y_0", "y_1", "y_2")
+    options = {"image_size": SIZE, "batch_size": 3, "workers": 0, "on_error": "skip"}
+    whole = [keys(batch) for batch in evaluation_batches(shards, "train", **options)]
+    whole.insert(2, [])  # class a/y
+    parts = [
+        list(evaluation_rounds(shards, "train", rank=rank, world_size=world_size, **options))
+        for rank in range(world_size)
+    ]
+    found = [[] if batch is None else keys(batch) for of_round in zip(*parts, strict=True) for batch in of_round]
+    assert found[: len(whole)] == whole
+    assert found[len(whole) :] == [[]] * (-len(whole) % world_size)
 
 
 def test_evaluation_of_chosen_classes(shards: Any) -> None:

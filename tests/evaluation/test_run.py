@@ -14,7 +14,8 @@ from unimmad.data.sample import collate
 from unimmad.data.shard_set import ShardSet
 from unimmad.evaluation import run
 from unimmad.evaluation.metrics import METRIC_KEYS, MetricAccumulator, evaluate
-from unimmad.evaluation.run import ScoredClass, evaluate_classes
+from unimmad.evaluation.run import evaluate_classes
+from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.scoring import default_precision, score_batch
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 

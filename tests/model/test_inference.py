@@ -148,6 +148,21 @@ def test_products_are_made_once_and_the_least_recently_used_go_first(model):
     assert products.held_bytes == a_pair
 
 
+def test_what_went_before_changes_no_bit(model):
+    """Where not all products of a batch fit, what is kept of earlier batches does not decide which are used."""
+    on_two = favour(copy.deepcopy(model), [0, 1])
+    whole = for_inference(copy.deepcopy(on_two))
+    score(whole)
+    limit = products_of(whole).held_bytes // 2
+    fresh, used = (for_inference(copy.deepcopy(on_two), limit) for _ in range(2))
+    products = products_of(used)
+    nothing = torch.empty(0)
+    products([Routing(nothing, nothing, torch.zeros(3, 1, dtype=torch.int64), nothing)] * len(products.branches))
+    assert products.held_bytes == limit
+    for ours, theirs in zip(score(used).distances, score(fresh).distances, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_smaller_cache_holds_less_at_once(model):
     fast = for_inference(copy.deepcopy(model))
     expected = score(fast)

@@ -118,9 +118,8 @@ def test_branches_compute_as_measured_and_by_the_rule_without():
 
 def saved(folder: Path, composing) -> Path:
     checkpoints = CheckpointFolder(folder)
-    checkpoints.begin(1)
     engine = SimpleNamespace(world=World(0, 1, 0, CPU), ep_size=1)
-    _finish(checkpoints, engine, RunFacts(RECIPE, "none", [], 0, None, composing), 1, finished=False)
+    _finish(checkpoints, checkpoints.begin(1), engine, RunFacts(RECIPE, "none", [], 0, None, composing), 1, finished=False)
     checkpoint = checkpoints.newest()
     assert checkpoint is not None
     return checkpoint

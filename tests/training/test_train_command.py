@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launches import CONFIGS, command, largest_difference, run, train, weights
+from launches import CONFIGS, command, contents, evaluate, largest_difference, run, threads_of, train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unimmad.checkpoint.folder import STATE_NAME, find_checkpoint, read_state
@@ -162,15 +162,22 @@ def _as_if_measured(checkpoint: Path) -> list[list[bool]]:
 
 
 def test_evaluation_on_the_way_and_tensorboard(shards, tmp_path):
-    said = train(tmp_path, "--data", str(shards), "--max-steps", "2", "--set", "training.evaluate_every=2")
+    """Shared out over two ranks, with loader processes; its files are those of the evaluation command alone."""
+    words = ("--data", str(shards), "--max-steps", "2", "--set", "training.evaluate_every=2")
+    said = train(tmp_path, *words, "--set", "data.workers=1", launcher="torchrun", ranks=2)
     run_folder = tmp_path / "runs" / "tiny"
-    assert "test split" in said
+    assert said.count("test split") == 1
     assert "training in fp32, no TF32 on cpu" in said
     assert "C-MoE composes kernels by the count of multiply-adds" in said
-    report = json.loads((run_folder / "evaluations" / "step_00000002" / "report.json").read_text())
+    folder = run_folder / "evaluations" / "step_00000002"
+    report = json.loads((folder / "report.json").read_text())
     assert report["header"]["precision"].startswith("fp32 on cpu, no TF32; ")
     assert len(report["classes"]) == 10
     assert list((run_folder / "tensorboard").glob("events*"))
+    evaluate(tmp_path, "--output-dir", "alone", "--workers", "0", threads=threads_of(2))
+    found, expected = contents(folder), contents(tmp_path / "alone")
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
 
 
 @pytest.mark.parametrize(

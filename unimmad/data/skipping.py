@@ -50,11 +50,11 @@ class SkipLog:
 def summary(shards: Mapping[str, int]) -> str:
     """One line on what was skipped, by shard; counts of several processes may be added up before.
 
-    Empty where nothing was.
+    Empty where nothing was; the same whatever the order in which shards were met.
     """
     if not shards:
         return ""
-    worst = Counter(shards).most_common(SHARDS_NAMED)
+    worst = sorted(shards.items(), key=lambda item: (-item[1], item[0]))[:SHARDS_NAMED]
     named = ", ".join(f"{shard} ({count})" for shard, count in worst)
     more = f" and {len(shards) - len(worst)} more" if len(shards) > len(worst) else ""
     return f"{sum(shards.values())} samples could not be read, in {len(shards)} shards: {named}{more}"

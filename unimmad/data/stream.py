@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from typing import Literal, TypeVar
 
 from torch.utils.data import get_worker_info
@@ -97,7 +97,8 @@ def training_batches(
         ),
         errors_as_items,
     )
-    return _batches(pipeline, workers, skip_log or SkipLog("another sample takes its place"), pin_memory=True)
+    answers = _answers(pipeline, workers, skip_log or SkipLog("another sample takes its place"), pin_memory=True)
+    return ((step, batch) for step, batch in answers if batch is not None)
 
 
 def evaluation_batches(
@@ -114,14 +115,53 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Every sample of ``split`` once, class by class in index order; no batch mixes two classes.
 
+    Arguments and errors are those of :func:`evaluation_rounds`; a batch that lost all its samples is left out.
+    """
+    rounds = evaluation_rounds(
+        shards,
+        split,
+        rank=0,
+        world_size=1,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+        classes=classes,
+        mask_resize=mask_resize,
+        on_error=on_error,
+        skip_log=skip_log,
+    )
+    return (batch for batch in rounds if batch is not None)
+
+
+def evaluation_rounds(
+    shards: ShardSet,
+    split: Split,
+    *,
+    rank: int,
+    world_size: int,
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    classes: Sequence[str] | None = None,
+    mask_resize: Literal["nearest", "bilinear"] = "nearest",
+    on_error: OnError = "stop",
+    skip_log: SkipLog | None = None,
+) -> Iterator[Batch | None]:
+    """One rank's part of :func:`evaluation_batches`: of each round's ``world_size`` batches the one of its number.
+
+    All ranks have as many rounds. A batch is the same whatever the number of ranks.
+
     Args:
         image_size: height and width of the model's images, in pixels.
         batch_size: samples of a batch, at most.
-        workers: processes that read ahead; 0 reads in this one.
+        workers: processes that read ahead, no more than there are batches; 0 reads in this one.
         classes: ``DATASET/CLASS`` names to read, in this order; None reads all.
         mask_resize: how masks come to the image size; see ``ShardSet.read``.
         on_error: ``skip`` leaves corrupt samples out.
         skip_log: counts what was left out; None: a new one, which logs only.
+
+    Returns:
+        One batch a round; None where the last round has none for this rank, or all of its samples were left out.
 
     Raises:
         ValueError: at once where ``split`` is empty or lacks a class asked for; while iterating where a
@@ -130,8 +170,10 @@ def evaluation_batches(
     if batch_size < 1:
         raise ValueError(f"an evaluation batch of {batch_size} samples is not possible; choose 1 or more")
     chosen = _choose_classes(shards.classes(split), split, classes)
+    numbered = list(enumerate(_batches_of_classes(chosen, batch_size)))
+    own = numbered[rank::world_size]
     pipeline = Pipeline(
-        partial(enumerate, list(_batches_of_classes(chosen, batch_size))),
+        partial(iter, own),
         _split_by_worker,
         _without_substitutes,
         partial(
@@ -142,7 +184,9 @@ def evaluation_batches(
         ),
         errors_as_items,
     )
-    return (batch for _, batch in _batches(pipeline, workers, skip_log or SkipLog("it is left out")))
+    answers = _answers(pipeline, min(workers, len(own)), skip_log or SkipLog("it is left out"))
+    rounds = -(-len(numbered) // world_size)
+    return chain((batch for _, batch in answers), repeat(None, rounds - len(own)))
 
 
 def _part_of_rank(batch: int, rank: int, world_size: int) -> slice:
@@ -230,13 +274,13 @@ def _first_readable(
     return None
 
 
-def _batches(
+def _answers(
     pipeline: Pipeline, workers: int, skip_log: SkipLog, pin_memory: bool = False
-) -> Iterator[tuple[int, Batch]]:
+) -> Iterator[tuple[int, Batch | None]]:
+    """Each batch with its number; None where none of its places could be filled."""
     for answer in load(pipeline, workers, preload=__name__, pin_memory=pin_memory):
         skip_log.add(answer.skipped)
-        if answer.batch is not None:
-            yield answer.number, _with_own_masks(answer.batch) if workers else answer.batch
+        yield answer.number, answer.batch if answer.batch is None or not workers else _with_own_masks(answer.batch)
 
 
 def _with_own_masks(batch: Batch) -> Batch:

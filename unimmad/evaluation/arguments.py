@@ -9,6 +9,7 @@ from pathlib import Path
 from unimmad.checkpoint.folder import STATE_NAME, find_checkpoint, newest_run
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.data.location import DataFolder, parse_data_folder, recorded_data_folder
+from unimmad.evaluation.ranks import ALONE, Ranks
 from unimmad.evaluation.thresholds import DEFAULT_FALSE_ALARM_RATE
 
 RUNS = Path("runs")
@@ -28,6 +29,7 @@ _EXAMPLES = """Report a checkpoint's metrics on screen, as CSV, JSON, Markdown, 
     %(prog)s --checkpoint runs/demo --data data/synthetic data/pothole
     %(prog)s --modalities each                            what each sensor is worth
     %(prog)s --compare runs/other/evaluation              differences to another report
+    torchrun --nproc-per-node 8 tools/evaluate.py         by eight GPUs
     %(prog)s --calibrate --false-alarm-rate 0.01          thresholds for tools/predict.py instead of a report
 """
 
@@ -44,6 +46,8 @@ def evaluation_parser() -> argparse.ArgumentParser:
         help="shard folders, or their URLs (s3://..., https://..., 'pipe:COMMAND {}'); default: the trained ones",
     )
     parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation")
+    # DeepSpeed's launcher adds it; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--split", choices=["test", "train"], default="test")
     parser.add_argument("--fresh", action="store_true", help="do not go on where an interrupted evaluation ended")
     _add_computing(parser.add_argument_group("computing: but for --precision it changes numbers by rounding at most"))
@@ -54,10 +58,12 @@ def evaluation_parser() -> argparse.ArgumentParser:
 
 
 def _add_computing(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: the GPU where there is one")
+    group.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ...; default: the GPU where there is one, each rank's own under torchrun"
+    )
     group.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 on a GPU that has it, else fp32")
     group.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")
-    group.add_argument("--workers", type=int, help="loader processes; default: the recipe's")
+    group.add_argument("--workers", type=int, help="loader processes of each rank; default: the recipe's")
     switch = argparse.BooleanOptionalAction
     group.add_argument("--channels-last", action=switch, help="another layout of maps in memory")
     group.add_argument("--compile", action=switch, help="torch.compile; the first images take minutes")
@@ -123,18 +129,15 @@ def check_together(parser: argparse.ArgumentParser, arguments: argparse.Namespac
             raise ValueError(f"{names}: of no effect with --{option}; leave out one or the other")
 
 
-def chosen_checkpoint(arguments: argparse.Namespace) -> LoadedCheckpoint:
+def chosen_checkpoint(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> LoadedCheckpoint:
     """The checkpoint named, or the newest run's; with the batch size asked for and the way to compute.
 
     Raises:
         ValueError: there is none, or it can't be loaded.
     """
-    folder = arguments.checkpoint
-    if folder is None:
-        folder = newest_run(RUNS)
-        if folder is None:
-            raise ValueError(f"no run in {RUNS}/ yet; train one first: {TRAINING_COMMAND}")
-    checkpoint = load_checkpoint(find_checkpoint(folder))
+    # Rank 0 looks: a run that trains meanwhile may write another between two looks.
+    folder = ranks.from_main(_checkpoint_folder(arguments.checkpoint) if ranks.is_main else Path())
+    checkpoint = load_checkpoint(folder)
     switches = {name: getattr(arguments, name) for name in ("channels_last", "compile")}
     changes = {name: value for name, value in switches.items() if value is not None}
     if arguments.batch_size is not None:
@@ -143,6 +146,13 @@ def chosen_checkpoint(arguments: argparse.Namespace) -> LoadedCheckpoint:
         changes["batch_size"] = arguments.batch_size
     settings = checkpoint.recipe.evaluation.model_copy(update=changes)
     return replace(checkpoint, recipe=checkpoint.recipe.model_copy(update={"evaluation": settings}))
+
+
+def _checkpoint_folder(named: Path | None) -> Path:
+    folder = named or newest_run(RUNS)
+    if folder is None:
+        raise ValueError(f"no run in {RUNS}/ yet; train one first: {TRAINING_COMMAND}")
+    return find_checkpoint(folder)
 
 
 def chosen_data(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint) -> list[DataFolder]:

@@ -1,12 +1,12 @@
 """What is collected of a class while it is scored, and the thread that collects it.
 
-Letters: B samples of a batch, I samples of a class, H x W pixels.
+Letters: B samples of a batch, I samples of a class, T tokens, G gates, K routed leaders, H x W pixels.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,11 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from unimmad.data.sample import Sample
-from unimmad.evaluation.expert_usage import ClassUsage, UsageCounter
-from unimmad.evaluation.figures import SamplePicture
+from unimmad.data.sample import Batch, Sample
+from unimmad.evaluation.expert_usage import UsageCounter, chosen_leaders
 from unimmad.evaluation.metrics import MetricAccumulator
-from unimmad.evaluation.pixel_curves import PixelCurves
 from unimmad.evaluation.report import ClassResult
+from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.scoring import BatchScores
 
 _BATCHES_WAITING = 4
@@ -28,33 +27,26 @@ _BATCHES_WAITING = 4
 
 
 @dataclass(frozen=True)
-class ScoredClass:
-    """One class's result, what its curves and the expert map are drawn from, and the samples chosen for pictures."""
+class ScoredBatch:
+    """A batch's samples and what the model said of them, on the host."""
 
-    result: ClassResult
-    pictures: tuple[SamplePicture, ...]
-    """Failures first."""
-    image_scores: NDArray[np.float64]
-    """[I], in index order."""
-    labels: NDArray[np.bool_]
-    """[I], True where anomalous."""
-    keys: tuple[str, ...]
-    """I sample keys."""
-    defects: tuple[str, ...]
-    """I times ``good`` or the name of the defect."""
-    curves: PixelCurves | None
-    """None where a mask is missing or a label has no pixel."""
-    usage: ClassUsage
+    samples: tuple[Sample, ...]
+    """Without their images."""
+    maps_BHW: NDArray[np.float32]
+    scores: tuple[float, ...]
+    """B image scores."""
+    leaders_TGK: NDArray[np.int64]
+    """See ``chosen_leaders``."""
 
-    @property
-    def names(self) -> tuple[str, str]:
-        """Data set and class."""
-        return self.result.dataset, self.result.class_name
-
-    @property
-    def class_name(self) -> str:
-        """``DATASET/CLASS``."""
-        return f"{self.result.dataset}/{self.result.class_name}"
+    @classmethod
+    def of(cls, batch: Batch, scored: BatchScores) -> ScoredBatch:
+        """From whatever device, which is waited for."""
+        return cls(
+            batch.samples,
+            scored.maps_BHW.cpu().numpy(),
+            tuple(scored.scores_B.tolist()),
+            chosen_leaders(scored.routings),
+        )
 
 
 class ClassScores:
@@ -70,17 +62,17 @@ class ClassScores:
         self._image_scores: list[float] = []
         self._samples: list[tuple[str, str, bool]] = []
 
-    def add(self, samples: Sequence[Sample], scored: BatchScores) -> None:
-        """Take in a batch, from whatever device.
+    def add(self, batch: ScoredBatch) -> None:
+        """Take in a batch.
 
         Raises:
             ValueError: a NaN in a map or score; names the sample.
         """
-        self._usage.add(samples, scored.routings)
-        for sample, map_HW, score in zip(samples, scored.maps_BHW.cpu(), scored.scores_B.tolist(), strict=True):
+        self._usage.add(batch.samples, batch.leaders_TGK)
+        for sample, map_HW, score in zip(batch.samples, batch.maps_BHW, batch.scores, strict=True):
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
             name = f"{sample.class_name} {sample.key}"
-            self._metrics.add(map_HW.numpy(), mask_HW, score, int(sample.anomalous), name=name)
+            self._metrics.add(map_HW, mask_HW, score, int(sample.anomalous), name=name)
             self._image_scores.append(score)
             self._samples.append((sample.key, sample.defect, sample.anomalous))
 
@@ -122,9 +114,10 @@ class MetricsThread:
     ) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def add(self, scores: ClassScores, samples: Sequence[Sample], scored: BatchScores) -> None:
-        """Hand a batch over; waits where too many are waiting, and raises what an earlier one raised."""
-        self._waiting.append(self._executor.submit(scores.add, samples, scored))
+    def add(self, scores: ClassScores, batch: Callable[[], ScoredBatch]) -> None:
+        """Hand a batch over, made in the thread; waits where too many are waiting, and raises what an earlier one
+        raised."""
+        self._waiting.append(self._executor.submit(lambda: scores.add(batch())))
         while len(self._waiting) > _BATCHES_WAITING or (self._waiting and self._waiting[0].done()):
             self._waiting.popleft().result()
 

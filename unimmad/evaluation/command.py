@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from unimmad.evaluation.comparison import (
 )
 from unimmad.evaluation.each_modality import evaluate_each_modality, screen_modalities
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
+from unimmad.evaluation.ranks import LostRankError, Ranks, join_ranks, leave_ranks
 from unimmad.evaluation.report import Report
 from unimmad.evaluation.scoring import named_device
 from unimmad.evaluation.screen import screen_table
@@ -39,24 +41,34 @@ def main(words: Sequence[str] | None = None) -> int:
     """Evaluate as ``words`` say (None: those of the command line); 0, or 2 where something given is wrong."""
     parser = evaluation_parser()
     arguments = parser.parse_args(words)
+    ranks = join_ranks()
     try:
-        check_together(parser, arguments)
-        if arguments.calibrate:
-            _calibrate(arguments)
-        else:
-            _report(arguments)
+        with ranks.together():
+            check_together(parser, arguments)
+            if arguments.calibrate:
+                _calibrate(arguments, ranks)
+            else:
+                _report(arguments, ranks)
     except ValueError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        if ranks.is_main:
+            print(f"{parser.prog}: {error}", file=sys.stderr, flush=True)
+        with suppress(LostRankError):
+            ranks.gather(None)  # a launcher ends the others when the first has ended: not before rank 0 has said it
         return 2
+    except LostRankError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         again = "" if arguments.calibrate else "; the same command goes on behind the last finished class"
-        print(f"{parser.prog}: interrupted{again}", file=sys.stderr)
+        if ranks.is_main:
+            print(f"{parser.prog}: interrupted{again}", file=sys.stderr)
         return 130
+    leave_ranks()
     return 0
 
 
-def _calibrate(arguments: argparse.Namespace) -> None:
-    checkpoint = chosen_checkpoint(arguments)
+def _calibrate(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    checkpoint = chosen_checkpoint(arguments, ranks)
     thresholds = calibrate(
         checkpoint,
         chosen_data(arguments, checkpoint),
@@ -66,17 +78,24 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         workers=chosen_workers(arguments, checkpoint),
         cache=ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
         on_error=arguments.on_error,
+        ranks=ranks,
     )
-    path = save_thresholds(thresholds, checkpoint.folder)
-    print(describe(thresholds))
-    print(f"thresholds {path}")
+    if ranks.is_main:
+        path = save_thresholds(thresholds, checkpoint.folder)
+        print(describe(thresholds))
+        print(f"thresholds {path}")
 
 
-def _report(arguments: argparse.Namespace) -> None:
-    other = None if arguments.compare is None else OtherReport(str(arguments.compare), read_report(arguments.compare))
+def _report(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    compared = ranks.is_main and arguments.compare is not None
+    other = OtherReport(str(arguments.compare), read_report(arguments.compare)) if compared else None
     if arguments.report is None:
-        _evaluate(arguments, other)
-        return
+        _evaluate(arguments, other, ranks)
+    elif ranks.is_main:
+        _show(arguments, other)
+
+
+def _show(arguments: argparse.Namespace, other: OtherReport | None) -> None:
     report = read_report(arguments.report)
     comparison = None if other is None else compare(report, other)
     _print_report(report, comparison)
@@ -84,8 +103,8 @@ def _report(arguments: argparse.Namespace) -> None:
         _print_tables(write_comparison(comparison, arguments.output_dir))
 
 
-def _evaluate(arguments: argparse.Namespace, other: OtherReport | None) -> None:
-    checkpoint = chosen_checkpoint(arguments)
+def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: Ranks) -> None:
+    checkpoint = chosen_checkpoint(arguments, ranks)
     data = chosen_data(arguments, checkpoint)
     output = arguments.output_dir or checkpoint.folder.parent.parent / "evaluation"
     # Not the checkpoint's cache folder: a file that others may have written names no place to write to.
@@ -105,14 +124,18 @@ def _evaluate(arguments: argparse.Namespace, other: OtherReport | None) -> None:
         other=other,
         cache=cache,
         on_error=arguments.on_error,
+        ranks=ranks,
     )
     if arguments.modalities == EACH:
         each = evaluate_each_modality(run, data, arguments.split, output, cache)
-        _print(each.whole)
-        print(screen_modalities(each))
-        _print_tables(each.tables)
+        if each is not None:
+            _print(each.whole)
+            print(screen_modalities(each))
+            _print_tables(each.tables)
         return
-    _print(run(output=output, modalities=chosen_modalities(arguments.modalities)))
+    evaluation = run(output=output, modalities=chosen_modalities(arguments.modalities))
+    if evaluation is not None:
+        _print(evaluation)
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -57,12 +57,12 @@ class EachModality:
 
 
 def evaluate_each_modality(
-    evaluate: Callable[..., Evaluation],
+    evaluate: Callable[..., Evaluation | None],
     data: Sequence[DataFolder],
     split: Split,
     output: Path,
     cache: ShardCache | None = None,
-) -> EachModality:
+) -> EachModality | None:
     """Evaluate with all modalities into ``output`` and with each alone into ``output/modalities/NAME``.
 
     Args:
@@ -72,6 +72,9 @@ def evaluate_each_modality(
         output: see above.
         cache: as for ``evaluate``.
 
+    Returns:
+        None where ``evaluate`` gives none: on ranks other than 0.
+
     Raises:
         ValueError: as ``evaluate_checkpoint``, or no class has several modalities.
     """
@@ -80,12 +83,15 @@ def evaluate_each_modality(
     if not classes_of:
         raise ValueError("--modalities each: no class has several modalities; evaluate without this option")
     whole = evaluate(output=output)
-    reports = {
+    alone = {
         name: evaluate(
             output=output / FOLDER / file_name(name), modalities=[name], classes=classes, published=False, other=None
-        ).report
+        )
         for name, classes in classes_of.items()
     }
+    if whole is None:
+        return None
+    reports = {name: evaluation.report for name, evaluation in alone.items() if evaluation is not None}
     several = {class_name for classes in classes_of.values() for class_name in classes}
     rows = tuple(_rows(whole.report, reports, several))
     left_out = tuple(name for name in shards.classes(split) if name not in several)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,15 +20,16 @@ from unimmad.data.location import DataFolder
 from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import ShardSet
 from unimmad.data.skipping import OnError, SkipLog, summary
-from unimmad.evaluation.collecting import ScoredClass
 from unimmad.evaluation.comparison import Comparison, OtherReport, compare, write_comparison
 from unimmad.evaluation.header import report_header
 from unimmad.evaluation.modalities import keep_modalities
 from unimmad.evaluation.pictures import Pictures
 from unimmad.evaluation.published import published_rows
+from unimmad.evaluation.ranks import ALONE, Ranks
 from unimmad.evaluation.report import Report
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
+from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.scoring import MaskRule, Precision, chosen_precision, scoring_form
 from unimmad.evaluation.tables import write_image_scores, write_tables
 from unimmad.model.convolution import transforms_are_used
@@ -69,7 +71,8 @@ def evaluate_checkpoint(
     other: OtherReport | None = None,
     cache: ShardCache | None = None,
     on_error: OnError = "stop",
-) -> Evaluation:
+    ranks: Ranks = ALONE,
+) -> Evaluation | None:
     """Evaluate on ``split`` of the shard folders ``data`` and write tables and pictures into ``output``.
 
     Each finished class is kept in ``output`` until the report is complete. An evaluation that was interrupted goes on
@@ -77,6 +80,7 @@ def evaluate_checkpoint(
     model is brought into its inference form.
 
     Args:
+        workers: loader processes of each rank.
         precision: None: ``default_precision``.
         modalities: names of those to evaluate with; None: all.
         classes: with ``modalities``, the ``DATASET/CLASS`` names to evaluate; None: all.
@@ -86,6 +90,10 @@ def evaluate_checkpoint(
         other: a report to compare with.
         cache: for shards from URLs; None: the default one.
         on_error: ``skip`` leaves corrupt samples out; the report's header says how many.
+        ranks: those that share the work, all with the same arguments but for the device's number.
+
+    Returns:
+        None on ranks other than 0, which alone writes.
 
     Raises:
         ValueError: the data can't be read or don't fit the model, ``output`` can't be written, nothing is published
@@ -100,10 +108,12 @@ def evaluate_checkpoint(
     beside = published_rows(_datasets(refs_of)) if published else ()
     settings, precision = checkpoint.recipe.evaluation, chosen_precision(precision, device)
     facts = _number_facts(settings, split, mask_resize, precision, device)
-    partial = PartialResults(output, evaluation_fingerprint(checkpoint.weights_digest, shards, facts))
-    if fresh:
+    fingerprint = evaluation_fingerprint(checkpoint.weights_digest, shards, facts)
+    ranks.check_same(fingerprint, "another checkpoint, other data, settings, kind of device or library versions")
+    partial = PartialResults(output, fingerprint)
+    if fresh and ranks.is_main:
         partial.remove()
-    finished = partial.load()
+    finished = partial.load() if ranks.is_main else {}
     if finished and progress:
         _say(
             f"{len(finished)} of {len(refs_of)} classes were finished by an interrupted evaluation: {_names(finished)}"
@@ -117,12 +127,13 @@ def evaluate_checkpoint(
         device=device,
         workers=workers,
         mask_resize=mask_resize,
-        progress=progress,
+        progress=progress and ranks.is_main,
         precision=precision,
         finished=finished,
         spill_to=spill_to,
         on_error=on_error,
         skip_log=skip_log,
+        ranks=ranks,
     )
     done: list[ScoredClass] = []
     pictures = Pictures(output, checkpoint.recipe.model.kernel_sizes)
@@ -133,11 +144,14 @@ def evaluate_checkpoint(
                 partial.save(scored)
             pictures.add(scored)
             done.append(replace(scored, pictures=()))
+    skipped = summary(sum(ranks.gather(skip_log.shards), Counter()))
+    if not ranks.is_main:
+        return None
     if not done:
-        raise ValueError(f"no sample of the {split} split can be read: {summary(skip_log.shards)}")
+        raise ValueError(f"no sample of the {split} split can be read: {skipped}")
     header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)
-    if left_out := summary(skip_log.shards):
-        header["left out"] = left_out
+    if skipped:
+        header["left out"] = skipped
     report = Report(header, tuple(scored.result for scored in done), beside)
     comparison = None if other is None else compare(report, other)
     compared = () if comparison is None else write_comparison(comparison, output)

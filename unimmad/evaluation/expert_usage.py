@@ -50,15 +50,14 @@ class UsageCounter:
         self._counts: dict[tuple[int, str], Counts] = {}
         self._tokens: dict[tuple[int, str], int] = {}
 
-    def add(self, samples: Sequence[Sample], routings: Sequence[Sequence[Routing]]) -> None:
+    def add(self, samples: Sequence[Sample], leaders_TGK: NDArray[np.int64]) -> None:
         """Count one batch.
 
         Args:
             samples: the batch's; their tokens are listed sample by sample, in slot order.
-            routings: by level, then branch.
+            leaders_TGK: see :func:`chosen_leaders`.
         """
         modality_T = [key for sample in samples for key in zip(sample.slots, sample.modalities, strict=True)]
-        leaders_TGK = np.stack([routing.leaders_TK.cpu().numpy() for level in routings for routing in level], axis=1)
         for key in sorted(set(modality_T)):
             chosen_TGK = leaders_TGK[[token == key for token in modality_T]]
             counts_GL = _counted(chosen_TGK, self._leaders)
@@ -75,6 +74,11 @@ class UsageCounter:
             np.stack([self._counts[key] for key in keys]),
             np.array([self._tokens[key] for key in keys], dtype=np.int64),
         )
+
+
+def chosen_leaders(routings: Sequence[Sequence[Routing]]) -> NDArray[np.int64]:
+    """The leaders of a batch's tokens [T, G, K], on the host; ``routings`` by level, then branch."""
+    return np.stack([routing.leaders_TK.cpu().numpy() for level in routings for routing in level], axis=1)
 
 
 def usage_entry(usage: ClassUsage) -> dict[str, Any]:

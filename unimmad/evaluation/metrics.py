@@ -116,7 +116,7 @@ class MetricAccumulator:
         """
         number = len(self._image_labels)
         where = f"image {number} (counted from 0)" if name is None else f"image {number} ({name})"
-        scores_HW = _checked_map(map_HW, where)
+        scores_HW = checked_map(map_HW, where)
         anomalous_HW = None if mask_HW is None else _checked_mask(mask_HW, scores_HW.shape, where)
         score = float(image_score)
         if math.isnan(score):
@@ -206,7 +206,12 @@ class MetricAccumulator:
         return values_N
 
 
-def _checked_map(map_HW: ArrayLike, where: str) -> NDArray[np.float32]:
+def checked_map(map_HW: ArrayLike, where: str) -> NDArray[np.float32]:
+    """An anomaly map as float32; ``where`` is what the error calls its image.
+
+    Raises:
+        ValueError: not H x W, or NaN in it.
+    """
     scores_HW = np.asarray(map_HW, dtype=np.float32)
     if scores_HW.ndim != 2:
         raise ValueError(f"{where}: its anomaly map has shape {scores_HW.shape}, not height x width")

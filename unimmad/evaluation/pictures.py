@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from unimmad.evaluation.collecting import ScoredClass
 from unimmad.evaluation.comparison import Comparison, signed_cells
 from unimmad.evaluation.curve_figures import save_curve_figure
 from unimmad.evaluation.drawing import Limits, heat_limits
@@ -29,6 +28,7 @@ from unimmad.evaluation.file_names import file_name
 from unimmad.evaluation.html_page import Picture, Section, Table, save_page
 from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.report import Report
+from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.selection import Reason
 from unimmad.evaluation.specialisation import (
     Specialisation,

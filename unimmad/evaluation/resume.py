@@ -12,14 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unimmad.data.shard_set import ShardSet
-from unimmad.evaluation.collecting import ScoredClass
-from unimmad.evaluation.expert_usage import read_usage, usage_entry
 from unimmad.evaluation.file_names import file_name
-from unimmad.evaluation.pixel_curves import curves_entry, read_curves
-from unimmad.evaluation.report import class_entry, read_class
+from unimmad.evaluation.scored_class import ScoredClass, read_scored, scored_entry
 from unimmad.files import write_text_aside
 
 FOLDER = ".partial"
@@ -45,16 +40,7 @@ class PartialResults:
         Raises:
             ValueError: the folder can't be written to.
         """
-        content = {
-            "fingerprint": self.fingerprint,
-            "class": class_entry(scored.result),
-            "image_scores": scored.image_scores.tolist(),
-            "labels": scored.labels.tolist(),
-            "keys": scored.keys,
-            "defects": scored.defects,
-            "curves": None if scored.curves is None else curves_entry(scored.curves),
-            "usage": usage_entry(scored.usage),
-        }
+        content = {"fingerprint": self.fingerprint, **scored_entry(scored)}
         write_text_aside(self.folder / f"{file_name(*scored.names)}.json", json.dumps(content))
 
     def remove(self) -> None:
@@ -88,15 +74,6 @@ def _read(path: Path) -> dict[str, Any]:
 def _scored(content: dict[str, Any]) -> ScoredClass | None:
     """None where an entry is missing: another version of this package wrote the file."""
     try:
-        return ScoredClass(
-            result=read_class(content["class"]),
-            pictures=(),
-            image_scores=np.array(content["image_scores"], dtype=np.float64),
-            labels=np.array(content["labels"], dtype=bool),
-            keys=tuple(content["keys"]),
-            defects=tuple(content["defects"]),
-            curves=None if content["curves"] is None else read_curves(content["curves"]),
-            usage=read_usage(content["usage"]),
-        )
+        return read_scored(content)
     except (KeyError, TypeError, ValueError):
         return None

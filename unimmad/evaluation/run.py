@@ -2,17 +2,20 @@
 
 Three things go on at once: loader processes decode ahead, this thread runs the model, and one more thread collects
 the metrics (NumPy and torch give way to other threads while they sort and copy). So the slowest of them decides.
+
+Several ranks share the work out. Batches are the same as with one rank; they are scored in rounds, one a rank in turn.
+All batches of a class go to one rank, in index order, which collects them, computes the metrics and makes the pictures;
+the classes' ranks are taken in turn. What comes of it goes to rank 0. So nothing depends on the number of ranks, to
+the last bit, and a rank holds the pixels of its own classes only.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
@@ -21,12 +24,18 @@ from unimmad.config import EvaluationSettings
 from unimmad.data.index import Split
 from unimmad.data.shard_set import ShardSet
 from unimmad.data.skipping import OnError, SkipLog
-from unimmad.data.stream import evaluation_batches
-from unimmad.evaluation.collecting import ClassScores, MetricsThread, ScoredClass
+from unimmad.data.stream import evaluation_rounds
+from unimmad.evaluation.collecting import ClassScores, MetricsThread
+from unimmad.evaluation.exchange import Exchange, Finished, InOrder, share_finished
+from unimmad.evaluation.own_classes import OwnClasses, last_rounds
+from unimmad.evaluation.ranks import ALONE, Ranks
 from unimmad.evaluation.sample_picture import sample_picture
+from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.scoring import MaskRule, Precision, score_on_device
 from unimmad.evaluation.selection import failures_first
 from unimmad.model.unimmad import UniMMAD
+
+T = TypeVar("T")
 
 
 def evaluate_classes(
@@ -44,14 +53,17 @@ def evaluate_classes(
     spill_to: Path | None = None,
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
+    ranks: Ranks = ALONE,
 ) -> Generator[ScoredClass, None, None]:
     """Score every sample of ``split`` and give each class's result once it is complete, in index order.
 
     Args:
-        finished: classes scored before, by ``DATASET/CLASS``: only their pictures are made anew.
+        workers: loader processes of this rank.
+        finished: classes scored before, by ``DATASET/CLASS``: only their pictures are made anew. Rank 0's count.
         spill_to: see ``MetricAccumulator``.
         on_error: ``skip`` leaves corrupt samples out; a class that loses all of them gives no result.
-        skip_log: counts what was left out.
+        skip_log: counts what this rank left out.
+        ranks: those that share the work, all with the same arguments; results are given to rank 0 only.
 
     Raises:
         ValueError: the split is empty, a sample can't be read, a modality's slot is beyond the model's, or a map
@@ -60,20 +72,23 @@ def evaluate_classes(
     _check_slots(model, shards)
     model.eval()
     refs_of = shards.classes(split)
-    finished = finished or {}
-    todo = [name for name in refs_of if name not in finished]
-    batches = evaluation_batches(
+    collector_of = {name: place % ranks.size for place, name in enumerate(refs_of)}
+    finished_names, own_finished = share_finished(ranks, collector_of, finished or {})
+    todo = {name: len(refs) for name, refs in refs_of.items() if name not in finished_names}
+    last_round_of = last_rounds(todo, settings.batch_size, ranks.size)
+    rounds = evaluation_rounds(
         shards,
         split,
+        rank=ranks.rank,
+        world_size=ranks.size,
         image_size=model.architecture.image_size,
         batch_size=settings.batch_size,
         workers=workers,
-        classes=todo,
+        classes=list(todo),
         mask_resize=mask_resize,
         on_error=on_error,
         skip_log=skip_log,
     )
-    by_class = itertools.groupby(batches, key=lambda batch: batch.samples[0].class_name)
     draw = partial(
         sample_picture,
         model,
@@ -84,46 +99,52 @@ def evaluate_classes(
         mask_resize=mask_resize,
     )
 
+    def new_scores(class_name: str) -> ClassScores:
+        field = shards.datasets[class_name.partition("/")[0]].field
+        return ClassScores(class_name, field, model.architecture.leaders, spill_to)
+
     def with_pictures(scored: ScoredClass) -> ScoredClass:
         by_key = {ref.entry.key: ref for ref in refs_of[scored.class_name]}
         chosen = failures_first(scored.image_scores, scored.labels, scored.defects, settings.pictures_per_class)
         pictures = (replace(draw(by_key[scored.keys[choice.index]]), note=choice.note) for choice in chosen)
         return replace(scored, pictures=tuple(pictures))
 
-    total = sum(len(refs_of[name]) for name in todo)
+    def completed(wait: bool = False) -> Iterator[Finished]:
+        for name, scored in own.complete(wait):
+            yield name, None if scored is None else with_pictures(scored)
+
     label = f"evaluate {split}, {precision} on {device.type}"
-    bar = tqdm(total=total, desc=label, unit="image", disable=None if progress else True)
-    waiting: deque[Future[ScoredClass]] = deque()
-
-    def complete(wait: bool = False) -> Iterator[ScoredClass]:
-        while waiting and (wait or waiting[0].done()):
-            yield with_pictures(waiting.popleft().result())
-
+    bar = tqdm(total=sum(todo.values()), desc=label, unit="image", disable=None if progress else True)
+    in_order = InOrder(refs_of)
     with bar, MetricsThread() as metrics:
-        group = next(by_class, None)
-        for class_name in refs_of:
-            if class_name in finished:
-                waiting.append(_done(finished[class_name]))
-            elif group is not None and group[0] == class_name:
-                field = shards.datasets[class_name.partition("/")[0]].field
-                scores = ClassScores(class_name, field, model.architecture.leaders, spill_to)
-                for batch in group[1]:
-                    scored = score_on_device(model, batch, settings, device, precision)
-                    metrics.add(scores, batch.samples, scored)
-                    bar.update(batch.size)
-                    yield from complete()
-                waiting.append(metrics.finish(scores))
-                group = next(by_class, None)
-        yield from complete(wait=True)
+        own_names = [name for name, collector in collector_of.items() if collector == ranks.rank]
+        own = OwnClasses(own_names, own_finished, metrics, new_scores)
+        exchange = Exchange(ranks, collector_of, own)
+        scored_rounds = (
+            None if batch is None else (batch, score_on_device(model, batch, settings, device, precision))
+            for batch in rounds
+        )
+        for number, scored_batch in enumerate(_one_ahead(scored_rounds)):
+            finished_now = exchange(completed(), scored_batch)
+            bar.update(exchange.samples)
+            for name in own_names:
+                if last_round_of.get(name) == number:
+                    own.finish(name)
+            yield from in_order.take(finished_now)
+        while exchange.left_anywhere:
+            yield from in_order.take(exchange(completed(wait=True)))
+
+
+def _one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Each item once the next one is begun: a GPU then computes while its host hands over what it computed before."""
+    before: list[T] = []
+    for item in items:
+        yield from before
+        before = [item]
+    yield from before
 
 
 def _check_slots(model: UniMMAD, shards: ShardSet) -> None:
     slots = model.architecture.modality_slots
     if shards.max_slot >= slots:
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
-
-
-def _done(scored: ScoredClass) -> Future[ScoredClass]:
-    future: Future[ScoredClass] = Future()
-    future.set_result(scored)
-    return future

@@ -7,10 +7,10 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from unimmad.evaluation.collecting import ScoredClass
 from unimmad.evaluation.latex import latex_table
 from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.report import Report, to_json
+from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.wording import PARTIAL, cells, coverage, exact_cells, footnotes, mean_cells, published_cells
 from unimmad.files import write_text_aside
 

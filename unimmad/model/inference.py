@@ -181,29 +181,35 @@ class LeaderProducts:
 
     def __call__(self, routings: Sequence[Routing]) -> None:
         ids_GTK = torch.stack([routing.leaders_TK for routing in routings]).tolist()
-        needed = [
-            (place, leader)
-            for place, ids_TK in enumerate(ids_GTK)
-            for leader in sorted({leader for of_token in ids_TK for leader in of_token})
-        ]
+        leaders_of = self._fitting([{leader for of_token in ids_TK for leader in of_token} for ids_TK in ids_GTK])
         for branch in self.branches:  # or the batch before would still hold what is dropped
             branch.products = {}
-        self._drop_for(needed)
+        self._drop_for([(place, leader) for place, leaders in enumerate(leaders_of) for leader in leaders])
         for place, (branch, ids_TK) in enumerate(zip(self.branches, ids_GTK, strict=True)):
-            leaders = [leader for of_branch, leader in needed if of_branch == place]
             branch.ids_TK = ids_TK
-            branch.products = self._products(place, leaders)
+            branch.products = {leader: self._product(place, leader) for leader in leaders_of[place]}
 
-    def _products(self, place: int, leaders: Sequence[int]) -> dict[int, Tensor]:
-        """Kept or made; empty where they do not fit beside what the batch's other branches need."""
-        branch = self.branches[place]
-        missing = [leader for leader in leaders if (place, leader) not in self._kept]
-        if self.held_bytes + len(missing) * branch.fixed_EEkk.nbytes > self.limit_bytes:
-            return {}
-        for leader in missing:
+    def _fitting(self, needed: Sequence[set[int]]) -> list[list[int]]:
+        """The leaders of each branch, none where they do not fit beside those of the branches before.
+
+        The batch alone decides, not what is kept already, so that a batch gives the same numbers to the last bit
+        whatever went before it.
+        """
+        room, fitting = self.limit_bytes, []
+        for branch, leaders in zip(self.branches, needed, strict=True):
+            size = len(leaders) * branch.fixed_EEkk.nbytes
+            fits = size <= room
+            room -= size if fits else 0
+            fitting.append(sorted(leaders) if fits else [])
+        return fitting
+
+    def _product(self, place: int, leader: int) -> Tensor:
+        """Kept or made."""
+        if (place, leader) not in self._kept:
+            branch = self.branches[place]
             self._kept[place, leader] = branch.product(leader)
             self.held_bytes += branch.fixed_EEkk.nbytes
-        return {leader: self._kept[place, leader] for leader in leaders}
+        return self._kept[place, leader]
 
     def resize(self, limit_bytes: int) -> None:
         """From now on keep no more than this; what is kept already goes where it is more."""

@@ -20,7 +20,7 @@ from unimmad.parallel.rank_errors import Problem, SharedError
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for the slowest rank; rank 0 may download weights or evaluate meanwhile."""
+"""How long a collective waits for the slowest rank; rank 0 may download weights or draw pictures meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,13 @@ def join_world(backend: str | None = None) -> World:
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    # torchrun and slurm/launch.py say the first, DeepSpeed's launcher the second.
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
     on_gpu = torch.cuda.is_available()
     # A launcher shows a rank all GPUs of the node, or its own alone.
     device = torch.device("cuda", local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     else:
-        _share_cores(ranks_here)
+        share_cores(ranks_here(size))
     _init_deepspeed(backend or ("nccl" if on_gpu else "gloo"))
     host_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_gpu and size > 1 else None
     return World(rank, size, local_rank, device, host_group, _own_store() if size > 1 else None)
@@ -162,10 +160,16 @@ def _init_deepspeed(backend: str) -> None:
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
 
 
-def _share_cores(ranks_here: int) -> None:
+def ranks_here(size: int) -> int:
+    """How many of ``size`` ranks this machine has: torchrun and slurm/launch.py say the first, DeepSpeed's launcher the
+    second."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
+
+
+def share_cores(ranks: int) -> None:
     """Divide the cores among the ranks of this machine; launchers leave each rank all of them, and they then fight."""
-    if "OMP_NUM_THREADS" not in os.environ or ranks_here > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    if "OMP_NUM_THREADS" not in os.environ or ranks > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def _free_port() -> int:

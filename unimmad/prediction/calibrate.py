@@ -9,10 +9,13 @@ from tqdm import tqdm
 
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.data.location import DataFolder
+from unimmad.data.sample import Batch
 from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import SampleRef, ShardSet
 from unimmad.data.skipping import OnError, SkipLog
-from unimmad.data.stream import evaluation_batches
+from unimmad.data.stream import evaluation_rounds
+from unimmad.evaluation.ranks import ALONE, Ranks
+from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import Precision
 from unimmad.evaluation.thresholds import Thresholds, check_rate, images_needed, make_thresholds
 from unimmad.prediction.engines import ModelEngine
@@ -33,8 +36,9 @@ def calibrate(
     progress: bool = True,
     cache: ShardCache | None = None,
     on_error: OnError = "stop",
+    ranks: Ranks = ALONE,
 ) -> Thresholds:
-    """Thresholds of every class at ``false_alarm_rate``.
+    """Thresholds of every class at ``false_alarm_rate``; the same on every rank.
 
     Args:
         checkpoint: a loaded one.
@@ -42,10 +46,11 @@ def calibrate(
         false_alarm_rate: share of normal images that may be called anomalous, between 0 and 1.
         device: what to compute on.
         precision: None: ``default_precision``, as in evaluation.
-        workers: loader processes.
+        workers: loader processes of each rank.
         progress: whether to show a bar.
         cache: for shards from URLs; None: the default one.
         on_error: ``skip`` leaves corrupt samples out, and says so.
+        ranks: those that share the work, all with the same arguments.
 
     Raises:
         ValueError: no calibration split, an anomalous image in it, or data that can't be read or don't fit the model.
@@ -55,14 +60,21 @@ def calibrate(
     references = shards.classes("calibration")
     _check_split(references, data)
     engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision)
+    computed = {"device": device.type, "precision": engine.precision}
+    ranks.check_same(
+        evaluation_fingerprint(checkpoint.weights_digest, shards, computed),
+        "another checkpoint, other data, another kind of device or another precision",
+    )
     slots = checkpoint.model.architecture.modality_slots
     if shards.max_slot >= slots:
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
     scores: dict[str, list[float]] = {name: [] for name in references}
     modalities: dict[str, dict[str, None]] = {name: {} for name in references}
-    batches = evaluation_batches(
+    rounds = evaluation_rounds(
         shards,
         "calibration",
+        rank=ranks.rank,
+        world_size=ranks.size,
         image_size=engine.image_size,
         batch_size=checkpoint.recipe.evaluation.batch_size,
         workers=workers,
@@ -70,13 +82,14 @@ def calibrate(
         skip_log=SkipLog("it is left out"),
     )
     total = sum(len(of_class) for of_class in references.values())
-    with tqdm(total=total, desc="calibrate", unit="image", disable=None if progress else True) as bar:
-        for batch in batches:
-            _, scores_B = engine.score_tokens(batch.images_TCHW, batch.tokens_per_sample, batch.slot_of_token_T)
-            for sample, score in zip(batch.samples, scores_B.tolist(), strict=True):
-                scores[sample.class_name].append(score)
-                modalities[sample.class_name].update(dict.fromkeys(sample.modalities))
-            bar.update(batch.size)
+    quiet = not (progress and ranks.is_main)
+    with tqdm(total=total, desc="calibrate", unit="image", disable=quiet or None) as bar:
+        for batch in rounds:
+            for of_rank in ranks.gather([] if batch is None else _scored(engine, batch)):  # in order of batches
+                for class_name, names, score in of_rank:
+                    scores[class_name].append(score)
+                    modalities[class_name].update(dict.fromkeys(names))
+                bar.update(len(of_rank))
     scores = {name: of_class for name, of_class in scores.items() if of_class}
     if not scores:
         raise ValueError(f"{', '.join(map(str, data))}: no sample of the calibration split can be read")
@@ -88,6 +101,15 @@ def calibrate(
         false_alarm_rate,
         engine.precision,
     )
+
+
+def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...], float]]:
+    """Class, modalities and image score of each sample."""
+    _, scores_B = engine.score_tokens(batch.images_TCHW, batch.tokens_per_sample, batch.slot_of_token_T)
+    return [
+        (sample.class_name, sample.modalities, score)
+        for sample, score in zip(batch.samples, scores_B.tolist(), strict=True)
+    ]
 
 
 def describe(thresholds: Thresholds) -> str:

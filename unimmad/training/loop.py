@@ -18,6 +18,7 @@ from unimmad.data.shard_set import SampleRef, ShardSet
 from unimmad.data.skipping import SkipLog, summary
 from unimmad.data.stream import training_batches
 from unimmad.evaluation.evaluate import evaluate_checkpoint
+from unimmad.evaluation.ranks import Ranks
 from unimmad.parallel.engine import Engine
 from unimmad.parallel.rank_errors import SharedError
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
@@ -165,21 +166,24 @@ class Trainer:
         path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, finished=step == total)
         log.message(f"step {step}: checkpoint {path}")
         if evaluate and (step == end or not stopping):
-            if self.engine.world.is_main:
-                self._evaluate(path, step, log)
-            self.engine.world.barrier()
+            self._evaluate(path, step, log)
 
     def _evaluate(self, checkpoint: Path, step: int, log: RunLog) -> None:
-        """The checkpoint just written, in its local form, on rank 0 alone."""
+        """The checkpoint just written, in its local form on every rank; they share the test split."""
         folder = self.checkpoints.run / "evaluations" / f"step_{step:08d}"
-        evaluation = evaluate_checkpoint(
-            load_checkpoint(checkpoint),
-            self.shards.folders,
-            folder,
-            cache=self.shards.cache,
-            on_error=self.facts.recipe.data.on_error,
-            device=self.engine.world.device,
-            workers=0,
-            progress=False,
-        )
-        log.evaluation(step, evaluation)
+        world, data = self.engine.world, self.facts.recipe.data
+        ranks = Ranks(world.rank, world.size, world.host_group)
+        with ranks.together():
+            evaluation = evaluate_checkpoint(
+                load_checkpoint(checkpoint),
+                self.shards.folders,
+                folder,
+                cache=self.shards.cache,
+                on_error=data.on_error,
+                device=world.device,
+                workers=data.workers,
+                progress=False,
+                ranks=ranks,
+            )
+        if evaluation is not None:
+            log.evaluation(step, evaluation)

@@ -1,0 +1,72 @@
+"""Batches and classes go from rank to rank without the change of a bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from unimmad.data.sample import collate
+from unimmad.data.shard_set import ShardSet
+from unimmad.evaluation.collecting import ScoredBatch
+from unimmad.evaluation.letters import batch_letter, class_letter, read_batch, read_class_letter
+from unimmad.evaluation.run import evaluate_classes
+from unimmad.evaluation.scored_class import scored_entry
+from unimmad.evaluation.scoring import score_on_device
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def batch(checkpoint, small_shards) -> ScoredBatch:
+    """Of two data sets; one mask is missing."""
+    shards = ShardSet.open([small_shards])
+    refs_of = shards.classes("test")
+    samples = [
+        shards.read(refs_of[name][place], 64) for name in ("solids/rope", "brains/brain_upper") for place in (0, 1)
+    ]
+    joined = collate([replace(samples[0], mask_HW=None), *samples[1:]])
+    return ScoredBatch.of(joined, score_on_device(checkpoint.model, joined, checkpoint.recipe.evaluation, CPU, "fp32"))
+
+
+def test_a_batch(batch):
+    found = read_batch(batch_letter(batch))
+    assert found.maps_BHW.dtype == np.float32
+    assert found.maps_BHW.tobytes() == batch.maps_BHW.tobytes()
+    assert found.scores == batch.scores
+    np.testing.assert_array_equal(found.leaders_TGK, batch.leaders_TGK)
+    for ours, theirs in zip(found.samples, batch.samples, strict=True):
+        assert replace(ours, images_MCHW=None, mask_HW=None) == replace(theirs, images_MCHW=None, mask_HW=None)
+        assert (ours.mask_HW is None) == (theirs.mask_HW is None)
+        assert theirs.mask_HW is None or torch.equal(ours.mask_HW, theirs.mask_HW)
+
+
+def test_a_map_with_nan_is_not_sent(batch):
+    broken = replace(batch, maps_BHW=batch.maps_BHW.copy())
+    broken.maps_BHW[1, 3, 4] = np.nan
+    with pytest.raises(ValueError, match=rf"^solids/rope {batch.samples[1].key}: 1 of 4096 values .* NaN"):
+        batch_letter(broken)
+
+
+def test_a_class_with_its_pictures(checkpoint, small_shards):
+    settings = checkpoint.recipe.evaluation.model_copy(update={"pictures_per_class": 2})
+    shards = ShardSet.open([small_shards])
+    sent = next(evaluate_classes(checkpoint.model, shards, "test", settings, device=CPU, workers=0, progress=False))
+    assert len(sent.pictures) == 2
+    name, found = read_class_letter(class_letter(sent.class_name, sent))
+    assert name == "solids/cookie"
+    assert scored_entry(found) == scored_entry(sent)
+    for ours, theirs in zip(found.pictures, sent.pictures, strict=True):
+        no_arrays = {"images": (), "map_HW": None, "mask_HW": None}
+        assert replace(ours, **no_arrays) == replace(theirs, **no_arrays)
+        assert ours.map_HW.tobytes() == theirs.map_HW.tobytes()
+        np.testing.assert_array_equal(ours.mask_HW, theirs.mask_HW)
+        for (our_name, our_HW3), (their_name, their_HW3) in zip(ours.images, theirs.images, strict=True):
+            assert our_name == their_name
+            np.testing.assert_array_equal(our_HW3, their_HW3, strict=True)
+
+
+def test_a_class_of_which_nothing_could_be_read():
+    assert read_class_letter(class_letter("solids/rope", None)) == ("solids/rope", None)

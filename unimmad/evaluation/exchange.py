@@ -1,0 +1,120 @@
+"""What ranks hand over to each other while they evaluate: scored batches to the rank that collects their class, and
+finished classes to rank 0."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+from unimmad.data.sample import Batch
+from unimmad.evaluation.collecting import ScoredBatch
+from unimmad.evaluation.letters import batch_letter, class_letter, read_batch, read_class_letter
+from unimmad.evaluation.own_classes import OwnClasses
+from unimmad.evaluation.ranks import Letter, Ranks
+from unimmad.evaluation.scored_class import ScoredClass
+from unimmad.evaluation.scoring import BatchScores
+
+Finished = tuple[str, ScoredClass | None]
+"""A class and what came of it: nothing where none of its samples could be read."""
+
+
+class _Note(NamedTuple):
+    """What a rank tells all others."""
+
+    left: int
+    """Classes that it has still to hand over."""
+    samples: int = 0
+    """How many it has scored since the last exchange."""
+    class_name: str | None = None
+    """Theirs. Their letter is the sender's first to the rank that collects the class."""
+
+
+class Exchange:
+    """Called by all ranks once a round, and then until all classes are handed over."""
+
+    def __init__(self, ranks: Ranks, collector_of: Mapping[str, int], own: OwnClasses) -> None:
+        """
+        Args:
+            ranks: those that share the work.
+            collector_of: the rank of each class.
+            own: this rank's classes.
+        """
+        self._ranks = ranks
+        self._collector_of = collector_of
+        self._own = own
+        self.samples = 0
+        """Scored since the last exchange, over all ranks."""
+        self.left_anywhere = True
+        """Whether some rank has still a class to hand over."""
+
+    def __call__(
+        self, completed: Iterable[Finished], scored: tuple[Batch, BatchScores] | None = None
+    ) -> list[Finished]:
+        """
+        Args:
+            completed: this rank's classes that are ready.
+            scored: this rank's batch of the round.
+
+        Returns:
+            On rank 0 all ranks' classes that are ready, elsewhere nothing.
+
+        Raises:
+            ValueError: a map has NaN, or another rank had to stop.
+        """
+        finished, letters = list(completed), []
+        note = _Note(self._own.left)
+        if scored is not None:
+            class_name = scored[0].samples[0].class_name
+            note = _Note(self._own.left, scored[0].size, class_name)
+            if (collector := self._collector_of[class_name]) != self._ranks.rank:
+                letters.append(Letter(collector, batch_letter(ScoredBatch.of(*scored))))
+        if not self._ranks.is_main:
+            letters += [Letter(0, class_letter(*one)) for one in finished]
+            finished = []
+        notes, inbox = self._ranks.exchange(note, letters)
+        self.samples = sum(note.samples for note in notes)
+        self.left_anywhere = any(note.left for note in notes)
+        for sender, note in enumerate(notes):  # batches follow each other from rank to rank
+            if note.class_name is not None and self._collector_of[note.class_name] == self._ranks.rank:
+                if sender == self._ranks.rank:
+                    assert scored is not None
+                    self._own.add(note.class_name, partial(ScoredBatch.of, *scored))
+                else:
+                    self._own.add(note.class_name, partial(read_batch, inbox[sender].pop(0)))
+        return finished + [read_class_letter(content) for letters in inbox for content in letters]
+
+
+def share_finished(
+    ranks: Ranks, collector_of: Mapping[str, int], finished: Mapping[str, ScoredClass]
+) -> tuple[list[str], dict[str, ScoredClass]]:
+    """Hand classes that rank 0 has found finished to the ranks that collect them.
+
+    Returns:
+        The names of all of them, and this rank's own.
+    """
+    letters = []
+    if ranks.is_main:
+        others = {name: scored for name, scored in finished.items() if collector_of[name] != ranks.rank}
+        letters = [Letter(collector_of[name], class_letter(name, scored)) for name, scored in others.items()]
+    names, inbox = ranks.exchange(list(finished), letters)
+    own = {name: scored for name, scored in finished.items() if collector_of[name] == ranks.rank and ranks.is_main}
+    received = (read_class_letter(content) for content in inbox[0])
+    return names[0], own | {name: scored for name, scored in received if scored is not None}
+
+
+class InOrder:
+    """Finished classes in index order, whatever the order in which they become ready."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._pending = deque(names)
+        self._ready: dict[str, ScoredClass | None] = {}
+
+    def take(self, finished: Iterable[Finished]) -> Iterator[ScoredClass]:
+        """Add some; gives those whose turn has come."""
+        self._ready.update(finished)
+        while self._pending and self._pending[0] in self._ready:
+            scored = self._ready.pop(self._pending.popleft())
+            if scored is not None:
+                yield scored

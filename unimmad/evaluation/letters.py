@@ -1,0 +1,124 @@
+"""Scored batches and finished classes as bytes, for the rank that collects them: safetensors with JSON beside.
+
+Every number arrives as it was, to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from unimmad.data.sample import Sample
+from unimmad.evaluation.collecting import ScoredBatch
+from unimmad.evaluation.figures import SamplePicture
+from unimmad.evaluation.metrics import checked_map
+from unimmad.evaluation.scored_class import ScoredClass, read_scored, scored_entry
+
+_FACTS = "facts"
+
+
+def batch_letter(batch: ScoredBatch) -> bytes:
+    """A scored batch.
+
+    Raises:
+        ValueError: a NaN in a map; names the sample. Found here, it is told by the rank that computed it.
+    """
+    for sample, map_HW in zip(batch.samples, batch.maps_BHW, strict=True):
+        checked_map(map_HW, f"{sample.class_name} {sample.key}")
+    arrays: dict[str, NDArray] = {"maps": batch.maps_BHW, "leaders": batch.leaders_TGK}
+    for number, sample in enumerate(batch.samples):
+        if sample.mask_HW is not None:
+            arrays[f"mask {number}"] = sample.mask_HW.numpy()
+    return _packed({"samples": [_sample_entry(sample) for sample in batch.samples], "scores": batch.scores}, arrays)
+
+
+def read_batch(content: bytes) -> ScoredBatch:
+    """What :func:`batch_letter` gave."""
+    facts, arrays = _unpacked(content)
+    samples = (_read_sample(entry, arrays.get(f"mask {number}")) for number, entry in enumerate(facts["samples"]))
+    return ScoredBatch(tuple(samples), arrays["maps"], tuple(facts["scores"]), arrays["leaders"])
+
+
+def class_letter(name: str, scored: ScoredClass | None) -> bytes:
+    """A class with its pictures; None where none of its samples could be read."""
+    facts: dict[str, Any] = {"name": name, "scored": None if scored is None else scored_entry(scored), "pictures": []}
+    arrays: dict[str, NDArray] = {}
+    for number, picture in enumerate(() if scored is None else scored.pictures):
+        facts["pictures"].append(
+            {
+                "key": picture.key,
+                "defect": picture.defect,
+                "score": picture.score,
+                "note": picture.note,
+                "images": [name for name, _ in picture.images],
+            }
+        )
+        arrays[f"map {number}"] = picture.map_HW
+        arrays |= {f"image {number} {place}": image for place, (_, image) in enumerate(picture.images)}
+        if picture.mask_HW is not None:
+            arrays[f"mask {number}"] = picture.mask_HW
+    return _packed(facts, arrays)
+
+
+def read_class_letter(content: bytes) -> tuple[str, ScoredClass | None]:
+    """What was given to :func:`class_letter`."""
+    facts, arrays = _unpacked(content)
+    if facts["scored"] is None:
+        return facts["name"], None
+    pictures = tuple(
+        SamplePicture(
+            class_name=facts["name"],
+            key=entry["key"],
+            defect=entry["defect"],
+            score=entry["score"],
+            images=tuple((name, arrays[f"image {number} {place}"]) for place, name in enumerate(entry["images"])),
+            map_HW=arrays[f"map {number}"],
+            mask_HW=arrays.get(f"mask {number}"),
+            note=entry["note"],
+        )
+        for number, entry in enumerate(facts["pictures"])
+    )
+    return facts["name"], replace(read_scored(facts["scored"]), pictures=pictures)
+
+
+def _sample_entry(sample: Sample) -> dict[str, Any]:
+    return {
+        "key": sample.key,
+        "dataset": sample.dataset,
+        "class_name": sample.class_name,
+        "defect": sample.defect,
+        "anomalous": sample.anomalous,
+        "modalities": sample.modalities,
+        "slots": sample.slots,
+    }
+
+
+def _read_sample(entry: Mapping[str, Any], mask_HW: NDArray[np.bool_] | None) -> Sample:
+    return Sample(
+        key=entry["key"],
+        dataset=entry["dataset"],
+        class_name=entry["class_name"],
+        defect=entry["defect"],
+        anomalous=entry["anomalous"],
+        modalities=tuple(entry["modalities"]),
+        slots=tuple(entry["slots"]),
+        images_MCHW=torch.empty(0),
+        mask_HW=None if mask_HW is None else torch.from_numpy(mask_HW),
+    )
+
+
+def _packed(facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> bytes:
+    text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+    return save({_FACTS: text, **{name: np.ascontiguousarray(array) for name, array in arrays.items()}})
+
+
+def _unpacked(content: bytes) -> tuple[dict[str, Any], dict[str, NDArray]]:
+    arrays = load(content)
+    return json.loads(arrays.pop(_FACTS).tobytes()), arrays

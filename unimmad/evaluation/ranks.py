@@ -1,0 +1,209 @@
+"""Evaluation by several processes: what they tell each other, and how a problem of one ends them all.
+
+They talk over gloo, from host to host, whatever they compute on. Every exchange begins with a notice of each rank to
+all; a rank in trouble sends its reason instead of what the others expect, and all of them stop with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from unimmad.parallel.world import TIMEOUT, ranks_here, share_cores
+
+T = TypeVar("T")
+RANKS_NAMED = 3
+"""How many ranks a message names for one reason."""
+
+
+class RanksError(ValueError):
+    """What some ranks could not do; all ranks raise it, with the same message."""
+
+
+class LostRankError(RuntimeError):
+    """Another rank is gone, or does not answer; its own message says why."""
+
+
+class Letter(NamedTuple):
+    """Bytes for another rank."""
+
+    to: int
+    content: bytes
+
+
+class _Notice(NamedTuple):
+    """What each rank tells all others first."""
+
+    note: object
+    letters: tuple[tuple[int, int], ...] = ()
+    """To whom, and how many bytes."""
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that evaluate; by default the only one.
+
+    Every method that talks must be called by all ranks, equally often and in the same order, inside ``together``.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+    """Of all ranks, by gloo; None: the default group."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, note: T) -> list[T]:
+        """The small, picklable ``note`` of each rank.
+
+        Raises:
+            RanksError: some rank has a problem.
+            LostRankError: some rank is gone.
+        """
+        return self.exchange(note)[0]
+
+    def from_main(self, value: T) -> T:
+        """Rank 0's ``value``; raises as ``gather``."""
+        return self.gather(value)[0]
+
+    def check_same(self, value: str, otherwise: str) -> None:
+        """Nodes may have other copies of files.
+
+        Raises:
+            ValueError: a rank's ``value`` is not rank 0's: what it has instead, ``otherwise`` says.
+        """
+        values = self.gather(value)
+        different = [rank for rank, of_rank in enumerate(values) if of_rank != values[0]]
+        if different:
+            raise ValueError(f"{_named(different)} has {otherwise} than rank 0; give all ranks the same")
+
+    def exchange(self, note: T, letters: Sequence[Letter] = ()) -> tuple[list[T], list[list[bytes]]]:
+        """As ``gather``, and letters from rank to rank.
+
+        Returns:
+            All notes, and of each rank its letters to this one, in the order that it gave them.
+        """
+        if self.size == 1:
+            assert not letters, "one rank alone has nobody to write to"
+            return [note], [[]]
+        notices = self._notices(_Notice(note, tuple((letter.to, len(letter.content)) for letter in letters)))
+        with _peers_expected(self.rank):
+            sent = [self._send(number, letter) for number, letter in enumerate(letters)]
+            received = [
+                [
+                    self._receive(sender, number, length)
+                    for number, (to, length) in enumerate(notice.letters)
+                    if to == self.rank
+                ]
+                for sender, notice in enumerate(notices)
+            ]
+            for work, _ in sent:
+                work.wait()
+        return [notice.note for notice in notices], received  # type: ignore[misc]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What runs inside ends on all ranks or on none.
+
+        Raises:
+            RanksError: on every rank, where some raised ValueError; one that raised anything else lets it pass.
+        """
+        if self.size == 1:
+            yield
+            return
+        try:
+            yield
+        except (RanksError, LostRankError):
+            raise
+        except Exception as error:
+            try:
+                self._notices(_Notice(None, problem=_reason(error)))
+            except RanksError:
+                if isinstance(error, ValueError):
+                    raise
+            raise
+        else:
+            self.gather(None)
+
+    def _notices(self, own: _Notice) -> list[_Notice]:
+        notices = [own] * self.size
+        with _peers_expected(self.rank):
+            dist.all_gather_object(notices, own, group=self.group)
+        if problem := _joined((rank, notice.problem) for rank, notice in enumerate(notices)):
+            raise RanksError(problem)
+        return notices
+
+    def _send(self, number: int, letter: Letter) -> tuple[dist.Work, torch.Tensor]:
+        """What to wait for, and the memory that must stay until then."""
+        content = torch.frombuffer(bytearray(letter.content), dtype=torch.uint8)
+        work = dist.isend(content, letter.to, group=self.group, tag=number)
+        assert work is not None
+        return work, content
+
+    def _receive(self, sender: int, number: int, length: int) -> bytes:
+        content = torch.empty(length, dtype=torch.uint8)
+        dist.recv(content, sender, group=self.group, tag=number)
+        return content.numpy().tobytes()
+
+
+ALONE = Ranks()
+
+
+def join_ranks() -> Ranks:
+    """Meet the other processes of ``torchrun`` or ``deepspeed``, where one of them started this one.
+
+    Each takes the GPU of its place on this machine, or its share of the processor.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ:
+        return ALONE
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    else:
+        share_cores(ranks_here(size))
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    return Ranks(int(os.environ["RANK"]), size)
+
+
+def leave_ranks() -> None:
+    """End what :func:`join_ranks` began; harmless where it found nobody."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _peers_expected(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise LostRankError(f"rank {rank} lost another rank, whose own message says why ({reason})") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def _joined(problems: Iterable[tuple[int, str | None]]) -> str:
+    """One line: each reason with the ranks that have it, in order of rank; without them where all have the same."""
+    ranks_of: dict[str | None, list[int]] = {}
+    for rank, problem in problems:
+        ranks_of.setdefault(problem, []).append(rank)
+    if len(ranks_of) == 1:
+        return next(iter(ranks_of)) or ""
+    return "; ".join(f"{_named(ranks)}: {problem}" for problem, ranks in ranks_of.items() if problem is not None)
+
+
+def _named(ranks: Sequence[int]) -> str:
+    names = ", ".join(map(str, ranks[:RANKS_NAMED]))
+    more = f" and {len(ranks) - RANKS_NAMED} more" if len(ranks) > RANKS_NAMED else ""
+    return f"rank{'s' * (len(ranks) > 1)} {names}{more}"
