@@ -119,7 +119,8 @@ def test_branches_compute_as_measured_and_by_the_rule_without():
 def saved(folder: Path, composing) -> Path:
     checkpoints = CheckpointFolder(folder)
     engine = SimpleNamespace(world=World(0, 1, 0, CPU), ep_size=1)
-    _finish(checkpoints, checkpoints.begin(1), engine, RunFacts(RECIPE, "none", [], 0, None, composing), 1, finished=False)
+    facts = RunFacts(RECIPE, "none", [], 0, None, composing)
+    _finish(checkpoints, checkpoints.begin(1), engine, facts, 1, finished=False)
     checkpoint = checkpoints.newest()
     assert checkpoint is not None
     return checkpoint

@@ -34,6 +34,7 @@ from unimmad.evaluation.report import Report
 from unimmad.evaluation.scoring import named_device
 from unimmad.evaluation.screen import screen_table
 from unimmad.evaluation.thresholds import save_thresholds
+from unimmad.parallel.rank_errors import exit_status, tell
 from unimmad.prediction.calibrate import calibrate, describe
 
 
@@ -51,10 +52,10 @@ def main(words: Sequence[str] | None = None) -> int:
                 _report(arguments, ranks)
     except ValueError as error:
         if ranks.is_main:
-            print(f"{parser.prog}: {error}", file=sys.stderr, flush=True)
+            tell(error, ranks.rank, ranks.size, parser.prog)
         with suppress(LostRankError):
             ranks.gather(None)  # a launcher ends the others when the first has ended: not before rank 0 has said it
-        return 2
+        return exit_status(error)
     except LostRankError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1

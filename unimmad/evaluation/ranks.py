@@ -7,7 +7,7 @@ all; a rank in trouble sends its reason instead of what the others expect, and a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -15,15 +15,12 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
+from unimmad.parallel.rank_errors import Problem, SharedError
 from unimmad.parallel.world import TIMEOUT, ranks_here, share_cores
 
 T = TypeVar("T")
 RANKS_NAMED = 3
 """How many ranks a message names for one reason."""
-
-
-class RanksError(ValueError):
-    """What some ranks could not do; all ranks raise it, with the same message."""
 
 
 class LostRankError(RuntimeError):
@@ -43,7 +40,7 @@ class _Notice(NamedTuple):
     note: object
     letters: tuple[tuple[int, int], ...] = ()
     """To whom, and how many bytes."""
-    problem: str | None = None
+    problem: Problem | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class Ranks:
         """The small, picklable ``note`` of each rank.
 
         Raises:
-            RanksError: some rank has a problem.
+            SharedError: some rank has a problem.
             LostRankError: some rank is gone.
         """
         return self.exchange(note)[0]
@@ -115,22 +112,17 @@ class Ranks:
         """What runs inside ends on all ranks or on none.
 
         Raises:
-            RanksError: on every rank, where some raised ValueError; one that raised anything else lets it pass.
+            SharedError: on every rank, where some raised anything. A rank that is alone raises its error as it is.
         """
         if self.size == 1:
             yield
             return
         try:
             yield
-        except (RanksError, LostRankError):
+        except (SharedError, LostRankError):
             raise
         except Exception as error:
-            try:
-                self._notices(_Notice(None, problem=_reason(error)))
-            except RanksError:
-                if isinstance(error, ValueError):
-                    raise
-            raise
+            self._notices(_Notice(None, problem=Problem.of(error, self.rank)))
         else:
             self.gather(None)
 
@@ -138,8 +130,8 @@ class Ranks:
         notices = [own] * self.size
         with _peers_expected(self.rank):
             dist.all_gather_object(notices, own, group=self.group)
-        if problem := _joined((rank, notice.problem) for rank, notice in enumerate(notices)):
-            raise RanksError(problem)
+        if problems := [notice.problem for notice in notices if notice.problem is not None]:
+            raise SharedError(problems, self.size)
         return notices
 
     def _send(self, number: int, letter: Letter) -> tuple[dist.Work, torch.Tensor]:
@@ -187,20 +179,6 @@ def _peers_expected(rank: int) -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise LostRankError(f"rank {rank} lost another rank, whose own message says why ({reason})") from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-
-
-def _joined(problems: Iterable[tuple[int, str | None]]) -> str:
-    """One line: each reason with the ranks that have it, in order of rank; without them where all have the same."""
-    ranks_of: dict[str | None, list[int]] = {}
-    for rank, problem in problems:
-        ranks_of.setdefault(problem, []).append(rank)
-    if len(ranks_of) == 1:
-        return next(iter(ranks_of)) or ""
-    return "; ".join(f"{_named(ranks)}: {problem}" for problem, ranks in ranks_of.items() if problem is not None)
 
 
 def _named(ranks: Sequence[int]) -> str:

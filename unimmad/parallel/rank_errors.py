@@ -73,8 +73,8 @@ class SharedError(ValueError):
         return f"{where}: {first.message}" if where else first.message
 
 
-def tell(error: BaseException, rank: int, size: int) -> None:
-    """Print what went wrong: one line a problem, with a traceback before it where it is no message for users.
+def tell(error: BaseException, rank: int, size: int, program: str = "train.py") -> None:
+    """Print what went wrong in ``program``: one line a problem, after a traceback where it is no message for users.
 
     A rank that only noticed that another is gone says so.
     """
@@ -87,7 +87,7 @@ def tell(error: BaseException, rank: int, size: int) -> None:
         lines = [f"rank {rank} ({host_name()}) lost another rank, whose own message says why"]
     # Rank 0's progress bar may stand in the line. One write, so that the lines of several ranks do not mix.
     text = "\n" if rank and lines else ""
-    text += "".join(problem.trace for problem in problems) + "".join(f"train.py: {line}\n" for line in lines)
+    text += "".join(problem.trace for problem in problems) + "".join(f"{program}: {line}\n" for line in lines)
     sys.stderr.write(text)
     sys.stderr.flush()
 
