@@ -80,6 +80,6 @@ def test_on_three_ranks(function, tmp_path):
 def test_alone_there_is_nobody_to_wait_for():
     assert ALONE.exchange("note") == (["note"], [[]])
     assert ALONE.from_main(7) == 7
-    with pytest.raises(ValueError, match="^the same$") as raised:
+    with pytest.raises(ValueError, match=r"^the same$") as raised:
         _none_can(ALONE)
     assert type(raised.value) is ValueError
