@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unimmad.evaluation.curve_figures import curve_figure, save_curve_figure
+from unimmad.evaluation.curve_figures import curve_figure
+from unimmad.evaluation.figures import save_figure
 from unimmad.evaluation.metrics import METRIC_KEYS, MetricAccumulator
 
 SCORES = np.array([0.1, 0.4, 0.2, 0.9, 0.35])
@@ -55,7 +56,7 @@ def test_what_is_undefined_is_said(tmp_path):
 
 def test_the_figure_is_written_as_png(collected, tmp_path):
     pixels, metrics = collected
-    save_curve_figure("metal/$plate$", SCORES, LABELS, pixels, metrics, tmp_path / "new" / "plate.png")
+    save_figure(curve_figure("metal/$plate$", SCORES, LABELS, pixels, metrics), tmp_path / "new" / "plate.png")
     with Image.open(tmp_path / "new" / "plate.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 3 * picture.height

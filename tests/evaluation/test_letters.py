@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,11 +11,21 @@ import torch
 
 from unimmad.data.sample import collate
 from unimmad.data.shard_set import ShardSet
+from unimmad.evaluation.class_pictures import draw_class
 from unimmad.evaluation.collecting import ScoredBatch
-from unimmad.evaluation.letters import batch_letter, class_letter, read_batch, read_class_letter
+from unimmad.evaluation.letters import (
+    batch_letter,
+    class_letter,
+    drawn_letter,
+    read_batch,
+    read_class_letter,
+    read_drawn,
+)
 from unimmad.evaluation.run import evaluate_classes
+from unimmad.evaluation.sample_picture import sample_picture
 from unimmad.evaluation.scored_class import scored_entry
 from unimmad.evaluation.scoring import score_on_device
+from unimmad.evaluation.shared_drawing import chosen_samples
 
 CPU = torch.device("cpu")
 
@@ -50,22 +61,28 @@ def test_a_map_with_nan_is_not_sent(batch):
         batch_letter(broken)
 
 
-def test_a_class_with_its_pictures(checkpoint, small_shards):
-    settings = checkpoint.recipe.evaluation.model_copy(update={"pictures_per_class": 2})
-    shards = ShardSet.open([small_shards])
+def test_a_class_and_its_pictures(checkpoint, small_shards):
+    settings, shards = checkpoint.recipe.evaluation, ShardSet.open([small_shards])
     sent = next(evaluate_classes(checkpoint.model, shards, "test", settings, device=CPU, workers=0, progress=False))
-    assert len(sent.pictures) == 2
     name, found = read_class_letter(class_letter(sent.class_name, sent))
     assert name == "solids/cookie"
     assert scored_entry(found) == scored_entry(sent)
-    for ours, theirs in zip(found.pictures, sent.pictures, strict=True):
-        no_arrays = {"images": (), "map_HW": None, "mask_HW": None}
-        assert replace(ours, **no_arrays) == replace(theirs, **no_arrays)
-        assert ours.map_HW.tobytes() == theirs.map_HW.tobytes()
-        np.testing.assert_array_equal(ours.mask_HW, theirs.mask_HW)
-        for (our_name, our_HW3), (their_name, their_HW3) in zip(ours.images, theirs.images, strict=True):
-            assert our_name == their_name
-            np.testing.assert_array_equal(our_HW3, their_HW3, strict=True)
+    refs = shards.classes("test")["solids/cookie"]
+    draw = partial(sample_picture, checkpoint.model, shards, settings=settings, device=CPU)
+    drawn = draw_class(sent, chosen_samples(sent, refs, 2, draw))
+    read = read_drawn(drawn_letter(drawn))
+    assert replace(read, typical=None) == replace(drawn, typical=None)
+    assert drawn.heat_maps.startswith(b"\x89PNG")
+    no_arrays = {"images": (), "map_HW": None, "mask_HW": None}
+    ours, theirs = read.typical, drawn.typical
+    assert replace(ours, **no_arrays) == replace(theirs, **no_arrays)
+    assert ours.map_HW.tobytes() == theirs.map_HW.tobytes()
+    np.testing.assert_array_equal(ours.mask_HW, theirs.mask_HW)
+    for (our_name, our_HW3), (their_name, their_HW3) in zip(ours.images, theirs.images, strict=True):
+        assert our_name == their_name
+        np.testing.assert_array_equal(our_HW3, their_HW3, strict=True)
+    without = draw_class(sent, [])
+    assert read_drawn(drawn_letter(without)) == without
 
 
 def test_a_class_of_which_nothing_could_be_read():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from unimmad.config import EvaluationSettings, load_recipe
 from unimmad.data.sample import collate
 from unimmad.data.shard_set import ShardSet
 from unimmad.evaluation import run
+from unimmad.evaluation.figures import SamplePicture
 from unimmad.evaluation.metrics import METRIC_KEYS, MetricAccumulator, evaluate
 from unimmad.evaluation.run import evaluate_classes
+from unimmad.evaluation.sample_picture import sample_picture
 from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.scoring import default_precision, score_batch
+from unimmad.evaluation.shared_drawing import chosen_samples
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 
 CLASSES = ["cookie", "rope", "brain_upper", "brain_ventricles"]
@@ -40,9 +44,15 @@ def scored(checkpoint, shards, split="test", **changes) -> list[ScoredClass]:
     )
 
 
+def shown(checkpoint, shards, scored_class, count=2) -> list[SamplePicture]:
+    refs = shards.classes("test")[scored_class.class_name]
+    draw = partial(sample_picture, checkpoint.model, shards, settings=settings(), device=CPU)
+    return chosen_samples(scored_class, refs, count, draw)
+
+
 @pytest.fixture(scope="module")
 def one_by_one(checkpoint, shards) -> list[ScoredClass]:
-    return scored(checkpoint, shards, batch_size=1, pictures_per_class=2)
+    return scored(checkpoint, shards, batch_size=1)
 
 
 def test_every_class_comes_with_its_set_field_and_counts(one_by_one):
@@ -58,14 +68,12 @@ def test_every_class_comes_with_its_set_field_and_counts(one_by_one):
 
 @pytest.mark.parametrize("batch_size", [2, 4])
 def test_the_batch_size_changes_no_number(checkpoint, shards, one_by_one, batch_size):
-    together = scored(checkpoint, shards, batch_size=batch_size, pictures_per_class=2)
+    together = scored(checkpoint, shards, batch_size=batch_size)
     for ours, theirs in zip(together, one_by_one, strict=True):
         assert ours.result.class_name == theirs.result.class_name
         assert ours.result.metrics == pytest.approx(theirs.result.metrics, abs=CLOSE)
-        assert [picture.key for picture in ours.pictures] == [picture.key for picture in theirs.pictures]
-        for mine, other in zip(ours.pictures, theirs.pictures, strict=True):
-            np.testing.assert_allclose(mine.map_HW, other.map_HW, rtol=1e-5, atol=1e-6)
-            assert mine.score == pytest.approx(other.score, rel=1e-5)
+        mine, other = shown(checkpoint, shards, ours), shown(checkpoint, shards, theirs)
+        assert [picture.key for picture in mine] == [picture.key for picture in other]
 
 
 def test_the_metrics_are_those_of_the_samples_read_and_scored_by_hand(checkpoint, shards, one_by_one):
@@ -113,7 +121,7 @@ def test_scores_keys_and_labels_of_every_sample_come_with_the_class(checkpoint, 
 
 @pytest.mark.parametrize("batch_size", [2, 3])
 def test_image_scores_are_the_same_at_any_batch_size(checkpoint, shards, one_by_one, batch_size):
-    together = scored(checkpoint, shards, batch_size=batch_size, pictures_per_class=0)
+    together = scored(checkpoint, shards, batch_size=batch_size)
     for ours, theirs in zip(together, one_by_one, strict=True):
         np.testing.assert_allclose(ours.image_scores, theirs.image_scores, rtol=1e-5)
 
@@ -127,7 +135,7 @@ def test_the_metrics_are_collected_in_another_thread(checkpoint, shards, monkeyp
         add(self, *image, **name)
 
     monkeypatch.setattr(MetricAccumulator, "add", noted)
-    scored(checkpoint, shards, pictures_per_class=0)
+    scored(checkpoint, shards)
     assert {name.partition("_")[0] for name in threads} == {"metrics"}
 
 
@@ -147,7 +155,7 @@ def test_nan_in_any_batch_stops_the_run_and_names_the_sample(checkpoint, shards,
     monkeypatch.setattr(run, "score_on_device", with_nan)
     before = set(threading.enumerate())
     with pytest.raises(ValueError, match=rf"solids/rope {broken}\): 1 of 4096 values .* NaN"):
-        scored(checkpoint, shards, batch_size=batch_size, pictures_per_class=0)
+        scored(checkpoint, shards, batch_size=batch_size)
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("metrics")]
 
 
@@ -171,9 +179,9 @@ def test_the_default_precision_on_a_cpu_is_fp32():
     assert default_precision(CPU) == "fp32"
 
 
-def test_pictures_show_an_anomaly_and_a_normal_sample_with_their_modalities_and_masks(one_by_one):
+def test_pictures_show_an_anomaly_and_a_normal_sample_with_their_modalities_and_masks(checkpoint, shards, one_by_one):
     for scored_class in one_by_one:
-        defective, normal = scored_class.pictures
+        defective, normal = shown(checkpoint, shards, scored_class)
         assert defective.defect != "good"
         assert defective.mask_HW.any()
         assert normal.defect == "good"
@@ -184,9 +192,9 @@ def test_pictures_show_an_anomaly_and_a_normal_sample_with_their_modalities_and_
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 1), (9, 3)])
-def test_as_many_pictures_as_asked_or_there_are(checkpoint, shards, count, expected):
-    for scored_class in scored(checkpoint, shards, pictures_per_class=count):
-        assert len(scored_class.pictures) == expected
+def test_as_many_pictures_as_asked_or_there_are(checkpoint, shards, one_by_one, count, expected):
+    for scored_class in one_by_one:
+        assert len(shown(checkpoint, shards, scored_class, count)) == expected
 
 
 def test_the_training_split_has_normal_samples_only_and_most_metrics_undefined(checkpoint, shards):
@@ -201,19 +209,20 @@ def test_data_with_more_slots_than_the_model_are_refused(shards):
         next(evaluate_classes(model, shards, "test", settings(), device=CPU, workers=0, progress=False))
 
 
-def test_failures_are_pictured_first_and_say_why(checkpoint, shards):
-    for scored_class in scored(checkpoint, shards, pictures_per_class=3):
-        notes = [picture.note for picture in scored_class.pictures]
+def test_failures_are_pictured_first_and_say_why(checkpoint, shards, one_by_one):
+    for scored_class in one_by_one:
+        pictures = shown(checkpoint, shards, scored_class, 3)
+        notes = [picture.note for picture in pictures]
         assert [note.partition(",")[0] for note in notes] == [
             "highest-scoring normal",
             "lowest-scoring anomaly",
             "ordinary anomaly",
         ]
         score_of = dict(zip(scored_class.keys, scored_class.image_scores, strict=True))
-        for picture in scored_class.pictures:
+        for picture in pictures:
             assert picture.score == pytest.approx(score_of[picture.key], rel=1e-5)
         anomalous = scored_class.image_scores[scored_class.labels]
-        assert scored_class.pictures[1].score == pytest.approx(anomalous.min(), rel=1e-5)
+        assert pictures[1].score == pytest.approx(anomalous.min(), rel=1e-5)
 
 
 def test_the_routing_of_every_token_is_counted(checkpoint, shards, one_by_one):

@@ -57,7 +57,7 @@ def markdown(on: dict[str, str], outcomes: Sequence[Outcome]) -> str:
         heads = list(speeds[0])
         lines += ["", *markdown_table(heads, [[row[head] for head in heads] for row in speeds], left=3)]
         lines += ["", "MFU: share of the rate of large matrix products in the row's precision, measured in turns with"]
-        lines += ["it (fp32 on a GPU: TF32, as in convolutions). images/s: a sample is an image of each modality."]
+        lines += ["it (training in fp32 on a GPU: TF32). images/s: a sample is an image of each modality."]
     for one in outcomes:
         for table in one.tables:
             lines += ["", table]

@@ -71,9 +71,9 @@ def compared(setting: Setting) -> Found:
     if not _onnx(setting).exists():
         exported(setting)
     samples = [InputSample(f"sample {number}", images) for number, images in enumerate(_images())]
-    detector = Detector.from_checkpoint(_run(setting), data=[setting.shards], device=setting.device)
+    detector = Detector.from_checkpoint(_run(setting), data=[setting.shards], device=setting.device, precision="fp32")
     ours = list(detector.predict_all(samples))
-    theirs = list(Detector.from_onnx(_onnx(setting)).predict_all(samples))
+    theirs = list(Detector.from_onnx(_onnx(setting), device="cpu").predict_all(samples))
     largest = max(float(np.abs(mine.map_HW).max()) for mine in ours)
     apart = max(
         float(np.abs(mine.map_HW - other.map_HW).max()) / largest for mine, other in zip(ours, theirs, strict=True)

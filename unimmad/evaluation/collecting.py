@@ -77,7 +77,7 @@ class ClassScores:
             self._samples.append((sample.key, sample.defect, sample.anomalous))
 
     def scored(self) -> ScoredClass:
-        """The finished class, without pictures."""
+        """The finished class."""
         dataset, _, short_name = self.class_name.partition("/")
         result = ClassResult(
             dataset=dataset,
@@ -89,7 +89,6 @@ class ClassScores:
         )
         return ScoredClass(
             result=result,
-            pictures=(),
             image_scores=np.array(self._image_scores, dtype=np.float64),
             labels=np.array([anomalous for _, _, anomalous in self._samples], dtype=bool),
             keys=tuple(key for key, _, _ in self._samples),

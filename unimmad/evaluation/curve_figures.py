@@ -5,8 +5,6 @@ Letters: I images of the class.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,29 +20,13 @@ from unimmad.evaluation.curve_points import (
 )
 from unimmad.evaluation.curves import FPR_LIMIT
 from unimmad.evaluation.drawing import ANOMALOUS_COLOUR, FONT_SIZE, NORMAL_COLOUR
-from unimmad.evaluation.figures import new_figure, save_figure
+from unimmad.evaluation.figures import new_figure
 from unimmad.evaluation.metrics import Metrics
 from unimmad.evaluation.pixel_curves import PixelCurves
 
 IMAGE_BINS = 24
 _PANEL_INCHES = (2.7, 2.5)
 _CURVE_COLOURS = {"image": "#222222", "pixel": "#e08214"}
-
-
-def save_curve_figure(
-    title: str,
-    image_scores_I: NDArray[np.float64],
-    anomalous_I: NDArray[np.bool_],
-    pixels: PixelCurves | None,
-    metrics: Metrics,
-    path: Path,
-) -> None:
-    """Write :func:`curve_figure` as PNG.
-
-    Raises:
-        ValueError: the folder cannot be written to.
-    """
-    save_figure(curve_figure(title, image_scores_I, anomalous_I, pixels, metrics), path)
 
 
 def curve_figure(

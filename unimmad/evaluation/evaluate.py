@@ -6,7 +6,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import ShardSet
 from unimmad.data.skipping import OnError, SkipLog, summary
 from unimmad.evaluation.comparison import Comparison, OtherReport, compare, write_comparison
+from unimmad.evaluation.figures import SamplePicture
 from unimmad.evaluation.header import report_header
 from unimmad.evaluation.modalities import keep_modalities
 from unimmad.evaluation.pictures import Pictures
@@ -29,8 +31,10 @@ from unimmad.evaluation.ranks import ALONE, Ranks
 from unimmad.evaluation.report import Report
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
+from unimmad.evaluation.sample_picture import sample_picture
 from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.scoring import MaskRule, Precision, chosen_precision, scoring_form
+from unimmad.evaluation.shared_drawing import chosen_samples, draw_classes
 from unimmad.evaluation.tables import write_image_scores, write_tables
 from unimmad.model.convolution import transforms_are_used
 
@@ -48,7 +52,7 @@ class Evaluation:
     page: Path
     """All tables and pictures as HTML."""
     scored: tuple[ScoredClass, ...]
-    """Image scores, labels and keys of each class; without pictures."""
+    """Image scores, labels and keys of each class."""
     comparison: Comparison | None = None
 
 
@@ -110,17 +114,18 @@ def evaluate_checkpoint(
     facts = _number_facts(settings, split, mask_resize, precision, device)
     fingerprint = evaluation_fingerprint(checkpoint.weights_digest, shards, facts)
     ranks.check_same(fingerprint, "another checkpoint, other data, settings, kind of device or library versions")
-    partial = PartialResults(output, fingerprint)
+    results = PartialResults(output, fingerprint)
     if fresh and ranks.is_main:
-        partial.remove()
-    finished = partial.load() if ranks.is_main else {}
+        results.remove()
+    finished = results.load() if ranks.is_main else {}
     if finished and progress:
         _say(
             f"{len(finished)} of {len(refs_of)} classes were finished by an interrupted evaluation: {_names(finished)}"
         )
     skip_log = SkipLog("it is left out")
+    model = scoring_form(checkpoint.model, settings, device)
     scored_classes = evaluate_classes(
-        scoring_form(checkpoint.model, settings, device),
+        model,
         shards,
         split,
         settings,
@@ -136,19 +141,33 @@ def evaluate_checkpoint(
         ranks=ranks,
     )
     done: list[ScoredClass] = []
-    pictures = Pictures(output, checkpoint.recipe.model.kernel_sizes)
     with closing(scored_classes):  # its threads and its progress bar end with it, however this loop ends
         for scored in scored_classes:
             whole = len(scored.keys) == len(refs_of[scored.class_name])
             if whole and scored.class_name not in finished:  # else the next run would not know what was left out
-                partial.save(scored)
-            pictures.add(scored)
-            done.append(replace(scored, pictures=()))
+                results.save(scored)
+            done.append(scored)
     skipped = summary(sum(ranks.gather(skip_log.shards), Counter()))
+    if ranks.is_main and not done:
+        raise ValueError(f"no sample of the {split} split can be read: {skipped}")
+
+    def samples_of(scored: ScoredClass) -> list[SamplePicture]:
+        draw = partial(
+            sample_picture,
+            model,
+            shards,
+            settings=settings,
+            device=device,
+            precision=precision,
+            mask_resize=mask_resize,
+        )
+        return chosen_samples(scored, refs_of[scored.class_name], settings.pictures_per_class, draw)
+
+    pictures = Pictures(output, checkpoint.recipe.model.kernel_sizes)
+    for scored, drawn in zip(done, draw_classes(done, samples_of, ranks, progress and ranks.is_main), strict=True):
+        pictures.add(scored, drawn)
     if not ranks.is_main:
         return None
-    if not done:
-        raise ValueError(f"no sample of the {split} split can be read: {skipped}")
     header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)
     if skipped:
         header["left out"] = skipped
@@ -157,7 +176,7 @@ def evaluate_checkpoint(
     compared = () if comparison is None else write_comparison(comparison, output)
     tables = (*write_tables(report, output), write_image_scores(done, output), *compared)
     page = pictures.finish(report, tables, comparison)
-    partial.remove()
+    results.remove()
     return Evaluation(report, tables, pictures.overview, page, tuple(done), comparison)
 
 

@@ -86,24 +86,6 @@ class Exchange:
         return finished + [read_class_letter(content) for letters in inbox for content in letters]
 
 
-def share_finished(
-    ranks: Ranks, collector_of: Mapping[str, int], finished: Mapping[str, ScoredClass]
-) -> tuple[list[str], dict[str, ScoredClass]]:
-    """Hand classes that rank 0 has found finished to the ranks that collect them.
-
-    Returns:
-        The names of all of them, and this rank's own.
-    """
-    letters = []
-    if ranks.is_main:
-        others = {name: scored for name, scored in finished.items() if collector_of[name] != ranks.rank}
-        letters = [Letter(collector_of[name], class_letter(name, scored)) for name, scored in others.items()]
-    names, inbox = ranks.exchange(list(finished), letters)
-    own = {name: scored for name, scored in finished.items() if collector_of[name] == ranks.rank and ranks.is_main}
-    received = (read_class_letter(content) for content in inbox[0])
-    return names[0], own | {name: scored for name, scored in received if scored is not None}
-
-
 class InOrder:
     """Finished classes in index order, whatever the order in which they become ready."""
 

@@ -6,6 +6,7 @@ and without a display.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,21 +91,20 @@ def heat_map_panel(
     return figure
 
 
-def save_class_figure(rows: Sequence[SamplePicture], path: Path, threshold: float | None = None) -> None:
-    """A few samples of one class, one a row, on a common colour scale, as PNG.
+def class_figure(rows: Sequence[SamplePicture], threshold: float | None = None) -> Figure:
+    """A few samples of one class, one a row, on a common colour scale.
 
     Images, map and mask of a sample have one size; samples may differ in size and modalities.
 
     Args:
         rows: from top to bottom.
-        path: the PNG.
         threshold: the map's contour is drawn around values at or above it; None draws the mask's alone.
 
     Raises:
-        ValueError: no rows, or the folder cannot be written to.
+        ValueError: no rows.
     """
     if not rows:
-        raise ValueError(f"cannot draw {path}: it was given no samples")
+        raise ValueError("cannot draw a class: it was given no samples")
     limits = heat_limits([row.map_HW for row in rows])
     fullest_first = sorted(rows, key=lambda row: -len(row.images))
     names = list(dict.fromkeys(name for row in fullest_first for name, _ in row.images))
@@ -116,7 +116,7 @@ def save_class_figure(rows: Sequence[SamplePicture], path: Path, threshold: floa
         pictures = dict(row.images)
         columns = [(name, pictures.get(name)) for name in names]
         _draw_row(part, columns, row.map_HW, row.mask_HW, row.title, limits, number == 0, threshold)
-    save_figure(figure, path)
+    return figure
 
 
 def save_overview(samples: Sequence[SamplePicture], path: Path, limits: Sequence[Limits] | None = None) -> None:
@@ -155,7 +155,14 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         ValueError: the folder cannot be made or written to.
     """
-    write_aside(path, lambda temporary: figure.savefig(temporary, format="png", facecolor="white"))
+    write_aside(path, lambda temporary: temporary.write_bytes(png(figure)))
+
+
+def png(figure: Figure) -> bytes:
+    """``figure`` as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", facecolor="white")
+    return content.getvalue()
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,4 +1,4 @@
-"""Scored batches and finished classes as bytes, for the rank that collects them: safetensors with JSON beside.
+"""Scored batches, finished classes and their pictures as bytes, for another rank: safetensors with JSON beside.
 
 Every number arrives as it was, to the last bit.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from unimmad.data.sample import Sample
+from unimmad.evaluation.class_pictures import DrawnClass
 from unimmad.evaluation.collecting import ScoredBatch
 from unimmad.evaluation.figures import SamplePicture
 from unimmad.evaluation.metrics import checked_map
@@ -47,45 +47,53 @@ def read_batch(content: bytes) -> ScoredBatch:
 
 
 def class_letter(name: str, scored: ScoredClass | None) -> bytes:
-    """A class with its pictures; None where none of its samples could be read."""
-    facts: dict[str, Any] = {"name": name, "scored": None if scored is None else scored_entry(scored), "pictures": []}
-    arrays: dict[str, NDArray] = {}
-    for number, picture in enumerate(() if scored is None else scored.pictures):
-        facts["pictures"].append(
-            {
-                "key": picture.key,
-                "defect": picture.defect,
-                "score": picture.score,
-                "note": picture.note,
-                "images": [name for name, _ in picture.images],
-            }
-        )
-        arrays[f"map {number}"] = picture.map_HW
-        arrays |= {f"image {number} {place}": image for place, (_, image) in enumerate(picture.images)}
-        if picture.mask_HW is not None:
-            arrays[f"mask {number}"] = picture.mask_HW
-    return _packed(facts, arrays)
+    """A class; None where none of its samples could be read."""
+    return json.dumps({"name": name, "scored": None if scored is None else scored_entry(scored)}).encode()
 
 
 def read_class_letter(content: bytes) -> tuple[str, ScoredClass | None]:
     """What was given to :func:`class_letter`."""
+    facts = json.loads(content)
+    return facts["name"], None if facts["scored"] is None else read_scored(facts["scored"])
+
+
+def drawn_letter(drawn: DrawnClass) -> bytes:
+    """A class's pictures."""
+    arrays: dict[str, NDArray] = {"curves": np.frombuffer(drawn.curves, dtype=np.uint8)}
+    if drawn.heat_maps is not None:
+        arrays["heat maps"] = np.frombuffer(drawn.heat_maps, dtype=np.uint8)
+    facts: dict[str, Any] = {"limits": drawn.limits, "typical": None}
+    if drawn.typical is not None:
+        facts["typical"], of_sample = _picture_parts(drawn.typical)
+        arrays |= of_sample
+    return _packed(facts, arrays)
+
+
+def read_drawn(content: bytes) -> DrawnClass:
+    """What :func:`drawn_letter` gave."""
     facts, arrays = _unpacked(content)
-    if facts["scored"] is None:
-        return facts["name"], None
-    pictures = tuple(
-        SamplePicture(
-            class_name=facts["name"],
-            key=entry["key"],
-            defect=entry["defect"],
-            score=entry["score"],
-            images=tuple((name, arrays[f"image {number} {place}"]) for place, name in enumerate(entry["images"])),
-            map_HW=arrays[f"map {number}"],
-            mask_HW=arrays.get(f"mask {number}"),
-            note=entry["note"],
-        )
-        for number, entry in enumerate(facts["pictures"])
+    heat_maps = arrays.get("heat maps")
+    return DrawnClass(
+        curves=arrays["curves"].tobytes(),
+        heat_maps=None if heat_maps is None else heat_maps.tobytes(),
+        typical=None if facts["typical"] is None else _read_picture(facts["typical"], arrays),
+        limits=tuple(facts["limits"]),
     )
-    return facts["name"], replace(read_scored(facts["scored"]), pictures=pictures)
+
+
+def _picture_parts(picture: SamplePicture) -> tuple[dict[str, Any], dict[str, NDArray]]:
+    facts = {name: getattr(picture, name) for name in ("class_name", "key", "defect", "score", "note")}
+    facts["images"] = [name for name, _ in picture.images]
+    arrays: dict[str, NDArray] = {f"image {place}": image for place, (_, image) in enumerate(picture.images)}
+    arrays["map"] = picture.map_HW
+    if picture.mask_HW is not None:
+        arrays["mask"] = picture.mask_HW
+    return facts, arrays
+
+
+def _read_picture(facts: dict[str, Any], arrays: Mapping[str, NDArray]) -> SamplePicture:
+    images = tuple((name, arrays[f"image {place}"]) for place, name in enumerate(facts.pop("images")))
+    return SamplePicture(images=images, map_HW=arrays["map"], mask_HW=arrays.get("mask"), **facts)
 
 
 def _sample_entry(sample: Sample) -> dict[str, Any]:

@@ -6,12 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from itertools import accumulate
-from typing import TypeVar
 
 from unimmad.evaluation.collecting import ClassScores, MetricsThread, ScoredBatch
 from unimmad.evaluation.scored_class import ScoredClass
-
-T = TypeVar("T")
 
 
 class OwnClasses:
@@ -20,21 +17,17 @@ class OwnClasses:
     def __init__(
         self,
         names: Iterable[str],
-        finished: Mapping[str, ScoredClass],
         metrics: MetricsThread,
         new_scores: Callable[[str], ClassScores],
     ) -> None:
         """
         Args:
             names: ``DATASET/CLASS`` of this rank's classes, in index order.
-            finished: those of them that were scored before.
             metrics: where maps are collected.
             new_scores: what an empty class is collected in.
         """
         self._pending = deque(names)
-        self._finished: dict[str, Future[ScoredClass] | Future[None]] = {
-            name: _done(scored) for name, scored in finished.items()
-        }
+        self._finished: dict[str, Future[ScoredClass] | Future[None]] = {}
         self._metrics = metrics
         self._new_scores = new_scores
         self._begun: dict[str, ClassScores] = {}
@@ -53,7 +46,7 @@ class OwnClasses:
     def finish(self, class_name: str) -> None:
         """The class has all its batches, or none of its samples could be read."""
         scores = self._begun.pop(class_name, None)
-        self._finished[class_name] = _done(None) if scores is None else self._metrics.finish(scores)
+        self._finished[class_name] = _nothing() if scores is None else self._metrics.finish(scores)
 
     def complete(self, wait: bool = False) -> Iterator[tuple[str, ScoredClass | None]]:
         """The next classes in index order, as far as they are finished; None of one without a readable sample.
@@ -82,7 +75,7 @@ def last_rounds(samples: Mapping[str, int], batch_size: int, ranks: int) -> dict
     return {name: (end - 1) // ranks for name, end in zip(samples, batches, strict=True)}
 
 
-def _done(result: T) -> Future[T]:
-    future: Future[T] = Future()
-    future.set_result(result)
+def _nothing() -> Future[None]:
+    future: Future[None] = Future()
+    future.set_result(None)
     return future

@@ -18,18 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
+from unimmad.evaluation.class_pictures import DrawnClass
 from unimmad.evaluation.comparison import Comparison, signed_cells
-from unimmad.evaluation.curve_figures import save_curve_figure
-from unimmad.evaluation.drawing import Limits, heat_limits
+from unimmad.evaluation.drawing import Limits
 from unimmad.evaluation.expert_map import save_class_overlap, save_expert_map
 from unimmad.evaluation.expert_usage import ClassUsage, rows_by_modality
-from unimmad.evaluation.figures import SamplePicture, save_class_figure, save_overview
+from unimmad.evaluation.figures import SamplePicture, save_overview
 from unimmad.evaluation.file_names import file_name
 from unimmad.evaluation.html_page import Picture, Section, Table, save_page
 from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.report import Report
 from unimmad.evaluation.scored_class import ScoredClass
-from unimmad.evaluation.selection import Reason
 from unimmad.evaluation.specialisation import (
     Specialisation,
     datasets_csv,
@@ -38,7 +37,7 @@ from unimmad.evaluation.specialisation import (
     overlap_csv,
     specialisation,
 )
-from unimmad.files import write_text_aside
+from unimmad.files import write_aside, write_text_aside
 
 PAGE = "report.html"
 OVERVIEW = "overview.png"
@@ -48,7 +47,7 @@ EXPERTS = "experts"
 
 
 class Pictures:
-    """Writes each class's pictures when the class is done; only what the last pictures need is kept."""
+    """Writes each class's pictures as they come; only what the last pictures need is kept."""
 
     def __init__(self, folder: Path, kernel_sizes: Sequence[int]) -> None:
         """``kernel_sizes``: those of the model's branches, in its order."""
@@ -58,20 +57,19 @@ class Pictures:
         self._in_overview: list[tuple[SamplePicture, Limits]] = []
         self._usages: list[ClassUsage] = []
 
-    def add(self, scored: ScoredClass) -> None:
+    def add(self, scored: ScoredClass, drawn: DrawnClass) -> None:
         """Write one class's heat maps and curves.
 
         Raises:
             ValueError: the folder cannot be written to.
         """
-        result = scored.result
         self._usages.append(scored.usage)
-        written = self._of_class.setdefault((result.dataset, result.class_name), [])
-        written.append(self._save_curves(scored))
-        if scored.pictures:
-            written.append(self._save_heat_maps(scored))
-            limits = heat_limits([picture.map_HW for picture in scored.pictures])
-            self._in_overview.append((_typical(scored.pictures), limits))
+        file = f"{file_name(*scored.names)}.png"
+        written = self._of_class.setdefault(scored.names, [])
+        written.append(self._save(CURVES, file, drawn.curves, _CURVES_CAPTION))
+        if drawn.heat_maps is not None and drawn.typical is not None:
+            written.append(self._save(HEAT_MAPS, file, drawn.heat_maps, _HEAT_MAPS_CAPTION))
+            self._in_overview.append((drawn.typical, drawn.limits))
 
     def finish(self, report: Report, tables: Sequence[Path], comparison: Comparison | None = None) -> Path:
         """Write what shows all classes, then the page; returns the page.
@@ -104,21 +102,10 @@ class Pictures:
     def overview(self) -> Path | None:
         return self._folder / OVERVIEW if self._in_overview else None
 
-    def _save_curves(self, scored: ScoredClass) -> Picture:
-        path = self._folder / CURVES / f"{file_name(*scored.names)}.png"
-        save_curve_figure(
-            scored.class_name, scored.image_scores, scored.labels, scored.curves, scored.result.metrics, path
-        )
-        caption = "Each label's share of scores in each bin, ROC and PRO curves; dashed: the threshold of F1max."
+    def _save(self, folder: str, file: str, content: bytes, caption: str) -> Picture:
+        path = self._folder / folder / file
+        write_aside(path, lambda temporary: temporary.write_bytes(content))
         return Picture(path, caption)
-
-    def _save_heat_maps(self, scored: ScoredClass) -> Picture:
-        path = self._folder / HEAT_MAPS / f"{file_name(*scored.names)}.png"
-        threshold = None if scored.curves is None else scored.curves.threshold
-        save_class_figure(scored.pictures, path, threshold)
-        return Picture(
-            path, "Failures first: highest-scoring normals, lowest-scoring anomalies, then ordinary samples."
-        )
 
     def _experts(self) -> Section:
         levels = self._usages[0].counts_MGL.shape[1] // len(self._kernel_sizes)
@@ -142,6 +129,8 @@ class Pictures:
         )
 
 
+_CURVES_CAPTION = "Each label's share of scores in each bin, ROC and PRO curves; dashed: the threshold of F1max."
+_HEAT_MAPS_CAPTION = "Failures first: highest-scoring normals, lowest-scoring anomalies, then ordinary samples."
 _EXPLANATION = (
     "Each token (one modality of one sample, at one level) is routed to a few leaders of each branch. A disc's area is "
     "the share of a row's tokens that go to that leader; discs of neighbours touch where all tokens do. Leaders of "
@@ -180,11 +169,3 @@ def _comparison_section(comparison: Comparison) -> Section:
     )
     table = Table(f"This report minus {comparison.other}.", ("class", *METRIC_KEYS), rows)
     return Section("Comparison", "Over the classes that both reports have.", tables=(table,), notes=comparison.notes)
-
-
-def _typical(pictures: Sequence[SamplePicture]) -> SamplePicture:
-    """An ordinary anomaly where there is one: failures would misrepresent the class."""
-    for picture in pictures:
-        if picture.note == Reason.ORDINARY_ANOMALY:
-            return picture
-    return next((picture for picture in pictures if picture.defect != "good"), pictures[0])

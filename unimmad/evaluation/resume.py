@@ -29,7 +29,7 @@ class PartialResults:
         self.fingerprint = fingerprint
 
     def load(self) -> dict[str, ScoredClass]:
-        """Classes finished by the same evaluation, by ``DATASET/CLASS``, without pictures; others are passed over."""
+        """Classes finished by the same evaluation, by ``DATASET/CLASS``; others are passed over."""
         contents = (_read(path) for path in sorted(self.folder.glob("*.json")))
         own = (_scored(content) for content in contents if content.get("fingerprint") == self.fingerprint)
         return {scored.class_name: scored for scored in own if scored is not None}

@@ -1,19 +1,17 @@
-"""The run over a split: batches in, maps and scores out, metrics class by class, a few pictures.
+"""The run over a split: batches in, maps and scores out, metrics class by class.
 
 Three things go on at once: loader processes decode ahead, this thread runs the model, and one more thread collects
 the metrics (NumPy and torch give way to other threads while they sort and copy). So the slowest of them decides.
 
 Several ranks share the work out. Batches are the same as with one rank; they are scored in rounds, one a rank in turn.
-All batches of a class go to one rank, in index order, which collects them, computes the metrics and makes the pictures;
-the classes' ranks are taken in turn. What comes of it goes to rank 0. So nothing depends on the number of ranks, to
-the last bit, and a rank holds the pixels of its own classes only.
+All batches of a class go to one rank, in index order, which collects them and computes the metrics; the classes' ranks
+are taken in turn. What comes of it goes to rank 0. So nothing depends on the number of ranks, to the last bit, and a
+rank holds the pixels of its own classes only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,13 +24,11 @@ from unimmad.data.shard_set import ShardSet
 from unimmad.data.skipping import OnError, SkipLog
 from unimmad.data.stream import evaluation_rounds
 from unimmad.evaluation.collecting import ClassScores, MetricsThread
-from unimmad.evaluation.exchange import Exchange, Finished, InOrder, share_finished
+from unimmad.evaluation.exchange import Exchange, InOrder
 from unimmad.evaluation.own_classes import OwnClasses, last_rounds
 from unimmad.evaluation.ranks import ALONE, Ranks
-from unimmad.evaluation.sample_picture import sample_picture
 from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.scoring import MaskRule, Precision, score_on_device
-from unimmad.evaluation.selection import failures_first
 from unimmad.model.unimmad import UniMMAD
 
 T = TypeVar("T")
@@ -59,7 +55,7 @@ def evaluate_classes(
 
     Args:
         workers: loader processes of this rank.
-        finished: classes scored before, by ``DATASET/CLASS``: only their pictures are made anew. Rank 0's count.
+        finished: classes scored before, by ``DATASET/CLASS``, which are given as they are. Rank 0's count.
         spill_to: see ``MetricAccumulator``.
         on_error: ``skip`` leaves corrupt samples out; a class that loses all of them gives no result.
         skip_log: counts what this rank left out.
@@ -72,9 +68,9 @@ def evaluate_classes(
     _check_slots(model, shards)
     model.eval()
     refs_of = shards.classes(split)
-    collector_of = {name: place % ranks.size for place, name in enumerate(refs_of)}
-    finished_names, own_finished = share_finished(ranks, collector_of, finished or {})
+    finished_names = ranks.from_main(list(finished or {}))
     todo = {name: len(refs) for name, refs in refs_of.items() if name not in finished_names}
+    collector_of = {name: place % ranks.size for place, name in enumerate(todo)}
     last_round_of = last_rounds(todo, settings.batch_size, ranks.size)
     rounds = evaluation_rounds(
         shards,
@@ -89,50 +85,32 @@ def evaluate_classes(
         on_error=on_error,
         skip_log=skip_log,
     )
-    draw = partial(
-        sample_picture,
-        model,
-        shards,
-        settings=settings,
-        device=device,
-        precision=precision,
-        mask_resize=mask_resize,
-    )
 
     def new_scores(class_name: str) -> ClassScores:
         field = shards.datasets[class_name.partition("/")[0]].field
         return ClassScores(class_name, field, model.architecture.leaders, spill_to)
 
-    def with_pictures(scored: ScoredClass) -> ScoredClass:
-        by_key = {ref.entry.key: ref for ref in refs_of[scored.class_name]}
-        chosen = failures_first(scored.image_scores, scored.labels, scored.defects, settings.pictures_per_class)
-        pictures = (replace(draw(by_key[scored.keys[choice.index]]), note=choice.note) for choice in chosen)
-        return replace(scored, pictures=tuple(pictures))
-
-    def completed(wait: bool = False) -> Iterator[Finished]:
-        for name, scored in own.complete(wait):
-            yield name, None if scored is None else with_pictures(scored)
-
     label = f"evaluate {split}, {precision} on {device.type}"
     bar = tqdm(total=sum(todo.values()), desc=label, unit="image", disable=None if progress else True)
     in_order = InOrder(refs_of)
+    yield from in_order.take((finished or {}).items())
     with bar, MetricsThread() as metrics:
         own_names = [name for name, collector in collector_of.items() if collector == ranks.rank]
-        own = OwnClasses(own_names, own_finished, metrics, new_scores)
+        own = OwnClasses(own_names, metrics, new_scores)
         exchange = Exchange(ranks, collector_of, own)
         scored_rounds = (
             None if batch is None else (batch, score_on_device(model, batch, settings, device, precision))
             for batch in rounds
         )
         for number, scored_batch in enumerate(_one_ahead(scored_rounds)):
-            finished_now = exchange(completed(), scored_batch)
+            finished_now = exchange(own.complete(), scored_batch)
             bar.update(exchange.samples)
             for name in own_names:
-                if last_round_of.get(name) == number:
+                if last_round_of[name] == number:
                     own.finish(name)
             yield from in_order.take(finished_now)
         while exchange.left_anywhere:
-            yield from in_order.take(exchange(completed(wait=True)))
+            yield from in_order.take(exchange(own.complete(wait=True)))
 
 
 def _one_ahead(items: Iterable[T]) -> Iterator[T]:

@@ -1,8 +1,5 @@
 """One sample, scored again to be drawn.
 
-Maps are not kept while a class is scored: which samples are worth a picture is known only once all of them have their
-score, and a few more forward passes cost less than the memory of all maps.
-
 Letters: H x W pixels.
 """
 

@@ -13,18 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimmad.evaluation.expert_usage import ClassUsage, read_usage, usage_entry
-from unimmad.evaluation.figures import SamplePicture
 from unimmad.evaluation.pixel_curves import PixelCurves, curves_entry, read_curves
 from unimmad.evaluation.report import ClassResult, class_entry, read_class
 
 
 @dataclass(frozen=True)
 class ScoredClass:
-    """One class's result, what its curves and the expert map are drawn from, and the samples chosen for pictures."""
+    """One class's result, and what its curves and the expert map are drawn from."""
 
     result: ClassResult
-    pictures: tuple[SamplePicture, ...]
-    """Failures first."""
     image_scores: NDArray[np.float64]
     """[I], in index order."""
     labels: NDArray[np.bool_]
@@ -49,7 +46,7 @@ class ScoredClass:
 
 
 def scored_entry(scored: ScoredClass) -> dict[str, Any]:
-    """The class in JSON's types, exactly; without its pictures."""
+    """The class in JSON's types, exactly."""
     return {
         "class": class_entry(scored.result),
         "image_scores": scored.image_scores.tolist(),
@@ -65,7 +62,6 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
     """What :func:`scored_entry` gave; KeyError, TypeError or ValueError where it is of another form."""
     return ScoredClass(
         result=read_class(content["class"]),
-        pictures=(),
         image_scores=np.array(content["image_scores"], dtype=np.float64),
         labels=np.array(content["labels"], dtype=bool),
         keys=tuple(content["keys"]),

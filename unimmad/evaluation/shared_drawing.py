@@ -1,0 +1,69 @@
+"""The pictures of all classes, drawn by all ranks: each takes classes in turn.
+
+Maps are not kept while a class is scored: which samples are worth a picture is known only once all of them have their
+score, and a few more forward passes cost less than the memory of all maps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from tqdm import tqdm
+
+from unimmad.data.shard_set import SampleRef
+from unimmad.evaluation.class_pictures import DrawnClass, draw_class
+from unimmad.evaluation.figures import SamplePicture
+from unimmad.evaluation.letters import class_letter, drawn_letter, read_class_letter, read_drawn
+from unimmad.evaluation.ranks import Letter, Ranks
+from unimmad.evaluation.scored_class import ScoredClass
+from unimmad.evaluation.selection import failures_first
+
+
+def chosen_samples(
+    scored: ScoredClass, refs: Sequence[SampleRef], count: int, picture_of: Callable[[SampleRef], SamplePicture]
+) -> list[SamplePicture]:
+    """The samples of a class that are shown, failures first.
+
+    Args:
+        scored: the class.
+        refs: its samples, and perhaps some that could not be read.
+        count: how many, at most.
+        picture_of: scores a sample once more.
+    """
+    by_key = {ref.entry.key: ref for ref in refs}
+    chosen = failures_first(scored.image_scores, scored.labels, scored.defects, count)
+    return [replace(picture_of(by_key[scored.keys[choice.index]]), note=choice.note) for choice in chosen]
+
+
+def draw_classes(
+    classes: Sequence[ScoredClass],
+    samples_of: Callable[[ScoredClass], Sequence[SamplePicture]],
+    ranks: Ranks,
+    progress: bool,
+) -> Iterator[DrawnClass]:
+    """On rank 0 the pictures of its ``classes``, in order; elsewhere nothing, but all must iterate.
+
+    Args:
+        classes: rank 0's count.
+        samples_of: the samples to show of a class.
+        ranks: those that share the work.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: a sample can't be read, or another rank had to stop.
+    """
+    others = [(place, scored) for place, scored in enumerate(classes) if place % ranks.size and ranks.is_main]
+    letters = [Letter(place % ranks.size, class_letter(scored.class_name, scored)) for place, scored in others]
+    totals, inbox = ranks.exchange(len(classes), letters)
+    received = [read_class_letter(content)[1] for content in inbox[0]]
+    own = deque(classes[:: ranks.size] if ranks.is_main else [scored for scored in received if scored is not None])
+    with tqdm(total=totals[0], desc="draw", unit="class", disable=None if progress else True) as bar:
+        for _ in range(-(-totals[0] // ranks.size)):
+            drawn = [draw_class(scored, samples_of(scored)) for scored in (own.popleft(),)] if own else []
+            _, inbox = ranks.exchange(None, [] if ranks.is_main else [Letter(0, drawn_letter(one)) for one in drawn])
+            if ranks.is_main:
+                drawn += [read_drawn(content) for contents in inbox for content in contents]
+                bar.update(len(drawn))
+                yield from drawn
