@@ -1,8 +1,8 @@
 """UniMMAD: one anomaly-detection model for many classes and many imaging modalities.
 
 Folders in the order of the data's way: ``data`` (sets on disk, shards, stream), ``model`` (plain torch),
-``parallel`` (where experts live: DeepSpeed MoE), ``training``, ``checkpoint``, ``evaluation``, ``prediction`` (one's
-own images: ``unimmad.Detector``), ``export``.
+``ranks`` (what processes tell each other), ``parallel`` (where experts live: DeepSpeed MoE), ``training``,
+``checkpoint``, ``evaluation``, ``prediction`` (one's own images: ``unimmad.Detector``), ``export``.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def main() -> int:
     """Parse, join the other ranks, train, leave; a signal lets the step end, saves and stops."""
     _leave_package_folder_off_the_path()
-    from unimmad.parallel.rank_errors import exit_status, tell
+    from unimmad.ranks.errors import exit_status, tell
     from unimmad.training.stop_request import TerminalStop
 
     stop = TerminalStop().listen()

@@ -12,8 +12,8 @@ from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.config import load_recipe
 from unimmad.launching.failure_notes import first_failure, note_failures
 from unimmad.launching.run_record import RunRecord
-from unimmad.parallel.rank_errors import Problem, SharedError
 from unimmad.parallel.world import World
+from unimmad.ranks.errors import Problem, SharedError
 from unimmad.training.arguments import TrainArguments, parse_arguments
 
 ALONE = World(0, 1, 0, torch.device("cpu"))

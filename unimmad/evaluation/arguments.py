@@ -9,8 +9,8 @@ from pathlib import Path
 from unimmad.checkpoint.folder import STATE_NAME, find_checkpoint, newest_run
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.data.location import DataFolder, parse_data_folder, recorded_data_folder
-from unimmad.evaluation.ranks import ALONE, Ranks
 from unimmad.evaluation.thresholds import DEFAULT_FALSE_ALARM_RATE
+from unimmad.ranks.exchange import ALONE, Ranks
 
 RUNS = Path("runs")
 TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"

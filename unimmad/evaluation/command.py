@@ -29,13 +29,13 @@ from unimmad.evaluation.comparison import (
 )
 from unimmad.evaluation.each_modality import evaluate_each_modality, screen_modalities
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
-from unimmad.evaluation.ranks import LostRankError, Ranks, join_ranks, leave_ranks
 from unimmad.evaluation.report import Report
 from unimmad.evaluation.scoring import named_device
 from unimmad.evaluation.screen import screen_table
 from unimmad.evaluation.thresholds import save_thresholds
-from unimmad.parallel.rank_errors import exit_status, tell
 from unimmad.prediction.calibrate import calibrate, describe
+from unimmad.ranks.errors import exit_status, tell
+from unimmad.ranks.exchange import LostRankError, Ranks, join_ranks, leave_ranks
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -27,7 +27,6 @@ from unimmad.evaluation.header import report_header
 from unimmad.evaluation.modalities import keep_modalities
 from unimmad.evaluation.pictures import Pictures
 from unimmad.evaluation.published import published_rows
-from unimmad.evaluation.ranks import ALONE, Ranks
 from unimmad.evaluation.report import Report
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
@@ -37,6 +36,7 @@ from unimmad.evaluation.scoring import MaskRule, Precision, chosen_precision, sc
 from unimmad.evaluation.shared_drawing import chosen_samples, draw_classes
 from unimmad.evaluation.tables import write_image_scores, write_tables
 from unimmad.model.convolution import transforms_are_used
+from unimmad.ranks.exchange import ALONE, Ranks
 
 NOT_IN_NUMBERS = frozenset({"batch_size", "pictures_per_class", "leader_cache_mib"})
 """Evaluation settings that change no number."""

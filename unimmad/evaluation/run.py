@@ -26,10 +26,10 @@ from unimmad.data.stream import evaluation_rounds
 from unimmad.evaluation.collecting import ClassScores, MetricsThread
 from unimmad.evaluation.exchange import Exchange, InOrder
 from unimmad.evaluation.own_classes import OwnClasses, last_rounds
-from unimmad.evaluation.ranks import ALONE, Ranks
 from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.scoring import MaskRule, Precision, score_on_device
 from unimmad.model.unimmad import UniMMAD
+from unimmad.ranks.exchange import ALONE, Ranks
 
 T = TypeVar("T")
 

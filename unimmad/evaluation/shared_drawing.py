@@ -16,9 +16,9 @@ from unimmad.data.shard_set import SampleRef
 from unimmad.evaluation.class_pictures import DrawnClass, draw_class
 from unimmad.evaluation.figures import SamplePicture
 from unimmad.evaluation.letters import class_letter, drawn_letter, read_class_letter, read_drawn
-from unimmad.evaluation.ranks import Letter, Ranks
 from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.selection import failures_first
+from unimmad.ranks.exchange import Letter, Ranks
 
 
 def chosen_samples(

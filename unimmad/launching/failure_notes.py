@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from unimmad.files import write_text_aside
-from unimmad.parallel.rank_errors import problems_to_tell
+from unimmad.ranks.errors import problems_to_tell
 
 _SUFFIX = ".failure.json"
 

@@ -117,7 +117,7 @@ class TrainingJob:
     def _fail(self, place: Place, error: BaseException) -> NoReturn:
         """Tell, and leave without clean-up: other ranks may wait for this one, and SLURM ends them."""
         from unimmad.launching.failure_notes import note_failures
-        from unimmad.parallel.rank_errors import exit_status, tell
+        from unimmad.ranks.errors import exit_status, tell
 
         tell(error, place.rank, place.size)
         note_failures(self.jobs_folder, self.key, place.restarts, place.rank, error)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from unimmad.files import write_text_aside
-from unimmad.parallel.rank_errors import SharedError
 from unimmad.parallel.world import World
+from unimmad.ranks.errors import SharedError
 
 PATIENCE_S = 30.0
 """How long a network file system may take to show what another node wrote."""

@@ -8,19 +8,16 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from unimmad.parallel.private_deepspeed import without_shared_memory_collectives
-from unimmad.parallel.rank_errors import Problem, SharedError
+from unimmad.ranks.errors import Problem, SharedError
+from unimmad.ranks.processes import TIMEOUT, ranks_here, share_cores
 
 T = TypeVar("T")
-
-TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for the slowest rank; rank 0 may download weights or draw pictures meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -158,18 +155,6 @@ def _init_deepspeed(backend: str) -> None:
 
     without_shared_memory_collectives()
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
-
-
-def ranks_here(size: int) -> int:
-    """How many of ``size`` ranks this machine has: torchrun and slurm/launch.py say the first, DeepSpeed's launcher the
-    second."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
-
-
-def share_cores(ranks: int) -> None:
-    """Divide the cores among the ranks of this machine; launchers leave each rank all of them, and they then fight."""
-    if "OMP_NUM_THREADS" not in os.environ or ranks > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def _free_port() -> int:

@@ -14,11 +14,11 @@ from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import SampleRef, ShardSet
 from unimmad.data.skipping import OnError, SkipLog
 from unimmad.data.stream import evaluation_rounds
-from unimmad.evaluation.ranks import ALONE, Ranks
 from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import Precision
 from unimmad.evaluation.thresholds import Thresholds, check_rate, images_needed, make_thresholds
 from unimmad.prediction.engines import ModelEngine
+from unimmad.ranks.exchange import ALONE, Ranks
 
 MAKE_SHARDS = "python tools/make_shards.py SOURCE --target DIR --calibration-share 0.2"
 MOST_NAMES = 3

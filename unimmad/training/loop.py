@@ -18,9 +18,9 @@ from unimmad.data.shard_set import SampleRef, ShardSet
 from unimmad.data.skipping import SkipLog, summary
 from unimmad.data.stream import training_batches
 from unimmad.evaluation.evaluate import evaluate_checkpoint
-from unimmad.evaluation.ranks import Ranks
 from unimmad.parallel.engine import Engine
-from unimmad.parallel.rank_errors import SharedError
+from unimmad.ranks.errors import SharedError
+from unimmad.ranks.exchange import Ranks
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step

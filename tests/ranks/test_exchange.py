@@ -6,8 +6,8 @@ import pytest
 import torch
 from parallel.ranks import run_on_ranks
 
-from unimmad.evaluation.ranks import ALONE, Letter, Ranks
-from unimmad.parallel.rank_errors import SharedError
+from unimmad.ranks.errors import SharedError
+from unimmad.ranks.exchange import ALONE, Letter, Ranks
 
 SIZE = 3
 

@@ -7,8 +7,8 @@ import torch
 from parallel.ranks import run_on_ranks
 
 from unimmad.files import host_name
-from unimmad.parallel.rank_errors import Problem, SharedError, exit_status, tell
 from unimmad.parallel.world import World
+from unimmad.ranks.errors import Problem, SharedError, exit_status, tell
 
 PLACES = [Problem(1, "n1", "no data", ""), Problem(8, "n2", "no cache", ""), Problem(9, "n2", "no cache", "")]
 

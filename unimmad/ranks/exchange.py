@@ -1,4 +1,4 @@
-"""Evaluation by several processes: what they tell each other, and how a problem of one ends them all.
+"""What several processes that evaluate tell each other, and how a problem of one ends them all.
 
 They talk over gloo, from host to host, whatever they compute on. Every exchange begins with a notice of each rank to
 all; a rank in trouble sends its reason instead of what the others expect, and all of them stop with it.
@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from unimmad.parallel.rank_errors import Problem, SharedError
-from unimmad.parallel.world import TIMEOUT, ranks_here, share_cores
+from unimmad.ranks.errors import Problem, SharedError
+from unimmad.ranks.processes import TIMEOUT, ranks_here, share_cores
 
 T = TypeVar("T")
 RANKS_NAMED = 3
