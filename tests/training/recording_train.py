@@ -1,7 +1,7 @@
 """The training command, which writes down what each rank draws. Started by tests.
 
 Rank r appends a line ``[step, [[DATASET/KEY, [SLOT, ...]], ...]]`` to RECORD_FOLDER/r.jsonl as it takes each batch.
-With HOLD_AT_STEP=n it stays before step n until it is killed.
+With HOLD_AT_STEP=n it stays before step n until it is killed, and says so by r.held.
 """
 
 import json
@@ -23,6 +23,7 @@ def recorded_batches(*arguments, **options):
     with record.open("a", buffering=1) as lines:
         for step, batch in training_batches(*arguments, **options):
             while step == hold:
+                record.with_suffix(".held").touch()
                 time.sleep(1)
             drawn = [[f"{sample.dataset}/{sample.key}", list(sample.slots)] for sample in batch.samples]
             lines.write(json.dumps([step, drawn]) + "\n")

@@ -132,7 +132,7 @@ def test_launchers_of_two_ranks_continue_as_if_undisturbed(launcher, parity_shar
 def test_the_second_leaves_at_once(parity_shards, tmp_path, monkeypatch):
     monkeypatch.setenv("HOLD_AT_STEP", "2")
     launch = Launch("python", 1, tmp_path, parity_shards)
-    launch.until_batch(2)
+    launch.until((tmp_path / "0.held").is_file)
     launch.control_c()
     launch.until(lambda: "saves and stops" in launch.said())
     time.sleep(1)
