@@ -23,7 +23,7 @@ OF_THE_LANGUAGE = {
     "__future__",
     "__dataclass_fields__",
 }
-OWN = {"self", "cls", "other"}
+OWN = {"self", "cls", "other", "super()"}
 DOCUMENTED = {"os._exit"}
 
 
@@ -36,7 +36,7 @@ def uses(source: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             used = ast.unparse(node)
-            if not (isinstance(node.value, ast.Name) and node.value.id in OWN) and used not in DOCUMENTED:
+            if ast.unparse(node.value) not in OWN and used not in DOCUMENTED:
                 yield f"line {node.lineno}: {used}"
         elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("unimmad"):
             for name in [*(node.module or "").split("."), *(alias.name for alias in node.names)]:

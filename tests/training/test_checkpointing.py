@@ -14,6 +14,7 @@ from torch import nn
 from unimmad.checkpoint.pieces import INDEX_NAME, Piece, build_index, write_pieces
 from unimmad.parallel import engine as engine_module
 from unimmad.parallel.engine import Engine
+from unimmad.parallel.gradient_norm import GradientNorm
 from unimmad.parallel.private_deepspeed import Fragment
 from unimmad.parallel.world import World
 from unimmad.training.checkpointing import restore_optimizer
@@ -50,7 +51,8 @@ def engine_on(device: str, **of_adam: Any) -> Engine:
 
 def engine_of(model: nn.Module, optimizer: torch.optim.Optimizer, zero: bool) -> Engine:
     deepspeed = SimpleNamespace(optimizer=optimizer, zero_optimization=lambda: zero)
-    return Engine(deepspeed, cast(Any, model), World(0, 1, 0, torch.device("cpu")), ep_size=1)
+    world = World(0, 1, 0, torch.device("cpu"))
+    return Engine(deepspeed, cast(Any, model), world, 1, GradientNorm(optimizer, world, 1, int(zero), clipped=False))
 
 
 def partitioned_engine_on(device: str, monkeypatch: pytest.MonkeyPatch) -> Engine:
