@@ -46,6 +46,11 @@ def environment() -> dict[str, str]:
     return ours
 
 
+def hear_interrupts() -> None:
+    """For a new process: a shell without job control has what it starts in the background, these tests, ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(
     words: list[str], folder: Path, seconds: float = SECONDS, threads: int | None = None
 ) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from crashes import newest_step, whole_checkpoints
-from launches import CONFIGS, SECONDS, TRAIN, command, environment, weights
+from launches import CONFIGS, SECONDS, TRAIN, command, environment, hear_interrupts, weights
 
 RECORDING_TRAIN = Path(__file__).with_name("recording_train.py")
 STEPS = 12
@@ -34,6 +34,7 @@ class Launch:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=hear_interrupts,
             )
 
     @property

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from launches import hear_interrupts
 
 from unimmad.training.stop_poll import StopPoll
 from unimmad.training.stop_request import KILLED_AFTER_S, SLURM_SIGNALS, StopRequest
@@ -58,7 +59,11 @@ def waiting(*lines: str) -> subprocess.Popen[str]:
         "import threading; lock = ctypes.CDLL(None); [lock.poll(None, 0, 60000) for _ in range(99)]",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-c", "\n".join(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", "\n".join(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
     )
     assert process.stdout.readline() == "listening\n"
     return process
