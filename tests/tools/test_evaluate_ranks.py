@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hand_made import hand_made_checkpoint, hand_made_shards
-from launches import EVALUATE, command, contents, evaluate, run, threads_of
+from launches import EVALUATE, ROOT, command, contents, evaluate, run, threads_of
 
 from unimmad.config import load_recipe
 from unimmad.data.index import load_index
@@ -127,7 +127,7 @@ def test_killed_it_goes_on_behind_the_last_finished_class(trained, tmp_path):
     words = ["--output-dir", "two", "--workers", "0"]
     done = run([*command("torchrun", 2, DYING), *words], folder, seconds=120)
     assert done.returncode != 0
-    assert "Traceback" not in done.stderr.partition("torch.distributed")[0]
+    assert str(ROOT / "unimmad") not in done.stderr, "no traceback but torchrun's own"
     assert len(list((folder / "two" / ".partial").glob("*.json"))) == 2
     said = evaluate(folder, *words, launcher="torchrun", ranks=2)
     assert "2 of 4 classes were finished by an interrupted evaluation: solids/cookie, solids/rope" in said

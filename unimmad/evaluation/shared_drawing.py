@@ -42,8 +42,8 @@ def draw_classes(
     samples_of: Callable[[ScoredClass], Sequence[SamplePicture]],
     ranks: Ranks,
     progress: bool,
-) -> Iterator[DrawnClass]:
-    """On rank 0 the pictures of its ``classes``, in order; elsewhere nothing, but all must iterate.
+) -> Iterator[tuple[ScoredClass, DrawnClass]]:
+    """On rank 0 its ``classes`` in order, with their pictures; elsewhere nothing, but all must iterate.
 
     Args:
         classes: rank 0's count.
@@ -60,10 +60,10 @@ def draw_classes(
     received = [read_class_letter(content)[1] for content in inbox[0]]
     own = deque(classes[:: ranks.size] if ranks.is_main else [scored for scored in received if scored is not None])
     with tqdm(total=totals[0], desc="draw", unit="class", disable=None if progress else True) as bar:
-        for _ in range(-(-totals[0] // ranks.size)):
+        for first in range(0, totals[0], ranks.size):
             drawn = [draw_class(scored, samples_of(scored)) for scored in (own.popleft(),)] if own else []
             _, inbox = ranks.exchange(None, [] if ranks.is_main else [Letter(0, drawn_letter(one)) for one in drawn])
             if ranks.is_main:
                 drawn += [read_drawn(content) for contents in inbox for content in contents]
                 bar.update(len(drawn))
-                yield from drawn
+                yield from zip(classes[first:], drawn, strict=False)
