@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from unimmad.data.limits import check_decoded, check_encoded, check_npy, check_tiff
+from unimmad.data.structure import check_png_or_jpeg, check_tiff_directories, check_tiff_parts
 
 PILLOW_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -24,6 +25,8 @@ JPEG_MASK_THRESHOLD = 128
 
 _TIFFFILE_COMPRESSIONS = frozenset({"NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE"})
 """Pillow, which unpacks into buffers of known size, reads all others."""
+_NO_VENDOR = {"is_lsm": False, "is_ndpi": False, "is_scanimage": False}
+"""Formats whose pages tifffile looks for when it opens a file."""
 _PILLOW_VALUE_BYTES = 4
 """No Pillow mode needs more a value."""
 
@@ -68,6 +71,7 @@ def decode_image(data: bytes, suffix: str, where: str) -> np.ndarray:
 
 def _decode(data: bytes, suffix: str) -> np.ndarray:
     if suffix in PILLOW_SUFFIXES:
+        check_png_or_jpeg(data)
         return _decode_pillow(data, ("PNG", "JPEG"))
     if suffix == ".npy":
         check_npy(data)
@@ -91,20 +95,27 @@ def _decode_pillow(data: bytes, formats: tuple[str, ...]) -> np.ndarray:
 
 
 def _decode_tiff(data: bytes) -> np.ndarray:
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        series = tiff.series[0]
-        palette = int(series.keyframe.photometric) == int(tifffile.PHOTOMETRIC.PALETTE)
-        if palette or series.keyframe.compression.name not in _TIFFFILE_COMPRESSIONS:
+    check_tiff_directories(data)
+    # Neither series nor vendors' formats: tifffile builds what their descriptions announce.
+    with tifffile.TiffFile(io.BytesIO(data), **_NO_VENDOR) as tiff:
+        first = tiff.pages.first
+        pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.hash == first.hash]
+        check_tiff_parts(first, len(pages), data)
+        palette = int(first.photometric) == int(tifffile.PHOTOMETRIC.PALETTE)
+        if palette or first.compression not in _TIFFFILE_COMPRESSIONS:
             return _decode_pillow(data, ("TIFF",))
-        check_tiff(series, data)
+        check_tiff(pages, data)
+        if '"truncated": true' in first.description:
+            raise ValueError("its planes have no directories of their own; save them as pages")
         try:
-            array = series.asarray()
+            planes = [page.asarray() for page in pages]
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
             return _decode_pillow(data, ("TIFF",))  # knows LZW and JPEG compression without a further package
-        planes_first = array.ndim == 3 and array.shape[2] > MAX_CHANNELS and array.shape[0] <= MAX_CHANNELS
-        return np.moveaxis(array, 0, 2) if planes_first else array
+    if len(planes) > 1:
+        return np.stack(planes, axis=-1)
+    return planes[0] if first.axes in ("YX", "YXS") else np.moveaxis(planes[0], 0, -1)
 
 
 def decode_mask_pixels(data: bytes, suffix: str, where: str) -> np.ndarray:

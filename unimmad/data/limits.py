@@ -59,18 +59,20 @@ def check_npy(data: bytes) -> None:
         raise ValueError("it ends before its last value")
 
 
-def check_tiff(series: tifffile.TiffPageSeries, data: bytes) -> None:
-    """Check a TIFF series' announced size, and what its deflated parts unpack to.
+def check_tiff(pages: Sequence[tifffile.TiffPage], data: bytes) -> None:
+    """Check the announced size of a TIFF's picture, its planes' pages together, and what its deflated parts unpack to.
 
     Raises:
         ValueError: too large.
     """
-    page = series.keyframe
-    check_decoded(page.imagelength, page.imagewidth, math.prod(series.shape) * series.dtype.itemsize)
+    page = pages[0]
+    if page.dtype is None:
+        raise ValueError(f"its values have {page.bitspersample} bits")
+    check_decoded(page.imagelength, page.imagewidth, len(pages) * math.prod(page.shape) * page.dtype.itemsize)
+    check_decoded(page.tilelength, page.tilewidth, page.tilelength * page.tilewidth * page.dtype.itemsize)
     if page.compression in _DEFLATE:
-        for part in series.pages:
-            if part is not None:
-                _check_deflated(data, part.dataoffsets, part.databytecounts)
+        for part in pages:
+            _check_deflated(data, part.dataoffsets, part.databytecounts)
 
 
 def _check_deflated(data: bytes, offsets: Sequence[int], counts: Sequence[int]) -> None:
