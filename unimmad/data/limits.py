@@ -21,6 +21,8 @@ MAX_DECODED_BYTES = 2**30
 """An image as an array: 1 GiB."""
 
 _ZLIB_BLOCK = 2**20
+_DEFLATE_SLACK = 2
+"""Some writers fill up the last strip."""
 _DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
 
 
@@ -71,11 +73,13 @@ def check_tiff(pages: Sequence[tifffile.TiffPage], data: bytes) -> None:
     check_decoded(page.imagelength, page.imagewidth, len(pages) * math.prod(page.shape) * page.dtype.itemsize)
     check_decoded(page.tilelength, page.tilewidth, page.tilelength * page.tilewidth * page.dtype.itemsize)
     if page.compression in _DEFLATE:
-        for part in pages:
-            _check_deflated(data, part.dataoffsets, part.databytecounts)
+        offsets = [offset for part in pages for offset in part.dataoffsets]
+        counts = [count for part in pages for count in part.databytecounts]
+        announced = math.prod(page.chunks) * page.dtype.itemsize * len(offsets)
+        _check_deflated(data, offsets, counts, _DEFLATE_SLACK * announced + _ZLIB_BLOCK)
 
 
-def _check_deflated(data: bytes, offsets: Sequence[int], counts: Sequence[int]) -> None:
+def _check_deflated(data: bytes, offsets: Sequence[int], counts: Sequence[int], limit: int) -> None:
     """Unpack block by block, keeping nothing: tifffile would unpack each part whole, however long it gets."""
     total = 0
     for offset, count in zip(offsets, counts, strict=True):
@@ -83,5 +87,6 @@ def _check_deflated(data: bytes, offsets: Sequence[int], counts: Sequence[int]) 
         rest = data[offset : offset + count]
         while rest and not unpacker.eof:
             total += len(unpacker.decompress(rest, _ZLIB_BLOCK))
-            check_decoded(0, 0, total)
+            if total > limit:
+                raise ValueError(f"its strips or tiles unpack to more than the limit of {limit} bytes")
             rest = unpacker.unconsumed_tail

@@ -18,10 +18,11 @@ MAX_JPEG_SCANS = 32
 """A progressive JPEG of three channels has 10, of four 18."""
 MAX_JPEG_JUNK = 2**16
 """Segments before the first scan, and bytes that belong to none."""
-MAX_TIFF_DIRECTORIES = 64
+MAX_TIFF_DIRECTORIES = 2**13
+"""Writers that are not told which axis holds the channels make one of each row."""
 MAX_TIFF_TAGS = 4096
 """Of one directory; tifffile's own limit."""
-MAX_TIFF_TAG_BYTES = 2**23
+MAX_TIFF_TAG_BYTES = 2**22
 """Of all tags that hold numbers or text (raw bytes, such as colour profiles, apart)."""
 MAX_TIFF_PARTS = 2**18
 """Strips or tiles: 8192 x 8192 in tiles of 16 x 16."""
@@ -32,7 +33,8 @@ _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _SCAN, _END = 0xDA, 0xD9
 _FIRST_WITH_LENGTH = 0xC0
 _RAW_TIFF_TYPES = (1, 6, 7)
-_TIFF_TYPE_BYTES = dict(zip((1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 18), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 8, 8, 8), strict=True))
+_TIFF_TYPE_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)
+"""By type; 0 is none that is read."""
 
 
 def check_png_or_jpeg(data: bytes) -> None:
@@ -76,11 +78,11 @@ def check_tiff_directories(data: bytes) -> None:
     numbers = total = 0
     for directories, entries in enumerate(_tiff_directories(data), start=1):
         if directories > MAX_TIFF_DIRECTORIES:
-            raise ValueError(f"it has more than {MAX_TIFF_DIRECTORIES} directories; save the first picture alone")
+            raise ValueError(f"it has more than {MAX_TIFF_DIRECTORIES} directories; save one picture alone")
         if len(entries) > MAX_TIFF_TAGS:
             raise ValueError(f"it has {len(entries)} tags, more than the limit of {MAX_TIFF_TAGS}; save it anew")
         for kind, count in entries:
-            size = count * _TIFF_TYPE_BYTES.get(kind, 0)
+            size = count * (_TIFF_TYPE_BYTES[kind] if kind < len(_TIFF_TYPE_BYTES) else 0)
             total += size
             numbers += 0 if kind in _RAW_TIFF_TYPES else size
         if numbers > MAX_TIFF_TAG_BYTES or total > len(data):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unimmad.documents import read_limited
 from unimmad.evaluation.metrics import METRIC_KEYS, Metrics
 from unimmad.evaluation.report import Report, from_json
 from unimmad.evaluation.screen import Group, grouped_table
@@ -83,7 +84,7 @@ def read_report(path: Path) -> Report:
     """
     file = path / "report.json" if path.is_dir() else path
     try:
-        return from_json(file.read_text(encoding="utf-8"))
+        return from_json(read_limited(file).decode())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} can't be read as a report ({error}); name the report.json of another run") from None
     except ValueError as error:
