@@ -292,7 +292,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     free_form = key.startswith("data.dataset_weights.")
     if not isinstance(place, dict) or (key not in known and not free_form):
         raise ValueError(f"--set {override}: unknown key {key}{_nearest(key, known)}")
-    place[last] = parse_yaml(text, f"--set {shown(override)}")
+    try:
+        place[last] = parse_yaml(text, "it")
+    except ValueError:
+        raise ValueError(f"--set {override}: {shown(text)} is not a YAML value") from None
     if isinstance(place[last], str) and (number := _as_float(place[last])) is not None:
         place[last] = number
 

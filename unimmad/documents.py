@@ -54,7 +54,7 @@ def read_json(path: Path) -> Any:
         ValueError: as ``parse_json``, or it is longer than ``MAX_JSON_BYTES``.
         OSError: it cannot be read.
     """
-    return parse_json(read_limited(path), str(path))
+    return parse_json(read_limited(path, MAX_JSON_BYTES), str(path))
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
@@ -65,9 +65,9 @@ def parse_json(text: str | bytes, where: str) -> Any:
     """
     try:
         value = json.loads(text if isinstance(text, str) else text.decode())
-        level, depth = [value], 0
-        while level := [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]:
-            depth += 1
+        level, depth = _containers([value]), 0
+        while level:
+            level, depth = [inner for outer in level for inner in _containers(outer)], depth + 1
             if depth > MAX_DEPTH:
                 raise RecursionError
     except RecursionError:
@@ -77,8 +77,10 @@ def parse_json(text: str | bytes, where: str) -> Any:
     return value
 
 
-def _inside(outer: dict[str, Any] | list[Any]) -> list[Any]:
-    return list(outer.values()) if isinstance(outer, dict) else outer
+def _containers(outer: dict[str, Any] | list[Any]) -> list[dict[str, Any] | list[Any]]:
+    """Those right inside."""
+    inside = outer.values() if isinstance(outer, dict) else outer
+    return [inner for inner in inside if isinstance(inner, dict | list)]
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:

@@ -83,7 +83,7 @@ def _json_lines(path: Path, text: str) -> Iterator[Row]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        cells = parse_json(line, where)
+        cells = parse_json(line, f"{where}:")
         if not isinstance(cells, dict) or not all(isinstance(value, str | None) for value in cells.values()):
             raise ValueError(f"{where}: wanted one JSON object whose values are strings or null")
         yield _row(where, {name: value or "" for name, value in cells.items()})
