@@ -7,9 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
-
-from tests.data.hostile_images import (
+from hostile_images import (
     jpeg,
     jpeg_in_tiff,
     jpeg_of_scans,
@@ -23,6 +21,8 @@ from tests.data.hostile_images import (
     tiff_of_tile,
     tiff_with_shared_tags,
 )
+from PIL import Image
+
 from unimmad.data import structure
 from unimmad.data.decode import decode_image
 from unimmad.data.structure import (

@@ -51,10 +51,12 @@ def _read_masks(masks: Sequence[Path], reference: Path) -> bytes:
 def _size(path: Path) -> tuple[int, int]:
     """Height and width; of PNG and JPEG without decoding."""
     if path.suffix.lower() in PILLOW_SUFFIXES:
+        data = path.read_bytes()
         try:
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
+            check_png_or_jpeg(data)
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 return image.height, image.width
-        except OSError:
+        except (OSError, ValueError):
             raise ValueError(f"{path}: does not open as PNG or JPEG; replace or remove it") from None
     height, width = decode_image(path.read_bytes(), path.suffix.lower(), str(path)).shape[:2]
     return height, width
