@@ -5,6 +5,7 @@ This is for published sets whose sensors differ in resolution; the model resizes
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from unimmad.data.decode import PILLOW_SUFFIXES, decode_image, decode_mask_pixels
 from unimmad.data.layouts.encode import npy_bytes, png_bytes
 from unimmad.data.source import SourceFile
+from unimmad.data.structure import check_png_or_jpeg
 
 
 def aligned_image(path: Path, reference: Path) -> SourceFile:
