@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.comparison import OtherReport, compare, write_comparison
 from unimmad.evaluation.csv_text import csv_text, harmless
 from unimmad.evaluation.each_modality import EachModality, ModalityRow, _csv
@@ -18,6 +17,7 @@ from unimmad.evaluation.expert_usage import ClassUsage
 from unimmad.evaluation.latex import latex_escaped, latex_table
 from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.report import ClassResult, PublishedRow, Report, mean_of_members
+from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.specialisation import Specialisation, datasets_csv, leaders_csv, overlap_csv
 from unimmad.evaluation.tables import escaped, markdown_table, write_image_scores, write_tables
 
@@ -64,7 +64,7 @@ def test_no_csv_of_a_report_holds_a_formula(name: str, tmp_path: Path) -> None:
     write_tables(report_of(name), tmp_path)
     usage = ClassUsage(name, name, (name,), np.ones((1, 1, 1), dtype=np.int64), np.ones(1, dtype=np.int64))
     result, score, label = report_of(name).classes[0], np.array([-0.5]), np.array([True])
-    write_image_scores([ScoredClass(result, (), score, label, (name,), (name,), None, usage)], tmp_path)
+    write_image_scores([ScoredClass(result, score, label, (name,), (name,), None, usage)], tmp_path)
     write_comparison(compare(report_of(name), OtherReport(name, report_of(name, 0.6))), tmp_path)
     for file in ("report.csv", "image_scores.csv", "comparison.csv"):
         text = (tmp_path / file).read_bytes().decode()
