@@ -11,12 +11,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from unimmad.documents import MAX_YAML_BYTES, parse_yaml, read_limited, short, shown
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
 CHANNELS_PER_MODALITY = 3
+MAX_PROBLEMS = 10
+"""Of a recipe, said at once."""
 
 
 def _no_truth_value(value: object) -> object:
@@ -216,9 +219,9 @@ def load_recipe(name_or_file: str = DEFAULT_RECIPE, overrides: Sequence[str] = (
     """
     path = _recipe_path(name_or_file)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"recipe {path} can't be read as YAML: {error}") from None
+        values = parse_yaml(read_limited(path, MAX_YAML_BYTES), f"recipe {path}")
+    except OSError as error:
+        raise ValueError(f"recipe {path} can't be read: {error.strerror}") from None
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must be a mapping of sections such as model: and training:")
     values.setdefault("name", path.stem)
@@ -255,8 +258,10 @@ def parse_recipe(values: Mapping[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        messages = "; ".join(_explain(dict(problem)) for problem in error.errors())
-        raise ValueError(f"{origin}: {messages}") from None
+        problems = error.errors(include_url=False)
+        messages = [_explain(dict(problem)) for problem in problems[:MAX_PROBLEMS]]
+        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        raise ValueError(f"{origin}: {'; '.join(messages + more)}") from None
 
 
 def _recipe_path(name_or_file: str) -> Path:
@@ -288,9 +293,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not isinstance(place, dict) or (key not in known and not free_form):
         raise ValueError(f"--set {override}: unknown key {key}{_nearest(key, known)}")
     try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"--set {override}: {text!r} is not a YAML value") from None
+        place[last] = parse_yaml(text, "it")
+    except ValueError:
+        raise ValueError(f"--set {override}: {shown(text)} is not a YAML value") from None
     if isinstance(place[last], str) and (number := _as_float(place[last])) is not None:
         place[last] = number
 
@@ -316,12 +321,12 @@ def _sections() -> dict[str, type[BaseModel]]:
 
 
 def _explain(problem: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(short(str(part)) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key}{_nearest(key, _known_keys() + list(Recipe.model_fields))}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    shown = "" if isinstance(problem["input"], (dict, BaseModel)) else f", not {problem['input']!r}"
-    return f"{key}: {message}{shown}"
+    instead = "" if isinstance(problem["input"], (dict, BaseModel)) else f", not {shown(problem['input'])}"
+    return f"{key}: {message}{instead}"
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

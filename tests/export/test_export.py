@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from unimmad.evaluation.thresholds import load_thresholds, save_thresholds
 from unimmad.export.command import main
 from unimmad.export.files import METADATA_FILE
 from unimmad.export.metadata import ExportMetadata
-from unimmad.prediction.detector import Detector
+from unimmad.prediction.detector import Detector, Prediction
 from unimmad.prediction.inputs import InputSample
 
 onnxruntime = pytest.importorskip("onnxruntime", reason='exported files need the extra "export"')
@@ -50,6 +52,31 @@ def test_onnx_runtime_gives_pytorchs_scores_and_maps_at_any_batch_size(calibrate
         np.testing.assert_allclose(other.map_HW, mine.map_HW, **CLOSE)
         assert mine.map_HW.std() > 1e-3
         assert (other.threshold, other.anomalous, other.notes) == (mine.threshold, mine.anomalous, mine.notes)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "onnx"])
+def test_threads_that_share_a_detector_get_what_one_gets(calibrated, onnx_file, kind):
+    """4 threads, 8 predictions each, equal to the last bit."""
+    detector = Detector.open(onnx_file if kind == "onnx" else calibrated, device="cpu")
+    samples = [sample(seed) for seed in range(4)]
+    expected = [detector.predict(one.images) for one in samples]
+
+    def differing(thread: int) -> list[int]:
+        turns = [(thread + turn) % len(samples) for turn in range(8)]
+        found = [detector.predict(samples[place].images) for place in turns]
+        return [place for place, one in zip(turns, found, strict=True) if not same(one, expected[place])]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(interval / 100)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(differing, range(4))) == [[]] * 4
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def same(one: Prediction, other: Prediction) -> bool:
+    return one.score == other.score and np.array_equal(one.map_HW, other.map_HW)
 
 
 def test_the_order_of_the_modalities_given_does_not_matter(onnx_file):

@@ -56,7 +56,7 @@ def test_the_command_line_wins_over_the_site_and_lists_add_up(tmp_path):
         ("partion: gpu", "unknown key partion; did you mean partition?"),
         ("nodes: many", "'many' is no whole number"),
         ("- gpu", "lines such as partition: gpu"),
-        ("a: [", "no YAML"),
+        ("a: [", "can't be read as YAML"),
     ],
 )
 def test_bad_site_file(text, said, tmp_path):

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -135,16 +137,16 @@ def test_products_are_made_once_and_the_least_recently_used_go_first(model):
     products = products_of(fast)
     a_pair = products.held_bytes
     assert a_pair == sum(2 * branch.fixed_EEkk.nbytes for branch in products.branches)
-    before = products.branches[0].products[0]
+    before = products._kept[0, 0]
     score(fast, seed=2)
-    assert products.branches[0].products[0] is before
+    assert products._kept[0, 0] is before
     assert products.held_bytes == a_pair
     products.resize(a_pair)
     favour(fast, [4, 5])
     for branch in products.branches:
         branch.routed.gate.linear.bias.data[[0, 1]] -= 200
     score(fast, seed=2)
-    assert sorted(products.branches[0].products) == [4, 5]
+    assert sorted(leader for place, leader in products._kept if place == 0) == [4, 5]
     assert products.held_bytes == a_pair
 
 
@@ -232,6 +234,36 @@ def test_no_batchnorm_is_left_but_that_of_the_cross_condition(model):
     fast = for_inference(copy.deepcopy(model))
     left = [name for name, module in fast.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert left == [f"levels.{level}.condition.batch_norm" for level in range(3)]
+
+
+@pytest.fixture
+def hasty_threads():
+    """Threads that take turns a hundred times as often as usual."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(interval / 100)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 20_000, 2**30], ids=["no cache", "some branches", "all"])
+def test_threads_that_share_a_model_get_what_one_gets(model, hasty_threads, cache_bytes):
+    """Batches of other sizes and leaders in each of 4 threads, over and over: equal to the last bit."""
+    fast = for_inference(copy.deepcopy(model), cache_bytes)
+    batches = [(counts, seed) for seed, counts in enumerate([(1,), (4,), (2, 1), (3, 2, 1)])]
+    expected = [score(fast, *batch) for batch in batches]
+
+    def differing(thread: int) -> list[int]:
+        turns = [(thread + turn) % len(batches) for turn in range(12)]
+        return [place for place in turns if not same(score(fast, *batches[place]), expected[place])]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(differing, range(4))) == [[]] * 4
+    assert products_of(fast).held_bytes <= cache_bytes
+    assert products_of(fast).held_bytes == sum(kept.nbytes for kept in products_of(fast)._kept.values())
+
+
+def same(ours: Reconstruction, expected: Reconstruction) -> bool:
+    return all(map(torch.equal, ours.distances, expected.distances))
 
 
 def test_the_form_is_taken_once(model):

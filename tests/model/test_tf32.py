@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
@@ -42,6 +43,25 @@ def test_without_it_neither_has_it_and_afterwards_all_is_as_before(before):
         assert by_name() == OFF
     assert tf32() == before
     assert by_name() == told
+
+
+def test_threads_inside_at_once_have_none_and_the_last_one_gives_it_back():
+    allow_tf32(BOTH)
+    first_is_in, first_may_go = Event(), Event()
+
+    def first() -> None:
+        with without_tf32():
+            first_is_in.set()
+            first_may_go.wait(60)
+
+    thread = Thread(target=first)
+    thread.start()
+    first_is_in.wait(60)
+    with without_tf32():
+        first_may_go.set()
+        thread.join(60)
+        assert by_name() == OFF
+    assert by_name() == ON
 
 
 def test_an_error_inside_leaves_all_as_before():

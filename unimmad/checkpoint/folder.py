@@ -15,13 +15,13 @@ leaves hidden folders at most; the next save removes them.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unimmad.documents import read_json
 from unimmad.files import temporary_beside, write_text_aside
 
 CHECKPOINTS = "checkpoints"
@@ -118,10 +118,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / STATE_NAME
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = read_json(path)
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except ValueError:
         raise ValueError(f"{path} is damaged; use another checkpoint of the run") from None
     if not isinstance(state, dict) or "recipe" not in state or "step" not in state:
         raise ValueError(f"{path} is not the state of a UniMMAD checkpoint")

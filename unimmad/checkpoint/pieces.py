@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unimmad.documents import parse_json, read_json
+
 INDEX_NAME = "index.json"
 _SHAPES = "shapes"
 
@@ -63,7 +65,7 @@ def build_index(folder: Path) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            shapes = json.loads(file.metadata()[_SHAPES])
+            shapes = parse_json(file.metadata()[_SHAPES], f"{path}: {_SHAPES}")
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 name, _, offset = key.partition("@")
                 numel = int(torch.Size(file.get_slice(key).get_shape()).numel())
@@ -95,14 +97,14 @@ class PieceReader:
         self._files: dict[str, Any] = {}
         """By name, those that are open."""
         try:
-            self._tensors = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+            self._tensors = read_json(folder / INDEX_NAME)
             files = {
                 piece["file"]
                 for name, entry in self._tensors.items()
                 if without is None or not name.startswith(without)
                 for piece in entry["pieces"]
             }
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
             raise ValueError(f"checkpoint {folder} has no readable {INDEX_NAME}: it is not whole") from None
         missing = sorted(file for file in files if not (folder / file).is_file())
         if missing:

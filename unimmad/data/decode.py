@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from unimmad.data.limits import check_decoded, check_encoded, check_npy, check_tiff
+from unimmad.data.structure import check_png_or_jpeg, check_tiff_directories, check_tiff_parts
+from unimmad.documents import parse_json
 
 PILLOW_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -22,8 +25,15 @@ MAX_CHANNELS = 16
 JPEG_MASK_THRESHOLD = 128
 """A JPEG mask has ripples round every edge: it counts from half of full scale, all other masks where > 0."""
 
-_TIFFFILE_COMPRESSIONS = frozenset({"NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE"})
+_TIFFFILE_COMPRESSIONS = (
+    tifffile.COMPRESSION.NONE,
+    tifffile.COMPRESSION.LZW,
+    tifffile.COMPRESSION.ADOBE_DEFLATE,
+    tifffile.COMPRESSION.DEFLATE,
+)
 """Pillow, which unpacks into buffers of known size, reads all others."""
+_NO_VENDOR = {"is_lsm": False, "is_ndpi": False, "is_scanimage": False}
+"""Formats whose pages tifffile looks for when it opens a file."""
 _PILLOW_VALUE_BYTES = 4
 """No Pillow mode needs more a value."""
 
@@ -68,6 +78,7 @@ def decode_image(data: bytes, suffix: str, where: str) -> np.ndarray:
 
 def _decode(data: bytes, suffix: str) -> np.ndarray:
     if suffix in PILLOW_SUFFIXES:
+        check_png_or_jpeg(data)
         return _decode_pillow(data, ("PNG", "JPEG"))
     if suffix == ".npy":
         check_npy(data)
@@ -91,20 +102,42 @@ def _decode_pillow(data: bytes, formats: tuple[str, ...]) -> np.ndarray:
 
 
 def _decode_tiff(data: bytes) -> np.ndarray:
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        series = tiff.series[0]
-        palette = int(series.keyframe.photometric) == int(tifffile.PHOTOMETRIC.PALETTE)
-        if palette or series.keyframe.compression.name not in _TIFFFILE_COMPRESSIONS:
+    check_tiff_directories(data)
+    with tifffile.TiffFile(io.BytesIO(data), **_NO_VENDOR) as tiff:
+        pages, shape = _picture(tiff)
+        first = pages[0]
+        check_tiff_parts(first, len(pages), data)
+        palette = int(first.photometric) == int(tifffile.PHOTOMETRIC.PALETTE)
+        if palette or first.compression not in _TIFFFILE_COMPRESSIONS:
             return _decode_pillow(data, ("TIFF",))
-        check_tiff(series, data)
+        check_tiff(pages, data)
         try:
-            array = series.asarray()
+            array = np.stack([page.asarray(maxworkers=1) for page in pages])
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
             return _decode_pillow(data, ("TIFF",))  # knows LZW and JPEG compression without a further package
-        planes_first = array.ndim == 3 and array.shape[2] > MAX_CHANNELS and array.shape[0] <= MAX_CHANNELS
-        return np.moveaxis(array, 0, 2) if planes_first else array
+    array = array.reshape(shape)
+    planes_first = array.ndim == 3 and array.shape[2] > MAX_CHANNELS and array.shape[0] <= MAX_CHANNELS
+    return np.moveaxis(array, 0, 2) if planes_first else array
+
+
+def _picture(tiff: tifffile.TiffFile) -> tuple[list[tifffile.TiffPage], tuple[int, ...]]:
+    """The pages that make up the first picture, and its shape.
+
+    Not tifffile's series: these are built as large as the file's description says.
+    """
+    first = tiff.pages.first
+    pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.hash == first.hash]
+    text = first.shaped_description or "{}"
+    if '"truncated": true' in text:
+        raise ValueError("it has one page for several planes; save each plane as a page")
+    described = parse_json(text, "its description").get("shape", ()) if text.startswith("{") else ()
+    shape = tuple(length for length in described if length != 1)
+    needed = math.prod(shape) // math.prod(first.shape)
+    if 0 < needed <= len(pages) and needed * math.prod(first.shape) == math.prod(shape):
+        return pages[:needed], shape
+    return pages, (len(pages), *first.shape) if len(pages) > 1 else first.shape
 
 
 def decode_mask_pixels(data: bytes, suffix: str, where: str) -> np.ndarray:

@@ -14,9 +14,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimmad.data.collector import collector_paused
+from unimmad.documents import read_limited, short
 
 INDEX_NAME = "index.json"
 FORMAT: Literal[1] = 1
+MAX_INDEX_BYTES = 2**30
 
 ModalityKind = Literal["rgb", "gray", "depth"]
 Split = Literal["train", "test", "calibration"]
@@ -121,7 +123,7 @@ def load_index(folder: Path) -> Index:
         raise ValueError(f"data folder {folder} does not exist; make one with tools/make_shards.py")
     if not path.is_file():
         raise ValueError(f"{folder} holds no {INDEX_NAME}: it is no shard folder; make one with tools/make_shards.py")
-    return parse_index(path.read_bytes(), str(path))
+    return parse_index(read_limited(path, MAX_INDEX_BYTES), str(path))
 
 
 def parse_index(data: bytes, origin: str) -> Index:
@@ -135,7 +137,7 @@ def parse_index(data: bytes, origin: str) -> Index:
             index = Index.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        where = short(".".join(str(part) for part in first["loc"])) or "the file"
         raise ValueError(
             f"{origin}: {where}: {first['msg']}; write the shards anew with tools/make_shards.py"
         ) from None

@@ -21,6 +21,8 @@ MAX_DECODED_BYTES = 2**30
 """An image as an array: 1 GiB."""
 
 _ZLIB_BLOCK = 2**20
+_DEFLATE_SLACK = 2
+"""Some writers fill up the last strip."""
 _DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
 
 
@@ -59,21 +61,25 @@ def check_npy(data: bytes) -> None:
         raise ValueError("it ends before its last value")
 
 
-def check_tiff(series: tifffile.TiffPageSeries, data: bytes) -> None:
-    """Check a TIFF series' announced size, and what its deflated parts unpack to.
+def check_tiff(pages: Sequence[tifffile.TiffPage], data: bytes) -> None:
+    """Check the announced size of a TIFF's picture, its planes' pages together, and what its deflated parts unpack to.
 
     Raises:
         ValueError: too large.
     """
-    page = series.keyframe
-    check_decoded(page.imagelength, page.imagewidth, math.prod(series.shape) * series.dtype.itemsize)
+    page = pages[0]
+    if page.dtype is None:
+        raise ValueError(f"its values have {page.bitspersample} bits")
+    check_decoded(page.imagelength, page.imagewidth, len(pages) * math.prod(page.shape) * page.dtype.itemsize)
+    check_decoded(page.tilelength, page.tilewidth, page.tilelength * page.tilewidth * page.dtype.itemsize)
     if page.compression in _DEFLATE:
-        for part in series.pages:
-            if part is not None:
-                _check_deflated(data, part.dataoffsets, part.databytecounts)
+        offsets = [offset for part in pages for offset in part.dataoffsets]
+        counts = [count for part in pages for count in part.databytecounts]
+        announced = math.prod(page.chunks) * page.dtype.itemsize * len(offsets)
+        _check_deflated(data, offsets, counts, _DEFLATE_SLACK * announced + _ZLIB_BLOCK)
 
 
-def _check_deflated(data: bytes, offsets: Sequence[int], counts: Sequence[int]) -> None:
+def _check_deflated(data: bytes, offsets: Sequence[int], counts: Sequence[int], limit: int) -> None:
     """Unpack block by block, keeping nothing: tifffile would unpack each part whole, however long it gets."""
     total = 0
     for offset, count in zip(offsets, counts, strict=True):
@@ -81,5 +87,6 @@ def _check_deflated(data: bytes, offsets: Sequence[int], counts: Sequence[int]) 
         rest = data[offset : offset + count]
         while rest and not unpacker.eof:
             total += len(unpacker.decompress(rest, _ZLIB_BLOCK))
-            check_decoded(0, 0, total)
+            if total > limit:
+                raise ValueError(f"its strips or tiles unpack to more than the limit of {limit} bytes")
             rest = unpacker.unconsumed_tail

@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from unimmad import __version__
-from unimmad.data.index import SampleEntry, ShardEntry
+from unimmad.data.index import MAX_INDEX_BYTES, SampleEntry, ShardEntry
 from unimmad.data.packing import Work
 from unimmad.data.source import SourceFile
+from unimmad.documents import read_limited
 from unimmad.files import write_text_aside
 
 
@@ -61,8 +62,8 @@ class ShardNotes:
     def finished(self, name: str, work: Sequence[Work]) -> FinishedShard | None:
         """The shard ``name``, if it is there and is what writing the first of ``work`` would give."""
         try:
-            finished = FinishedShard.model_validate_json(self._path(name).read_bytes())
-        except (OSError, ValidationError):
+            finished = FinishedShard.model_validate_json(read_limited(self._path(name), MAX_INDEX_BYTES))
+        except (OSError, ValueError):
             return None
         path, count = self.shards / name, len(finished.samples)
         same = finished.fingerprint == self._fingerprint(work[: count + 1]) and path.is_file()

@@ -23,6 +23,7 @@ from unimmad.data.decode import check_same_size, decode_image, decode_mask
 from unimmad.data.download import FetchError, fetch
 from unimmad.data.index import (
     INDEX_NAME,
+    MAX_INDEX_BYTES,
     DatasetEntry,
     Index,
     Member,
@@ -44,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 MAX_OPEN_SHARDS = 128
 """File handles a process keeps; the one opened first is closed beyond that."""
-MAX_INDEX_BYTES = 2**30
 
 
 class CorruptSampleError(ValueError):

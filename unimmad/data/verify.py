@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,10 @@ from tqdm import tqdm
 
 from unimmad.data.index import Index, Member, SampleEntry, ShardEntry, load_index
 from unimmad.data.shard_notes import sha256_of
+from unimmad.data.tar_headers import header_problems
+from unimmad.documents import parse_json, shown
 
+MAX_DESCRIPTION_BYTES = 2**16
 _DESCRIBED = ("key", "dataset", "class_name", "split", "defect", "anomalous")
 
 
@@ -41,7 +43,7 @@ def verify_folder(folder: Path, progress: bool = True) -> list[str]:
         for shard, samples in zip(index.shards, of_shard, strict=True):
             problems += [f"{folder / shard.name}: {problem}" for problem in _shard_problems(folder, shard, samples)]
             bar.update(shard.bytes)
-    return problems
+    return [_printable(problem) for problem in problems]
 
 
 def _index_problems(folder: Path, index: Index) -> Iterator[str]:
@@ -74,41 +76,53 @@ def _shard_problems(folder: Path, shard: ShardEntry, samples: Sequence[SampleEnt
         return
     if sha256_of(path) != shard.sha256:
         yield "its sha256 is not the index's: it was altered"
+    expected = _expected_members(samples)
+    if unfit := list(header_problems(path, len(expected))):
+        yield from unfit
+        return
     try:
-        with tarfile.open(path) as tar:
-            yield from _member_problems(tar, samples)
-    except tarfile.TarError as error:
+        with tarfile.open(path, "r:") as tar:  # not what is compressed: samples are read by their place in the file
+            yield from _member_problems(tar, samples, expected)
+    except Exception as error:  # what is damaged makes tarfile raise a dozen unrelated types
         yield f"cannot be read as a tar file ({error})"
 
 
-def _member_problems(tar: tarfile.TarFile, samples: Sequence[SampleEntry]) -> Iterator[str]:
+def _expected_members(samples: Sequence[SampleEntry]) -> set[str]:
+    descriptions = {f"{sample.dataset}/{sample.key}.json" for sample in samples}
+    masks = {sample.mask.name for sample in samples if sample.mask}
+    return descriptions | masks | {member.name for sample in samples for member in sample.images.values()}
+
+
+def _member_problems(tar: tarfile.TarFile, samples: Sequence[SampleEntry], expected: Collection[str]) -> Iterator[str]:
     found = {info.name: info for info in tar.getmembers()}
     for name, count in Counter(info.name for info in tar.getmembers()).items():
         if count > 1:
             yield f"holds the member {name} {count} times"
-    expected = {f"{sample.dataset}/{sample.key}.json" for sample in samples}
     for sample in samples:
         yield from _description_problems(tar, found.get(f"{sample.dataset}/{sample.key}.json"), sample)
         for member in (*sample.images.values(), *([sample.mask] if sample.mask else [])):
-            expected.add(member.name)
             if not _lies_there(found.get(member.name), member):
                 yield f"{member.name} is not where the index says, or not as long"
-    for name in sorted(found.keys() - expected):
+    for name in sorted(found.keys() - set(expected)):
         yield f"holds {name}, which no sample of the index has"
 
 
 def _lies_there(info: tarfile.TarInfo | None, member: Member) -> bool:
-    return info is not None and info.isreg() and (info.offset_data, info.size) == (member.offset, member.length)
+    return info is not None and _is_plain(info) and (info.offset_data, info.size) == (member.offset, member.length)
+
+
+def _is_plain(info: tarfile.TarInfo) -> bool:
+    return info.isreg() and not info.issparse()
 
 
 def _description_problems(tar: tarfile.TarFile, info: tarfile.TarInfo | None, sample: SampleEntry) -> Iterator[str]:
     """Each sample's ``key.json`` says what plain WebDataset readers take for true."""
-    stream = tar.extractfile(info) if info is not None and info.isreg() else None
+    stream = tar.extractfile(info) if info is not None and _is_plain(info) else None
     if stream is None:
         yield f"{sample.dataset}/{sample.key}.json is missing"
         return
     try:
-        described: Any = json.loads(stream.read())
+        described: Any = parse_json(stream.read(MAX_DESCRIPTION_BYTES), "it")
     except ValueError:
         described = None
     if not isinstance(described, dict):
@@ -117,6 +131,11 @@ def _description_problems(tar: tarfile.TarFile, info: tarfile.TarInfo | None, sa
     for key in _DESCRIBED:
         if described.get(key) != getattr(sample, key):
             yield (
-                f"{sample.dataset}/{sample.key}.json says {key} is {described.get(key)!r}, "
+                f"{sample.dataset}/{sample.key}.json says {key} is {shown(described.get(key))}, "
                 f"the index {getattr(sample, key)!r}"
             )
+
+
+def _printable(problem: str) -> str:
+    """Names of members may hold anything: what would steer a terminal, or is no UTF-8, is escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in problem)

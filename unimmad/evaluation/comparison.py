@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unimmad.documents import read_limited
+from unimmad.evaluation.csv_text import csv_text
 from unimmad.evaluation.metrics import METRIC_KEYS, Metrics
 from unimmad.evaluation.report import Report, from_json
 from unimmad.evaluation.screen import Group, grouped_table
@@ -83,7 +83,7 @@ def read_report(path: Path) -> Report:
     """
     file = path / "report.json" if path.is_dir() else path
     try:
-        return from_json(file.read_text(encoding="utf-8"))
+        return from_json(read_limited(file).decode())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} can't be read as a report ({error}); name the report.json of another run") from None
     except ValueError as error:
@@ -133,14 +133,12 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
 
 
 def _csv(comparison: Comparison) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("dataset", "row", "metric", "this", "other", "difference"))
+    rows: list[tuple[str, ...]] = [("dataset", "row", "metric", "this", "other", "difference")]
     for row in comparison.rows:
         for key in METRIC_KEYS:
             values = (row.ours[key], row.theirs[key], row.differences[key])
-            writer.writerow((row.dataset, row.name, key, *(UNDEFINED if v is None else repr(v) for v in values)))
-    return text.getvalue()
+            rows.append((row.dataset, row.name, key, *(UNDEFINED if v is None else repr(v) for v in values)))
+    return csv_text(rows)
 
 
 def _markdown(comparison: Comparison) -> str:

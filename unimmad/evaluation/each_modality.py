@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from unimmad.data.index import Split
 from unimmad.data.location import DataFolder
 from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import ShardSet
+from unimmad.evaluation.csv_text import csv_text
 from unimmad.evaluation.evaluate import Evaluation
 from unimmad.evaluation.file_names import file_name
 from unimmad.evaluation.metrics import METRIC_KEYS, Metrics
@@ -127,14 +126,11 @@ def _rows(whole: Report, reports: Mapping[str, Report], several: Collection[str]
 
 
 def _csv(each: EachModality) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("dataset", "modality", "classes", *METRIC_KEYS, "note"))
-    for row in each.rows:
-        writer.writerow(
-            (row.dataset, row.modality, row.mean.members, *exact_cells(row.mean.metrics), coverage(row.mean))
-        )
-    return text.getvalue()
+    rows = [
+        (row.dataset, row.modality, row.mean.members, *exact_cells(row.mean.metrics), coverage(row.mean))
+        for row in each.rows
+    ]
+    return csv_text([("dataset", "modality", "classes", *METRIC_KEYS, "note"), *rows])
 
 
 def _markdown(each: EachModality) -> str:

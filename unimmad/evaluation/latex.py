@@ -12,7 +12,12 @@ _SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    # At the start of a row these would be an option of the line break that ends the row above.
+    **{letter: f"{{{letter}}}" for letter in "*["},
 }
 
 
@@ -36,8 +41,8 @@ def latex_table(report: Report) -> str:
 
 
 def latex_escaped(text: str) -> str:
-    """``text`` with LaTeX's special characters as themselves."""
-    return "".join(_SPECIAL.get(letter, letter) for letter in _one_line(text))
+    """``text`` with LaTeX's special characters as themselves; what cannot be printed is left out."""
+    return "".join(_SPECIAL.get(letter, letter) for letter in _one_line(text) if letter.isprintable())
 
 
 def _row(name: str, row_cells: Sequence[str]) -> str:

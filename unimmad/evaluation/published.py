@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from importlib.resources import files
 
+from unimmad.documents import parse_json
 from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.report import PublishedRow
 
@@ -17,7 +17,7 @@ def published_rows(datasets: Sequence[str]) -> tuple[PublishedRow, ...]:
     Raises:
         ValueError: there is no row for any of them.
     """
-    entries = json.loads(files("unimmad.evaluation").joinpath("published.json").read_text(encoding="utf-8"))["rows"]
+    entries = parse_json(files("unimmad.evaluation").joinpath("published.json").read_bytes(), "published.json")["rows"]
     rows = tuple(
         PublishedRow(
             dataset=dataset,

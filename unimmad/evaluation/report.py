@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from unimmad.documents import parse_json
 from unimmad.evaluation.metrics import METRIC_KEYS, Metrics
 
 FORMAT = 1
@@ -132,9 +133,9 @@ def from_json(text: str) -> Report:
         ValueError: no JSON, another format, or a missing entry, which the message names.
     """
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the report is no JSON ({error}); evaluate again to write a new one") from None
+        content = parse_json(text, "the report")
+    except ValueError as error:
+        raise ValueError(f"{error}; evaluate again to write a new one") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"the report is not of format {FORMAT}; evaluate again to write a new one")
     try:

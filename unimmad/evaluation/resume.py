@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unimmad.data.shard_set import ShardSet
+from unimmad.documents import read_json
 from unimmad.evaluation.file_names import file_name
 from unimmad.evaluation.scored_class import ScoredClass, read_scored, scored_entry
 from unimmad.files import write_text_aside
@@ -65,7 +66,7 @@ def evaluation_fingerprint(weights: str, shards: ShardSet, settings: Mapping[str
 def _read(path: Path) -> dict[str, Any]:
     """Empty where the file is not one of ours."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

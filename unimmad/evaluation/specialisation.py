@@ -8,14 +8,13 @@ Letters: D data sets, C classes, G gates, L leaders.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unimmad.evaluation.csv_text import csv_text
 from unimmad.evaluation.expert_usage import ClassUsage, Shares, normalised, shares_by_dataset
 
 UNDEFINED = "n/a"
@@ -94,7 +93,7 @@ def leaders_csv(found: Specialisation) -> str:
         for number, gate in enumerate(found.gates)
         for leader in range(found.load_GL.shape[1])
     ]
-    return _csv(heads, rows)
+    return csv_text([heads, *rows])
 
 
 def datasets_csv(found: Specialisation) -> str:
@@ -105,13 +104,13 @@ def datasets_csv(found: Specialisation) -> str:
         for d, name in enumerate(found.datasets)
         for g, gate in enumerate(found.gates)
     ]
-    return _csv(heads, rows)
+    return csv_text([heads, *rows])
 
 
 def overlap_csv(found: Specialisation) -> str:
     """The overlap of every two classes, as a square table."""
     rows = [(name, *_numbers(row_C)) for name, row_C in zip(found.classes, found.class_overlap_CC, strict=True)]
-    return _csv(("class", *found.classes), rows)
+    return csv_text([("class", *found.classes), *rows])
 
 
 def gate_names(kernel_sizes: Sequence[int], levels: int) -> tuple[str, ...]:
@@ -126,11 +125,3 @@ def _of_largest(entropy_of: NDArray[np.float64], outcomes: int) -> Shares:
 
 def _numbers(values: Sequence[float] | NDArray[np.float64]) -> list[str]:
     return [UNDEFINED if np.isnan(value) else f"{value:.6g}" for value in values]
-
-
-def _csv(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(rows)
-    return text.getvalue()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from unimmad.evaluation.csv_text import csv_text
 from unimmad.evaluation.latex import latex_table
 from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.report import Report, to_json
@@ -43,18 +44,16 @@ def csv_table(report: Report) -> str:
 
     ``row`` is ``class`` or the mean's name; ``note`` says which metrics of a mean cover fewer members.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("row", "dataset", "field", "class", "normal", "anomalous", *METRIC_KEYS, "note"))
+    rows: list[Sequence[object]] = [("row", "dataset", "field", "class", "normal", "anomalous", *METRIC_KEYS, "note")]
     for result in report.classes:
         names = (result.dataset, result.field, result.class_name, result.normal, result.anomalous)
-        writer.writerow(("class", *names, *exact_cells(result.metrics), ""))
+        rows.append(("class", *names, *exact_cells(result.metrics), ""))
     for mean in report.means():
-        writer.writerow((mean.name, "", "", "", "", "", *exact_cells(mean.metrics), coverage(mean)))
+        rows.append((mean.name, "", "", "", "", "", *exact_cells(mean.metrics), coverage(mean)))
     for row in report.published:
         numbers = ("" if row.metrics[key] is None else repr(row.metrics[key]) for key in METRIC_KEYS)
-        writer.writerow(("published", row.dataset, "", row.name, "", "", *numbers, f"{row.source}. {row.note}"))
-    return text.getvalue()
+        rows.append(("published", row.dataset, "", row.name, "", "", *numbers, f"{row.source}. {row.note}"))
+    return csv_text(rows)
 
 
 def write_tables(report: Report, folder: Path) -> tuple[Path, ...]:
@@ -80,15 +79,13 @@ def write_image_scores(scored_classes: Sequence[ScoredClass], folder: Path) -> P
     Raises:
         ValueError: the folder cannot be made or written to.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("dataset", "class", "key", "defect", "anomalous", "score"))
+    rows: list[Sequence[object]] = [("dataset", "class", "key", "defect", "anomalous", "score")]
     for scored in scored_classes:
         names = scored.result.dataset, scored.result.class_name
         samples = zip(scored.keys, scored.defects, scored.labels, scored.image_scores, strict=True)
-        writer.writerows((*names, key, defect, int(label), repr(float(score))) for key, defect, label, score in samples)
+        rows += [(*names, key, defect, int(label), repr(float(score))) for key, defect, label, score in samples]
     path = folder / IMAGE_SCORES
-    write_text_aside(path, text.getvalue())
+    write_text_aside(path, csv_text(rows))
     return path
 
 
@@ -97,4 +94,5 @@ def markdown_row(row_cells: Sequence[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
+    """``text`` for a line or a table's cell of Markdown: no HTML, link or code, no end of the cell or line."""
+    return re.sub(r"([\\|\[\]`])", r"\\\1", html.escape(" ".join(text.splitlines()), quote=False))

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimmad.data.index import DatasetEntry
+from unimmad.documents import read_limited, short
 from unimmad.evaluation.scoring import Precision
 from unimmad.files import write_text_aside
 
@@ -172,8 +173,8 @@ def load_thresholds(checkpoint: Path) -> Thresholds | None:
     if not path.is_file():
         return None
     try:
-        return Thresholds.model_validate_json(path.read_bytes())
+        return Thresholds.model_validate_json(read_limited(path))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        where = short(".".join(str(part) for part in first["loc"])) or "the file"
         raise ValueError(f"{path}: {where}: {first['msg']}; calibrate again, or remove it") from None

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimmad.config import EvaluationSettings
 from unimmad.data.index import DatasetEntry, Modality
+from unimmad.documents import parse_json
 from unimmad.evaluation.thresholds import Thresholds
 
 FORMAT: Literal[1] = 1
@@ -60,8 +61,10 @@ class ExportMetadata(BaseModel):
             ValueError: entries are missing or of another form: the file was not exported by this package.
         """
         try:
-            return cls.model_validate({key: json.loads(strings[key]) for key in cls.model_fields if key in strings})
-        except (ValidationError, json.JSONDecodeError) as error:
+            return cls.model_validate(
+                {key: parse_json(strings[key], key) for key in cls.model_fields if key in strings}
+            )
+        except ValueError as error:
             reason = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
             raise ValueError(
                 f"{where}: its metadata do not say what it needs ({reason}); make it anew with tools/export.py"

@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from unimmad.documents import read_json
 from unimmad.files import write_text_aside
 from unimmad.ranks.errors import problems_to_tell
 
@@ -39,9 +40,6 @@ def note_failures(folder: Path, key: str, restarts: int, rank: int, error: BaseE
 
 def first_failure(folder: Path, key: str) -> Failure | None:
     """What failed first after the job's last restart; None where no rank could say anything."""
-    notes = [
-        (-int(path.name.split(".")[1]), Failure(**json.loads(path.read_text(encoding="utf-8"))))
-        for path in folder.glob(f"{key}.*{_SUFFIX}")
-    ]
+    notes = [(-int(path.name.split(".")[1]), Failure(**read_json(path))) for path in folder.glob(f"{key}.*{_SUFFIX}")]
     newest_first = sorted(notes, key=lambda note: (note[0], note[1].time, note[1].rank))
     return newest_first[0][1] if newest_first else None

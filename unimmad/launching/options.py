@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import yaml
+from unimmad.documents import MAX_YAML_BYTES, parse_yaml, read_limited
 
 SITE_FILE = Path(__file__).parents[2] / "slurm" / "site.yaml"
 TRAINER_MARK = "--"
@@ -174,11 +174,9 @@ def _site_words(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     if path == SITE_FILE and not path.exists():
         return []
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = parse_yaml(read_limited(path, MAX_YAML_BYTES), str(path)) or {}
     except OSError as error:
         raise ValueError(f"--site {path} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold lines such as partition: gpu")
     known = sorted(f"--{name.replace('_', '-')}" for name in vars(parser.parse_args([])))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unimmad.checkpoint.folder import CheckpointFolder, read_state
+from unimmad.documents import read_json
 from unimmad.files import write_text_aside
 from unimmad.parallel.world import World
 from unimmad.training.arguments import TrainArguments
@@ -55,7 +56,7 @@ class RunRecord:
         return {"run": str(path), "resume": str(newest or "auto")}
 
     def _read(self) -> dict[str, Any]:
-        return dict(json.loads(self._path.read_text(encoding="utf-8"))) if self._path.is_file() else {}
+        return dict(read_json(self._path)) if self._path.is_file() else {}
 
     def _write(self, run: Path, starts: int) -> None:
         write_text_aside(self._path, json.dumps({"run": str(run), "starts": starts}) + "\n")

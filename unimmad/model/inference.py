@@ -12,7 +12,9 @@ k x k kernel, h x w (or P) positions, C channels of a level, J channels of all b
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
 from typing import cast
 
 import torch
@@ -34,7 +36,7 @@ DEFAULT_CACHE_BYTES = 256 * 2**20
 def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> UniMMAD:
     """Bring ``model`` into its inference form, in place; it can't be trained, saved, exported or moved afterwards.
 
-    It holds what belongs to the batch at hand, so two threads must not score with it at once.
+    Any number of threads may score with it at once: what belongs to a batch goes with its call.
 
     Args:
         model: in its local form, on its device. Of one that has the inference form already, the cache is resized.
@@ -81,6 +83,20 @@ def over_maps_in_turn(maps: Iterator[Tensor], convolution: nn.Conv2d) -> Tensor:
     return sum_TCP.unflatten(2, size)
 
 
+Products = Mapping[int, Tensor]
+"""Kernels by leader, [E, E, k, k] each, with the last 1x1 taken in."""
+
+
+@dataclass(frozen=True)
+class RoutingWithProducts(Routing):
+    """A gate's decision, and what its branch needs for this batch."""
+
+    ids_TK: list[list[int]]
+    """``leaders_TK`` on the host."""
+    products: Products
+    """Of the leaders that are routed to; empty where they are too many to keep."""
+
+
 class InferenceBranch(nn.Module):
     """A branch with one convolution a token; its leaders' products are at hand, or are composed where they are not."""
 
@@ -95,10 +111,6 @@ class InferenceBranch(nn.Module):
         self.register_buffer("for_routed_EE", for_routed_EE)
         fixed_EEkk = (for_fixed_EE @ branch.fixed_EEkk.flatten(1)).view_as(branch.fixed_EEkk)
         self.register_buffer("fixed_EEkk", fixed_EEkk)
-        self.ids_TK: list[list[int]] = []
-        """Of the batch at hand."""
-        self.products: dict[int, Tensor] = {}
-        """By leader, [E, E, k, k]: those of the batch at hand; empty where they are too many to keep."""
 
     def product(self, leader: int) -> Tensor:
         """The leader's kernel with the last 1x1 taken in: [E, E, k, k]."""
@@ -117,8 +129,8 @@ class InferenceBranch(nn.Module):
         start = 0
         for x_1Ehw, count in zip(self.pre(key_BEhw).split(1), tokens_per_sample, strict=True):
             tokens = slice(start, start + count)
-            if self.products:
-                yield self._sample(x_1Ehw, self.ids_TK[tokens], routing.scores_TK[tokens])
+            if isinstance(routing, RoutingWithProducts) and routing.products:
+                yield self._sample(x_1Ehw, routing.ids_TK[tokens], routing.scores_TK[tokens], routing.products)
             else:
                 yield self._convolve(x_1Ehw, self._composed(routing.of_tokens(tokens)))
             start += count
@@ -134,28 +146,34 @@ class InferenceBranch(nn.Module):
             kernels_MEEkk = self.routed.mixed_kernels(routing, self.bank.kernels_GNEEkk, self.for_routed_EE)
         return kernels_MEEkk.add_(self.fixed_EEkk)
 
-    def _sample(self, x_1Ehw: Tensor, ids_TK: Sequence[Sequence[int]], scores_TK: Tensor) -> Tensor:
+    def _sample(self, x_1Ehw: Tensor, ids_TK: Sequence[Sequence[int]], scores_TK: Tensor, products: Products) -> Tensor:
         """One sample's tokens, by whichever way needs fewer convolutions."""
         distinct_U = sorted({leader for of_token in ids_TK for leader in of_token})
         if len(distinct_U) + 1 < len(ids_TK):
-            return self._by_leader(x_1Ehw, distinct_U, ids_TK, scores_TK)
-        return self._convolve(x_1Ehw, (self._kernel(*token) for token in zip(ids_TK, scores_TK, strict=True)))
+            return self._by_leader(x_1Ehw, distinct_U, ids_TK, scores_TK, products)
+        tokens = zip(ids_TK, scores_TK, strict=True)
+        return self._convolve(x_1Ehw, (self._kernel(*token, products) for token in tokens))
 
     def _by_leader(
-        self, x_1Ehw: Tensor, distinct_U: Sequence[int], ids_TK: Sequence[Sequence[int]], scores_TK: Tensor
+        self,
+        x_1Ehw: Tensor,
+        distinct_U: Sequence[int],
+        ids_TK: Sequence[Sequence[int]],
+        scores_TK: Tensor,
+        products: Products,
     ) -> Tensor:
         """Tokens that share leaders share their convolutions: fixed and distinct leaders once, then weighted sums."""
-        maps_NEhw = self._convolve(x_1Ehw, [self.fixed_EEkk, *(self.products[leader] for leader in distinct_U)])
+        maps_NEhw = self._convolve(x_1Ehw, [self.fixed_EEkk, *(products[leader] for leader in distinct_U)])
         place_TK = torch.tensor([[distinct_U.index(leader) for leader in of_token] for of_token in ids_TK])
         shares_TU = scores_TK.new_zeros(len(ids_TK), len(distinct_U))
         shares_TU = shares_TU.scatter_add(1, place_TK.to(scores_TK.device, non_blocking=True), scores_TK)
         return torch.einsum("tu,uehw->tehw", shares_TU.to(maps_NEhw.dtype), maps_NEhw[1:]) + maps_NEhw[0]
 
-    def _kernel(self, ids_K: Sequence[int], scores_K: Tensor) -> Tensor:
+    def _kernel(self, ids_K: Sequence[int], scores_K: Tensor, products: Products) -> Tensor:
         """One token's whole branch: [E, E, k, k]."""
         kernel_EEkk = self.fixed_EEkk
         for leader, score in zip(ids_K, scores_K, strict=True):
-            kernel_EEkk = torch.addcmul(kernel_EEkk, self.products[leader], score)
+            kernel_EEkk = torch.addcmul(kernel_EEkk, products[leader], score)
         return kernel_EEkk
 
     def _convolve(self, x_1Ehw: Tensor, kernels_EEkk: Iterable[Tensor]) -> Tensor:
@@ -170,6 +188,7 @@ class LeaderProducts:
     """The leaders' products of all branches, least recently used ones dropped beyond a number of bytes.
 
     Called with all gates' decisions, it gives every branch what its tokens need: one read back to the host a pass.
+    Threads take turns here. What a batch of another thread was given stays in memory until that batch is done.
     """
 
     def __init__(self, branches: Sequence[InferenceBranch], limit_bytes: int) -> None:
@@ -178,16 +197,20 @@ class LeaderProducts:
         self.held_bytes = 0
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         """By branch and leader, the least recently used first."""
+        self._turn = Lock()
 
-    def __call__(self, routings: Sequence[Routing]) -> None:
+    def __call__(self, routings: Sequence[Routing]) -> list[RoutingWithProducts]:
         ids_GTK = torch.stack([routing.leaders_TK for routing in routings]).tolist()
-        leaders_of = self._fitting([{leader for of_token in ids_TK for leader in of_token} for ids_TK in ids_GTK])
-        for branch in self.branches:  # or the batch before would still hold what is dropped
-            branch.products = {}
-        self._drop_for([(place, leader) for place, leaders in enumerate(leaders_of) for leader in leaders])
-        for place, (branch, ids_TK) in enumerate(zip(self.branches, ids_GTK, strict=True)):
-            branch.ids_TK = ids_TK
-            branch.products = {leader: self._product(place, leader) for leader in leaders_of[place]}
+        with self._turn:
+            leaders_of = self._fitting([{leader for of_token in ids_TK for leader in of_token} for ids_TK in ids_GTK])
+            self._drop_for([(place, leader) for place, leaders in enumerate(leaders_of) for leader in leaders])
+            products_of = [
+                {leader: self._product(place, leader) for leader in leaders} for place, leaders in enumerate(leaders_of)
+            ]
+        return [
+            RoutingWithProducts(**vars(routing), ids_TK=ids_TK, products=products)
+            for routing, ids_TK, products in zip(routings, ids_GTK, products_of, strict=True)
+        ]
 
     def _fitting(self, needed: Sequence[set[int]]) -> list[list[int]]:
         """The leaders of each branch, none where they do not fit beside those of the branches before.
@@ -213,11 +236,10 @@ class LeaderProducts:
 
     def resize(self, limit_bytes: int) -> None:
         """From now on keep no more than this; what is kept already goes where it is more."""
-        self.limit_bytes = limit_bytes
-        for branch in self.branches:
-            branch.products = {}
-        while self.held_bytes > limit_bytes:
-            self.held_bytes -= self._kept.popitem(last=False)[1].nbytes
+        with self._turn:
+            self.limit_bytes = limit_bytes
+            while self.held_bytes > limit_bytes:
+                self.held_bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def _drop_for(self, needed: Sequence[tuple[int, int]]) -> None:
         """Make room for the batch's products, at the cost of those longest unused."""

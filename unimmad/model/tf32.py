@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -52,15 +53,36 @@ def allow_tf32(allowed: Tf32) -> None:
             operation.fp32_precision = "tf32" if allowed.convolutions else "ieee"
 
 
+class _Without:
+    """The first thread inside takes TF32 away, and the last one out gives it back."""
+
+    def __init__(self) -> None:
+        self._turn = Lock()
+        self._inside = 0
+        self._before = BOTH
+
+    def __enter__(self) -> None:
+        with self._turn:
+            if not self._inside:
+                self._before = tf32()
+                allow_tf32(NEITHER)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._turn:
+            self._inside -= 1
+            if not self._inside:
+                allow_tf32(self._before)
+
+
+_WITHOUT = _Without()
+
+
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Convolutions and matrix products of fp32 operands in fp32; afterwards as before."""
-    before = tf32()
-    allow_tf32(NEITHER)
-    try:
+    """Convolutions and matrix products of fp32 operands in fp32; afterwards, when no thread is inside, as before."""
+    with _WITHOUT:
         yield
-    finally:
-        allow_tf32(before)
 
 
 def choose_for_training(allowed: bool, device: torch.device) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import cast
 
 import torch
@@ -103,8 +104,9 @@ class UniMMAD(nn.Module):
                 for level_channels in channels
             ]
         )
-        self.on_routed: Callable[[Sequence[Routing]], None] | None = None
-        """Told all gates' decisions, level by level, before any expert computes: what comes to where is then known."""
+        self.on_routed: Callable[[Sequence[Routing]], Sequence[Routing]] | None = None
+        """Told all gates' decisions, level by level, before any expert computes: what comes to where is then known.
+        Gives them back, each with what its branch needs besides."""
         self.divide: Callable[[Pass, Tensor, Sequence[int], Tensor], Reconstruction] = at_once
         """How a batch goes through the network: whole, or in parts whose results are joined."""
         self.folded_teacher: FoldedTeacher | None = None
@@ -152,10 +154,11 @@ class UniMMAD(nn.Module):
             key_BEhw, routing = level.route(shared_BChw, target_TChw, sample_of_token_T)
             keys.append(key_BEhw)
             routings.append(tuple(routing))
-        if self.on_routed is not None:
-            self.on_routed([routing for of_level in routings for routing in of_level])
+        decided: Sequence[Routing] = [routing for of_level in routings for routing in of_level]
+        of_branches = iter(decided if self.on_routed is None else self.on_routed(decided))
         distances = []
-        for level, key_BEhw, of_level, target_TChw in zip(levels, keys, routings, targets, strict=True):
+        for level, key_BEhw, target_TChw in zip(levels, keys, targets, strict=True):
+            of_level = list(islice(of_branches, len(level.branches)))
             reconstruction_TChw = level.reconstruct(key_BEhw, of_level, tokens_per_sample, sample_of_token_T)
             distances.append(cosine_distance(target_TChw, reconstruction_TChw))
         return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unimmad.config import TrainingSettings
+from unimmad.documents import read_json, shown
 
 OUR_SECTION = "unimmad"
 
@@ -52,11 +53,11 @@ def read_deepspeed_config(path: Path) -> DeepSpeedSettings:
             autocast other than bf16.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError as error:
         raise ValueError(f"--deepspeed_config {path} can't be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--deepspeed_config {path} is no JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"--deepspeed_config {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"--deepspeed_config {path} must hold a JSON object")
     for key, setting in _RECIPE_KEYS.items():
@@ -64,10 +65,12 @@ def read_deepspeed_config(path: Path) -> DeepSpeedSettings:
             raise ValueError(f"{path}: remove {key!r}; the recipe's {setting} decides it (--set KEY=VALUE)")
     ours = values.pop(OUR_SECTION, {})
     if not isinstance(ours, dict) or set(ours) - {"ep_size"} or type(ours.get("ep_size", 1)) is not int:
-        raise ValueError(f'{path}: section "{OUR_SECTION}" takes one key, "ep_size", a whole number; not {ours!r}')
+        raise ValueError(f'{path}: section "{OUR_SECTION}" takes one key, "ep_size", a whole number; not {shown(ours)}')
     zero = values.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        raise ValueError(f'{path}: section "zero_optimization" must be an object such as {{"stage": 1}}, not {zero!r}')
+        raise ValueError(
+            f'{path}: section "zero_optimization" must be an object such as {{"stage": 1}}, not {shown(zero)}'
+        )
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2):
         raise ValueError(
@@ -83,8 +86,8 @@ def _asks_for_bf16(path: Path, autocast: Any) -> bool:
         return False
     if autocast != {"enabled": True, "dtype": "bfloat16"}:
         raise ValueError(
-            f'{path}: section "{_AUTOCAST}" must be {{"enabled": true, "dtype": "bfloat16"}}, not {autocast!r}; which '
-            "parts stay in fp32 is the model's business"
+            f'{path}: section "{_AUTOCAST}" must be {{"enabled": true, "dtype": "bfloat16"}}, not {shown(autocast)}; '
+            "which parts stay in fp32 is the model's business"
         )
     return True
 

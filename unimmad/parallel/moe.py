@@ -102,13 +102,14 @@ class LeaderMOELayer(MOELayer):
         return output_TEhw
 
 
-def plan_all(layers: Sequence[LeaderMOELayer], routings: Sequence[Routing]) -> None:
+def plan_all(layers: Sequence[LeaderMOELayer], routings: Sequence[Routing]) -> Sequence[Routing]:
     """Give every layer its plan and assignment: for all of them two exchanges and one fetch to the host."""
     group = layers[0].ep_group
     leaders_GTK = torch.stack([routing.leaders_TK for routing in routings])
     plans = plan_dispatches(leaders_GTK, layers[0].num_local_experts, group)
     for layer, plan, assignment in zip(layers, plans, exchange_assignments(plans, routings, group), strict=True):
         layer.decided = plan, assignment
+    return routings
 
 
 def expert_parallel_slice(whole: Tensor, ep_size: int, ep_rank: int, group_name: str) -> nn.Parameter:

@@ -64,6 +64,9 @@ class Prediction:
 class Detector:
     """Scores images of any size and bit depth, of known modalities and of any class.
 
+    Any number of threads may share a detector and call ``predict`` and ``predict_all`` at once: each gets the numbers
+    that it would get alone. An iterator that ``predict_all`` gave belongs to one thread.
+
     >>> from unimmad import Detector
     >>> detector = Detector.from_checkpoint("runs/demo")                                    # doctest: +SKIP
     >>> found = detector.predict({"rgb": "part.png", "depth": "part_depth.png"}, class_name="cookie")  # doctest: +SKIP

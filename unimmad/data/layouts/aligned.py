@@ -5,6 +5,7 @@ This is for published sets whose sensors differ in resolution; the model resizes
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from unimmad.data.decode import PILLOW_SUFFIXES, decode_image, decode_mask_pixels
 from unimmad.data.layouts.encode import npy_bytes, png_bytes
 from unimmad.data.source import SourceFile
+from unimmad.data.structure import check_png_or_jpeg
 
 
 def aligned_image(path: Path, reference: Path) -> SourceFile:
@@ -51,10 +53,12 @@ def _read_masks(masks: Sequence[Path], reference: Path) -> bytes:
 def _size(path: Path) -> tuple[int, int]:
     """Height and width; of PNG and JPEG without decoding."""
     if path.suffix.lower() in PILLOW_SUFFIXES:
+        data = path.read_bytes()
         try:
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
+            check_png_or_jpeg(data)
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 return image.height, image.width
-        except OSError:
+        except (OSError, ValueError):
             raise ValueError(f"{path}: does not open as PNG or JPEG; replace or remove it") from None
     height, width = decode_image(path.read_bytes(), path.suffix.lower(), str(path)).shape[:2]
     return height, width

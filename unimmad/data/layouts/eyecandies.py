@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from unimmad.data.decode import decode_image, decode_mask_pixels
 from unimmad.data.index import Modality, Split
@@ -26,6 +25,7 @@ from unimmad.data.layouts.layout import LayoutInfo, ReadSet
 from unimmad.data.layouts.scan import ANOMALY, GOOD, Notices, read_classes, sample_key, visible_folders
 from unimmad.data.modality import ModalityChoice
 from unimmad.data.source import SourceFile, SourceSample
+from unimmad.documents import MAX_YAML_BYTES, parse_yaml, read_limited
 
 CLASSES = (
     *("CandyCane", "ChocolateCookie", "ChocolatePraline", "Confetto", "GummyBear"),
@@ -125,8 +125,8 @@ def _depth(path: Path, bounds: Path) -> bytes:
 
 def _bounds(path: Path) -> tuple[float, float]:
     try:
-        content: Any = yaml.safe_load(path.read_bytes())
+        content: Any = parse_yaml(read_limited(path, MAX_YAML_BYTES), str(path))
         limits = content["normalization"]
         return float(limits["min"]), float(limits["max"])
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path}: wanted normalization: with the numbers min and max; download it again") from None

@@ -20,13 +20,14 @@ import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from unimmad.data.decode import decode_image
-from unimmad.data.index import Modality, ModalityKind
+from unimmad.data.index import MAX_INDEX_BYTES, Modality, ModalityKind
 from unimmad.data.layouts.aligned import aligned_image, joined_mask
 from unimmad.data.layouts.encode import npy_bytes
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
 from unimmad.data.layouts.scan import ANOMALY, GOOD, Notices, sample_key
 from unimmad.data.modality import ModalityChoice
 from unimmad.data.source import SourceFile, SourceSample
+from unimmad.documents import read_limited, short
 
 DATASETS: dict[str, tuple[str, str]] = {
     "mvtec": ("mvtec_ad", "industry"),
@@ -81,10 +82,10 @@ def _load(path: Path) -> dict[Literal["train", "test"], dict[str, list[_Record]]
     if not path.is_file():
         raise ValueError(f"{path} is no file; give the index's .json file itself")
     try:
-        return _INDEX.validate_json(path.read_bytes())
+        return _INDEX.validate_json(read_limited(path, MAX_INDEX_BYTES))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        where = short(".".join(str(part) for part in first["loc"])) or "the file"
         raise ValueError(f"{path}: {where}: {first['msg']}; is it the released index?") from None
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from unimmad.documents import parse_json
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,7 @@ def _json_lines(path: Path, text: str) -> Iterator[Row]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            cells = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: is no JSON ({error.msg})") from None
+        cells = parse_json(line, f"{where}:")
         if not isinstance(cells, dict) or not all(isinstance(value, str | None) for value in cells.values()):
             raise ValueError(f"{where}: wanted one JSON object whose values are strings or null")
         yield _row(where, {name: value or "" for name, value in cells.items()})
