@@ -33,6 +33,8 @@ Integer = Annotated[int, BeforeValidator(_no_truth_value)]
 Real = Annotated[float, BeforeValidator(_no_truth_value)]
 Positive = Annotated[Integer, Field(gt=0)]
 NotNegative = Annotated[Integer, Field(ge=0)]
+Blocks = Annotated[Integer, Field(gt=0, le=256)]
+KernelSize = Annotated[Integer, Field(gt=0, le=63)]
 
 
 class _Section(BaseModel):
@@ -46,8 +48,9 @@ class ModelSettings(_Section):
     """Height and width of every image; the learned input embedding ties a model to it. A multiple of 32."""
     modality_slots: Positive = 4
     """Images of a sample at most; each slot is three input channels."""
-    backbone: str = "wide_resnet50_2.tv2_in1k"
-    """Any timm network whose features_only form has strides 4, 8 and 16."""
+    backbone: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "wide_resnet50_2.tv2_in1k"
+    """Any network of timm's own list whose features_only form has strides 4, 8 and 16. Not ``hf-hub:`` or
+    ``local-dir:``, which would load and build what another place says."""
     backbone_weights: str = "imagenet"
     """``imagenet`` (timm's; training stops where they can't be had), ``imagenet-or-none``, ``none``, or a file (.pth,
     .safetensors)."""
@@ -59,11 +62,11 @@ class ModelSettings(_Section):
     """Channels of its narrowest map, at stride 32."""
     decoder_planes: tuple[Positive, Positive, Positive] = (256, 128, 64)
     """Planes of its three up-sampling stages; each gives 4 times as many channels."""
-    decoder_blocks: tuple[Positive, Positive, Positive] = (3, 4, 6)
+    decoder_blocks: tuple[Blocks, Blocks, Blocks] = (3, 4, 6)
     """Bottleneck blocks of each up-sampling stage."""
-    embed_dim: Positive = 256
+    embed_dim: Annotated[Integer, Field(gt=0, le=8192)] = 256
     """Channels inside C-MoE."""
-    kernel_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 3, 5)
+    kernel_sizes: Annotated[tuple[KernelSize, ...], Field(min_length=1, max_length=8)] = (1, 3, 5)
     """One MiMoE branch each; odd."""
     leaders: Positive = 32
     """Leader experts of a branch, the experts that the gate routes to."""
@@ -96,7 +99,7 @@ class ModelSettings(_Section):
 class DataSettings(_Section):
     """How shards are read."""
 
-    workers: NotNegative = 2
+    workers: Annotated[Integer, Field(ge=0, le=256)] = 2
     """Loader processes of each rank; 0 decodes in the trainer itself."""
     dataset_weights: dict[str, Annotated[Real, Field(gt=0)]] = {}
     """Loss weight of each data set, by its name; others weigh 1. A name that is not among the data is an error, unless
@@ -175,7 +178,7 @@ class EvaluationSettings(_Section):
     """What turns maps into scores; printed with every table, since this is where papers differ."""
 
     batch_size: Positive = 8
-    blur_kernel: Positive = 15
+    blur_kernel: Annotated[Integer, Field(gt=0, le=4095)] = 15
     """Side of the Gaussian's window in pixels; odd. Zero padding."""
     blur_sigma: Annotated[Real, Field(ge=0)] = 4.0
     """Standard deviation in pixels; 0 leaves the map as it is."""
