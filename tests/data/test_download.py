@@ -111,16 +111,17 @@ def test_a_redirect_leads_from_http_to_http_and_nowhere_else(server: str, monkey
     monkeypatch.setattr(Handler, "location", f"{server}/b")
     Handler.answers = [302, 200]
     assert fetch(f"{server}/a", 10_000) == DATA
-    for elsewhere in ("ftp://127.0.0.1/b", "file:///etc/hostname"):
-        monkeypatch.setattr(Handler, "location", elsewhere)
-        Handler.answers = [302]
-        with pytest.raises(FetchError, match=r"/a: cannot be opened \(it redirects to \S+; only https"):
-            fetch(f"{server}/a", 10_000)
+    monkeypatch.setattr(Handler, "location", "ftp://127.0.0.1/b")
+    Handler.answers = [302]
+    with pytest.raises(
+        FetchError, match=r"/a: cannot be opened \(it redirects to ftp://127.0.0.1/b, which is not foll"
+    ):
+        fetch(f"{server}/a", 10_000)
 
 
 def test_https_is_not_left_by_a_redirect() -> None:
     request = urllib.request.Request("https://host/set/a")
-    with pytest.raises(PermissionError, match="redirects to http://169.254.169.254/"):
+    with pytest.raises(PermissionError, match=r"redirects to http://169\.254\.169\.254/"):
         download._NoDowngrade().redirect_request(request, None, 302, "Found", {}, "http://169.254.169.254/?key=1")
 
 

@@ -45,7 +45,7 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: urllib.request.Request, *rest: Any) -> urllib.request.Request | None:
         target = str(rest[-1])
         if not target.lower().startswith(("https://",) if req.type == "https" else ("https://", "http://")):
-            raise PermissionError(f"it redirects to {shown(target)}; only https leads on from https")
+            raise PermissionError(f"it redirects to {shown(target)}, which is not followed")
         return super().redirect_request(req, *rest)
 
 
