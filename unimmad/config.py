@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from unimmad.documents import MAX_YAML_BYTES, parse_yaml, read_limited, short, shown
+from unimmad.validation import one_line
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
@@ -264,7 +265,7 @@ def parse_recipe(values: Mapping[str, Any], origin: str) -> Recipe:
         problems = error.errors(include_url=False)
         messages = [_explain(dict(problem)) for problem in problems[:MAX_PROBLEMS]]
         more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
-        raise ValueError(f"{origin}: {'; '.join(messages + more)}") from None
+        raise ValueError(f"{origin}: {one_line('; '.join(messages + more), 2000)}") from None
 
 
 def _recipe_path(name_or_file: str) -> Path:
