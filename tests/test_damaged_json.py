@@ -43,7 +43,7 @@ from unimmad.launching.run_record import RunRecord
 from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_config
 from unimmad.prediction.catalogue import Catalogue
 
-SHORT, LONG = 400, 20_000
+SHORT, LONG = 40, 20_000
 """Cases of each kind of file, and of all together."""
 
 Read = Callable[[bytes], object]

@@ -7,11 +7,12 @@ A recipe is a YAML file with the sections ``model``, ``data``, ``training`` and 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from unimmad.documents import MAX_YAML_BYTES, parse_yaml, read_limited, short, shown
 from unimmad.validation import one_line
@@ -28,6 +29,13 @@ def _no_truth_value(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("Input should be a number")
     return value
+
+
+def _of_timms_list(name: str) -> str:
+    """With ``hf-hub:`` and ``local-dir:`` timm would fetch and build what another place says."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise ValueError("name a network of timm's own list; weights of another come by model.backbone_weights=FILE")
+    return name
 
 
 Integer = Annotated[int, BeforeValidator(_no_truth_value)]
@@ -49,9 +57,8 @@ class ModelSettings(_Section):
     """Height and width of every image; the learned input embedding ties a model to it. A multiple of 32."""
     modality_slots: Positive = 4
     """Images of a sample at most; each slot is three input channels."""
-    backbone: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "wide_resnet50_2.tv2_in1k"
-    """Any network of timm's own list whose features_only form has strides 4, 8 and 16. Not ``hf-hub:`` or
-    ``local-dir:``, which would load and build what another place says."""
+    backbone: Annotated[str, AfterValidator(_of_timms_list)] = "wide_resnet50_2.tv2_in1k"
+    """Any network of timm's own list whose features_only form has strides 4, 8 and 16."""
     backbone_weights: str = "imagenet"
     """``imagenet`` (timm's; training stops where they can't be had), ``imagenet-or-none``, ``none``, or a file (.pth,
     .safetensors)."""
