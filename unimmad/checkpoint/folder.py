@@ -107,11 +107,11 @@ class CheckpointFolder:
 
     def _named_latest(self) -> str:
         """What ``latest`` says; empty where that is no name of a checkpoint, and so might lead anywhere."""
-        try:
-            with (self.root / LATEST).open("rb") as file:
-                text = file.read(64).decode("ascii", errors="replace").strip()
-        except OSError:
+        latest = self.root / LATEST
+        if not latest.is_file():
             return ""
+        with latest.open("rb") as file:
+            text = file.read(64).decode("ascii", errors="replace").strip()
         return text if _NAME.fullmatch(text) else ""
 
     def _steps(self) -> list[Path]:
