@@ -38,7 +38,7 @@ from unimmad.evaluation.resume import PartialResults
 from unimmad.evaluation.screen import screen_table
 from unimmad.evaluation.thresholds import THRESHOLDS_NAME, load_thresholds, make_thresholds
 from unimmad.export.metadata import ExportMetadata
-from unimmad.launching.failure_notes import first_failure, note_failure
+from unimmad.launching.failure_notes import first_failure, note_failures
 from unimmad.launching.run_record import RunRecord
 from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_config
 from unimmad.prediction.catalogue import Catalogue
@@ -217,7 +217,7 @@ def _result_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
 
 
 def _launching_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
-    note_failure(folder, "key", 0, 0, "node", ValueError("a cause"))
+    note_failures(folder, "key", 0, 0, ValueError("a cause"))
     note = next(folder.glob("key.*"))
 
     def read_record(data: bytes) -> None:
