@@ -77,13 +77,16 @@ def changed(draw: st.DrawFn, document: Any) -> Any:
 
 @st.composite
 def damaged(draw: st.DrawFn, document: Any) -> bytes:
-    """The bytes of the document after one to three changes; some are cut short, or one of their bytes is another."""
+    """The bytes of the document after one to three changes; some are cut short, altered, or nested without end."""
     for _ in range(draw(st.integers(1, 3))):
         document = draw(changed(document))
     data = bytearray(json.dumps(document).encode())
-    harm = draw(st.sampled_from(("none", "none", "none", "cut", "byte")))
+    harm = draw(st.sampled_from(("none", "none", "none", "none", "cut", "byte", "deep")))
     if harm == "cut":
         return bytes(data[: draw(st.integers(0, len(data)))])
+    if harm == "deep":
+        place = draw(st.integers(0, len(data)))
+        return draw(st.sampled_from((bytes(data[:place]) + b"[" * 10_000, b'{"x":' * 3000 + b"1" + b"}" * 3000)))
     if harm == "byte" and data:
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
     return bytes(data)

@@ -258,20 +258,14 @@ def _other_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
     def read_metadata(data: bytes) -> None:
         """Of an ONNX file: each entry is a JSON text of its own."""
         try:
-            entries = json.loads(data)
-        except ValueError:
-            entries = {"format": data.decode(errors="replace")}
-        entries = entries if isinstance(entries, dict) else {"format": entries}
-        strings = {key: json.dumps(value) for key, value in entries.items()}
+            strings = {key: json.dumps(value) for key, value in json.loads(data).items()}
+        except (AttributeError, RecursionError, ValueError):
+            strings = {"format": data.decode(errors="replace")}
         assert ExportMetadata.from_strings(strings, "file.onnx").datasets
 
     def read_recipe(data: bytes) -> None:
-        """As a checkpoint holds it."""
-        try:
-            values = json.loads(data)
-        except ValueError:
-            values = data.decode(errors="replace")
-        parse_recipe(values, "state.json: recipe")
+        (folder / "recipe.yaml").write_bytes(data)
+        load_recipe(str(folder / "recipe.yaml"))
 
     return {
         "metadata of an export": Kind(metadata.model_dump(mode="json"), read_metadata),
