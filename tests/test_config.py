@@ -207,3 +207,11 @@ def test_a_weight_of_a_data_set_that_nobody_knows_is_an_error(name, hint):
     recipe = load_recipe("paper", [f"data.dataset_weights.{name}=2"])
     with pytest.raises(ValueError, match=f"no data set is called {name}; there are solids, materials{hint}"):
         check_dataset_weights(recipe.data.dataset_weights, ["solids", "materials"])
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/model", "local-dir:/tmp/model", "timm/resnet18", ""])
+def test_a_backbone_from_another_place_is_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"model\.backbone: name a network of timm's own list; .*backbone_weights=FILE"
+    ):
+        load_recipe("tiny", [f"model.backbone={name!r}"])

@@ -7,13 +7,15 @@ A recipe is a YAML file with the sections ``model``, ``data``, ``training`` and 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from unimmad.documents import MAX_YAML_BYTES, parse_yaml, read_limited, short, shown
+from unimmad.validation import one_line
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
@@ -29,10 +31,19 @@ def _no_truth_value(value: object) -> object:
     return value
 
 
+def _of_timms_list(name: str) -> str:
+    """With ``hf-hub:`` and ``local-dir:`` timm would fetch and build what another place says."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise ValueError("name a network of timm's own list; weights of another come by model.backbone_weights=FILE")
+    return name
+
+
 Integer = Annotated[int, BeforeValidator(_no_truth_value)]
 Real = Annotated[float, BeforeValidator(_no_truth_value)]
 Positive = Annotated[Integer, Field(gt=0)]
 NotNegative = Annotated[Integer, Field(ge=0)]
+Blocks = Annotated[Integer, Field(gt=0, le=256)]
+KernelSize = Annotated[Integer, Field(gt=0, le=63)]
 
 
 class _Section(BaseModel):
@@ -46,8 +57,8 @@ class ModelSettings(_Section):
     """Height and width of every image; the learned input embedding ties a model to it. A multiple of 32."""
     modality_slots: Positive = 4
     """Images of a sample at most; each slot is three input channels."""
-    backbone: str = "wide_resnet50_2.tv2_in1k"
-    """Any timm network whose features_only form has strides 4, 8 and 16."""
+    backbone: Annotated[str, AfterValidator(_of_timms_list)] = "wide_resnet50_2.tv2_in1k"
+    """Any network of timm's own list whose features_only form has strides 4, 8 and 16."""
     backbone_weights: str = "imagenet"
     """``imagenet`` (timm's; training stops where they can't be had), ``imagenet-or-none``, ``none``, or a file (.pth,
     .safetensors)."""
@@ -59,11 +70,11 @@ class ModelSettings(_Section):
     """Channels of its narrowest map, at stride 32."""
     decoder_planes: tuple[Positive, Positive, Positive] = (256, 128, 64)
     """Planes of its three up-sampling stages; each gives 4 times as many channels."""
-    decoder_blocks: tuple[Positive, Positive, Positive] = (3, 4, 6)
+    decoder_blocks: tuple[Blocks, Blocks, Blocks] = (3, 4, 6)
     """Bottleneck blocks of each up-sampling stage."""
-    embed_dim: Positive = 256
+    embed_dim: Annotated[Integer, Field(gt=0, le=8192)] = 256
     """Channels inside C-MoE."""
-    kernel_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 3, 5)
+    kernel_sizes: Annotated[tuple[KernelSize, ...], Field(min_length=1, max_length=8)] = (1, 3, 5)
     """One MiMoE branch each; odd."""
     leaders: Positive = 32
     """Leader experts of a branch, the experts that the gate routes to."""
@@ -96,7 +107,7 @@ class ModelSettings(_Section):
 class DataSettings(_Section):
     """How shards are read."""
 
-    workers: NotNegative = 2
+    workers: Annotated[Integer, Field(ge=0, le=256)] = 2
     """Loader processes of each rank; 0 decodes in the trainer itself."""
     dataset_weights: dict[str, Annotated[Real, Field(gt=0)]] = {}
     """Loss weight of each data set, by its name; others weigh 1. A name that is not among the data is an error, unless
@@ -175,7 +186,7 @@ class EvaluationSettings(_Section):
     """What turns maps into scores; printed with every table, since this is where papers differ."""
 
     batch_size: Positive = 8
-    blur_kernel: Positive = 15
+    blur_kernel: Annotated[Integer, Field(gt=0, le=4095)] = 15
     """Side of the Gaussian's window in pixels; odd. Zero padding."""
     blur_sigma: Annotated[Real, Field(ge=0)] = 4.0
     """Standard deviation in pixels; 0 leaves the map as it is."""
@@ -261,7 +272,7 @@ def parse_recipe(values: Mapping[str, Any], origin: str) -> Recipe:
         problems = error.errors(include_url=False)
         messages = [_explain(dict(problem)) for problem in problems[:MAX_PROBLEMS]]
         more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
-        raise ValueError(f"{origin}: {'; '.join(messages + more)}") from None
+        raise ValueError(f"{origin}: {one_line('; '.join(messages + more), 2000)}") from None
 
 
 def _recipe_path(name_or_file: str) -> Path:

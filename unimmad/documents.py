@@ -97,9 +97,8 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         _check_values(content)
         return yaml.safe_load(content)
     except Exception as error:  # PyYAML's constructors raise a dozen unrelated types
-        raise ValueError(
-            f"{where} can't be read as YAML: {short(str(error) or type(error).__name__, 4 * MAX_SHOWN)}"
-        ) from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{where} can't be read as YAML: {short(reason, 4 * MAX_SHOWN)}") from None
 
 
 def _check_values(text: str) -> None:

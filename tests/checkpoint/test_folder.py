@@ -128,15 +128,41 @@ def test_a_removal_that_dies_leaves_no_torn_checkpoint_in_sight(run, monkeypatch
     assert not [name for name in names(run) if name.startswith(".")]
 
 
-@pytest.mark.parametrize("text", [None, "", "step_00000099\n"], ids=["none", "empty", "of a removed folder"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        b"",
+        b"step_00000099\n",
+        b"\xff\xfe\x00",
+        b"../../elsewhere",
+        b"/",
+        b"..",
+        b"step_00000005/../../../elsewhere",
+    ],
+    ids=["none", "empty", "of a removed folder", "binary", "outside", "root", "above", "outside by a step"],
+)
 def test_without_a_usable_latest_the_highest_whole_step_is_the_newest(run, text):
     for step in (5, 10):
         save(run, step)
     (run.root / "step_00000020").mkdir()
     (run.root / LATEST).unlink()
+    elsewhere = run.run.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / STATE_NAME).write_text(json.dumps({"recipe": {}, "step": 7}))
     if text is not None:
-        (run.root / LATEST).write_text(text)
+        (run.root / LATEST).write_bytes(text)
     assert run.newest() == run.root / "step_00000010"
+
+
+def test_only_what_is_named_like_a_step_is_a_checkpoint_and_may_be_removed(run):
+    other = run.root / "step_of_mine"
+    other.mkdir(parents=True)
+    (other / STATE_NAME).write_text(json.dumps({"recipe": {}, "step": 5}))
+    assert run.newest() is None
+    for step in (5, 10, 15):
+        save(run, step, keep=1)
+    assert names(run) == [LATEST, "step_00000015", "step_of_mine"]
 
 
 def test_a_checkpoint_is_found_from_its_own_folder_its_run_and_the_folder_between(run):
@@ -176,10 +202,17 @@ def test_the_newest_run_is_the_one_that_saved_last(tmp_path):
         (b"[1, 2]", "not the state of a UniMMAD checkpoint"),
         (b'{"step": 3}', "not the state of a UniMMAD checkpoint"),
         (b'{"recipe": {}}', "not the state of a UniMMAD checkpoint"),
+        (b'{"recipe": {}, "step": -1}', "step: Input should be greater"),
+        (b'{"recipe": {}, "step": "3"}', "step: Input should be a valid integer"),
+        (b'{"recipe": {}, "step": 9223372036854775808}', "step: Input should be less"),
+        (b'{"recipe": {}, "step": 3, "data": 5}', "data: Input should be a valid list"),
+        (b'{"recipe": {}, "step": 3, "data": [5]}', r"data\.0: Input should be a valid string"),
+        (b'{"recipe": {}, "step": 3, "format": 2}', "format: Input should be 1"),
+        (b'{"recipe": [], "step": 3}', "recipe: Input should be a valid dictionary"),
     ],
 )
 def test_a_state_that_is_missing_or_damaged_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / STATE_NAME).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{STATE_NAME} .*{message}|{STATE_NAME} {message}"):
+    with pytest.raises(ValueError, match=rf"{STATE_NAME}:? .*{message}|{STATE_NAME} {message}"):
         read_state(tmp_path)

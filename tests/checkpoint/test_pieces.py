@@ -162,10 +162,62 @@ def test_a_file_of_another_save_is_refused(tmp_path):
 def test_a_damaged_index_is_refused(tmp_path, text):
     write_split(tmp_path, [])
     (tmp_path / INDEX_NAME).write_bytes(text)
-    with pytest.raises(ValueError, match=r"no readable index\.json: it is not whole"):
+    with pytest.raises(ValueError, match=r"index\.json: (it is not whole|.*; use another checkpoint)"):
         PieceReader(tmp_path)
 
 
 def test_a_folder_without_index_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no readable index\.json"):
         PieceReader(tmp_path)
+
+
+def changed(tensors, name, **changes):
+    tensors[name]["pieces"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tensors: changed(tensors, "a", key="b"), "a piece of a is called 'b'"),
+        (lambda tensors: changed(tensors, "a", offset=2**63), r"a\.pieces\.0\.offset: Input should be less than"),
+        (lambda tensors: changed(tensors, "a", offset="0"), r"a\.pieces\.0\.offset: Input should be a valid integer"),
+        (lambda tensors: changed(tensors, "a", numel=True), r"a\.pieces\.0\.numel: Input should be a valid integer"),
+        (lambda tensors: changed(tensors, "a", file="../model-00000.safetensors"), r"file: String should match"),
+        (lambda tensors: changed(tensors, "a", file="/tmp/model-00000.safetensors"), r"file: String should match"),
+        (lambda tensors: tensors["a"].update(pieces=[]), "the pieces of a do not make up its shape"),
+        (lambda tensors: tensors["a"].update(shape=[2**40, 2**40]), "the pieces of a|a piece of a"),
+        (lambda tensors: tensors["a"].update(shape={"x": 1}), r"a\.shape: Input should be a valid list"),
+    ],
+)
+def test_an_index_that_would_read_something_else_is_refused(tmp_path, change, says):
+    """Two tensors of one shape: only their names tell them apart."""
+    pieces = [Piece("a", (2,), 0, torch.ones(2)), Piece("b", (2,), 0, torch.zeros(2))]
+    write_pieces(tmp_path / "model-00000.safetensors", pieces)
+    tensors = build_index(tmp_path)
+    change(tensors)
+    (tmp_path / INDEX_NAME).write_text(json.dumps(tensors))
+    with pytest.raises(ValueError, match=says):
+        PieceReader(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "says"),
+    [
+        (LEADERS.to(torch.float16), r"model-00000\.safetensors is damaged: levels\.0\.leaders is F16, not F32"),
+        (LEADERS.to(torch.int32), r"levels\.0\.leaders is I32, not F32"),
+        (
+            LEADERS.reshape(2, 4, 3),
+            r"levels\.0\.leaders has the shape \[2, 4, 3\], and the index says 24",
+        ),
+    ],
+    ids=["half", "integers", "another shape"],
+)
+def test_a_tensor_whose_type_or_shape_was_changed_is_refused(tmp_path, stored, says):
+    file = tmp_path / "model-00000.safetensors"
+    write_pieces(file, [Piece(NAMES[0], tuple(LEADERS.shape), 0, LEADERS)])
+    write_index(tmp_path)
+    wanted = {NAMES[0]: torch.empty(LEADERS.shape, device="meta")}
+    PieceReader(tmp_path).check_fits(wanted)
+    write_pieces(file, [Piece(NAMES[0], tuple(stored.shape), 0, stored)])
+    with pytest.raises(ValueError, match=says):
+        PieceReader(tmp_path).check_fits(wanted)

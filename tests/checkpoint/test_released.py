@@ -132,6 +132,12 @@ def test_another_image_size_is_refused_by_name(model, released):
     assert_refused_and_unchanged(model, released, r"image size 256 and the recipe says 64.*model\.image_size=256")
 
 
+def test_an_embedding_of_no_dimension_is_refused(model, released):
+    released["input_embedding.input_embedding"] = torch.tensor(1.0)
+    with pytest.raises(ValueError, match=r"input_embedding\.embedding_CHW is \[\] in the checkpoint"):
+        load_released(model, translate(released))
+
+
 def test_a_missing_tensor_is_named(model, released):
     del released["c_moes.2.expert_bases.1"]
     assert_refused_and_unchanged(model, released, r"lacks 1 tensors .*levels\.2\.branches\.1\.bank\.kernels_GNEEkk")

@@ -21,10 +21,14 @@ DATA = bytes(range(256)) * 10
 class Handler(BaseHTTPRequestHandler):
     answers: list[int]
     """Status of each coming answer; 0 breaks the connection in the middle."""
+    location = ""
+    """Where a status of 302 leads."""
 
     def do_GET(self) -> None:
         status = self.answers.pop(0)
         self.send_response(status or 200)
+        if status == 302:
+            self.send_header("Location", self.location)
         self.send_header("Content-Length", str(len(DATA)))
         self.end_headers()
         self.wfile.write(DATA if status else DATA[:100])
@@ -95,12 +99,30 @@ def test_an_untrusted_server_is_not_tried_again(waits: list[float], monkeypatch:
         problem.verify_message = "self-signed certificate"
         raise urllib.error.URLError(problem)
 
-    monkeypatch.setattr(urllib.request, "urlopen", refused)
+    monkeypatch.setattr(download._OPENER, "open", refused)
     with pytest.raises(
         FetchError, match=r"https://host/set/a: the server is not trusted \(self-signed certificate\); .* SSL_CERT_FILE"
     ):
         fetch("https://host/set/a", 10)
     assert waits == []
+
+
+def test_a_redirect_leads_from_http_to_http_and_nowhere_else(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Handler, "location", f"{server}/b")
+    Handler.answers = [302, 200]
+    assert fetch(f"{server}/a", 10_000) == DATA
+    monkeypatch.setattr(Handler, "location", "ftp://127.0.0.1/b")
+    Handler.answers = [302]
+    with pytest.raises(
+        FetchError, match=r"/a: cannot be opened \(it redirects to ftp://127.0.0.1/b, which is not foll"
+    ):
+        fetch(f"{server}/a", 10_000)
+
+
+def test_https_is_not_left_by_a_redirect() -> None:
+    request = urllib.request.Request("https://host/set/a")
+    with pytest.raises(PermissionError, match=r"redirects to http://169\.254\.169\.254/"):
+        download._NoDowngrade().redirect_request(request, None, 302, "Found", {}, "http://169.254.169.254/?key=1")
 
 
 def test_no_server(waits: list[float]) -> None:

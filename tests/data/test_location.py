@@ -1,10 +1,12 @@
 """Paths, URLs and commands: told apart, and commands only from the command line."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from unimmad.data.location import RemoteFolder, parse_data_folder, recorded_data_folder, shown
+from unimmad.data.location import RECORDED_SCHEMES, RemoteFolder, parse_data_folder, recorded_data_folder, shown
+from unimmad.data.shard_set import ShardSet
 
 
 @pytest.mark.parametrize("text", ["data/mine", "/data/a:b", "C", "./pipe", "../x"])
@@ -49,7 +51,59 @@ def test_a_recorded_command_is_refused(text: str) -> None:
 
 def test_recorded_paths_and_urls_are_read() -> None:
     assert recorded_data_folder("data/mine", "x") == Path("data/mine")
-    assert recorded_data_folder("s3://bucket/set", "x") == RemoteFolder("s3://bucket/set")
+    for scheme in RECORDED_SCHEMES:
+        url = f"{scheme}://bucket/set%20of/2026?key=1"
+        assert recorded_data_folder(url, "x") == RemoteFolder(url)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "reference://{}::https://host/refs.json",
+        "reference://::file:///refs.json",
+        "simplecache::s3://bucket/set",
+        "s3://bucket/set::https://host/x",
+        "https://host/{}?key=1",
+        "https://host/{{c.__globals__[os].environ[HOME]}}",
+        "https://host/ a",
+        "https://host/https://other",
+        "http://host/set",
+        "file:///mnt/set",
+        "ftp://host/set",
+        "sftp://host/set",
+        "data://x",
+        "zip://x::y",
+        "HTTP://host/set",
+        "",
+        "a\0b",
+        "a\nb",
+    ],
+)
+def test_anything_else_that_a_file_names_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"state\.json names .* as its data.* with --data") as refused:
+        recorded_data_folder(text, "run/state.json")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_gets_no_environment_variable_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsspec fills in the templates of a ``reference://`` URL with what they ask for, and opens the result."""
+    monkeypatch.setenv("UNIMMAD_SECRET", "hunter2")
+    place = f"file://{tmp_path}/{{{{c.__globals__[os].environ[UNIMMAD_SECRET]}}}}"
+    references = {"version": 1, "templates": {"c": "{{ x }}"}, "refs": {"index.json": [place]}}
+    (tmp_path / "references.json").write_text(json.dumps(references))
+    index = {
+        "format": 1,
+        "source": "x",
+        "datasets": {"a": {"field": "b", "modalities": []}},
+        "shards": [],
+        "samples": [],
+    }
+    index["datasets"]["a"]["modalities"] = [{"name": "rgb", "slot": 0, "kind": "rgb"}]  # type: ignore[index]
+    (tmp_path / "hunter2").write_text(json.dumps(index))
+    url = f"reference://{{}}::file://{tmp_path}/references.json"
+    assert ShardSet.open([parse_data_folder(url)]).datasets.keys() == {"a"}, "typed, it is opened"
+    with pytest.raises(ValueError, match=r"state\.json names 'reference://"):
+        ShardSet.open([recorded_data_folder(url, "run/state.json")])
 
 
 def test_messages_show_no_password_and_no_signature() -> None:

@@ -305,6 +305,9 @@ def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
         ([replace(parts, name="a/b")], "cannot name a data set"),
         ([replace(parts, samples=(first, first))], "have the key"),
         ([replace(parts, samples=(replace(first, key="a.b"), *others))], "cuts keys at a dot"),
+        ([replace(parts, samples=(replace(first, key="a/b"), *others))], "paths end at a slash"),
+        ([replace(parts, samples=(replace(first, class_name="a/b"), *others))], "cannot name a class"),
+        ([replace(parts, samples=(replace(first, class_name="a\udcff"), *others))], "cannot name a class"),
         (
             [replace(parts, samples=(replace(first, images={"ir": first.images["rgb"]}),))],
             "modality ir is none",

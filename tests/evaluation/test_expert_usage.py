@@ -12,6 +12,7 @@ from unimmad.data.sample import Sample
 from unimmad.evaluation.expert_usage import (
     ClassUsage,
     UsageCounter,
+    UsageEntry,
     chosen_leaders,
     read_usage,
     rows_by_modality,
@@ -93,7 +94,7 @@ def test_shares_give_modalities_classes_and_sets_the_same_weight():
 
 def test_usage_survives_json():
     before = usage("a", "x", [[[6, 2]], [[1, 1]]], ("rgb", "depth"), tokens=[4, 1])
-    after = read_usage(json.loads(json.dumps(usage_entry(before))))
+    after = read_usage(UsageEntry.model_validate(json.loads(json.dumps(usage_entry(before)))))
     assert (after.dataset, after.class_name, after.modalities) == ("a", "x", ("rgb", "depth"))
     np.testing.assert_array_equal(after.counts_MGL, before.counts_MGL)
     np.testing.assert_array_equal(after.tokens_M, before.tokens_M)

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from unimmad.evaluation.curve_points import MOST_POINTS
 from unimmad.evaluation.metrics import MetricAccumulator
-from unimmad.evaluation.pixel_curves import curves_entry, read_curves
+from unimmad.evaluation.pixel_curves import CurvesEntry, curves_entry, read_curves
 
 
 def collected(images=4, shape=(24, 30), levels=40, seed=0):
@@ -84,7 +84,7 @@ def test_without_a_mask_or_a_label_there_are_none():
 
 def test_curves_survive_json():
     before = collected()[0].curves()
-    after = read_curves(json.loads(json.dumps(curves_entry(before))))
+    after = read_curves(CurvesEntry.model_validate(json.loads(json.dumps(curves_entry(before)))))
     for name in ("fpr", "tpr", "pro"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
     for ours, theirs in zip(after.histogram, before.histogram, strict=True):

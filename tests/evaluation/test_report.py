@@ -62,11 +62,33 @@ def test_json_round_trip_with_null_for_undefined():
         ('{"format": 1, "hea', "no JSON"),
         ("[]", "not of format 1"),
         ('{"format": 9}', "not of format 1"),
-        ('{"format": 1, "header": {}}', "no entry 'classes'"),
-        ('{"format": 1, "header": {}, "classes": [3]}', "another form"),
-        ('{"format": 1, "header": {}, "classes": [{"metrics": {"I-AP": 1}}]}', "no entry 'I-AUROC'"),
+        ('{"format": 1, "header": {}}', "the report: classes: Field required; evaluate again"),
+        ('{"format": 1, "header": {}, "classes": [3]}', "classes.0: Input should be a valid dict"),
+        ('{"format": 1, "header": {}, "classes": []}', "classes: .* at least 1 item"),
+        ('{"format": 1, "header": {"a": 5}, "classes": []}', "header.a: Input should be a valid string"),
+        ('{"format": 1, "header": {}, "classes": [{"metrics": {"I-AP": 1}}]}', "classes.0.dataset: Field required"),
     ],
 )
 def test_a_broken_report_says_what_is_wrong(text, message):
     with pytest.raises(ValueError, match=message):
         from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda report: report["classes"][0]["metrics"].pop("I-AUROC"), r"classes\.0\.metrics: no entry 'I-AUROC'"),
+        (lambda report: report["classes"][0]["metrics"].update({"I-AP": float("nan")}), r"I-AP: .* finite number"),
+        (lambda report: report["classes"][0]["metrics"].update({"I-AP": 1.5}), r"I-AP: Input should be less than"),
+        (lambda report: report["classes"][0].update(normal=float("inf")), r"normal: Input should be a valid integer"),
+        (lambda report: report["classes"][0].update({"class": "a/b"}), r"class: String should match"),
+        (lambda report: report["classes"].append(report["classes"][0]), "is listed twice"),
+        (lambda report: report.update(published=[{"dataset": "a"}]), r"published\.0\.name: Field required"),
+    ],
+)
+def test_an_altered_report_is_refused_naming_the_entry(change, message):
+    content = json.loads(to_json(three_classes()))
+    change(content)
+    with pytest.raises(ValueError, match=f"the report: .*{message}.*; evaluate again") as refused:
+        from_json(json.dumps(content))
+    assert "\n" not in str(refused.value)

@@ -19,6 +19,7 @@ from unimmad.export.metadata import ExportMetadata
 from unimmad.prediction.detector import Detector, Prediction
 from unimmad.prediction.inputs import InputSample
 
+onnx = pytest.importorskip("onnx", reason='exported files need the extra "export"')
 onnxruntime = pytest.importorskip("onnxruntime", reason='exported files need the extra "export"')
 pytest.importorskip("onnxscript", reason='exported files need the extra "export"')
 
@@ -175,3 +176,29 @@ def test_a_file_that_is_no_onnx_or_not_of_this_package_is_named(tmp_path):
         Detector.from_onnx(tmp_path / "gone.onnx")
     with pytest.raises(ValueError, match=r"other.onnx: its metadata do not say"):
         ExportMetadata.from_strings({"format": "1"}, "other.onnx")
+
+
+@pytest.mark.parametrize(("entry", "value"), [("image_size", 65528), ("modalities", None)])
+def test_metadata_that_the_graph_does_not_keep_are_refused(onnx_file, tmp_path, entry, value):
+    """Images would be made as large as the metadata say before the graph refuses them."""
+    model = onnx.load(onnx_file)
+    found = next(pair for pair in model.metadata_props if pair.key == entry)
+    found.value = json.dumps(json.loads(found.value)[:1] if value is None else value)
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match=r"other\.onnx: it takes .* which is not what its metadata say"):
+        Detector.from_onnx(tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize("place", ["../weights.bin", "{folder}/weights.bin"])
+def test_a_graph_reads_no_file_outside_its_folder(tmp_path, place):
+    (tmp_path / "weights.bin").write_bytes(bytes(16))
+    weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=place.format(folder=tmp_path))
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weights])
+    (tmp_path / "inner").mkdir()
+    file = tmp_path / "inner" / "other.onnx"
+    file.write_bytes(onnx.helper.make_model(graph, ir_version=8).SerializeToString())
+    with pytest.raises(ValueError, match=r"other\.onnx can't be run by ONNX Runtime: .*[Ee]xternal data"):
+        Detector.from_onnx(file)

@@ -81,3 +81,33 @@ def test_a_problem_that_all_ranks_know_is_noted_as_that_of_the_rank_that_met_it(
     note_failures(tmp_path, "key", 0, 0, error)
     failure = first_failure(tmp_path, "key")
     assert (failure.rank, failure.node, failure.message) == (5, "n7", "no data here")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "can't be read"),
+        (b"\xff\xfe", "can't be read"),
+        (b"[]", "the file: Input should be a valid dict"),
+        (b"{}", "run: Field required"),
+        (b'{"run": "x", "starts": "2"}', "starts: Input should be a valid integer"),
+        (b'{"run": "x", "starts": -1}', "starts: Input should be greater than"),
+        (b'{"run": 5, "starts": 1}', "run: Input should be a valid string"),
+    ],
+)
+def test_a_damaged_record_is_refused_in_one_line(tmp_path, content, says):
+    (tmp_path / "key.run.json").write_bytes(content)
+    record, message = RunRecord(tmp_path, "key"), rf"key\.run\.json.*{says}.*; remove it to let the job begin anew"
+    for read in (record.starts, lambda: record.settle(asked(tmp_path), ALONE)):
+        with pytest.raises(ValueError, match=message) as refused:
+            read()
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"rank": 0}', b'{"rank": "a", "node": 5}', b"3"])
+def test_a_damaged_note_hides_no_other(tmp_path, caplog, content):
+    note_failures(tmp_path, "key", 0, 3, ValueError("the cause"))
+    (tmp_path / "key.1.rank00000.failure.json").write_bytes(content)
+    (tmp_path / "key.x.rank00000.failure.json").write_bytes(content)
+    assert first_failure(tmp_path, "key").message == "the cause"
+    assert "key.1.rank00000.failure.json can't be read (" in caplog.text

@@ -253,6 +253,7 @@ UNFIT = {
     "pickle of an object": lambda state, path: path.write_bytes(pickle.dumps(Payload(), protocol=2)),
     "list of tensors": lambda state, path: torch.save(list(state.values()), path),
     "numbers": lambda state, path: torch.save({"a": 1}, path),
+    "integers for names": lambda state, path: torch.save(dict(enumerate(state.values())), path),
     "absent": lambda state, path: None,
 }
 
@@ -270,6 +271,7 @@ UNFIT = {
         ("pickle of an object", "not read for safety"),
         ("list of tensors", "no state dict of tensors"),
         ("numbers", "no state dict of tensors"),
+        ("integers for names", "no state dict of tensors"),
         ("absent", "does not exist"),
     ],
 )

@@ -16,20 +16,46 @@ leaves hidden folders at most; the next save removes them.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from unimmad.documents import read_json
 from unimmad.files import temporary_beside, write_text_aside
+from unimmad.validation import validated
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 STATE_NAME = "state.json"
+FORMAT: Literal[1] = 1
+"""Of state.json."""
 _STEP = "step_"
+_NAME = re.compile(rf"{_STEP}[0-9]{{8,}}")
+_REMEDY = "use another checkpoint of the run"
 _PARTIAL = "partial_"
 _GOING = "going_"
+
+
+class _State(TypedDict):
+    """What state.json must say, and of what type the rest is."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+
+    format: NotRequired[Literal[1]]
+    step: Annotated[int, Field(ge=0, lt=2**53)]
+    recipe: dict[str, Any]
+    finished: NotRequired[bool]
+    backbone_weights: NotRequired[str]
+    data: NotRequired[list[str]]
+    trained_on: NotRequired[dict[str, Any]]
+
+
+_STATE: TypeAdapter[_State] = TypeAdapter(_State)
 
 
 @dataclass(frozen=True)
@@ -73,16 +99,23 @@ class CheckpointFolder:
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint; None where there is none yet."""
-        latest = self.root / LATEST
-        if latest.is_file():
-            named = self.root / latest.read_text(encoding="utf-8").strip()
-            if (named / STATE_NAME).is_file():
-                return named
+        named = self.root / self._named_latest()
+        if named != self.root and (named / STATE_NAME).is_file():
+            return named
         steps = [step for step in self._steps() if (step / STATE_NAME).is_file()]
         return steps[-1] if steps else None
 
+    def _named_latest(self) -> str:
+        """What ``latest`` says; empty where that is no name of a checkpoint, and so might lead anywhere."""
+        latest = self.root / LATEST
+        if not latest.is_file():
+            return ""
+        with latest.open("rb") as file:
+            text = file.read(64).decode("ascii", errors="replace").strip()
+        return text if _NAME.fullmatch(text) else ""
+
     def _steps(self) -> list[Path]:
-        return sorted(self.root.glob(f"{_STEP}*"))
+        return sorted(path for path in self.root.glob(f"{_STEP}*") if _NAME.fullmatch(path.name))
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -114,7 +147,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """A checkpoint's state.json.
 
     Raises:
-        ValueError: it is missing or cut short.
+        ValueError: it is missing, cut short or of another form.
     """
     path = checkpoint / STATE_NAME
     try:
@@ -122,9 +155,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
     except ValueError:
-        raise ValueError(f"{path} is damaged; use another checkpoint of the run") from None
-    if not isinstance(state, dict) or "recipe" not in state or "step" not in state:
-        raise ValueError(f"{path} is not the state of a UniMMAD checkpoint")
+        raise ValueError(f"{path} is damaged; {_REMEDY}") from None
+    validated(_STATE, state, str(path), f"it is not the state of a UniMMAD checkpoint; {_REMEDY}")
     return state
 
 

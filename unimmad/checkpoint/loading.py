@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from unimmad.assembly import empty_model
 from unimmad.checkpoint.folder import STATE_NAME, read_state
@@ -50,7 +51,7 @@ class LoadedCheckpoint:
     @property
     def backbone_weights(self) -> str:
         """In words, what the backbone was loaded with when training began."""
-        return str(self.state["backbone_weights"])
+        return str(self.state.get("backbone_weights", "not said"))
 
 
 def load_checkpoint(folder: Path) -> LoadedCheckpoint:
@@ -63,24 +64,32 @@ def load_checkpoint(folder: Path) -> LoadedCheckpoint:
     """
     state = read_state(folder)
     recipe = parse_recipe(state["recipe"], origin=f"{folder / STATE_NAME}: recipe")
+    reader = PieceReader(folder, without=OPTIMIZER_PREFIX)
+    # First without memory: a recipe may ask for more than any machine has, and its tensors would not be there.
+    reader.check_fits(_shapes_of(recipe, folder).state_dict())
     model = empty_model(recipe.model)
-    fill_model(model, PieceReader(folder, without=OPTIMIZER_PREFIX))
+    fill_model(model, reader)
     return LoadedCheckpoint(folder, recipe, model.eval(), state, _digest(model))
+
+
+def _shapes_of(recipe: Recipe, folder: Path) -> UniMMAD:
+    """The recipe's model on the meta device."""
+    try:
+        with torch.device("meta"):
+            return empty_model(recipe.model)
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder / STATE_NAME}: recipe: no model can have these sizes ({reason})") from None
 
 
 def fill_model(model: UniMMAD, reader: PieceReader) -> None:
     """Load every tensor of a local-form model.
 
     Raises:
-        ValueError: a tensor is missing or of another shape: the checkpoint is of another recipe.
+        ValueError: a tensor is missing or of another shape or type: the checkpoint is of another recipe, or damaged.
     """
+    reader.check_fits(model.state_dict())
     for name, tensor in model.state_dict().items():
-        shape = reader.shape(name)
-        if shape != tuple(tensor.shape):
-            raise ValueError(
-                f"checkpoint {reader.folder} is of another recipe: {name} is {list(shape)} there and "
-                f"{list(tensor.shape)} in this one"
-            )
         reader.read_into(tensor.view(-1), name, 0)
 
 

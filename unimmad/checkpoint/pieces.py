@@ -6,9 +6,8 @@ OFFSET counts elements of the flattened whole. ``index.json`` lists, for every t
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unimmad.checkpoint.tensor_index import PieceEntry, TensorEntry, TensorIndex, check_index, check_stored, check_whole
 from unimmad.documents import parse_json, read_json
 
 INDEX_NAME = "index.json"
@@ -73,7 +73,7 @@ def build_index(folder: Path) -> dict[str, Any]:
                 entry["pieces"].append({"file": path.name, "key": key, "offset": int(offset or 0), "numel": numel})
     for name, entry in tensors.items():
         entry["pieces"].sort(key=lambda piece: piece["offset"])
-        _check_whole(name, entry)
+        check_whole(name, entry)
     return tensors
 
 
@@ -91,21 +91,22 @@ class PieceReader:
             without: files that hold nothing but tensors whose names begin so need not be there.
 
         Raises:
-            ValueError: the folder has no index, or a file that it lists is missing.
+            ValueError: the folder has no index, one of another form, or a file that it lists is missing.
         """
         self.folder = folder
         self._files: dict[str, Any] = {}
         """By name, those that are open."""
         try:
-            self._tensors = read_json(folder / INDEX_NAME)
-            files = {
-                piece["file"]
-                for name, entry in self._tensors.items()
-                if without is None or not name.startswith(without)
-                for piece in entry["pieces"]
-            }
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            values = read_json(folder / INDEX_NAME)
+        except (OSError, ValueError):
             raise ValueError(f"checkpoint {folder} has no readable {INDEX_NAME}: it is not whole") from None
+        self._tensors: TensorIndex = check_index(values, str(folder / INDEX_NAME))
+        files = {
+            piece["file"]
+            for name, entry in self._tensors.items()
+            if without is None or not name.startswith(without)
+            for piece in entry["pieces"]
+        }
         missing = sorted(file for file in files if not (folder / file).is_file())
         if missing:
             raise ValueError(f"checkpoint {folder} lacks {missing[0]}: it is not whole")
@@ -115,6 +116,20 @@ class PieceReader:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._entry(name)["shape"])
+
+    def check_fits(self, tensors: Mapping[str, Tensor]) -> None:
+        """Hold the index and the files' headers against tensors to be filled, which may be on the meta device.
+
+        Raises:
+            ValueError: one is missing or of another shape: the checkpoint is of another recipe; or a file is damaged.
+        """
+        for name, tensor in tensors.items():
+            if self.shape(name) != tuple(tensor.shape):
+                raise ValueError(
+                    f"checkpoint {self.folder} is of another recipe: {name} is {list(self.shape(name))} there and "
+                    f"{list(tensor.shape)} in this one"
+                )
+        check_stored(self.folder, self._tensors, {name: tensor.dtype for name, tensor in tensors.items()})
 
     def read(self, name: str) -> Tensor:
         """The whole tensor.
@@ -151,12 +166,12 @@ class PieceReader:
             if start < stop:
                 yield start - offset, self._values(piece)[start - piece["offset"] : stop - piece["offset"]]
 
-    def _entry(self, name: str) -> dict[str, Any]:
+    def _entry(self, name: str) -> TensorEntry:
         if name not in self._tensors:
             raise ValueError(f"checkpoint {self.folder} has no tensor {name}: it is of another model or optimizer")
         return self._tensors[name]
 
-    def _values(self, piece: dict[str, Any]) -> Tensor:
+    def _values(self, piece: PieceEntry) -> Tensor:
         path = self.folder / piece["file"]
         try:
             if piece["file"] not in self._files:
@@ -171,10 +186,3 @@ class PieceReader:
                 f"and the index says {piece['numel']}"
             )
         return values
-
-
-def _check_whole(name: str, entry: dict[str, Any]) -> None:
-    offsets = [piece["offset"] for piece in entry["pieces"]]
-    ends = list(itertools.accumulate((piece["numel"] for piece in entry["pieces"]), initial=0))
-    if [*offsets, torch.Size(entry["shape"]).numel()] != ends:
-        raise ValueError(f"the pieces of {name} do not make up its shape {entry['shape']}")

@@ -158,7 +158,7 @@ def load_released(model: UniMMAD, translation: Translation) -> None:
     """
     embedding = translation.state.get("input_embedding.embedding_CHW")
     size = model.architecture.image_size
-    if embedding is not None and embedding.shape[-1] != size:
+    if embedding is not None and embedding.dim() == 3 and embedding.shape[-1] != size:
         raise ValueError(
             f"the checkpoint was trained at image size {embedding.shape[-1]} and the recipe says {size}: its input "
             f"embedding fits no other; convert with --set model.image_size={embedding.shape[-1]}"

@@ -10,12 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from unimmad.checkpoint.folder import STATE_NAME
+from unimmad.checkpoint.folder import FORMAT, STATE_NAME
 from unimmad.checkpoint.pieces import INDEX_NAME, build_index
 from unimmad.checkpoint.trained_on import KEY, TrainedOn
 from unimmad.config import Recipe
 
-FORMAT = 1
 COMPOSING = "composing"
 """Key of what training measured (training/composing.py)."""
 _PACKAGES = ("unimmad", "torch", "deepspeed", "timm")

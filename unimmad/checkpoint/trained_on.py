@@ -7,12 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from unimmad.data.index import DatasetEntry, SampleEntry
+from unimmad.data.index import ClassName, DatasetEntry, Name, SampleEntry
+from unimmad.validation import first_problem
 
 KEY = "trained_on"
 """In state.json."""
+
+
+class _Entry(BaseModel):
+    """As it stands in state.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    datasets: dict[Name, DatasetEntry]
+    classes: tuple[ClassName, ...]
+    digests: dict[ClassName, str] = {}
 
 
 @dataclass(frozen=True)
@@ -65,12 +76,12 @@ def read_trained_on(state: Mapping[str, Any], origin: str) -> TrainedOn | None:
     if KEY not in state:
         return None
     try:
-        entry = state[KEY]
-        datasets = {str(name): DatasetEntry.model_validate(found) for name, found in entry["datasets"].items()}
-        digests = {str(name): str(digest) for name, digest in entry.get("digests", {}).items()}
-        return TrainedOn(datasets, tuple(str(name) for name in entry["classes"]), digests)
-    except (AttributeError, KeyError, TypeError, ValidationError):
-        raise ValueError(f"{origin}: {KEY} has another form; use another checkpoint of the run") from None
+        entry = _Entry.model_validate(state[KEY])
+    except ValidationError as error:
+        raise ValueError(
+            f"{origin}: {KEY} has another form ({first_problem(error)}); use another checkpoint of the run"
+        ) from None
+    return TrainedOn(entry.datasets, entry.classes, entry.digests)
 
 
 def _digest(samples: Iterable[SampleEntry]) -> str:

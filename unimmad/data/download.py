@@ -39,6 +39,19 @@ class _Interrupted(Exception):  # noqa: N818, it never leaves this module
     """The source failed in a way that may pass."""
 
 
+class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect to http or https, and from https only to https."""
+
+    def redirect_request(self, req: urllib.request.Request, *rest: Any) -> urllib.request.Request | None:
+        target = str(rest[-1])
+        if not target.lower().startswith(("https://",) if req.type == "https" else ("https://", "http://")):
+            raise PermissionError(f"it redirects to {shown(target)}, which is not followed")
+        return super().redirect_request(req, *rest)
+
+
+_OPENER = urllib.request.build_opener(_NoDowngrade)
+
+
 def fetch_blocks(url: str) -> Iterator[bytes]:
     """The file's bytes, block by block, once.
 
@@ -119,7 +132,7 @@ def _open(url: str) -> IO[bytes] | Any:
     if is_command(url):
         return gopen_pipe(url)
     if url.lower().startswith(("http://", "https://")):
-        return urllib.request.urlopen(url, timeout=TIMEOUT)
+        return _OPENER.open(url, timeout=TIMEOUT)
     try:
         file_system, path = fsspec.core.url_to_fs(url)
     except ValueError as error:

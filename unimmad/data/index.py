@@ -11,41 +11,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from unimmad.data.collector import collector_paused
-from unimmad.documents import read_limited, short
+from unimmad.documents import read_limited
+from unimmad.validation import first_problem, one_line
 
 INDEX_NAME = "index.json"
 FORMAT: Literal[1] = 1
 MAX_INDEX_BYTES = 2**30
+MAX_SLOT = 1023
 
 ModalityKind = Literal["rgb", "gray", "depth"]
 Split = Literal["train", "test", "calibration"]
+GOOD = "good"
+"""The defect of normal samples."""
+
+NAME = r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*"
+"""A regular expression of one name: no slash, since ``DATASET/CLASS`` is two, no dot in front, no control character."""
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+ClassName = Annotated[str, Field(pattern=f"^{NAME}/{NAME}$")]
+"""``DATASET/CLASS``."""
+Bytes = Annotated[int, Field(ge=0, lt=2**62)]
+"""An offset or a length that file systems can have."""
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Modality(_Frozen):
     """One imaging modality of a data set."""
 
-    name: str
-    slot: Annotated[int, Field(ge=0)]
+    name: Name
+    slot: Annotated[int, Field(ge=0, le=MAX_SLOT)]
     """Which three of the model's input channels it fills."""
     kind: ModalityKind
-    scale: float = 1.0
+    scale: Annotated[float, Field(gt=0)] = 1.0
     """Depth only: metres per stored unit, after integer formats were divided by their largest value."""
     invalid: float | None = None
     """Depth only: the stored value that means "no measurement" (before scaling); None: every pixel is valid."""
+
+
+def _distinct(modalities: tuple[Modality, ...]) -> tuple[Modality, ...]:
+    """One that is listed twice would count twice."""
+    for what, values in (("name", [m.name for m in modalities]), ("slot", [m.slot for m in modalities])):
+        if len(set(values)) < len(values):
+            raise ValueError(f"two modalities share a {what}: {values}")
+    return modalities
+
+
+Modalities = Annotated[tuple[Modality, ...], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class DatasetEntry(_Frozen):
     """One data set: its field (industry, medicine, ...) and the modalities its samples may have."""
 
     field: str
-    modalities: tuple[Modality, ...]
+    modalities: Modalities
 
 
 # Members and samples are many; as pydantic's models they would take three times the memory.
@@ -56,9 +79,9 @@ class Member:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str
-    offset: Annotated[int, Field(ge=0)]
+    offset: Bytes
     """Bytes from the start of the shard to the member's data."""
-    length: Annotated[int, Field(ge=0)]
+    length: Bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +90,10 @@ class SampleEntry:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    key: str
-    dataset: str
-    class_name: str
+    key: Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f]+$")]
+    """Unique in its data set; without dots, at which WebDataset cuts it, and slashes."""
+    dataset: Name
+    class_name: Name
     """Without the data set's name."""
     split: Split
     """``calibration``: normal samples kept out of training, for setting thresholds."""
@@ -78,7 +102,7 @@ class SampleEntry:
     anomalous: bool
     shard: Annotated[int, Field(ge=0)]
     """Position in ``Index.shards``."""
-    images: dict[str, Member]
+    images: Annotated[dict[str, Member], Field(min_length=1)]
     """By modality name; a missing modality is absent."""
     mask: Member | None = None
 
@@ -88,7 +112,7 @@ class ShardEntry(_Frozen):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*\.tar$")]
     """A plain file name: it becomes part of paths, URLs and commands."""
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Bytes
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     samples: Annotated[int, Field(ge=0)]
 
@@ -99,7 +123,7 @@ class Index(_Frozen):
     format: Literal[1] = FORMAT
     source: str
     """What the shards were made from, in words."""
-    datasets: dict[str, DatasetEntry]
+    datasets: Annotated[dict[Name, DatasetEntry], Field(min_length=1)]
     shards: tuple[ShardEntry, ...]
     samples: tuple[SampleEntry, ...]
 
@@ -130,21 +154,50 @@ def parse_index(data: bytes, origin: str) -> Index:
     """Check the bytes of an ``index.json``; ``origin`` names it in errors.
 
     Raises:
-        ValueError: cut short, of another form, or a sample of a shard or data set that is not listed.
+        ValueError: cut short, of another form, or at odds with itself: see ``_contradiction``.
     """
     try:
         with collector_paused():
             index = Index.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = short(".".join(str(part) for part in first["loc"])) or "the file"
-        raise ValueError(
-            f"{origin}: {where}: {first['msg']}; write the shards anew with tools/make_shards.py"
-        ) from None
-    for sample in index.samples:
-        if sample.shard >= len(index.shards) or sample.dataset not in index.datasets:
-            raise ValueError(
-                f"{origin}: sample {sample.key} lies in shard {sample.shard} of data set {sample.dataset}, which "
-                "is not listed; write the shards anew with tools/make_shards.py"
-            )
+        raise ValueError(f"{origin}: {first_problem(error)}; {_REMEDY}") from None
+    if contradiction := _contradiction(index):
+        raise ValueError(f"{origin}: {one_line(contradiction)}; {_REMEDY}")
     return index
+
+
+_REMEDY = "write the shards anew with tools/make_shards.py"
+
+
+def _contradiction(index: Index) -> str:
+    """What is listed twice, is not listed though used, or would be read from outside its shard; empty where nothing."""
+    names = [shard.name for shard in index.shards]
+    if len(set(names)) < len(names):
+        return f"the shard {max(names, key=names.count)} is listed twice"
+    modalities = {name: {modality.name for modality in entry.modalities} for name, entry in index.datasets.items()}
+    seen: set[tuple[str, str]] = set()
+    for sample in index.samples:
+        if sample.shard >= len(names) or sample.dataset not in modalities:
+            return f"sample {sample.key} lies in shard {sample.shard} of data set {sample.dataset}, which is not listed"
+        if (sample.dataset, sample.key) in seen:
+            return f"the key {sample.key} of data set {sample.dataset} is listed twice"
+        seen.add((sample.dataset, sample.key))
+        if unknown := sample.images.keys() - modalities[sample.dataset]:
+            return f"sample {sample.key} has a modality {min(unknown)} that data set {sample.dataset} does not have"
+        if sample.anomalous is (sample.defect == GOOD) or (sample.anomalous and sample.split != "test"):
+            return (
+                f"sample {sample.key} of {sample.split} has the defect {sample.defect} and anomalous {sample.anomalous}"
+            )
+        if problem := _misplaced(sample, index.shards[sample.shard].bytes):
+            return problem
+    return ""
+
+
+def _misplaced(sample: SampleEntry, shard_bytes: int) -> str:
+    members = [*sample.images.values(), *([sample.mask] if sample.mask else [])]
+    if len({member.offset for member in members}) < len(members):
+        return f"sample {sample.key} has one member twice"
+    for member in members:
+        if member.offset + member.length > shard_bytes:
+            return f"{member.name} lies beyond the end of its shard"
+    return ""

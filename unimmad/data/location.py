@@ -4,6 +4,9 @@ A URL is what fsspec opens (``s3://bucket/set``, ``https://host/set``, ``file://
 (``pipe:aws s3 cp s3://bucket/set/{} -``) that prints a file. ``{}`` stands for the file's name; without it the name is
 appended after a slash. A plain path is read in place; everything that a URL names, ``file://`` too, goes through the
 shard cache.
+
+What a file names (a checkpoint's ``state.json``) is trusted less than what a user types: fsspec's URLs can chain file
+systems, fill in templates, read environment variables on the way and send them to a server.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 PLACE_OF_NAME = "{}"
 PIPE = "pipe:"
+RECORDED_SCHEMES = ("https", "s3", "gs", "az", "hf")
+"""Of URLs that are read where a file names them; each leads to one kind of server, and nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +61,32 @@ def parse_data_folder(text: str) -> DataFolder:
 
 
 def recorded_data_folder(text: str, origin: str) -> DataFolder:
-    """Read a data folder that a file names (``origin``: which): it may not bring commands.
+    """Read a data folder that a file names (``origin``: which): a plain path, or a plain URL of ``RECORDED_SCHEMES``.
 
     Raises:
-        ValueError: it is a ``pipe:`` command.
+        ValueError: anything else, which counts only where a user types it: a command, another scheme, a chain of file
+            systems (``::``), a template (``{}``).
     """
     if is_command(text):
         raise ValueError(
             f"{origin} names the command {text!r} as its data; commands are run only when you type them: "
             "check it, then give it with --data"
         )
-    return parse_data_folder(text)
+    if not text or any(ord(letter) < 32 for letter in text):
+        raise ValueError(f"{origin} names {text!r} as its data, which is no folder; give the folder with --data")
+    folder = parse_data_folder(text)
+    if isinstance(folder, RemoteFolder) and not _is_plain_url(text):
+        raise ValueError(
+            f"{origin} names {text!r} as its data; from a file only paths and plain URLs of "
+            f"{', '.join(RECORDED_SCHEMES)} are read: check it, then give it with --data"
+        )
+    return folder
+
+
+def _is_plain_url(text: str) -> bool:
+    scheme, _, rest = text.partition("://")
+    plain = text.isascii() and text.isprintable() and not any(letter in text for letter in "{} ") and "::" not in text
+    return plain and scheme.lower() in RECORDED_SCHEMES and "://" not in rest
 
 
 def is_command(url: str) -> bool:

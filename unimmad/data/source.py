@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unimmad.data.index import DatasetEntry, Split
+from unimmad.data.index import GOOD, DatasetEntry, Split
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SourceSample:
 
     @property
     def anomalous(self) -> bool:
-        return self.defect != "good"
+        return self.defect != GOOD
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 from unimmad.data.decode import IMAGE_SUFFIXES
+from unimmad.data.index import NAME
 from unimmad.data.source import SourceSample, SourceSet
 
 
@@ -32,14 +34,18 @@ def check_sets(sets: Sequence[SourceSet], allow_missing: bool) -> None:
 
 
 def _check_name(name: str, what: str) -> None:
-    if not name or name.startswith(".") or any(letter in "/\\" or ord(letter) < 32 for letter in name):
-        raise ValueError(f"{name!r} cannot name a {what}: it is empty, or starts with a dot, or contains a slash")
+    if not re.fullmatch(NAME, name) or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise ValueError(
+            f"{name!r} cannot name a {what}: it is empty, or starts with a dot, or contains a slash or what is no text"
+        )
 
 
 def _check_slots(found: SourceSet) -> None:
     modalities = found.entry.modalities
     if not modalities:
         raise ValueError(f"data set {found.name} has no modality")
+    for modality in modalities:
+        _check_name(modality.name, "modality")
     for what, values in (("name", [m.name for m in modalities]), ("slot", [m.slot for m in modalities])):
         if len(set(values)) < len(values):
             raise ValueError(f"data set {found.name}: two modalities share a {what}: {values}")
@@ -49,8 +55,10 @@ def _check_keys(found: SourceSet) -> None:
     for key, count in Counter(sample.key for sample in found.samples).items():
         if count > 1:
             raise ValueError(f"data set {found.name}: {count} samples have the key {key}; keys must differ")
-        if not key or "." in key or key.startswith("/"):
-            raise ValueError(f"data set {found.name}: {key!r} cannot be a key: WebDataset cuts keys at a dot")
+        if not key or "." in key or "/" in key:
+            raise ValueError(
+                f"data set {found.name}: {key!r} cannot be a key: WebDataset cuts keys at a dot, paths end at a slash"
+            )
 
 
 def _check_sample(found: SourceSet, sample: SourceSample, allow_missing: bool) -> None:

@@ -22,14 +22,14 @@ _DESCRIBED = ("key", "dataset", "class_name", "split", "defect", "anomalous")
 def verify_folder(folder: Path, progress: bool = True) -> list[str]:
     """Everything that is wrong with a shard folder, one line each; reads every shard whole.
 
-    Found are: a missing, cut or altered shard (size, sha256), one that the index does not know, a sample listed twice
-    or under two names, a wrong count, and members that are not where and what the index says.
+    Found are: a missing, cut or altered shard (size, sha256), one that the index does not know, a wrong count, and
+    members that are not where and what the index says, or are two samples'.
 
     Raises:
-        ValueError: the folder or its index cannot be read.
+        ValueError: the folder or its index cannot be read, or the index is at odds with itself.
     """
     index = load_index(folder)
-    problems = list(_index_problems(folder, index))
+    problems = list(_unlisted(folder, index))
     of_shard: list[list[SampleEntry]] = [[] for _ in index.shards]
     for sample in index.samples:
         of_shard[sample.shard].append(sample)
@@ -46,21 +46,11 @@ def verify_folder(folder: Path, progress: bool = True) -> list[str]:
     return [_printable(problem) for problem in problems]
 
 
-def _index_problems(folder: Path, index: Index) -> Iterator[str]:
-    for (dataset, key), count in Counter((sample.dataset, sample.key) for sample in index.samples).items():
-        if count > 1:
-            yield f"{folder}: the index lists the key {key} of data set {dataset} {count} times"
-    for name, count in Counter(shard.name for shard in index.shards).items():
-        if count > 1:
-            yield f"{folder}: the index lists the shard {name} {count} times"
+def _unlisted(folder: Path, index: Index) -> Iterator[str]:
     listed = {shard.name for shard in index.shards}
     for path in sorted(folder.glob("*.tar")):
         if path.name not in listed:
             yield f"{path}: is not in the index"
-    for sample in index.samples:
-        known = {modality.name for modality in index.datasets[sample.dataset].modalities}
-        for name in sorted(set(sample.images) - known):
-            yield f"{folder}: sample {sample.key} has a modality {name} that data set {sample.dataset} does not have"
 
 
 def _shard_problems(folder: Path, shard: ShardEntry, samples: Sequence[SampleEntry]) -> Iterator[str]:
@@ -76,6 +66,7 @@ def _shard_problems(folder: Path, shard: ShardEntry, samples: Sequence[SampleEnt
         return
     if sha256_of(path) != shard.sha256:
         yield "its sha256 is not the index's: it was altered"
+    yield from _shared_members(samples)
     expected = _expected_members(samples)
     if unfit := list(header_problems(path, len(expected))):
         yield from unfit
@@ -85,6 +76,12 @@ def _shard_problems(folder: Path, shard: ShardEntry, samples: Sequence[SampleEnt
             yield from _member_problems(tar, samples, expected)
     except Exception as error:  # what is damaged makes tarfile raise a dozen unrelated types
         yield f"cannot be read as a tar file ({error})"
+
+
+def _shared_members(samples: Sequence[SampleEntry]) -> Iterator[str]:
+    for name, count in Counter(member.name for sample in samples for member in sample.images.values()).items():
+        if count > 1:
+            yield f"{name} is a member of {count} samples"
 
 
 def _expected_members(samples: Sequence[SampleEntry]) -> set[str]:

@@ -6,15 +6,17 @@ Letters: M modalities of a class, G gates (every level's branches, in the model'
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from unimmad.data.sample import Sample
 from unimmad.model.routing import Routing
+from unimmad.validation import Count, Entry
 
 Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
@@ -38,6 +40,17 @@ class ClassUsage:
     def shares(self) -> Shares:
         """[G, L]: the class's usage of each gate's leaders, modalities with the same weight; a gate sums to 1."""
         return normalised(normalised(self.counts_MGL).mean(axis=0))
+
+
+class UsageEntry(Entry):
+    """The usage in JSON's types."""
+
+    dataset: str
+    class_name: str = Field(alias="class")
+    modalities: list[str]
+    counts: list[list[list[Count]]]
+    """By modality, gate and leader."""
+    tokens: list[Count]
 
 
 class UsageCounter:
@@ -92,14 +105,21 @@ def usage_entry(usage: ClassUsage) -> dict[str, Any]:
     }
 
 
-def read_usage(entry: Mapping[str, Any]) -> ClassUsage:
-    """What :func:`usage_entry` gave."""
+def read_usage(entry: UsageEntry) -> ClassUsage:
+    """What :func:`usage_entry` gave.
+
+    Raises:
+        ValueError: the counts are not those of as many modalities and of the same leaders at each gate.
+    """
+    counts_MGL = np.array(entry.counts, dtype=np.int64)
+    if counts_MGL.ndim != 3 or not len(entry.modalities) == len(entry.tokens) == len(counts_MGL):
+        raise ValueError(f"the usage of {entry.class_name} is not complete")
     return ClassUsage(
-        dataset=str(entry["dataset"]),
-        class_name=str(entry["class"]),
-        modalities=tuple(entry["modalities"]),
-        counts_MGL=np.array(entry["counts"], dtype=np.int64),
-        tokens_M=np.array(entry["tokens"], dtype=np.int64),
+        dataset=entry.dataset,
+        class_name=entry.class_name,
+        modalities=tuple(entry.modalities),
+        counts_MGL=counts_MGL,
+        tokens_M=np.array(entry.tokens, dtype=np.int64),
     )
 
 

@@ -5,12 +5,12 @@ Letters: N normal scores, A anomalous scores, R regions, P points, T thresholds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from unimmad.evaluation.curve_points import (
     Floats,
@@ -22,6 +22,7 @@ from unimmad.evaluation.curve_points import (
     spread_thresholds,
 )
 from unimmad.evaluation.growing import blocks
+from unimmad.validation import Entry, Share
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ class PixelCurves:
     histogram: Histogram
     threshold: float
     """The pixel score at which P-F1max is reached; the lowest where there are several."""
+
+
+class CurvesEntry(Entry):
+    """The curves in JSON's types."""
+
+    fpr: list[Share]
+    tpr: list[Share]
+    pro: list[Share]
+    histogram: Annotated[list[list[float]], Field(min_length=3, max_length=3)]
+    threshold: float
 
 
 def pixel_curves(
@@ -76,14 +87,14 @@ def curves_entry(curves: PixelCurves) -> dict[str, Any]:
     }
 
 
-def read_curves(entry: Mapping[str, Any]) -> PixelCurves:
+def read_curves(entry: CurvesEntry) -> PixelCurves:
     """What :func:`curves_entry` gave."""
     return PixelCurves(
-        fpr=np.array(entry["fpr"], dtype=np.float64),
-        tpr=np.array(entry["tpr"], dtype=np.float64),
-        pro=np.array(entry["pro"], dtype=np.float64),
-        histogram=Histogram(*(np.array(values, dtype=np.float64) for values in entry["histogram"])),
-        threshold=float(entry["threshold"]),
+        fpr=np.array(entry.fpr, dtype=np.float64),
+        tpr=np.array(entry.tpr, dtype=np.float64),
+        pro=np.array(entry.pro, dtype=np.float64),
+        histogram=Histogram(*(np.array(values, dtype=np.float64) for values in entry.histogram)),
+        threshold=entry.threshold,
     )
 
 

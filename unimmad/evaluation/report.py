@@ -7,8 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from unimmad.documents import parse_json
+from unimmad.evaluation.entries import ClassEntry, ReportEntry
 from unimmad.evaluation.metrics import METRIC_KEYS, Metrics
+from unimmad.validation import validated
 
 FORMAT = 1
 
@@ -130,25 +134,24 @@ def from_json(text: str) -> Report:
     """Read what :func:`to_json` wrote.
 
     Raises:
-        ValueError: no JSON, another format, or a missing entry, which the message names.
+        ValueError: no JSON, another format, or an entry that is missing or of another form, which the message names.
     """
+    remedy = "evaluate again to write a new one"
     try:
         content = parse_json(text, "the report")
     except ValueError as error:
-        raise ValueError(f"{error}; evaluate again to write a new one") from None
+        raise ValueError(f"{error}; {remedy}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"the report is not of format {FORMAT}; evaluate again to write a new one")
-    try:
-        header = {str(key): str(value) for key, value in content["header"].items()}
-        return Report(
-            header=header,
-            classes=tuple(read_class(entry) for entry in content["classes"]),
-            published=tuple(PublishedRow(**row) for row in content.get("published", ())),
-        )
-    except KeyError as error:
-        raise ValueError(f"the report has no entry {error}; evaluate again to write a new one") from None
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"the report has another form ({error}); evaluate again to write it anew") from None
+        raise ValueError(f"the report is not of format {FORMAT}; {remedy}")
+    entry = validated(_SCHEMA, content, "the report", remedy)
+    return Report(
+        header=entry.header,
+        classes=tuple(read_class(of_class) for of_class in entry.classes),
+        published=tuple(PublishedRow(**row.model_dump()) for row in entry.published),
+    )
+
+
+_SCHEMA = TypeAdapter(ReportEntry)
 
 
 def mean_of_members(name: str, members: Iterable[Mapping[str, float | None]], unit: str) -> Mean:
@@ -186,14 +189,6 @@ def _mean_entry(mean: Mean) -> dict[str, Any]:
     }
 
 
-def read_class(entry: dict[str, Any]) -> ClassResult:
-    """Read what :func:`class_entry` gave; a missing entry is a KeyError."""
-    values = {key: entry["metrics"][key] for key in METRIC_KEYS}
-    return ClassResult(
-        dataset=str(entry["dataset"]),
-        field=str(entry["field"]),
-        class_name=str(entry["class"]),
-        normal=int(entry["normal"]),
-        anomalous=int(entry["anomalous"]),
-        metrics={key: None if value is None else float(value) for key, value in values.items()},
-    )
+def read_class(entry: ClassEntry) -> ClassResult:
+    """What :func:`class_entry` gave."""
+    return ClassResult(**entry.model_dump())

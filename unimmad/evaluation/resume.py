@@ -73,8 +73,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _scored(content: dict[str, Any]) -> ScoredClass | None:
-    """None where an entry is missing: another version of this package wrote the file."""
+    """None where an entry is missing or of another form: damaged, or of another version of this package."""
     try:
         return read_scored(content)
-    except (KeyError, TypeError, ValueError):
+    except ValueError:
         return None

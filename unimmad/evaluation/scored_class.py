@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
 
-from unimmad.evaluation.expert_usage import ClassUsage, read_usage, usage_entry
-from unimmad.evaluation.pixel_curves import PixelCurves, curves_entry, read_curves
+from unimmad.evaluation.entries import ClassEntry
+from unimmad.evaluation.expert_usage import ClassUsage, UsageEntry, read_usage, usage_entry
+from unimmad.evaluation.pixel_curves import CurvesEntry, PixelCurves, curves_entry, read_curves
 from unimmad.evaluation.report import ClassResult, class_entry, read_class
+from unimmad.validation import Entry, validated
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,33 @@ def scored_entry(scored: ScoredClass) -> dict[str, Any]:
     }
 
 
+class _ScoredEntry(Entry):
+    """The class in JSON's types."""
+
+    result: ClassEntry = Field(alias="class")
+    image_scores: list[float]
+    labels: list[bool]
+    keys: list[str]
+    defects: list[str]
+    curves: CurvesEntry | None
+    usage: UsageEntry
+
+
 def read_scored(content: Mapping[str, Any]) -> ScoredClass:
-    """What :func:`scored_entry` gave; KeyError, TypeError or ValueError where it is of another form."""
+    """What :func:`scored_entry` gave, from JSON.
+
+    Raises:
+        ValueError: an entry is missing, of another form, or of another number of samples.
+    """
+    entry = validated(TypeAdapter(_ScoredEntry), content, "a class's scores", "evaluate anew")
+    if not len(entry.image_scores) == len(entry.labels) == len(entry.keys) == len(entry.defects):
+        raise ValueError(f"the scores of class {entry.result.class_name} are not complete; evaluate anew")
     return ScoredClass(
-        result=read_class(content["class"]),
-        image_scores=np.array(content["image_scores"], dtype=np.float64),
-        labels=np.array(content["labels"], dtype=bool),
-        keys=tuple(content["keys"]),
-        defects=tuple(content["defects"]),
-        curves=None if content["curves"] is None else read_curves(content["curves"]),
-        usage=read_usage(content["usage"]),
+        result=read_class(entry.result),
+        image_scores=np.array(entry.image_scores, dtype=np.float64),
+        labels=np.array(entry.labels, dtype=bool),
+        keys=tuple(entry.keys),
+        defects=tuple(entry.defects),
+        curves=None if entry.curves is None else read_curves(entry.curves),
+        usage=read_usage(entry.usage),
     )

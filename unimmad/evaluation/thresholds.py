@@ -13,10 +13,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from unimmad.data.index import DatasetEntry
-from unimmad.documents import read_limited, short
+from unimmad.data.index import ClassName, DatasetEntry, Name
+from unimmad.documents import read_limited
 from unimmad.evaluation.scoring import Precision
 from unimmad.files import write_text_aside
+from unimmad.validation import first_problem
 
 THRESHOLDS_NAME = "thresholds.json"
 FORMAT: Literal[1] = 1
@@ -33,7 +34,7 @@ class Threshold(_Frozen):
     value: float
     images: Annotated[int, Field(gt=0)]
     """Normal images that it was taken from."""
-    promised_rate: float
+    promised_rate: Annotated[float, Field(ge=0, le=1)]
     """At most this share of normal images is called anomalous, on average over sets of calibration images."""
 
 
@@ -48,15 +49,15 @@ class Thresholds(_Frozen):
     """All that ``thresholds.json`` holds."""
 
     format: Literal[1] = FORMAT
-    false_alarm_rate: float
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
     """What was asked for."""
-    classes: dict[str, ClassThreshold]
+    classes: dict[ClassName, ClassThreshold]
     """By ``DATASET/CLASS``."""
     all_classes: Threshold
     """For a class that is not known or not given: all classes' scores together."""
-    datasets: dict[str, DatasetEntry]
+    datasets: dict[Name, DatasetEntry]
     """Modalities of each data set, so that predictions need the shards no more."""
-    trained_classes: tuple[str, ...]
+    trained_classes: tuple[ClassName, ...]
     """``DATASET/CLASS`` of all data sets, calibrated or not."""
     precision: Precision | None = None
     """What the scores were computed in; None: made before that was written down."""
@@ -175,6 +176,4 @@ def load_thresholds(checkpoint: Path) -> Thresholds | None:
     try:
         return Thresholds.model_validate_json(read_limited(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = short(".".join(str(part) for part in first["loc"])) or "the file"
-        raise ValueError(f"{path}: {where}: {first['msg']}; calibrate again, or remove it") from None
+        raise ValueError(f"{path}: {first_problem(error)}; calibrate again, or remove it") from None

@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimmad.config import EvaluationSettings
-from unimmad.data.index import DatasetEntry, Modality
+from unimmad.data.index import ClassName, DatasetEntry, Modalities, Name
 from unimmad.documents import parse_json
 from unimmad.evaluation.thresholds import Thresholds
+from unimmad.validation import first_problem, one_line
 
 FORMAT: Literal[1] = 1
 IMAGES_INPUT = "images"
@@ -30,14 +31,14 @@ class ExportMetadata(BaseModel):
     """Its name."""
     step: int
     """Of the checkpoint."""
-    dataset: str
+    dataset: Name
     field: str
     """industry, medicine, ..."""
-    modalities: Annotated[tuple[Modality, ...], Field(min_length=1)]
+    modalities: Modalities
     """In the order of the input's second axis."""
-    classes: tuple[str, ...]
+    classes: tuple[ClassName, ...]
     """``DATASET/CLASS`` that the model was trained on."""
-    image_size: int
+    image_size: Annotated[int, Field(gt=0, lt=2**16)]
     evaluation: EvaluationSettings
     """Blur and top share that the file computes."""
     precision: Literal["fp32"] = "fp32"
@@ -65,7 +66,7 @@ class ExportMetadata(BaseModel):
                 {key: parse_json(strings[key], key) for key in cls.model_fields if key in strings}
             )
         except ValueError as error:
-            reason = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
+            reason = first_problem(error) if isinstance(error, ValidationError) else one_line(error)
             raise ValueError(
                 f"{where}: its metadata do not say what it needs ({reason}); make it anew with tools/export.py"
             ) from None

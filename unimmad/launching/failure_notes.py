@@ -6,13 +6,21 @@ KEY.RESTARTS.rankNNNNN.failure.json
 from __future__ import annotations
 
 import json
+import logging
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from unimmad.documents import read_json
 from unimmad.files import write_text_aside
 from unimmad.ranks.errors import problems_to_tell
+from unimmad.validation import Count, first_problem, one_line
+
+logger = logging.getLogger(__name__)
 
 _SUFFIX = ".failure.json"
 
@@ -21,13 +29,16 @@ _SUFFIX = ".failure.json"
 class Failure:
     """What went wrong on one rank."""
 
-    rank: int
+    rank: Count
     node: str
-    time: float
+    time: Annotated[float, Field(allow_inf_nan=False)]
     """Seconds since 1970, by the node's clock."""
     message: str
     trace: str
     """The traceback; empty where the message is for users and says it all."""
+
+
+_NOTE = TypeAdapter(Failure)
 
 
 def note_failures(folder: Path, key: str, restarts: int, rank: int, error: BaseException) -> None:
@@ -40,6 +51,21 @@ def note_failures(folder: Path, key: str, restarts: int, rank: int, error: BaseE
 
 def first_failure(folder: Path, key: str) -> Failure | None:
     """What failed first after the job's last restart; None where no rank could say anything."""
-    notes = [(-int(path.name.split(".")[1]), Failure(**read_json(path))) for path in folder.glob(f"{key}.*{_SUFFIX}")]
+    names = re.compile(rf"{re.escape(key)}\.([0-9]+)\.rank[0-9]+{re.escape(_SUFFIX)}")
+    notes = [
+        (-int(name[1]), note)
+        for path in folder.glob(f"{key}.*{_SUFFIX}")
+        if (name := names.fullmatch(path.name)) and (note := _read(path))
+    ]
     newest_first = sorted(notes, key=lambda note: (note[0], note[1].time, note[1].rank))
     return newest_first[0][1] if newest_first else None
+
+
+def _read(path: Path) -> Failure | None:
+    """None, and a word in the log, where a node that died left half a note: the others' may still say what failed."""
+    try:
+        return _NOTE.validate_python(read_json(path))
+    except (OSError, ValueError) as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else one_line(error)
+        logger.warning("%s can't be read (%s)", path, reason)
+        return None

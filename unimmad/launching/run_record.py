@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from unimmad.checkpoint.folder import CheckpointFolder, read_state
 from unimmad.documents import read_json
@@ -17,8 +19,15 @@ from unimmad.files import write_text_aside
 from unimmad.parallel.world import World
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.run_folder import choose_run_folder
+from unimmad.validation import Count, Entry, one_line, validated
 
 FINISHED = "finished"
+
+
+class _Entry(Entry):
+    run: Annotated[str, Field(min_length=1)]
+    """The run folder."""
+    starts: Annotated[Count, Field(gt=0)]
 
 
 class RunRecord:
@@ -28,14 +37,19 @@ class RunRecord:
         self._path = jobs_folder / f"{key}.run.json"
 
     def starts(self) -> int:
-        """How often the job has begun to train."""
-        return int(self._read().get("starts", 0))
+        """How often the job has begun to train.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        known = self._read()
+        return 0 if known is None else known.starts
 
     def settle(self, arguments: TrainArguments, world: World) -> TrainArguments | None:
         """The arguments that continue the job's own run; None where that is finished. Collective, once a start.
 
         Raises:
-            ValueError: as ``choose_run_folder``; every rank raises it.
+            ValueError: as ``choose_run_folder``, or the file is damaged; every rank raises it.
         """
         answer = world.on_main(lambda: self._settle(arguments))
         if answer["resume"] == FINISHED:
@@ -44,19 +58,26 @@ class RunRecord:
 
     def _settle(self, arguments: TrainArguments) -> dict[str, str]:
         known = self._read()
-        if not known:
+        if known is None:
             run = choose_run_folder(arguments.output_dir, arguments.resume, arguments.recipe)
             self._write(run.path, 1)
             return {"run": str(run.path), "resume": str(run.resume_from or "auto")}
-        path = Path(known["run"])
-        self._write(path, known["starts"] + 1)
+        path = Path(known.run)
+        self._write(path, known.starts + 1)
         newest = CheckpointFolder(path).newest()
         if newest is not None and read_state(newest).get("finished"):
             return {"run": str(path), "resume": FINISHED}
         return {"run": str(path), "resume": str(newest or "auto")}
 
-    def _read(self) -> dict[str, Any]:
-        return dict(read_json(self._path)) if self._path.is_file() else {}
+    def _read(self) -> _Entry | None:
+        if not self._path.is_file():
+            return None
+        remedy = "remove it to let the job begin anew"
+        try:
+            values = read_json(self._path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self._path} can't be read ({one_line(error)}); {remedy}") from None
+        return validated(TypeAdapter(_Entry), values, str(self._path), remedy)
 
     def _write(self, run: Path, starts: int) -> None:
         write_text_aside(self._path, json.dumps({"run": str(run), "starts": starts}) + "\n")

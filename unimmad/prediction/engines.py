@@ -20,6 +20,7 @@ from unimmad.evaluation.scoring import Precision, chosen_precision, score_images
 from unimmad.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
 from unimmad.model.unimmad import UniMMAD
 from unimmad.prediction.reading import PreparedSample
+from unimmad.validation import one_line
 
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -113,6 +114,7 @@ class OnnxEngine:
         if device is not None and len(providers) > 1 and CUDA_PROVIDER not in self._session.get_providers():
             raise ValueError(f"device {device} can't be used here: ONNX Runtime's own message above says why")
         self.metadata = ExportMetadata.from_strings(self._session.get_modelmeta().custom_metadata_map, str(file))
+        self._check_interface(file)
 
     @property
     def image_size(self) -> int:
@@ -121,6 +123,18 @@ class OnnxEngine:
     @property
     def precision(self) -> Precision:
         return self.metadata.precision
+
+    def _check_interface(self, file: Path) -> None:
+        """Images are made as the metadata say: the graph must take them, and give what is asked for."""
+        size = self.metadata.image_size
+        expected = {IMAGES_INPUT: [len(self.metadata.modalities), 3, size, size]}
+        inputs = {given.name: list(given.shape[1:]) for given in self._session.get_inputs()}
+        outputs = {given.name for given in self._session.get_outputs()}
+        if inputs != expected or not {MAPS_OUTPUT, SCORES_OUTPUT} <= outputs:
+            raise ValueError(
+                f"{file}: it takes {one_line(inputs)} and gives {one_line(sorted(outputs))}, which is not what its "
+                "metadata say; make it anew with tools/export.py"
+            )
 
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
         wanted = tuple(modality.name for modality in self.metadata.modalities)

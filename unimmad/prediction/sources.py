@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from unimmad.checkpoint.folder import STATE_NAME
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.data.index import INDEX_NAME, load_index
+from unimmad.data.location import DataFolder, recorded_data_folder
 from unimmad.evaluation.thresholds import Thresholds
 from unimmad.prediction.catalogue import Catalogue
 
@@ -30,17 +32,20 @@ def checkpoint_catalogue(
     trained_on = checkpoint.trained_on
     if data is None and trained_on is not None:
         return Catalogue(trained_on.datasets, trained_on.classes)
-    folders = data or [Path(folder) for folder in checkpoint.state.get("data", [])]
+    state = str(checkpoint.folder / STATE_NAME)
+    folders: Sequence[DataFolder] = data or [
+        recorded_data_folder(text, state) for text in checkpoint.state.get("data", [])
+    ]
     if not folders:
         raise ValueError(
             f"{checkpoint.folder} does not say which data it was trained on, and so not which modalities it knows; "
             "give a shard folder with --data DIR"
         )
-    missing = [folder for folder in folders if not (folder / INDEX_NAME).is_file()]
+    missing = [folder for folder in folders if not (isinstance(folder, Path) and (folder / INDEX_NAME).is_file())]
     if missing and data is None:
         raise ValueError(
             f"{checkpoint.folder} was trained on {', '.join(map(str, folders))}, and {missing[0]} is not here to say "
             "which modalities there are; give the shard folders with --data DIR, or calibrate where they are "
             "(tools/evaluate.py --calibrate)"
         )
-    return Catalogue.of_indexes(load_index(folder) for folder in folders)
+    return Catalogue.of_indexes(load_index(folder) for folder in folders if isinstance(folder, Path))

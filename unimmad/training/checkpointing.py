@@ -70,6 +70,7 @@ def restore_optimizer(engine: Engine, checkpoint: Path, step: int) -> None:
         ValueError: the checkpoint holds none, or of another optimizer.
     """
     reader = PieceReader(checkpoint)
+    _check_optimizer_fits(engine, reader)
     keys = sorted({name.split("/")[1] for name in reader.names(OPTIMIZER_PREFIX)})
     if not keys:
         return
@@ -100,6 +101,18 @@ def _state_tensor(reader: PieceReader, key: str, like: Tensor, pieces: Sequence[
         reader.read_into(flat[piece.start : filled], f"{OPTIMIZER_PREFIX}{key}/{piece.name}", piece.offset)
     flat[filled:].zero_()
     return state
+
+
+def _check_optimizer_fits(engine: Engine, reader: PieceReader) -> None:
+    """Shapes and types of this rank's part, before any of it is read."""
+    keys = {name.split("/")[1] for name in reader.names(OPTIMIZER_PREFIX)}
+    reader.check_fits(
+        {
+            f"{OPTIMIZER_PREFIX}{key}/{piece.name}": torch.empty(piece.shape, dtype=piece.key.dtype, device="meta")
+            for key in keys
+            for piece in engine.optimizer_pieces()
+        }
+    )
 
 
 def _write_tensors(partial: Path, engine: Engine) -> None:

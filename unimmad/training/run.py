@@ -208,7 +208,7 @@ def _stored_model(arguments: TrainArguments, run: RunFolder) -> tuple[UniMMAD, s
         logger.info("weights from %s", source)
     elif arguments.init_from is not None:
         logger.info("%s is continued: --init-from %s is not used", run.path, arguments.init_from)
-    return model, str(read_state(source)["backbone_weights"])
+    return model, str(read_state(source).get("backbone_weights", "not said"))
 
 
 def _calibration_images(
