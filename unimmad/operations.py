@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from unimmad.model.private_torch import NNPACK_CONVOLUTION
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -29,6 +31,13 @@ def counting_operations() -> Iterator[FlopCounterMode]:
     # Uncompiled: a function met inside a counter is never compiled again, and what is compiled hides operations.
     with torch.compiler.set_stance("force_eager"), counter:
         yield counter
+
+
+def counted(work: Callable[[], T]) -> tuple[T, int]:
+    """Do ``work`` once; what came of it, and its floating-point operations."""
+    with counting_operations() as counter:
+        outcome = work()
+    return outcome, counter.get_total_flops()
 
 
 def transformed_convolution_flops(

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from unimmad import machine
 from unimmad.benchmarks import model as benchmark
 from unimmad.benchmarks.against import measure_peaks, measure_task
-from unimmad.benchmarks.clock import counted
 from unimmad.benchmarks.contest import TASKS, Comparison, Contestant, Peaks, Run, TaskResult, contestants
 from unimmad.benchmarks.contest_table import report
 from unimmad.benchmarks.decoders import decoder_model
@@ -20,6 +19,7 @@ from unimmad.benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
 from unimmad.machine import matrix_product
 from unimmad.model import convolution
+from unimmad.operations import counted
 from unimmad.timing import interleaved_seconds
 
 CPU = torch.device("cpu")

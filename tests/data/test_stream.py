@@ -23,7 +23,7 @@ from unimmad.data.shard_set import CorruptSampleError, ShardSet
 from unimmad.data.shards import write_shards
 from unimmad.data.skipping import OnError, SkipLog, summary
 from unimmad.data.source import SourceFile, SourceSample, SourceSet
-from unimmad.data.stream import evaluation_batches, evaluation_rounds, expect_workers, training_batches
+from unimmad.data.stream import evaluation_rounds, expect_workers, training_batches
 
 # Three workers on fewer cores are what some of these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -298,10 +298,10 @@ def test_skipping_does_not_hide_what_is_no_fault_of_a_sample(shards: Any) -> Non
 def test_evaluation_leaves_corrupt_samples_out(shards: Any, workers: int) -> None:
     shards.spoil("x_1", "y_0", "y_1", "y_2")
     log = SkipLog("it is left out")
-    stream = evaluation_batches(
+    stream = evaluation_rounds(
         shards, "train", image_size=SIZE, batch_size=3, workers=workers, on_error="skip", skip_log=log
     )
-    batches = [keys(batch) for batch in stream]
+    batches = [keys(batch) for batch in stream if batch is not None]
     assert batches[:2] == [["x_0", "x_2"], ["x_3", "x_4"]]
     assert len(batches) == 5
     assert dict(log.shards) == {"a/x.tar": 1, "a/y.tar": 3}
@@ -309,7 +309,7 @@ def test_evaluation_leaves_corrupt_samples_out(shards: Any, workers: int) -> Non
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_evaluation_reads_each_sample_once_and_mixes_no_classes(shards: Any, workers: int) -> None:
-    stream = evaluation_batches(shards, "train", image_size=SIZE, batch_size=3, workers=workers)
+    stream = evaluation_rounds(shards, "train", image_size=SIZE, batch_size=3, workers=workers)
     batches = [(batch.samples[0].class_name, keys(batch)) for batch in stream]
     assert batches == [
         ("a/x", ["x_0", "x_1", "x_2"]),
@@ -326,8 +326,8 @@ def test_ranks_share_the_batches_of_an_evaluation(shards: Any, world_size: int) 
     """In rounds of one batch a rank; one that lost all its samples, or is not there, is None."""
     shards.spoil("y_0", "y_1", "y_2")
     options = {"image_size": SIZE, "batch_size": 3, "workers": 0, "on_error": "skip"}
-    whole = [keys(batch) for batch in evaluation_batches(shards, "train", **options)]
-    whole.insert(2, [])  # class a/y
+    whole = [[] if batch is None else keys(batch) for batch in evaluation_rounds(shards, "train", **options)]
+    assert whole[2] == [], "class a/y lost all its samples"
     parts = [
         list(evaluation_rounds(shards, "train", rank=rank, world_size=world_size, **options))
         for rank in range(world_size)
@@ -338,28 +338,28 @@ def test_ranks_share_the_batches_of_an_evaluation(shards: Any, world_size: int) 
 
 
 def test_evaluation_of_chosen_classes(shards: Any) -> None:
-    stream = evaluation_batches(shards, "train", image_size=SIZE, batch_size=8, workers=0, classes=["b/z", "a/y"])
+    stream = evaluation_rounds(shards, "train", image_size=SIZE, batch_size=8, workers=0, classes=["b/z", "a/y"])
     assert [batch.samples[0].class_name for batch in stream] == ["b/z", "a/y"]
 
 
 @pytest.mark.parametrize("mask_resize", ["nearest", "bilinear"])
 def test_evaluation_passes_on_how_masks_are_resized(shards: Any, mask_resize: Any) -> None:
-    stream = evaluation_batches(shards, "train", image_size=SIZE, batch_size=1, workers=0, mask_resize=mask_resize)
+    stream = evaluation_rounds(shards, "train", image_size=SIZE, batch_size=1, workers=0, mask_resize=mask_resize)
     mask_HW = cast(torch.Tensor, next(stream).samples[0].mask_HW)
     assert mask_HW.all().item() == (mask_resize == "bilinear")
 
 
 def test_evaluation_names_an_unknown_class_or_an_empty_split(shards: Any) -> None:
     with pytest.raises(ValueError, match=r"no class 'b/zz'; did you mean b/z"):
-        evaluation_batches(shards, "train", image_size=SIZE, batch_size=1, workers=0, classes=["b/zz"])
+        evaluation_rounds(shards, "train", image_size=SIZE, batch_size=1, workers=0, classes=["b/zz"])
     with pytest.raises(ValueError, match="no sample of the split 'test'"):
-        evaluation_batches(shards, "test", image_size=SIZE, batch_size=1, workers=0)
+        evaluation_rounds(shards, "test", image_size=SIZE, batch_size=1, workers=0)
     with pytest.raises(ValueError, match="batch of 0"):
-        evaluation_batches(shards, "train", image_size=SIZE, batch_size=0, workers=0)
+        evaluation_rounds(shards, "train", image_size=SIZE, batch_size=0, workers=0)
 
 
 def test_masks_from_workers_hold_no_shared_memory(shards: Any) -> None:
-    stream = evaluation_batches(shards, "train", image_size=SIZE, batch_size=4, workers=1)
+    stream = evaluation_rounds(shards, "train", image_size=SIZE, batch_size=4, workers=1)
     masks = [cast(torch.Tensor, sample.mask_HW) for batch in stream for sample in batch.samples]
     assert len(masks) == sum(COUNTS.values())
     assert not any(mask_HW.is_shared() for mask_HW in masks)

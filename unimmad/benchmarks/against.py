@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unimmad.benchmarks.clock import counted
 from unimmad.benchmarks.contest import (
     DECODING,
     DECODING_BACK,
@@ -37,6 +36,7 @@ from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import named_device
 from unimmad.machine import matrix_product, peak_bytes
 from unimmad.model.tf32 import NEITHER, tf32, without_tf32
+from unimmad.operations import counted
 from unimmad.timing import Work, interleaved_seconds
 
 GPU_WARM_UPS = 3

@@ -41,7 +41,7 @@ class Cost:
     seconds: dict[str, float]
     """By part: weights, optimizer; saving is one part."""
     peak_bytes: int
-    """As ``clock.peak_bytes``."""
+    """As ``machine.peak_bytes``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

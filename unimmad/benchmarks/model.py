@@ -24,7 +24,6 @@ import torch
 
 from unimmad.assembly import empty_model
 from unimmad.benchmarks.against import Comparison, compare
-from unimmad.benchmarks.clock import counted
 from unimmad.benchmarks.composing import composing_table
 from unimmad.benchmarks.growth import growth_tables
 from unimmad.benchmarks.longest import longest_tables
@@ -33,6 +32,7 @@ from unimmad.benchmarks.workbench import VARIANTS
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import Precision, named_device, score_images, scoring_form
 from unimmad.machine import peak_bytes
+from unimmad.operations import counted
 from unimmad.timing import Work
 
 HELP = "cost of the model: parameters, FLOPs, images/s, latency, peak memory"

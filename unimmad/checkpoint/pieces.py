@@ -98,8 +98,8 @@ class PieceReader:
         """By name, those that are open."""
         try:
             values = read_json(folder / INDEX_NAME)
-        except (OSError, ValueError):
-            raise ValueError(f"checkpoint {folder} has no readable {INDEX_NAME}: it is not whole") from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"checkpoint {folder} has no readable {INDEX_NAME}: it is not whole ({error})") from None
         self._tensors: TensorIndex = check_index(values, str(folder / INDEX_NAME))
         files = {
             piece["file"]

@@ -101,44 +101,12 @@ def training_batches(
     return ((step, batch) for step, batch in answers if batch is not None)
 
 
-def evaluation_batches(
-    shards: ShardSet,
-    split: Split,
-    *,
-    image_size: int,
-    batch_size: int,
-    workers: int,
-    classes: Sequence[str] | None = None,
-    mask_resize: Literal["nearest", "bilinear"] = "nearest",
-    on_error: OnError = "stop",
-    skip_log: SkipLog | None = None,
-) -> Iterator[Batch]:
-    """Every sample of ``split`` once, class by class in index order; no batch mixes two classes.
-
-    Arguments and errors are those of :func:`evaluation_rounds`; a batch that lost all its samples is left out.
-    """
-    rounds = evaluation_rounds(
-        shards,
-        split,
-        rank=0,
-        world_size=1,
-        image_size=image_size,
-        batch_size=batch_size,
-        workers=workers,
-        classes=classes,
-        mask_resize=mask_resize,
-        on_error=on_error,
-        skip_log=skip_log,
-    )
-    return (batch for batch in rounds if batch is not None)
-
-
 def evaluation_rounds(
     shards: ShardSet,
     split: Split,
     *,
-    rank: int,
-    world_size: int,
+    rank: int = 0,
+    world_size: int = 1,
     image_size: int,
     batch_size: int,
     workers: int,
@@ -147,9 +115,10 @@ def evaluation_rounds(
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
 ) -> Iterator[Batch | None]:
-    """One rank's part of :func:`evaluation_batches`: of each round's ``world_size`` batches the one of its number.
+    """Every sample of ``split`` once, class by class in index order; no batch mixes two classes.
 
-    All ranks have as many rounds. A batch is the same whatever the number of ranks.
+    Of each round's ``world_size`` batches this rank gets the one of its number. All ranks have as many rounds. A batch
+    is the same whatever the number of ranks.
 
     Args:
         image_size: height and width of the model's images, in pixels.

@@ -57,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
             ranks.gather(None)  # a launcher ends the others when the first has ended: not before rank 0 has said it
         return exit_status(error)
     except LostRankError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        tell(error, ranks.rank, ranks.size, parser.prog)
         return 1
     except KeyboardInterrupt:
         again = "" if arguments.calibrate else "; the same command goes on behind the last finished class"

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from unimmad.parallel.private_deepspeed import without_shared_memory_collectives
-from unimmad.ranks.errors import Problem, SharedError
+from unimmad.ranks.exchange import Ranks
 from unimmad.ranks.processes import TIMEOUT, ranks_here, share_cores
 
 T = TypeVar("T")
@@ -37,10 +36,10 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.size > 1:
-            dist.barrier()
+    @property
+    def ranks(self) -> Ranks:
+        """The same processes, to tell each other what is no tensor."""
+        return Ranks(self.rank, self.size, self.host_group)
 
     def agreed(self, value: bool) -> bool:
         """Whether ``value`` holds on every rank."""
@@ -62,19 +61,8 @@ class World:
         Raises:
             SharedError: it failed on some rank; every rank raises it. A rank that is alone raises its error as it is.
         """
-        if self.size == 1:
+        with self.ranks.together():
             return action()
-        results: list[T] = []
-        problem = None
-        try:
-            results.append(action())
-        except Exception as error:
-            problem = Problem.of(error, self.rank)
-        if not self.agreed(problem is None):
-            problems: list[Problem | None] = [None] * self.size
-            dist.all_gather_object(problems, problem, group=self.host_group)
-            raise SharedError([one for one in problems if one is not None], self.size)
-        return results[0]
 
     def on_main(self, action: Callable[[], T]) -> T:
         """What ``action`` gives on rank 0, which alone does it, on every rank. Collective.
@@ -82,10 +70,8 @@ class World:
         Raises:
             SharedError: as ``together``.
         """
-        values = [self.together(lambda: action() if self.is_main else None)]
-        if self.size > 1:
-            dist.broadcast_object_list(values, group=self.host_group)
-        return values[0]  # type: ignore[return-value]
+        with self.ranks.together():
+            return self.ranks.from_main(action() if self.is_main else None)  # type: ignore[return-value]
 
     def say_failed(self) -> None:
         """Before this rank leaves: the others may wait for it for a long time."""
@@ -99,14 +85,6 @@ class World:
             return self.store is not None and self.store.check([_failed_key()])
         except RuntimeError:
             return True
-
-    def sums(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Counts by name, added up over all ranks."""
-        of_ranks: list[Any] = [dict(counts)]
-        if self.size > 1:
-            of_ranks = [None] * self.size
-            dist.all_gather_object(of_ranks, dict(counts))
-        return dict(sum((Counter(of_rank) for of_rank in of_ranks), Counter()))
 
 
 def join_world(backend: str | None = None) -> World:

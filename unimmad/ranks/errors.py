@@ -35,6 +35,10 @@ class Problem:
         return cls(rank, host_name(), repr(error), "".join(traceback.format_exception(error)))
 
 
+class LostRankError(RuntimeError):
+    """Another rank is gone, or does not answer; its own message says why."""
+
+
 class SharedError(ValueError):
     """What every rank raises where some rank met a problem; rank 0 tells it.
 
@@ -107,4 +111,6 @@ def exit_status(error: BaseException) -> int:
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether this rank only noticed that another is gone."""
+    if isinstance(error, LostRankError):
+        return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_RANK_SIGNS)

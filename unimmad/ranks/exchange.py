@@ -15,16 +15,12 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from unimmad.ranks.errors import Problem, SharedError
+from unimmad.ranks.errors import LostRankError, Problem, SharedError
 from unimmad.ranks.processes import TIMEOUT, ranks_here, share_cores
 
 T = TypeVar("T")
 RANKS_NAMED = 3
 """How many ranks a message names for one reason."""
-
-
-class LostRankError(RuntimeError):
-    """Another rank is gone, or does not answer; its own message says why."""
 
 
 class Letter(NamedTuple):
@@ -178,7 +174,7 @@ def _peers_expected(rank: int) -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise LostRankError(f"rank {rank} lost another rank, whose own message says why ({reason})") from error
+        raise LostRankError(f"rank {rank} lost another rank ({reason})") from error
 
 
 def _named(ranks: Sequence[int]) -> str:

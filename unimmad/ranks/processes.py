@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for the slowest rank; rank 0 may download weights or draw pictures meanwhile."""
+"""How long a collective waits for the slowest rank; rank 0 may download weights or write a report meanwhile."""
 
 
 def ranks_here(size: int) -> int:

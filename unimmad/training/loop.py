@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from unimmad.data.stream import training_batches
 from unimmad.evaluation.evaluate import evaluate_checkpoint
 from unimmad.parallel.engine import Engine
 from unimmad.ranks.errors import SharedError
-from unimmad.ranks.exchange import Ranks
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
@@ -107,9 +107,13 @@ class Trainer:
                 if stopping and step + 1 < end:
                     log.message(f"step {step + 1}: asked to stop")
                     return False
-            if skipped := summary(self.engine.world.sums(self.skip_log.shards)):
+            if skipped := summary(self._skipped()):
                 log.message(f"{skipped}; others took their places")
         return True
+
+    def _skipped(self) -> Counter[str]:
+        """Corrupt samples by shard, of all ranks."""
+        return sum(self.engine.world.ranks.gather(Counter(self.skip_log.shards)), Counter())
 
     def _batches(self, start: int, end: int) -> Iterator[Batch]:
         world, accumulation = self.engine.world, self.settings.accumulation
@@ -172,8 +176,7 @@ class Trainer:
         """The checkpoint just written, in its local form on every rank; they share the test split."""
         folder = self.checkpoints.run / "evaluations" / f"step_{step:08d}"
         world, data = self.engine.world, self.facts.recipe.data
-        ranks = Ranks(world.rank, world.size, world.host_group)
-        with ranks.together():
+        with world.ranks.together():
             evaluation = evaluate_checkpoint(
                 load_checkpoint(checkpoint),
                 self.shards.folders,
@@ -183,7 +186,7 @@ class Trainer:
                 device=world.device,
                 workers=data.workers,
                 progress=False,
-                ranks=ranks,
+                ranks=world.ranks,
             )
         if evaluation is not None:
             log.evaluation(step, evaluation)

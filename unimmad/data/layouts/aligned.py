@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from unimmad.data.decode import PILLOW_SUFFIXES, decode_image, decode_mask_pixels
 from unimmad.data.layouts.encode import npy_bytes, png_bytes
@@ -58,8 +58,10 @@ def _size(path: Path) -> tuple[int, int]:
             check_png_or_jpeg(data)
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 return image.height, image.width
-        except (OSError, ValueError):
+        except UnidentifiedImageError:  # its own message names an object in memory
             raise ValueError(f"{path}: does not open as PNG or JPEG; replace or remove it") from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: does not open as PNG or JPEG ({error}); replace or remove it") from None
     height, width = decode_image(path.read_bytes(), path.suffix.lower(), str(path)).shape[:2]
     return height, width
 

@@ -27,7 +27,8 @@ from unimmad.data.layouts.layout import LayoutInfo, ReadSet
 from unimmad.data.layouts.scan import ANOMALY, GOOD, Notices, sample_key
 from unimmad.data.modality import ModalityChoice
 from unimmad.data.source import SourceFile, SourceSample
-from unimmad.documents import read_limited, short
+from unimmad.documents import read_limited
+from unimmad.validation import first_problem
 
 DATASETS: dict[str, tuple[str, str]] = {
     "mvtec": ("mvtec_ad", "industry"),
@@ -84,9 +85,7 @@ def _load(path: Path) -> dict[Literal["train", "test"], dict[str, list[_Record]]
     try:
         return _INDEX.validate_json(read_limited(path, MAX_INDEX_BYTES))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = short(".".join(str(part) for part in first["loc"])) or "the file"
-        raise ValueError(f"{path}: {where}: {first['msg']}; is it the released index?") from None
+        raise ValueError(f"{path}: {first_problem(error)}; is it the released index?") from None
 
 
 def _split_name(path: Path, full_name: str) -> tuple[str, str, str]:
