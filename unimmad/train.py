@@ -36,6 +36,9 @@ def main() -> int:
         complete = train(arguments, world, stop)
     except Exception as error:
         tell(error, *rank_and_size())
+        from unimmad.ranks.exchange import wait_until_told
+
+        wait_until_told(error, *rank_and_size())
         # No clean-up: other ranks may wait for this one, and the launcher ends them.
         os._exit(exit_status(error))
     stop.no_longer()

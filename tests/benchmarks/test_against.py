@@ -257,7 +257,7 @@ def test_options_become_cases(monkeypatch):
         (["--variants", "compile"], "--variants is for --against"),
         (["--against", "reference", "--recipe", "tiny", "--modalities", "5", "--device", "cpu"], "has 4 slots"),
         (["--against", "reference", "--recipe", "tinny", "--device", "cpu"], "did you mean tiny"),
-        (["--growth", "--device", "cuda:99"], "--device cuda:99 can't be used"),
+        (["--growth", "--device", "cuda:99"], "device cuda:99 can't be used"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_measured(words, message):

@@ -51,7 +51,7 @@ def test_bf16_is_measured_too():
     ("changes", "message"),
     [
         ({"recipe": "tinny"}, "did you mean tiny"),
-        ({"device": "cuda:99"}, "--device cuda:99 can't be used"),
+        ({"device": "cuda:99"}, "device cuda:99 can't be used"),
         ({"modalities": 5}, "--modalities 5: recipe tiny has 4 slots"),
     ],
 )

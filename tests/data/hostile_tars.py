@@ -102,7 +102,9 @@ def hostile_folder(folder: Path, data: bytes) -> Path:
     """A shard folder whose index holds ``data`` for right."""
     folder.mkdir()
     (folder / SHARD).write_bytes(data)
-    image = Member(name="d/k.0.png", offset=shard().index(IMAGE), length=len(IMAGE))
+    # Where the image lies in a shard as it should be, if this one is as long: the index itself contradicts nothing.
+    length = min(len(IMAGE), len(data))
+    image = Member(name="d/k.0.png", offset=min(shard().index(IMAGE), len(data) - length), length=length)
     sample = SampleEntry(**FACTS, shard=0, images={"rgb": image})  # type: ignore[arg-type]
     entry_ = ShardEntry(name=SHARD, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), samples=1)
     modality = Modality(name="rgb", slot=0, kind="rgb")

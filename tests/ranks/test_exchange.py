@@ -6,7 +6,7 @@ import pytest
 import torch
 from parallel.ranks import run_on_ranks
 
-from unimmad.ranks.errors import SharedError
+from unimmad.ranks.errors import SharedError, StoppedError
 from unimmad.ranks.exchange import ALONE, Letter, Ranks
 
 SIZE = 3
@@ -73,7 +73,22 @@ def _bug(ranks: Ranks) -> None:
             raise KeyError("a bug")
 
 
-@pytest.mark.parametrize("function", [letters, failing])
+def stopped(rank: int, size: int) -> dict[str, torch.Tensor]:
+    """One is asked to, all stop; what was done by then counts, and they go on talking afterwards."""
+    asked: list[bool] = []
+    ranks = Ranks(rank, size, should_stop=lambda: bool(asked))
+    with ranks.together():
+        assert ranks.gather(rank) == [0, 1, 2]
+        if rank == 1:
+            asked.append(True)
+    with pytest.raises(StoppedError), ranks.together():
+        ranks.gather(rank)
+    asked.clear()
+    assert ranks.from_main(rank) == 0
+    return {}
+
+
+@pytest.mark.parametrize("function", [letters, failing, stopped])
 def test_on_three_ranks(function, tmp_path):
     assert run_on_ranks(function, SIZE, tmp_path) == [{}] * SIZE
 
@@ -84,3 +99,5 @@ def test_alone_there_is_nobody_to_wait_for():
     with pytest.raises(ValueError, match=r"^the same$") as raised:
         _none_can(ALONE)
     assert type(raised.value) is ValueError
+    with pytest.raises(StoppedError):
+        Ranks(should_stop=lambda: True).gather("note")

@@ -1,11 +1,13 @@
 """The training command, which writes down what each rank draws. Started by tests.
 
 Rank r appends a line ``[step, [[DATASET/KEY, [SLOT, ...]], ...]]`` to RECORD_FOLDER/r.jsonl as it takes each batch.
-With HOLD_AT_STEP=n it stays before step n until it is killed, and says so by r.held.
+With HOLD_AT_STEP=n it stays before step n until it is killed, and says so by r.held. With INTERRUPT_EVALUATION=r rank r
+sends itself INT as it scores its first batch of an evaluation.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from unimmad import train
 from unimmad.data.stream import training_batches
+from unimmad.evaluation import run as evaluation
+from unimmad.evaluation.scoring import score_on_device
 from unimmad.training import loop
 
 
@@ -30,6 +34,16 @@ def recorded_batches(*arguments, **options):
             yield step, batch
 
 
+def interrupted_scoring(*arguments, **options):
+    if evaluation.score_on_device is interrupted_scoring:
+        evaluation.score_on_device = score_on_device
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)  # another thread hears it
+    return score_on_device(*arguments, **options)
+
+
 if __name__ == "__main__":  # loader workers import this file, too
     loop.training_batches = recorded_batches
+    if os.environ.get("INTERRUPT_EVALUATION") == os.environ.get("RANK", "0"):
+        evaluation.score_on_device = interrupted_scoring
     sys.exit(train.main())

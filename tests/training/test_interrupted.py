@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from crashes import newest_step, whole_checkpoints
-from launches import CONFIGS, SECONDS, TRAIN, command, environment, hear_interrupts, weights
+from launches import CONFIGS, SECONDS, TRAIN, command, environment, hear_interrupts, run, weights
 
 RECORDING_TRAIN = Path(__file__).with_name("recording_train.py")
 STEPS = 12
@@ -153,3 +153,17 @@ def test_before_training_it_is_one_line(parity_shards, tmp_path):
     assert launch.process.wait(20) == 130
     said = [line for line in launch.said().splitlines() if line]
     assert said == ["train.py: SIGINT before the first step: there is nothing to save"]
+
+
+@pytest.mark.parametrize(("launcher", "ranks"), [("python", 1), pytest.param("torchrun", 2, marks=pytest.mark.long)])
+def test_a_signal_of_any_rank_ends_an_evaluation_on_the_way(parity_shards, tmp_path, monkeypatch, launcher, ranks):
+    monkeypatch.setenv("INTERRUPT_EVALUATION", str(ranks - 1))
+    monkeypatch.setenv("RECORD_FOLDER", str(tmp_path))
+    words = [str(RECORDING_TRAIN) if word == str(TRAIN) else word for word in command(launcher, ranks)]
+    options = ["--recipe", "tiny", "--data", str(parity_shards), "--set", "training.evaluate_every=1"]
+    done = run([*words, "--deepspeed_config", str(CONFIGS / "ep1.json"), *options, "--max-steps", "5"], tmp_path)
+    assert done.returncode == (130 if launcher == "python" else 1), done.stderr[-3000:]
+    assert done.stderr.count("step 1: asked to stop; tools/evaluate.py --checkpoint") == 1
+    assert "train.py: stopped, and saved; the same command continues" in done.stderr
+    assert newest_step(tmp_path / "runs" / "tiny") == 1
+    assert not list(tmp_path.glob("runs/tiny/evaluations/*/report.json"))

@@ -31,4 +31,14 @@ def test_other_ranks_measure_and_count_nothing(monkeypatch):
     with ours.counting():
         multiply(10)
     ours.saw(10)
-    assert ours.share(tokens=100, seconds=2.0) == 0
+    assert ours.share(tokens=100, seconds=2.0) is None
+
+
+def test_compiled_networks_run_as_they_are(monkeypatch):
+    """Counting would take one step uncompiled, on rank 0 alone."""
+    monkeypatch.setattr(utilisation, "counting_operations", lambda: pytest.fail("counted"))
+    ours = Utilisation(World(0, 1, 0, CPU), "fp32", compiled=True)
+    with ours.counting():
+        multiply(10)
+    ours.saw(10)
+    assert ours.share(tokens=100, seconds=2.0) is None

@@ -188,7 +188,7 @@ def index_cost(samples: int) -> tuple[float, float]:
     index = Index(
         source="made for a measurement",
         datasets={"made": DatasetEntry(field="industry", modalities=modalities)},
-        shards=(ShardEntry(name="train-000000.tar", bytes=0, sha256="0" * 64, samples=samples),),
+        shards=(ShardEntry(name="train-000000.tar", bytes=samples * 10**6, sha256="0" * 64, samples=samples),),
         samples=tuple(_sample(number) for number in range(samples)),
     )
     data = index.model_dump_json(indent=1).encode()
@@ -200,7 +200,7 @@ def index_cost(samples: int) -> tuple[float, float]:
 def _sample(number: int) -> SampleEntry:
     key = f"bagel-train-good-{number:06d}"
     images = {
-        name: Member(name=f"made/{key}.{slot}.png", offset=number * 10**6, length=10**5)
+        name: Member(name=f"made/{key}.{slot}.png", offset=number * 10**6 + slot * 2 * 10**5, length=10**5)
         for slot, name in enumerate(("rgb", "depth"))
     }
     return SampleEntry(

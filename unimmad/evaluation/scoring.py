@@ -51,7 +51,7 @@ def named_device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device {name} can't be used here: {str(error).splitlines()[0]}") from None
 
 
 def default_precision(device: torch.device) -> Precision:

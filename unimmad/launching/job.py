@@ -118,9 +118,11 @@ class TrainingJob:
         """Tell, and leave without clean-up: other ranks may wait for this one, and SLURM ends them."""
         from unimmad.launching.failure_notes import note_failures
         from unimmad.ranks.errors import exit_status, tell
+        from unimmad.ranks.exchange import wait_until_told
 
         tell(error, place.rank, place.size)
         note_failures(self.jobs_folder, self.key, place.restarts, place.rank, error)
+        wait_until_told(error, place.rank, place.size)
         os._exit(exit_status(error))
 
     def _end_early(self, place: Place, stop: StopRequest) -> NoReturn:

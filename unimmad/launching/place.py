@@ -6,7 +6,6 @@ import os
 import zlib
 from dataclasses import dataclass
 
-import torch.distributed as dist
 from submitit import JobEnvironment
 
 from unimmad.parallel.world import World
@@ -74,11 +73,7 @@ class Place:
 
 def node_of_ranks(world: World, place: Place) -> list[str]:
     """The node of every rank. Collective."""
-    nodes = [place.node]
-    if world.size > 1:
-        nodes = [""] * world.size
-        dist.all_gather_object(nodes, place.node)
-    return nodes
+    return world.ranks.gather(place.node)
 
 
 def check_neighbours(nodes: list[str], ranks_a_node: int) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch.distributed as dist
-
 from unimmad.files import write_text_aside
 from unimmad.parallel.world import World
 from unimmad.ranks.errors import SharedError
@@ -22,10 +20,7 @@ def check_shared(probe: Path, world: World, nodes: list[str]) -> None:
         ValueError: rank 0 can't write it, or some node does not see it; every rank raises it.
     """
     world.on_main(lambda: write_text_aside(probe, ""))
-    here = _appears(probe)
-    seen = [here] * world.size
-    if world.size > 1:
-        dist.all_gather_object(seen, here)
+    seen = world.ranks.gather(_appears(probe))
     if world.is_main:
         probe.unlink(missing_ok=True)
     blind = sorted({node for node, sees in zip(nodes, seen, strict=True) if not sees})

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -197,6 +197,14 @@ class LeaderProducts:
         self.held_bytes = 0
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         """By branch and leader, the least recently used first."""
+        self._turn = Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies of the model; each has a lock of its own."""
+        return {name: value for name, value in vars(self).items() if name != "_turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
         self._turn = Lock()
 
     def __call__(self, routings: Sequence[Routing]) -> list[RoutingWithProducts]:

@@ -98,22 +98,37 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
 
 
+def check_batchnorm(model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: a trained BatchNorm of a kind that ``synchronise_batchnorm`` can't take (some backbones join it with
+            its activation).
+    """
+    for module in model.modules():
+        if _is_trained(module) and type(module) is not nn.BatchNorm2d:
+            raise ValueError(
+                f"the backbone's {type(module).__name__} can't take its statistics over several ranks; "
+                "use --set model.encoder_batchnorm=frozen, or one rank"
+            )
+
+
 def synchronise_batchnorm(model: nn.Module) -> nn.Module:
     """Give every trained BatchNorm2d of ``model`` statistics over all ranks; frozen ones stay.
 
     Raises:
-        ValueError: a BatchNorm of a kind that can't be given them (some backbones join it with its activation).
+        ValueError: as ``check_batchnorm``.
     """
+    check_batchnorm(model)
     for name, child in model.named_children():
-        if isinstance(child, nn.BatchNorm2d) and child.weight.requires_grad:
-            if type(child) is not nn.BatchNorm2d:
-                raise ValueError(
-                    f"the backbone's {type(child).__name__} can't take its statistics over several ranks; "
-                    "use --set model.encoder_batchnorm=frozen, or one rank"
-                )
+        if _is_trained(child):
+            assert isinstance(child, nn.BatchNorm2d)
             twin = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum)
             twin.load_state_dict(child.state_dict())
             setattr(model, name, twin.to(child.weight.device))
         else:
             synchronise_batchnorm(child)
     return model
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return isinstance(module, nn.BatchNorm2d) and module.weight.requires_grad

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from unimmad.ranks.exchange import Ranks
 from unimmad.ranks.processes import TIMEOUT, ranks_here, share_cores
 
 T = TypeVar("T")
+STORE_TIMEOUT = timedelta(minutes=1)
+"""A word about ranks that failed is not worth waiting longer for."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def leave_world() -> None:
 def _own_store() -> dist.Store:
     """A connection of our own to the store at which ranks met: what another thread asks waits for no collective."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(host, port, is_master=False, timeout=TIMEOUT, wait_for_workers=False)
+    return dist.TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT, wait_for_workers=False)
 
 
 def _failed_key() -> str:

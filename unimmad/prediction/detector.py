@@ -10,13 +10,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.evaluation.scoring import Precision
+from unimmad.evaluation.scoring import Precision, named_device
 from unimmad.evaluation.thresholds import Threshold, Thresholds, load_thresholds
 from unimmad.prediction.catalogue import Catalogue
 from unimmad.prediction.engines import Engine, ModelEngine, OnnxEngine
@@ -126,7 +125,7 @@ class Detector:
         Raises:
             ValueError: no whole checkpoint, no such device, or nothing that tells the modalities.
         """
-        chosen = choose_device(device)
+        chosen = named_device(device)
         checkpoint = load_checkpoint(find_checkpoint(Path(path)))
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
@@ -247,15 +246,3 @@ class Detector:
             rate = f"{threshold.promised_rate:.3g}"
             notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
         return threshold, known if of_class else ALL_CLASSES, notes
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name; by default a GPU where there is one.
-
-    Raises:
-        ValueError: it can't be used here.
-    """
-    try:
-        return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"device {name} can't be used here: {str(error).splitlines()[0]}") from None

@@ -14,6 +14,9 @@ LOST_RANK_SIGNS = (
     "Connection reset by peer",
     "Broken pipe",
     "NCCL communicator was aborted",
+    "ncclRemoteError",
+    "remote process exited",
+    "Timed out waiting",
 )
 """What gloo and NCCL say when another rank has ended."""
 
@@ -37,6 +40,10 @@ class Problem:
 
 class LostRankError(RuntimeError):
     """Another rank is gone, or does not answer; its own message says why."""
+
+
+class StoppedError(Exception):
+    """Some rank was asked to stop; all ranks raise it."""
 
 
 class SharedError(ValueError):

@@ -7,15 +7,15 @@ all; a rank in trouble sends its reason instead of what the others expect, and a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from unimmad.ranks.errors import LostRankError, Problem, SharedError
+from unimmad.ranks.errors import LostRankError, Problem, SharedError, StoppedError
 from unimmad.ranks.processes import TIMEOUT, ranks_here, share_cores
 
 T = TypeVar("T")
@@ -37,6 +37,8 @@ class _Notice(NamedTuple):
     letters: tuple[tuple[int, int], ...] = ()
     """To whom, and how many bytes."""
     problem: Problem | None = None
+    stop: bool = False
+    """Whether this rank was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Ranks:
     size: int = 1
     group: dist.ProcessGroup | None = None
     """Of all ranks, by gloo; None: the default group."""
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked at each exchange."""
 
     @property
     def is_main(self) -> bool:
@@ -60,6 +64,7 @@ class Ranks:
 
         Raises:
             SharedError: some rank has a problem.
+            StoppedError: some rank should stop.
             LostRankError: some rank is gone.
         """
         return self.exchange(note)[0]
@@ -87,8 +92,13 @@ class Ranks:
         """
         if self.size == 1:
             assert not letters, "one rank alone has nobody to write to"
+            if self.should_stop():
+                raise StoppedError
             return [note], [[]]
-        notices = self._notices(_Notice(note, tuple((letter.to, len(letter.content)) for letter in letters)))
+        lengths = tuple((letter.to, len(letter.content)) for letter in letters)
+        notices = self._notices(_Notice(note, lengths, stop=self.should_stop()))
+        if any(notice.stop for notice in notices):
+            raise StoppedError
         with _peers_expected(self.rank):
             sent = [self._send(number, letter) for number, letter in enumerate(letters)]
             received = [
@@ -115,12 +125,12 @@ class Ranks:
             return
         try:
             yield
-        except (SharedError, LostRankError):
+        except (SharedError, LostRankError, StoppedError):
             raise
         except Exception as error:
             self._notices(_Notice(None, problem=Problem.of(error, self.rank)))
         else:
-            self.gather(None)
+            self._notices(_Notice(None))
 
     def _notices(self, own: _Notice) -> list[_Notice]:
         notices = [own] * self.size
@@ -144,6 +154,13 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def wait_until_told(error: BaseException, rank: int, size: int) -> None:
+    """Rank 0 tells what all ranks know of, and a launcher ends it as soon as another rank has left."""
+    if isinstance(error, SharedError) and size > 1 and dist.is_initialized():
+        with suppress(LostRankError):
+            Ranks(rank, size).gather(None)
 
 
 def join_ranks() -> Ranks:

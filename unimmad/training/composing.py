@@ -3,8 +3,8 @@
 Counting multiply-adds, the fixed rule (``composing_is_cheaper``), takes convolutions and matrix products for equally
 fast; a GPU's tensor cores are not asked. So a new run on a GPU measures: rank 0 each level and kernel size both ways,
 forward and backward, in training's precision. All ranks follow it, since ZeRO reduces gradients in the order in which
-they come, and the checkpoint keeps it, so that a resumed run computes as before. Elsewhere the rule decides: on a CPU,
-with ``--deterministic``, and where a run began without a measurement.
+they come, and the checkpoint keeps it, so that a resumed run computes as before, wherever it goes on. The rule decides
+in runs that began on a CPU, with ``--deterministic``, or without a measurement.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from unimmad.data.skipping import SkipLog, summary
 from unimmad.data.stream import training_batches
 from unimmad.evaluation.evaluate import evaluate_checkpoint
 from unimmad.parallel.engine import Engine
-from unimmad.ranks.errors import SharedError
+from unimmad.ranks.errors import SharedError, StoppedError
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
 from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
@@ -103,7 +104,8 @@ class Trainer:
                 step_is_done()
                 stopping = poll.after_step()
                 with log.besides():
-                    self._after_step(step + 1, end, total, guard, log, stopping)
+                    if not self._after_step(step + 1, end, total, guard, log, stopping):
+                        stopping = poll.ask()
                 if stopping and step + 1 < end:
                     log.message(f"step {step + 1}: asked to stop")
                     return False
@@ -158,11 +160,15 @@ class Trainer:
             newest = self.checkpoints.newest()
         return f"the last good checkpoint is {newest or 'none'}; try a smaller training.learning_rate"
 
-    def _after_step(self, step: int, end: int, total: int, guard: LossGuard, log: RunLog, stopping: bool) -> None:
-        """Checkpoint and evaluate where their turn has come; ``step`` steps are done."""
+    def _after_step(self, step: int, end: int, total: int, guard: LossGuard, log: RunLog, stopping: bool) -> bool:
+        """Checkpoint and evaluate where their turn has come; ``step`` steps are done.
+
+        Returns:
+            Whether no signal stopped the evaluation.
+        """
         evaluate = self.settings.evaluate_every and step % self.settings.evaluate_every == 0
         if not (evaluate or stopping or step == end or step % self.settings.checkpoint_every == 0):
-            return
+            return True
         self._stop_if_not_finite(guard)
         if not guard.weights_are_finite():
             problem = f"a weight is NaN or infinite after step {step}; {self._way_out()}"
@@ -170,23 +176,37 @@ class Trainer:
         path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, finished=step == total)
         log.message(f"step {step}: checkpoint {path}")
         if evaluate and (step == end or not stopping):
-            self._evaluate(path, step, log)
+            return self._evaluate(path, step, log)
+        return True
 
-    def _evaluate(self, checkpoint: Path, step: int, log: RunLog) -> None:
-        """The checkpoint just written, in its local form on every rank; they share the test split."""
+    def _evaluate(self, checkpoint: Path, step: int, log: RunLog) -> bool:
+        """The checkpoint just written, in its local form on every rank; they share the test split.
+
+        Returns:
+            Whether it came to its end: a signal stops it.
+        """
         folder = self.checkpoints.run / "evaluations" / f"step_{step:08d}"
         world, data = self.engine.world, self.facts.recipe.data
-        with world.ranks.together():
-            evaluation = evaluate_checkpoint(
-                load_checkpoint(checkpoint),
-                self.shards.folders,
-                folder,
-                cache=self.shards.cache,
-                on_error=data.on_error,
-                device=world.device,
-                workers=data.workers,
-                progress=False,
-                ranks=world.ranks,
-            )
+        ranks = replace(world.ranks, should_stop=lambda: self.stop is not None and self.stop.first != 0)
+        torch.cuda.empty_cache()  # the model to evaluate needs room beside the one in training
+        try:
+            with ranks.together():
+                evaluation = evaluate_checkpoint(
+                    load_checkpoint(checkpoint),
+                    self.shards.folders,
+                    folder,
+                    cache=self.shards.cache,
+                    on_error=data.on_error,
+                    device=world.device,
+                    workers=data.workers,
+                    progress=False,
+                    ranks=ranks,
+                )
+        except StoppedError:
+            log.message(f"step {step}: asked to stop; tools/evaluate.py --checkpoint {checkpoint} makes its report")
+            return False
+        finally:
+            torch.cuda.empty_cache()
         if evaluation is not None:
             log.evaluation(step, evaluation)
+        return True

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from unimmad.files import write_aside
 from unimmad.parallel.world import World
+from unimmad.ranks.errors import SharedError
 
 TRACE = Path("profile/rank-00000.json.gz")
 """In a run folder."""
@@ -25,10 +26,10 @@ def profiling(
     one is slow. Steps that are behind a run which continues are left out, and that is said.
 
     Raises:
-        ValueError: the run ends before them, or (on leaving) the trace can't be written.
+        SharedError: the run ends before them.
     """
     if steps is not None and steps[-1] > end:
-        raise ValueError(f"--profile {_words(steps)}: this run ends with step {end}")
+        raise SharedError.of_all(f"--profile {_words(steps)}: this run ends with step {end}", world.size)
     if steps is not None and steps[0] <= start:
         say(f"--profile {_words(steps)}: nothing is recorded, since the run continues behind step {start}")
         steps = None
@@ -39,7 +40,11 @@ def profiling(
     warm_up = min(1, before)
 
     def write(recorded: profile) -> None:
-        write_aside(run / TRACE, lambda path: recorded.export_chrome_trace(str(path)))
+        try:
+            write_aside(run / TRACE, lambda path: recorded.export_chrome_trace(str(path)))
+        except ValueError as error:  # training is worth more than its trace
+            say(f"no trace: {error}")
+            return
         say(f"trace of steps {_words(steps)}: {run / TRACE} (open it in https://ui.perfetto.dev or chrome://tracing)")
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if world.device.type == "cuda" else [])]

@@ -31,6 +31,7 @@ from unimmad.model.backbone import RANDOM_WEIGHTS, calibrate_batchnorm
 from unimmad.model.execution import check_compiling
 from unimmad.model.tf32 import choose_for_training
 from unimmad.model.unimmad import UniMMAD
+from unimmad.parallel.batchnorm import check_batchnorm
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config, read_deepspeed_config
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.placement import effective_ep_size
@@ -77,6 +78,8 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None) ->
         arguments, run, world, lambda: _calibration_images(arguments, shards, order)
     )
     logger.info("backbone %s, weights: %s", recipe.model.backbone, backbone_weights)
+    if world.size > 1:
+        world.together(lambda: check_batchnorm(model))
     composing = _composing(arguments, run, world, ep_size, shards.classes("train"))
     logger.info("C-MoE %s", described(composing, recipe.model.kernel_sizes))
     if composing is not None:

@@ -49,8 +49,8 @@ class Speed:
 
     step_seconds: float
     samples_per_second: float
-    mfu: float
-    """Share of the devices' rate of large matrix products."""
+    mfu: float | None
+    """Share of the devices' rate of large matrix products; None where operations are not counted."""
 
 
 class RunLog:
@@ -60,7 +60,7 @@ class RunLog:
         self.world = world
         self.recipe = recipe
         self._totals = StepTotals(recipe.model.leaders)
-        self._utilisation = Utilisation(world, recipe.training.precision)
+        self._utilisation = Utilisation(world, recipe.training.precision, recipe.training.compile)
         self._last_output: Reconstruction | None = None
         self._since = time.monotonic()
         self._waited = 0.0
@@ -172,7 +172,7 @@ class RunLog:
             **{f"loss/{name}": value for name, value in losses},
             "learning_rate": rate,
             "gradient_norm": totals.gradient_norm,
-            **asdict(speed),
+            **{name: value for name, value in asdict(speed).items() if value is not None},
             "peak_memory_gib": totals.peak_bytes / GIB,
             "waited_for_data": totals.waited,
             "experts/leaders_in_use": float((totals.usage_RL > 0).float().mean()),
@@ -199,9 +199,10 @@ class RunLog:
 def _line(rate: float, totals: Totals, speed: Speed) -> str:
     """What stands behind the progress bar."""
     waits = f", {totals.waited:.0%} waiting for data" if totals.waited > TOLD_WAITING else ""
+    mfu = "" if speed.mfu is None else f", MFU {speed.mfu:.0%}"
     return (
         f"loss {totals.losses[0]:.4f}, gradient {totals.gradient_norm:.2g}, lr {rate:.1e}, "
-        f"{speed.samples_per_second:.1f} samples/s, MFU {speed.mfu:.0%}, {totals.peak_bytes / GIB:.1f} GiB{waits}"
+        f"{speed.samples_per_second:.1f} samples/s{mfu}, {totals.peak_bytes / GIB:.1f} GiB{waits}"
     )
 
 

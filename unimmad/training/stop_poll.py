@@ -30,13 +30,17 @@ class StopPoll:
 
     def after_step(self) -> bool:
         """Whether all stop now. Every rank calls it after each step and gets the same answer."""
+        if self._stop is not None and self._world.size == 1:
+            return self.ask()
+        self._steps += 1
+        return self._steps >= self._next and self.ask()
+
+    def ask(self) -> bool:
+        """As ``after_step``, now and for certain."""
         if self._stop is None:
             return False
         if self._world.size == 1:
             return self._stop.first != 0
-        self._steps += 1
-        if self._steps < self._next:
-            return False
         number, self._next = self._world.largest([self._stop.first, self._choose() if self._world.is_main else 0])
         self._steps, self._asked_at = 0, self._now()
         if number:
@@ -46,5 +50,5 @@ class StopPoll:
     def _choose(self) -> int:
         """Steps until the next question."""
         assert self._stop is not None
-        seconds_a_step = max((self._now() - self._asked_at) / self._steps, 1e-6)
+        seconds_a_step = max((self._now() - self._asked_at) / max(self._steps, 1), 1e-6)
         return max(1, int(SHARE_OF_DELAY * self._stop.delay_s / seconds_a_step))

@@ -23,6 +23,10 @@ KILLED_AFTER_S = 30.0
 """What torchrun, DeepSpeed's launcher and SLURM (KillWait) leave by default between asking to end and killing."""
 ECHO_S = 0.5
 """A signal that follows so soon is the same one, by another way: from SLURM, and from a launcher that it asked."""
+TORCHRUN_ECHO_S = 2.0
+"""The same under torchrun, which passes signals on when its own thread gets to it."""
+TORCHRUN_MARK = "TORCHELASTIC_RUN_ID"
+"""A variable that torchrun alone sets."""
 DEEPSPEED_MARK = "LOCAL_SIZE"
 """A variable that DeepSpeed's launcher alone sets."""
 
@@ -105,7 +109,7 @@ class TerminalStop(StopRequest):
         name = signal.Signals(number).name
         if self._got:
             by_deepspeed = number == signal.SIGTERM and DEEPSPEED_MARK in os.environ
-            if not by_deepspeed and now - next(iter(self._got.values())) > ECHO_S:
+            if not by_deepspeed and now - next(iter(self._got.values())) > _echo_s():
                 _say(f"{name}: stopped at once; the same command continues from the last checkpoint")
                 os._exit(128 + number)
             return
@@ -114,6 +118,10 @@ class TerminalStop(StopRequest):
             _say(f"{name} before the first step: there is nothing to save")
             os._exit(128 + number)
         _say(f"{name}: training saves and stops after this step; a second signal ends it at once")
+
+
+def _echo_s() -> float:
+    return TORCHRUN_ECHO_S if TORCHRUN_MARK in os.environ else ECHO_S
 
 
 def _say(words: str) -> None:

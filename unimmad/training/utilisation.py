@@ -1,7 +1,8 @@
 """Model FLOPs utilisation (MFU): operations a second of training over those of large matrix products.
 
 The operations of a token are counted once, in rank 0's first micro-batch, and the rate of its device is measured before
-it; others are taken to be alike. Activations that are computed again count again.
+it; others are taken to be alike. Activations that are computed again count again. Nothing is counted where networks are
+compiled: that would take an uncompiled step, which rounds otherwise, and rank 0 would be alone in it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from unimmad.parallel.world import World
 
 
 class Utilisation:
-    """Rank 0 counts and measures; others do nothing."""
+    """Rank 0 counts and measures; others do nothing, and nobody where networks are compiled."""
 
-    def __init__(self, world: World, precision: Literal["fp32", "bf16"]) -> None:
+    def __init__(self, world: World, precision: Literal["fp32", "bf16"], compiled: bool = False) -> None:
         self._world = world
-        self._operations: int | None = None
+        self._operations: int | None = 0 if compiled else None
         self._operations_a_token = 0.0
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._rate = matrix_rate(dtype, world.device) if world.is_main else 1.0
@@ -42,6 +43,9 @@ class Utilisation:
         if self._operations and not self._operations_a_token:
             self._operations_a_token = self._operations / tokens
 
-    def share(self, tokens: int, seconds: float) -> float:
-        """Of the devices' rate, where all ranks together took ``seconds`` for so many tokens."""
+    def share(self, tokens: int, seconds: float) -> float | None:
+        """Of the devices' rate, where all ranks together took ``seconds`` for so many tokens; None where nothing was
+        counted."""
+        if not self._operations_a_token:
+            return None
         return self._operations_a_token * tokens / seconds / (self._rate * self._world.size)
