@@ -2,7 +2,7 @@
 
 Rank r appends a line ``[step, [[DATASET/KEY, [SLOT, ...]], ...]]`` to RECORD_FOLDER/r.jsonl as it takes each batch.
 With HOLD_AT_STEP=n it stays before step n until it is killed, and says so by r.held. With INTERRUPT_EVALUATION=r rank r
-sends itself INT as it scores its first batch of an evaluation.
+sends itself TERM as it scores its first batch of an evaluation.
 """
 
 import json
@@ -37,7 +37,7 @@ def recorded_batches(*arguments, **options):
 def interrupted_scoring(*arguments, **options):
     if evaluation.score_on_device is interrupted_scoring:
         evaluation.score_on_device = score_on_device
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # a shell may have its background commands ignore INT
         time.sleep(1)  # another thread hears it
     return score_on_device(*arguments, **options)
 
