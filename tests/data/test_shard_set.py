@@ -1,3 +1,4 @@
+import json
 import pickle
 from pathlib import Path
 
@@ -152,6 +153,20 @@ def test_a_corrupt_sample_names_its_shard(folders: list[Path]) -> None:
         shards.read(ref, 8)
     copied = pickle.loads(pickle.dumps(caught.value))
     assert (copied.shard, str(copied)) == (str(path), str(caught.value))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a.\npng", "a\u2028b.png"])
+def test_a_name_that_breaks_lines_is_shown_in_one(folders: list[Path], name: str) -> None:
+    index = json.loads((folders[0] / "index.json").read_text())
+    for sample in index["samples"]:
+        for member in sample["images"].values():
+            member.update(name=name, length=3)
+    (folders[0] / "index.json").write_text(json.dumps(index))
+    shards = ShardSet.open(folders[:1])
+    for refs in shards.classes("test").values():
+        with pytest.raises(CorruptSampleError) as error:
+            shards.read(refs[0], 8)
+        assert str(error.value).isprintable()
 
 
 def test_a_member_that_the_index_makes_too_long_is_not_read(folders: list[Path], monkeypatch) -> None:  # type: ignore[no-untyped-def]

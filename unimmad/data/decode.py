@@ -15,6 +15,7 @@ from torch import Tensor
 from unimmad.data.limits import check_decoded, check_encoded, check_npy, check_tiff
 from unimmad.data.structure import check_png_or_jpeg, check_tiff_directories, check_tiff_parts
 from unimmad.documents import parse_json
+from unimmad.validation import one_line
 
 PILLOW_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -59,7 +60,7 @@ def decode_image(data: bytes, suffix: str, where: str) -> np.ndarray:
     """
     if suffix not in IMAGE_SUFFIXES:
         raise ValueError(
-            f"{where}: type {suffix or '(none)'} is not read; use one of {', '.join(sorted(IMAGE_SUFFIXES))}"
+            f"{where}: type {one_line(suffix) or '(none)'} is not read; use one of {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     check_encoded(len(data), where)
     try:

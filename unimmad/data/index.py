@@ -196,8 +196,8 @@ def _contradiction(index: Index) -> str:
 def _misplaced(sample: SampleEntry, shard_bytes: int) -> str:
     members = [*sample.images.values(), *([sample.mask] if sample.mask else [])]
     if len({member.offset for member in members}) < len(members):
-        return f"sample {sample.key} has one member twice"
+        return f"sample {one_line(sample.key)} has one member twice"
     for member in members:
         if member.offset + member.length > shard_bytes:
-            return f"{member.name} lies beyond the end of its shard"
+            return f"{one_line(member.name)} lies beyond the end of its shard"
     return ""

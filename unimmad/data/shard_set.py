@@ -40,6 +40,7 @@ from unimmad.data.prepare import model_input, resized_pixels
 from unimmad.data.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.sample import ImageRoom, Sample
 from unimmad.data.shard_cache import GB, ShardCache
+from unimmad.validation import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +211,7 @@ class ShardSet:
         return decode_mask(data, os.path.splitext(member.name)[1], where, size, shape, resize)
 
     def _where(self, ref: SampleRef, member: Member) -> str:
-        return f"{self._shard_name(ref)}: {member.name}"
+        return f"{self._shard_name(ref)}: {one_line(member.name)}"
 
     def _shard_name(self, ref: SampleRef) -> str:
         """For messages: the path, or the URL."""
