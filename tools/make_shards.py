@@ -29,9 +29,13 @@ from unimmad.data.modality import parse_modality
 from unimmad.data.shards import SHARD_BYTES, write_shards
 from unimmad.data.source import SourceSet
 from unimmad.data.verify import verify_folder
+from unimmad.validation import printable
 
 SYNTHETIC = "synthetic"
 VERIFY = "verify"
+NOTES_SHOWN = 100
+MOST_LETTERS = 2000
+"""Of a message: names of files and columns may have any length."""
 SAMPLES_PER_WORKER = 64
 """Fewer are not worth the start of a process."""
 
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         index, notices = _make(options)
     except (ValueError, OSError) as error:
-        print(f"make_shards: {error}", file=sys.stderr)
+        print(f"make_shards: {_line(error)}", file=sys.stderr)
         return 2
     _print_summary(index, notices, options.target, time.perf_counter() - started)
     return 0
@@ -110,7 +114,7 @@ def _verify(words: Sequence[str]) -> int:
         except (ValueError, OSError) as error:
             found = [str(error)]
         for problem in found:
-            print(f"make_shards: {problem}", file=sys.stderr)
+            print(f"make_shards: {_line(problem)}", file=sys.stderr)
         if not found:
             print(f"{folder}: every shard, sample and member is as the index says")
         problems += len(found)
@@ -170,6 +174,12 @@ def _find(source: str, options: argparse.Namespace) -> list[FoundSet]:
     )
 
 
+def _line(text: object) -> str:
+    """One line, of a long one the beginning and the end: what is wrong, and what to do."""
+    line = printable(str(text))
+    return line if len(line) <= MOST_LETTERS else f"{line[: MOST_LETTERS // 2]} ... {line[-MOST_LETTERS // 2 :]}"
+
+
 def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: float) -> None:
     counts = Counter((sample.dataset, sample.class_name, sample.split) for sample in index.samples)
     for name, entry in index.datasets.items():
@@ -179,9 +189,14 @@ def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: 
             print(f"  slot {modality.slot}: {modality.name}, {modality.kind}{depth}")
         for class_name in sorted({found for dataset, found, _ in counts if dataset == name}):
             train, test, aside = (counts[name, class_name, split] for split in ("train", "test", "calibration"))
-            print(f"  class {class_name}: {train} train, {test} test" + (f", {aside} calibration" if aside else ""))
-    for notice in notices:
-        print(f"note: {notice}")
+            print(
+                f"  class {printable(class_name)}: {train} train, {test} test"
+                + (f", {aside} calibration" if aside else "")
+            )
+    for notice in notices[:NOTES_SHOWN]:
+        print(f"note: {_line(notice)}")
+    if len(notices) > NOTES_SHOWN:
+        print(f"note: and {len(notices) - NOTES_SHOWN} more")
     size = sum(shard.bytes for shard in index.shards) / 2**20
     print(f"{target}: {len(index.samples)} samples, {len(index.shards)} shards, {size:.1f} MiB, {seconds:.1f} s")
     print(f"next: deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json --data {target}")

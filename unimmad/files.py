@@ -27,6 +27,22 @@ def host_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0] or "localhost"
 
 
+def time_of(folder: Path) -> float:
+    """Now, by the clock of the file system that ``folder`` lies in: seconds since 1970.
+
+    What ages of files are counted from. A machine's own clock may differ from it, and be set at any moment.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    probe = temporary_beside(folder / "clock")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file in the folder of ``path``, then rename it; makes the folder.
 

@@ -35,23 +35,25 @@ def test_manifest(suffix: str, tmp_path: Path) -> None:
 
 
 def test_manifest_of_one_image_a_sample(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", mask())
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, mask())
     path = tmp_path / "tiles.csv"
-    path.write_text(f"class,split,image,name\ntile,train,{tmp_path / 'a.png'},first\n\ntile,train,a.png,\n")
+    path.write_text(f"class,split,image,name\ntile,train,{tmp_path / 'b.png'},first\n\ntile,train,a.png,\n")
     source = find_set(path).source
     assert [m.name for m in source.entry.modalities] == ["gray"]
     assert [sample.key for sample in source.samples] == ["tile-train-good-first", "tile-train-good-a"]
 
 
 def test_quoted_cells_in_a_manifest(tmp_path: Path) -> None:
-    save(tmp_path / "a, b.png", mask())
+    for name in ("a, b.png", "a, c.png"):
+        save(tmp_path / name, mask())
     (tmp_path / "m.csv").write_text(
-        'class,split,image,defect\r\ntile,train,"a, b.png",\r\ntile,test,"a, b.png","torn"\r\n'
+        'class,split,image,defect\r\ntile,train,"a, b.png",\r\ntile,test,"a, c.png","torn"\r\n'
     )
     source = find_set(tmp_path / "m.csv").source
     assert [(sample.key, sample.mask) for sample in source.samples] == [
         ("tile-train-good-a_b", None),
-        ("tile-test-torn-a_b", None),
+        ("tile-test-torn-a_c", None),
     ]
 
 

@@ -35,11 +35,13 @@ def noted(tmp_path: Path) -> tuple[ShardNotes, Path, Path]:
     notes = ShardNotes(tmp_path / "notes", tmp_path, 100)
     work = work_of(tmp_path / "image", tmp_path / "other")
     shard = ShardEntry(name="train-0.tar", bytes=4, sha256=sha256_of(tmp_path / "train-0.tar"), samples=1)
+    notes.look_at(work)
     notes.add(shard, [], work)
     return notes, tmp_path / "image", tmp_path / "other"
 
 
 def found(notes: ShardNotes, work: list[Work]) -> bool:
+    notes.look_at(work)
     return notes.finished("train-0.tar", work) is not None
 
 
@@ -66,6 +68,7 @@ def test_another_description_or_cut_is_not(noted: tuple[ShardNotes, Path, Path])
 def test_what_is_drawn_is_never_noted(tmp_path: Path) -> None:
     work: Any = work_of(tmp_path / "nowhere", tmp_path / "nowhere")
     notes = ShardNotes(tmp_path, tmp_path, 100)
+    notes.look_at(work)
     notes.add(ShardEntry(name="train-0.tar", bytes=0, sha256="0" * 64, samples=1), [], work)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="cannot be read"):
@@ -85,6 +88,7 @@ def test_every_file_that_a_sample_is_made_of_is_watched(layout: str, tmp_path: P
     for source in sets:
         one_of_each = {(sample.split, sample.defect): (source, sample) for sample in source.samples}
         for work in one_of_each.values():
+            notes.look_at([work])
             notes.add(shard, [], [work])
             needed = [path for path in files if _is_needed(path, work)]
             assert len(needed) >= len(work[1].images) + (work[1].mask is not None)

@@ -7,6 +7,7 @@ offset and length, so that one sample can be read without scanning its shard.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -173,7 +174,7 @@ def _contradiction(index: Index) -> str:
     """What is listed twice, is not listed though used, or would be read from outside its shard; empty where nothing."""
     names = [shard.name for shard in index.shards]
     if len(set(names)) < len(names):
-        return f"the shard {max(names, key=names.count)} is listed twice"
+        return f"the shard {Counter(names).most_common(1)[0][0]} is listed twice"
     modalities = {name: {modality.name for modality in entry.modalities} for name, entry in index.datasets.items()}
     seen: set[tuple[str, str]] = set()
     for sample in index.samples:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import math
+import stat
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import tifffile
@@ -30,6 +32,20 @@ def check_encoded(size: int, where: str) -> None:
     """Raise ValueError where a file or member of ``size`` bytes is too large to be read."""
     if size > MAX_MEMBER_BYTES:
         raise ValueError(f"{where}: {size} bytes are more than an image may have ({MAX_MEMBER_BYTES}); make it smaller")
+
+
+def read_image_file(path: Path) -> bytes:
+    """An image file's bytes.
+
+    Raises:
+        ValueError: a device or a pipe, which would never end, or too large.
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path}: is no plain file; replace or remove it")
+    check_encoded(status.st_size, str(path))
+    return path.read_bytes()
 
 
 def check_decoded(height: int, width: int, total_bytes: int) -> None:

@@ -6,6 +6,7 @@ import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
@@ -35,11 +36,18 @@ class Failure:
 
 
 class Pipeline(DataPipeline):
-    """A pipeline that gets into worker processes quickly: its stages know every sample of the data."""
+    """A pipeline that gets into worker processes quickly: its stages know every sample of the data.
+
+    They are pickled once for all workers; what is changed in them after that reaches no further worker.
+    """
 
     def __reduce__(self) -> tuple[Callable[[bytes], Pipeline], tuple[bytes]]:
+        return _pipeline, (self._pickled,)
+
+    @cached_property
+    def _pickled(self) -> bytes:
         with collector_paused():
-            return _pipeline, (pickle.dumps(self.pipeline),)
+            return pickle.dumps(self.pipeline)
 
 
 def _pipeline(stages: bytes) -> Pipeline:

@@ -65,7 +65,7 @@ def replaced_folder(target: Path, overwrite: bool) -> Iterator[WorkingFolder]:
                 shutil.rmtree(working.notes)
             finally:
                 if not working.notes.is_dir() or not any(working.notes.iterdir()):
-                    shutil.rmtree(working.root)
+                    shutil.rmtree(working.root, ignore_errors=True)  # an error of before must stay the one told
     except Timeout:
         raise ValueError(f"target {target} is being written by another process; wait for it to end") from None
 

@@ -19,7 +19,6 @@ import logging
 import os
 import shutil
 import struct
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from filelock import FileLock
 from unimmad import __version__
 from unimmad.data.index import Index, Member, Modality
 from unimmad.data.shard_cache import ABANDONED_SECONDS
-from unimmad.files import replace_whole
+from unimmad.files import replace_whole, time_of
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +185,8 @@ def expected_bytes(indexes: Iterable[Index], image_size: int) -> dict[str, int]:
 
 def _make_room(folder: Path, limit_bytes: int, expected: Mapping[str, int]) -> int:
     """Bytes that are kept then; ``expected`` by the shard's folder."""
-    sizes = {shard: _clean_size(shard) for shard in folder.iterdir() if shard.is_dir()}
+    now = time_of(folder)
+    sizes = {shard: _clean_size(shard, now) for shard in folder.iterdir() if shard.is_dir()}
     oldest_first = sorted(sizes, key=lambda shard: shard.stat().st_mtime_ns)
     kept = sum(sizes.values())
     coming = sum(max(0, size - sizes.get(folder / name, 0)) for name, size in expected.items())
@@ -204,13 +204,13 @@ def _make_room(folder: Path, limit_bytes: int, expected: Mapping[str, int]) -> i
     return kept
 
 
-def _clean_size(shard: Path) -> int:
-    """Bytes of its images; what killed processes left goes."""
+def _clean_size(shard: Path, now: float) -> int:
+    """Bytes of its images; what killed processes left goes. ``now``: by the file system's clock."""
     size = 0
     for file in os.scandir(shard):
         with contextlib.suppress(FileNotFoundError):  # a temporary file gets its name at any moment
             status = file.stat()
-            if file.name.startswith(".") and time.time() - status.st_mtime > ABANDONED_SECONDS:
+            if file.name.startswith(".") and now - status.st_mtime > ABANDONED_SECONDS:
                 os.unlink(file)
             else:
                 size += status.st_size

@@ -19,7 +19,6 @@ import hashlib
 import io
 import os
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from unimmad.data.download import FetchError, check_whole, fetch_blocks, with_retries
 from unimmad.data.index import ShardEntry
-from unimmad.files import host_name, temporary_beside
+from unimmad.files import host_name, temporary_beside, time_of
 
 DEFAULT_CACHE_GB = 50.0
 GB = 10**9
@@ -143,10 +142,11 @@ class ShardCache:
         Not every file system's locks reach other machines, so their parts go when nothing was written for long.
         """
         ours_sha256 = ours.name.split(".")[1]
+        now = time_of(self.folder)
         for path, status in self._files(_PART):
             sha256, *writer = path.name.split(".")[1:-1]
             elsewhere = writer and ".".join(writer[:-2]) != host_name()
-            if elsewhere and time.time() - status.st_mtime < ABANDONED_SECONDS:
+            if elsewhere and now - status.st_mtime < ABANDONED_SECONDS:
                 continue
             if sha256 == ours_sha256:
                 path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from unimmad import __version__
 from unimmad.data.index import MAX_INDEX_BYTES, SampleEntry, ShardEntry
 from unimmad.data.packing import Work
-from unimmad.data.source import SourceFile
+from unimmad.data.source import SourceFile, SourceSample, SourceSet
 from unimmad.documents import read_limited
 from unimmad.files import write_text_aside
 
@@ -48,9 +48,19 @@ class ShardNotes:
         self.notes = notes
         self.shards = shards
         self.shard_bytes = shard_bytes
+        self._seen: dict[tuple[str, str], bytes | None] = {}
+
+    def look_at(self, work: Sequence[Work]) -> None:
+        """Take down how the files of these samples are now: call before any is read.
+
+        A file that is replaced later is then not taken for one that went into its shard.
+        """
+        for found, sample in work:
+            self._seen[found.name, sample.key] = _fingerprint(found, sample)
 
     def add(self, shard: ShardEntry, samples: Sequence[SampleEntry], work: Sequence[Work]) -> None:
-        """Note a finished shard. ``work`` are its samples and, if any, the next one, whose size ended it.
+        """Note a finished shard. ``work`` are its samples and, if any, the next one, whose size ended it; all were
+        looked at before they were read.
 
         Nothing is noted where a sample is no file: there is no telling whether it changed.
         """
@@ -84,24 +94,24 @@ class ShardNotes:
         return self.notes / f"{name}.json"
 
     def _fingerprint(self, work: Sequence[Work]) -> str | None:
-        parts: list[Any] = [__version__, self.shard_bytes]
+        digest = hashlib.sha256(json.dumps([__version__, self.shard_bytes]).encode())
         for found, sample in work:
-            files = [sample.images.get(modality.name) for modality in found.entry.modalities] + [sample.mask]
-            states = [None if file is None else _state(file) for file in files]
-            if any(state is None for state, file in zip(states, files, strict=True) if file is not None):
+            of_sample = self._seen[found.name, sample.key]
+            if of_sample is None:
                 return None
-            parts.append(
-                [
-                    found.name,
-                    found.entry.model_dump(),
-                    sample.key,
-                    sample.class_name,
-                    sample.split,
-                    sample.defect,
-                    states,
-                ]
-            )
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+            digest.update(of_sample)
+        return digest.hexdigest()
+
+
+def _fingerprint(found: SourceSet, sample: SourceSample) -> bytes | None:
+    """Of what a sample is, and of its files as they are now; None where one is no file."""
+    files = [sample.images.get(modality.name) for modality in found.entry.modalities] + [sample.mask]
+    states = [None if file is None else _state(file) for file in files]
+    if any(state is None for state, file in zip(states, files, strict=True) if file is not None):
+        return None
+    names = [found.name, sample.key, sample.class_name, sample.split, sample.defect]
+    parts = [*names, [modality.model_dump() for modality in found.entry.modalities], found.entry.field, states]
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
 def sha256_of(path: Path) -> str:

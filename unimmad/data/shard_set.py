@@ -1,7 +1,8 @@
 """Several shard folders read as one set, sample by sample.
 
-What is checked: the size of local shards when the set is opened, size and sha256 of a shard that is fetched from a URL.
-A local shard's sha256 is not (it would be read whole): that is ``tools/make_shards.py verify``.
+What is checked: the size of local shards when the set is opened, size and sha256 of a shard that is fetched from a URL,
+and each member's header in the tar, so that a shard that is replaced while it is in use is noticed. A local shard's
+sha256 is not (it would be read whole): that is ``tools/make_shards.py verify``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any, Literal
 
 import torch
@@ -41,6 +43,7 @@ from unimmad.data.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.sample import ImageRoom, Sample
 from unimmad.data.shard_cache import GB, ShardCache
 from unimmad.validation import one_line
+from unimmad.data.tar_headers import is_header_of
 
 logger = logging.getLogger(__name__)
 
@@ -226,11 +229,14 @@ class ShardSet:
         check_encoded(member.length, where)
         try:
             with self._shard_file(ref) as file:
+                header = os.pread(file.fileno(), BLOCKSIZE, max(0, member.offset - BLOCKSIZE))
                 data = os.pread(file.fileno(), member.length, member.offset)
         except OSError as error:
             raise ValueError(f"{where}: cannot be read ({error.strerror})") from None
         if len(data) != member.length:
             raise ValueError(f"{where}: the shard ends before it; write the shards anew")
+        if not is_header_of(header, member.name, member.length):
+            raise ValueError(f"{where}: is not where the index says; was the shard replaced?")
         return data
 
     @contextlib.contextmanager

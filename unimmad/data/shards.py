@@ -64,7 +64,8 @@ def write_shards(
 
     Raises:
         ValueError: a set that cannot be used (see ``source_checks``), an image that does not open, sizes that
-            differ within a sample, or a target that exists or is being written by another process.
+            differ within a sample, or a target that exists, is being written by another process, or cannot be
+            written.
     """
     check_sets(sets, allow_missing)
     with replaced_folder(target, overwrite) as working:
@@ -73,6 +74,9 @@ def write_shards(
         with tqdm(total=total, desc=f"writing {target}", unit=" samples", disable=None if progress else True) as bar:
             try:
                 index = writer.write(sets, bar)
+            except OSError as error:
+                reason = f"cannot write {target} ({error.strerror or error}); mend that or choose another --target"
+                raise ValueError(f"{reason}{writer.after_error()}") from None
             except ValueError as error:
                 raise ValueError(f"{error}{writer.after_error()}") from None
         write_text_aside(working.new / INDEX_NAME, index.model_dump_json(indent=1) + "\n")
@@ -96,6 +100,8 @@ class _Writer:
             ValueError: as ``packing.pack``.
         """
         work = {split: _work_of_split(sets, split) for split in get_args(Split)}
+        for samples in work.values():
+            self.notes.look_at(samples)
         finished = {split: list(self._finished(split, samples)) for split, samples in work.items()}
         self.notes.keep_only({one.shard.name for of_split in finished.values() for one in of_split})
         for split, samples in work.items():
@@ -113,9 +119,12 @@ class _Writer:
 
     def after_error(self) -> str:
         """What to say of finished shards; less than one shard's worth of them is not kept."""
-        sizes = self.notes.sizes()
-        if sum(sizes) < self.shard_bytes:
-            self.notes.keep_only(set())
+        try:
+            sizes = self.notes.sizes()
+            if sum(sizes) < self.shard_bytes:
+                self.notes.keep_only(set())
+                return ""
+        except OSError:  # the disk that failed before; whoever writes there next finds what is left
             return ""
         return f" ({len(sizes)} finished shards are kept: the same command goes on from there)"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from unimmad.data.index import GOOD, DatasetEntry, Split
+from unimmad.data.limits import read_image_file
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class SourceFile:
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
-        return cls(name=str(path), suffix=path.suffix.lower(), read=path.read_bytes)
+        return cls(name=str(path), suffix=path.suffix.lower(), read=partial(read_image_file, path))
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 from unimmad.data.decode import IMAGE_SUFFIXES
 from unimmad.data.index import NAME
 from unimmad.data.source import SourceSample, SourceSet
+from unimmad.documents import short
 
 
 def check_sets(sets: Sequence[SourceSet], allow_missing: bool) -> None:
@@ -33,11 +35,23 @@ def check_sets(sets: Sequence[SourceSet], allow_missing: bool) -> None:
         _check_classes(found)
 
 
+MAX_NAME_BYTES = 255
+"""Of a data set, class, defect or modality; what file systems take for a name."""
+MAX_KEY_BYTES = 2048
+"""A key is made of several names, and has to fit into a tar's extended header."""
+
+
 def _check_name(name: str, what: str) -> None:
-    if not re.fullmatch(NAME, name) or any("\ud800" <= letter <= "\udfff" for letter in name):
-        raise ValueError(
-            f"{name!r} cannot name a {what}: it is empty, or starts with a dot, or contains a slash or what is no text"
-        )
+    _check_text(name, what, MAX_NAME_BYTES)
+    if not re.fullmatch(NAME, name):
+        raise ValueError(f"{name!r} cannot name a {what}: it is empty, or starts with a dot, or contains a slash")
+
+
+def _check_text(text: str, what: str, most_bytes: int) -> None:
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        raise ValueError(f"{text!a} cannot name a {what}: it contains a control character, or is no UTF-8")
+    if len(text.encode()) > most_bytes:
+        raise ValueError(f"{short(text)} cannot name a {what}: it is longer than {most_bytes} bytes")
 
 
 def _check_slots(found: SourceSet) -> None:
@@ -59,10 +73,12 @@ def _check_keys(found: SourceSet) -> None:
             raise ValueError(
                 f"data set {found.name}: {key!r} cannot be a key: WebDataset cuts keys at a dot, paths end at a slash"
             )
+        _check_text(key, "sample", MAX_KEY_BYTES)
 
 
 def _check_sample(found: SourceSet, sample: SourceSample, allow_missing: bool) -> None:
     where = f"{found.name}/{sample.class_name}, sample {sample.key}"
+    _check_text(sample.defect, "defect", MAX_NAME_BYTES)
     names = [modality.name for modality in found.entry.modalities]
     if unknown := set(sample.images) - set(names):
         raise ValueError(f"{where}: modality {min(unknown)} is none of the data set's ({', '.join(names)})")

@@ -23,6 +23,18 @@ _EXTENDED = (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
+def is_header_of(block: bytes, name: str, size: int) -> bool:
+    """Whether a tar's block of 512 bytes announces a member of this name and size, as far as its fields hold the name.
+
+    As ``tarfile`` writes it: 100 letters of ASCII, the whole name in an extended header where that is too little.
+    """
+    stored = block[:100].rstrip(b"\0")
+    try:
+        return stored == name.encode("ascii", "replace")[:100] and int(block[124:135], 8) == size
+    except ValueError:
+        return False
+
+
 def header_problems(path: Path, members: int) -> Iterator[str]:
     """The first thing that keeps ``tarfile`` from being let near a shard; nothing where all is well.
 

@@ -14,6 +14,7 @@ from unimmad.data.index import Index, Member, SampleEntry, ShardEntry, load_inde
 from unimmad.data.shard_notes import sha256_of
 from unimmad.data.tar_headers import header_problems
 from unimmad.documents import parse_json, shown
+from unimmad.validation import printable
 
 MAX_DESCRIPTION_BYTES = 2**16
 _DESCRIBED = ("key", "dataset", "class_name", "split", "defect", "anomalous")
@@ -41,9 +42,9 @@ def verify_folder(folder: Path, progress: bool = True) -> list[str]:
         disable=None if progress else True,
     ) as bar:
         for shard, samples in zip(index.shards, of_shard, strict=True):
-            problems += [f"{folder / shard.name}: {problem}" for problem in _shard_problems(folder, shard, samples)]
+            problems += [f"{folder / shard.name}: {problem}" for problem in _readable_problems(folder, shard, samples)]
             bar.update(shard.bytes)
-    return [_printable(problem) for problem in problems]
+    return [printable(problem) for problem in problems]
 
 
 def _unlisted(folder: Path, index: Index) -> Iterator[str]:
@@ -51,6 +52,14 @@ def _unlisted(folder: Path, index: Index) -> Iterator[str]:
     for path in sorted(folder.glob("*.tar")):
         if path.name not in listed:
             yield f"{path}: is not in the index"
+
+
+def _readable_problems(folder: Path, shard: ShardEntry, samples: Sequence[SampleEntry]) -> Iterator[str]:
+    """A shard that cannot be read, or goes away meanwhile, keeps no other one from being looked at."""
+    try:
+        yield from _shard_problems(folder, shard, samples)
+    except OSError as error:
+        yield f"cannot be read ({error.strerror or error})"
 
 
 def _shard_problems(folder: Path, shard: ShardEntry, samples: Sequence[SampleEntry]) -> Iterator[str]:
@@ -131,8 +140,3 @@ def _description_problems(tar: tarfile.TarFile, info: tarfile.TarInfo | None, sa
                 f"{sample.dataset}/{sample.key}.json says {key} is {shown(described.get(key))}, "
                 f"the index {getattr(sample, key)!r}"
             )
-
-
-def _printable(problem: str) -> str:
-    """Names of members may hold anything: what would steer a terminal, or is no UTF-8, is escaped."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in problem)

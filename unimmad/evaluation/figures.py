@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -40,6 +41,8 @@ _CELL_INCHES = 1.7
 _ROW_TITLE_INCHES = 0.3
 _HEAD_INCHES = 0.25
 _BAR_INCHES = 0.75
+_TITLE_LINE_INCHES = 0.14
+_GAP_INCHES = 0.03
 _LETTER_INCHES = 0.075
 """Width of an average letter at FONT_SIZE, with some room to spare."""
 _DPI = 120
@@ -136,17 +139,33 @@ def save_overview(samples: Sequence[SamplePicture], path: Path, limits: Sequence
     columns = min(len(samples), max(2, round(math.sqrt(0.6 * len(samples)))))
     rows = math.ceil(len(samples) / columns)
     tallest = max(_row_inches(sample.images[0][1]) for sample in samples)
-    figure = new_figure(columns * 2 * _CELL_INCHES, rows * (tallest + 0.1))
-    parts = figure.subfigures(rows, columns, squeeze=False).reshape(-1)
-    for part, sample, scale in zip(parts, samples, scales, strict=False):
-        lines = (sample.class_name, f"{sample.defect}   score {sample.score:.3g}")
-        part.suptitle("\n".join(_fitted(line, 2 * _CELL_INCHES) for line in lines), fontsize=FONT_SIZE)
-        picture_axes, map_axes = part.subplots(1, 2)
-        show_image(picture_axes, sample.images[0][1])
-        draw_contour(picture_axes, sample.mask_HW)
-        show_map(map_axes, sample.map_HW, scale)
-        draw_contour(map_axes, sample.mask_HW)
+    # At places of its own choice: a layout that is solved for takes time that grows faster than the classes.
+    figure = new_figure(columns * 2 * _CELL_INCHES, rows * (tallest + 0.1), layout=None)
+    for number, (sample, scale) in enumerate(zip(samples, scales, strict=True)):
+        row, column = divmod(number, columns)
+        _draw_tile(figure, sample, scale, (rows, columns), (row, column))
     save_figure(figure, path)
+
+
+def _draw_tile(
+    figure: Figure, sample: SamplePicture, scale: Limits, grid: tuple[int, int], place: tuple[int, int]
+) -> None:
+    """The picture and the map of one class under two lines of text; ``grid`` and ``place`` are rows and columns."""
+    rows, columns = grid
+    left, top = place[1] / columns, 1 - place[0] / rows
+    titles = 2 * _TITLE_LINE_INCHES / float(figure.get_figheight())
+    gap = _GAP_INCHES / float(figure.get_figwidth())
+    lines = (sample.class_name, f"{sample.defect}   score {sample.score:.3g}")
+    text = "\n".join(_fitted(line, 2 * _CELL_INCHES) for line in lines)
+    figure.text(left + 0.5 / columns, top, text, ha="center", va="top", fontsize=FONT_SIZE)
+    for half in range(2):
+        box = (left + half / (2 * columns) + gap, top - 1 / rows, 1 / (2 * columns) - 2 * gap, 1 / rows - titles)
+        ax = figure.add_axes(box, anchor="N")
+        if half == 0:
+            show_image(ax, sample.images[0][1])
+        else:
+            show_map(ax, sample.map_HW, scale)
+        draw_contour(ax, sample.mask_HW)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -165,9 +184,9 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, on white."""
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """An empty figure of this size in inches, on white; None: nothing is moved from where it was put."""
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from unimmad.data.decode import PILLOW_SUFFIXES, decode_image, decode_mask_pixels
 from unimmad.data.layouts.encode import npy_bytes, png_bytes
+from unimmad.data.limits import read_image_file
 from unimmad.data.source import SourceFile
 from unimmad.data.structure import check_png_or_jpeg
 
@@ -31,7 +32,7 @@ def joined_mask(masks: Sequence[Path], reference: Path) -> SourceFile:
 
 
 def _read_image(path: Path, reference: Path) -> bytes:
-    data, suffix = path.read_bytes(), path.suffix.lower()
+    data, suffix = read_image_file(path), path.suffix.lower()
     array = decode_image(data, suffix, str(path))
     height, width = _size(reference)
     if array.shape[:2] == (height, width) and suffix in (".png", ".npy"):
@@ -46,14 +47,14 @@ def _read_masks(masks: Sequence[Path], reference: Path) -> bytes:
     height, width = _size(reference)
     marked_HW = np.zeros((height, width), dtype=bool)
     for path in masks:
-        marked_HW |= _nearest(decode_mask_pixels(path.read_bytes(), path.suffix.lower(), str(path)), height, width)
+        marked_HW |= _nearest(decode_mask_pixels(read_image_file(path), path.suffix.lower(), str(path)), height, width)
     return png_bytes(marked_HW.astype(np.uint8) * 255)
 
 
 def _size(path: Path) -> tuple[int, int]:
     """Height and width; of PNG and JPEG without decoding."""
     if path.suffix.lower() in PILLOW_SUFFIXES:
-        data = path.read_bytes()
+        data = read_image_file(path)
         try:
             check_png_or_jpeg(data)
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
@@ -62,7 +63,7 @@ def _size(path: Path) -> tuple[int, int]:
             raise ValueError(f"{path}: does not open as PNG or JPEG; replace or remove it") from None
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: does not open as PNG or JPEG ({error}); replace or remove it") from None
-    height, width = decode_image(path.read_bytes(), path.suffix.lower(), str(path)).shape[:2]
+    height, width = decode_image(read_image_file(path), path.suffix.lower(), str(path)).shape[:2]
     return height, width
 
 

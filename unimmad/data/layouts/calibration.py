@@ -29,8 +29,11 @@ def set_aside(samples: Sequence[SourceSample], share: float, seed: int) -> list[
     if not 0 <= share < 1:
         raise ValueError(f"calibration share {share:g}: give 0 or more and less than 1")
     moved: set[str] = set()
-    for name in {sample.class_name for sample in samples} if share else ():
-        keys = [sample.key for sample in samples if sample.class_name == name and sample.split == "train"]
+    trained: dict[str, list[str]] = {}
+    for sample in samples if share else ():
+        if sample.split == "train":
+            trained.setdefault(sample.class_name, []).append(sample.key)
+    for keys in trained.values():
         count = min(max(1, round(share * len(keys))), len(keys) - 1)
         moved |= set(shuffled(keys, seed)[: max(0, count)])
     return [replace(sample, split="calibration") if sample.key in moved else sample for sample in samples]

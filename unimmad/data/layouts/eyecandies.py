@@ -23,6 +23,7 @@ from unimmad.data.index import Modality, Split
 from unimmad.data.layouts.encode import npy_bytes
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
 from unimmad.data.layouts.scan import ANOMALY, GOOD, Notices, read_classes, sample_key, visible_folders
+from unimmad.data.limits import read_image_file
 from unimmad.data.modality import ModalityChoice
 from unimmad.data.source import SourceFile, SourceSample
 from unimmad.documents import MAX_YAML_BYTES, parse_yaml, read_limited
@@ -110,12 +111,12 @@ def _defect(folder: Path, sample_id: str, mask: Path) -> str:
 
 
 def _marks(mask: Path) -> bool:
-    return bool(decode_mask_pixels(mask.read_bytes(), ".png", str(mask)).any())
+    return bool(decode_mask_pixels(read_image_file(mask), ".png", str(mask)).any())
 
 
 def _depth(path: Path, bounds: Path) -> bytes:
     """In the scene's metres, float32 H x W."""
-    stored_HW = decode_image(path.read_bytes(), ".png", str(path))
+    stored_HW = decode_image(read_image_file(path), ".png", str(path))
     if stored_HW.ndim != 2 or stored_HW.dtype != np.uint16:
         raise ValueError(f"{path}: {stored_HW.dtype} of shape {stored_HW.shape}; wanted one channel of 16 bits")
     nearest, farthest = _bounds(bounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from unimmad.data.modality import (
     resolve_modality,
 )
 from unimmad.data.source import SourceFile, SourceSample, SourceSet
+from unimmad.validation import listed
 
 UNSPECIFIED = "unspecified"
 
@@ -148,6 +150,7 @@ def _choose_layout(root: Path, layout: str, notices: Notices) -> Layout:
 
 def _source_set(root: Path, info: LayoutInfo, read: ReadSet, wishes: _Wishes, notices: Notices) -> SourceSet:
     samples = unique_keys(_without_skipped(read.samples, wishes.choices))
+    _check_twice(samples)
     _check_classes(root, info, samples, notices)
     share = info.calibration_share if wishes.calibration_share is None else wishes.calibration_share
     declared = read.modalities or info.modalities
@@ -172,6 +175,19 @@ def _without_skipped(samples: Sequence[SourceSample], choices: dict[str, Modalit
         return list(samples)
     kept = [{name: file for name, file in sample.images.items() if name not in skipped} for sample in samples]
     return [replace(sample, images=images) for sample, images in zip(samples, kept, strict=True) if images]
+
+
+def _check_twice(samples: Sequence[SourceSample]) -> None:
+    """Images that are two samples of a class would count twice, or be trained on and tested with."""
+    seen: dict[tuple[str, ...], SourceSample] = {}
+    for sample in samples:
+        names = [os.path.abspath(file.name) for file in sample.images.values()]
+        first = seen.setdefault((sample.class_name, *names), sample)
+        if first is not sample:
+            raise ValueError(
+                f"{names[0]} is two samples of class {sample.class_name} ({first.split} {first.defect} and "
+                f"{sample.split} {sample.defect}); list it once"
+            )
 
 
 def _check_classes(root: Path, info: LayoutInfo, samples: Sequence[SourceSample], notices: Notices) -> None:
@@ -201,10 +217,10 @@ def _modalities(
             first.setdefault(name, file)
     used = {name: choice for name, choice in wishes.choices.items() if choice.kind != "skip"}
     if unknown := set(used) - set(first):
-        raise ValueError(f"--modality {min(unknown)}: {root} has only {', '.join(sorted(first))}")
+        raise ValueError(f"--modality {min(unknown)}: {root} has only {listed(sorted(first))}")
     if len(first) > wishes.max_modalities:
         raise ValueError(
-            f"{root} has {len(first)} modalities ({', '.join(sorted(first))}); the model takes "
+            f"{root} has {len(first)} modalities ({listed(sorted(first))}); the model takes "
             f"{wishes.max_modalities}; leave some out by --modality NAME=skip"
         )
     by_name = {modality.name: modality for modality in declared if modality.name in first}

@@ -8,11 +8,13 @@ defect          the defect's name; empty or good: normal
 mask            the mask's path; empty: none
 name            what to call the sample; empty: as its first image's file
 
-class, split and image are needed, the others not. Paths are relative to the table, or absolute.
+class, split and image are needed, the others not. Paths are relative to the table, or absolute; how many files lie
+outside of the table's folder is said, since whoever gets the shards gets them, too.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from difflib import get_close_matches
 from itertools import islice
@@ -52,7 +54,9 @@ class ManifestLayout:
             names = {IMAGE: single_modality(first, choices, root)}
         else:
             names = {column: column.removeprefix(PREFIX) for column in columns}
-        return [ReadSet([_sample(root, row, names) for row in rows])]
+        samples = [_sample(root, row, names) for row in rows]
+        _note_outside(root, samples, notices)
+        return [ReadSet(samples)]
 
 
 def _image_columns(path: Path, rows: Sequence[Row]) -> list[str]:
@@ -67,7 +71,9 @@ def _image_columns(path: Path, rows: Sequence[Row]) -> list[str]:
         if column not in (*REQUIRED, *OPTIONAL, *columns):
             near = get_close_matches(column.lower(), (*REQUIRED, IMAGE, *OPTIONAL), n=1)
             known = ", ".join((*REQUIRED, IMAGE, f"{PREFIX}NAME", *OPTIONAL))
-            raise ValueError(f"{path}: column {column} is unknown{f'; {near[0]}?' if near else ''} Columns are {known}")
+            raise ValueError(
+                f"{path}: column {column} is unknown{f'; {near[0]}?' if near else '.'} Columns are {known}"
+            )
     if not columns:
         raise ValueError(f"{path}: has no column {IMAGE} or {PREFIX}NAME with a path in it")
     if IMAGE in columns and len(columns) > 1:
@@ -95,6 +101,14 @@ def _sample(table: Path, row: Row, modalities: dict[str, str]) -> SourceSample:
         images=images,
         mask=SourceFile.of(_path(table, row, "mask")) if "mask" in row.cells else None,
     )
+
+
+def _note_outside(table: Path, samples: Sequence[SourceSample], notices: Notices) -> None:
+    folder = os.path.join(os.path.abspath(table.parent), "")
+    files = (file for sample in samples for file in (*sample.images.values(), *([sample.mask] if sample.mask else [])))
+    outside = [file.name for file in files if not os.path.abspath(file.name).startswith(folder)]
+    if outside:
+        notices.add(f"{table}: {len(outside)} of its files lie outside of {table.parent}, such as {outside[0]}")
 
 
 def _split(row: Row) -> Split:

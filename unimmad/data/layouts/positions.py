@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from unimmad.data.decode import decode_image
+from unimmad.data.limits import read_image_file
 
 BORDER_PIXELS = 10
 """The object lies in the middle: what is measured this close to the picture's edge shows the plane."""
@@ -29,7 +30,7 @@ def read_positions(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: the file holds something else.
     """
-    positions_HW3 = decode_image(path.read_bytes(), path.suffix.lower(), str(path))
+    positions_HW3 = decode_image(read_image_file(path), path.suffix.lower(), str(path))
     if positions_HW3.ndim != 3 or positions_HW3.shape[2] != 3 or positions_HW3.dtype.kind != "f":
         raise ValueError(
             f"{path}: {positions_HW3.dtype} of shape {positions_HW3.shape}; wanted H x W x 3, real numbers. "

@@ -22,11 +22,14 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 class Notices:
     """What a user should know about a data set, each thing said once."""
 
-    lines: list[str] = field(default_factory=list)
+    _lines: dict[str, None] = field(default_factory=dict)
 
     def add(self, line: str) -> None:
-        if line not in self.lines:
-            self.lines.append(line)
+        self._lines[line] = None
+
+    @property
+    def lines(self) -> list[str]:
+        return list(self._lines)
 
 
 def visible_folders(folder: Path) -> list[Path]:
@@ -158,12 +161,14 @@ def sample_key(class_name: str, split: Split, defect: str, stem: str) -> str:
 def unique_keys(samples: Iterable[SourceSample]) -> list[SourceSample]:
     """Number the keys that different file names were turned into alike (``a.b`` and ``a_b``)."""
     used: set[str] = set()
+    last_number: dict[str, int] = {}
     result = []
     for sample in samples:
-        key, number = sample.key, 1
+        key, number = sample.key, last_number.get(sample.key, 1)
         while key in used:
             number += 1
             key = f"{sample.key}-{number}"
         used.add(key)
+        last_number[sample.key] = number
         result.append(replace(sample, key=key))
     return result
