@@ -18,6 +18,7 @@ from data.disk_sets import make_multimodal
 from hypothesis import HealthCheck, given, settings
 from mutations import damaged
 
+from unimmad.checkpoint.digests import DIGESTS_NAME, file_digest, verify_checkpoint
 from unimmad.checkpoint.folder import LATEST, STATE_NAME, CheckpointFolder, read_state
 from unimmad.checkpoint.pieces import Piece, PieceReader, write_pieces
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
@@ -139,7 +140,9 @@ def _checkpoint_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         layout=Layout(),
         trained_on=TrainedOn.of(found.datasets, classes),
     )
-    write_index_and_state(checkpoint, state)
+    digests = {file.name: file_digest(file) for file in checkpoint.glob("*.safetensors")}
+    write_index_and_state(checkpoint, state, digests)
+    shutil.copytree(checkpoint, folder / "verified")
     whole = (checkpoint / STATE_NAME).read_bytes()
 
     def read_index(data: bytes) -> None:
@@ -157,6 +160,10 @@ def _checkpoint_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         for text in state.get("data", []):
             recorded_data_folder(text, "state.json")
 
+    def read_digests(data: bytes) -> None:
+        (folder / "verified" / DIGESTS_NAME).write_bytes(data)
+        verify_checkpoint(folder / "verified")
+
     def read_latest(data: bytes) -> None:
         (checkpoint / STATE_NAME).write_bytes(whole)
         (checkpoint.parent / LATEST).write_bytes(data)
@@ -165,6 +172,7 @@ def _checkpoint_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
     return {
         "index of tensors": Kind(json.loads((checkpoint / "index.json").read_text()), read_index),
         "state of a checkpoint": Kind(state, read_whole_state),
+        "digests": Kind(json.loads((checkpoint / DIGESTS_NAME).read_text()), read_digests),
         "latest": Kind("step_00000003", read_latest),
     }
 

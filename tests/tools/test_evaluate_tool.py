@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hand_made import hand_made_checkpoint, hand_made_shards
+from hand_made import hand_made_checkpoint, hand_made_shards, take_digests_again
 
 from unimmad.config import load_recipe
 from unimmad.data.index import load_index
@@ -161,6 +161,7 @@ def test_a_checkpoint_that_names_no_data_needs_the_option(typed, trained, tmp_pa
     state = json.loads((checkpoint / "state.json").read_text())
     del state["data"]
     (checkpoint / "state.json").write_text(json.dumps(state))
+    take_digests_again(checkpoint)
     code, out, err = typed(tmp_path, "--checkpoint", "run")
     assert (code, out) == (2, "")
     assert "names no data that it was trained on; give shard folders with --data DIR" in err
@@ -253,6 +254,7 @@ def test_a_checkpoint_of_another_recipe_is_one_line(typed, trained, tmp_path):
     state = json.loads((checkpoint / "state.json").read_text())
     state["recipe"]["model"]["embed_dim"] *= 2
     (checkpoint / "state.json").write_text(json.dumps(state))
+    take_digests_again(checkpoint)
     code, out, err = typed(tmp_path, "--checkpoint", "run")
     assert (code, out) == (2, "")
     assert "is of another recipe: " in err

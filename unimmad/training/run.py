@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unimmad.assembly import empty_model, new_model
+from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model
 from unimmad.checkpoint.pieces import PieceReader
@@ -198,15 +199,18 @@ def _starting_model(
     """The model in its local form, the same on every rank: rank 0's weights go to all when DeepSpeed takes it over."""
     if run.resume_from is None and arguments.init_from is None:
         return _from_main_first(arguments, world, calibration_images)
-    return world.together(lambda: _stored_model(arguments, run))
+    return world.together(lambda: _stored_model(arguments, run, world))
 
 
-def _stored_model(arguments: TrainArguments, run: RunFolder) -> tuple[UniMMAD, str]:
-    """Of the checkpoint to continue, or of ``--init-from``."""
+def _stored_model(arguments: TrainArguments, run: RunFolder, world: World) -> tuple[UniMMAD, str]:
+    """Of the checkpoint to continue, or of ``--init-from``; the ranks share the verification."""
     source = run.resume_from or find_checkpoint(cast(Path, arguments.init_from))
     model = empty_model(arguments.recipe.model)
     # A run that continues needs the optimizer's state, too: better to miss it now than after DeepSpeed's set-up.
-    fill_model(model, PieceReader(source, without=None if run.resume_from else OPTIMIZER_PREFIX))
+    without = None if run.resume_from else OPTIMIZER_PREFIX
+    if arguments.verify:
+        verify_checkpoint(source, without, (world.rank, world.size))
+    fill_model(model, PieceReader(source, without))
     if run.resume_from is None:
         logger.info("weights from %s", source)
     elif arguments.init_from is not None:
