@@ -41,6 +41,7 @@ from unimmad.evaluation.thresholds import THRESHOLDS_NAME, load_thresholds, make
 from unimmad.export.metadata import ExportMetadata
 from unimmad.launching.failure_notes import first_failure, note_failures
 from unimmad.launching.run_record import RunRecord
+from unimmad.lock_holder import Holder, find_lock
 from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_config
 from unimmad.prediction.catalogue import Catalogue
 
@@ -240,10 +241,18 @@ def _launching_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         (folder / "ds.json").write_bytes(data)
         engine_config(read_deepspeed_config(folder / "ds.json"), TrainingSettings(), 2)
 
+    def read_holder(data: bytes) -> None:
+        (folder / "training.lock").write_bytes(data)
+        found = find_lock(folder / "training.lock")
+        assert str(found).isprintable()
+        assert found is not None
+        assert not found.is_stale or found.is_near, "it was touched just now"
+
     config = {"unimmad": {"ep_size": 2}, "zero_optimization": {"stage": 1}, "torch_autocast": {"enabled": False}}
     return {
         "run record": Kind({"run": "runs/demo", "starts": 3}, read_record),
         "failure note": Kind(json.loads(note.read_text()), read_failure),
+        "holder of a lock": Kind(json.loads(Holder.this_process().model_dump_json()), read_holder),
         "DeepSpeed's configuration": Kind(config, read_config),
     }
 

@@ -38,7 +38,7 @@ def second_is_refused(run_folder: Path, data: tuple[str, ...], first: subprocess
         "--recipe",
         "tiny",
         "--deepspeed_config",
-        str(CONFIGS / "ep4.json"),
+        str(CONFIGS / "ep1.json"),
         "--output-dir",
         str(run_folder),
         *data,
