@@ -18,6 +18,7 @@ from data.disk_sets import make_multimodal
 from hypothesis import HealthCheck, given, settings
 from mutations import damaged
 
+from unimmad.checkpoint.digests import DIGESTS_NAME, file_digest, verify_checkpoint
 from unimmad.checkpoint.folder import LATEST, STATE_NAME, CheckpointFolder, read_state
 from unimmad.checkpoint.pieces import Piece, PieceReader, write_pieces
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
@@ -40,6 +41,7 @@ from unimmad.evaluation.thresholds import THRESHOLDS_NAME, load_thresholds, make
 from unimmad.export.metadata import ExportMetadata
 from unimmad.launching.failure_notes import first_failure, note_failures
 from unimmad.launching.run_record import RunRecord
+from unimmad.lock_holder import Holder, find_lock
 from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_config
 from unimmad.prediction.catalogue import Catalogue
 
@@ -139,7 +141,9 @@ def _checkpoint_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         layout=Layout(),
         trained_on=TrainedOn.of(found.datasets, classes),
     )
-    write_index_and_state(checkpoint, state)
+    digests = {file.name: file_digest(file) for file in checkpoint.glob("*.safetensors")}
+    write_index_and_state(checkpoint, state, digests)
+    shutil.copytree(checkpoint, folder / "verified")
     whole = (checkpoint / STATE_NAME).read_bytes()
 
     def read_index(data: bytes) -> None:
@@ -157,6 +161,10 @@ def _checkpoint_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         for text in state.get("data", []):
             recorded_data_folder(text, "state.json")
 
+    def read_digests(data: bytes) -> None:
+        (folder / "verified" / DIGESTS_NAME).write_bytes(data)
+        verify_checkpoint(folder / "verified")
+
     def read_latest(data: bytes) -> None:
         (checkpoint / STATE_NAME).write_bytes(whole)
         (checkpoint.parent / LATEST).write_bytes(data)
@@ -165,6 +173,7 @@ def _checkpoint_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
     return {
         "index of tensors": Kind(json.loads((checkpoint / "index.json").read_text()), read_index),
         "state of a checkpoint": Kind(state, read_whole_state),
+        "digests": Kind(json.loads((checkpoint / DIGESTS_NAME).read_text()), read_digests),
         "latest": Kind("step_00000003", read_latest),
     }
 
@@ -232,10 +241,18 @@ def _launching_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         (folder / "ds.json").write_bytes(data)
         engine_config(read_deepspeed_config(folder / "ds.json"), TrainingSettings(), 2)
 
+    def read_holder(data: bytes) -> None:
+        (folder / "training.lock").write_bytes(data)
+        found = find_lock(folder / "training.lock")
+        assert str(found).isprintable()
+        assert found is not None
+        assert not found.is_stale or found.is_near, "it was touched just now"
+
     config = {"unimmad": {"ep_size": 2}, "zero_optimization": {"stage": 1}, "torch_autocast": {"enabled": False}}
     return {
         "run record": Kind({"run": "runs/demo", "starts": 3}, read_record),
         "failure note": Kind(json.loads(note.read_text()), read_failure),
+        "holder of a lock": Kind(json.loads(Holder.this_process().model_dump_json()), read_holder),
         "DeepSpeed's configuration": Kind(config, read_config),
     }
 

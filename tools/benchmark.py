@@ -9,7 +9,7 @@ python tools/benchmark.py model --growth              C-MoE's time over tokens, 
 python tools/benchmark.py model --composing           one kernel a token, or its parts one after the other
 python tools/benchmark.py model --profile             the longest kernels of evaluation and of a training step
 python tools/benchmark.py fit          the largest training batch in 24 GB and 80 GB
-python tools/benchmark.py checkpoint   seconds to save and resume a training run
+python tools/benchmark.py checkpoint   seconds to save, verify and resume a training run
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from hand_made import hand_made_checkpoint
 from safetensors.torch import load_file, save_file
 
 from unimmad.assembly import empty_model
+from unimmad.checkpoint.digests import DIGESTS_NAME
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.loading import fill_model, load_checkpoint
 from unimmad.checkpoint.pieces import PieceReader
@@ -34,8 +35,10 @@ def saved(tmp_path_factory) -> tuple[Path, UniMMAD]:
 
 @pytest.fixture
 def copy(saved, tmp_path) -> Path:
-    """A checkpoint to damage."""
-    return shutil.copytree(saved[0], tmp_path / "step_00000003")
+    """A checkpoint to damage, whose digests do not tell it."""
+    folder = Path(shutil.copytree(saved[0], tmp_path / "step_00000003"))
+    (folder / DIGESTS_NAME).unlink()
+    return folder
 
 
 def change_state(checkpoint: Path, **changes: object) -> None:

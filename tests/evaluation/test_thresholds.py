@@ -87,6 +87,27 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert load_thresholds(tmp_path) == made()
 
 
+def test_a_digit_that_changed_is_noticed_in_one_line_that_says_what_to_do(tmp_path):
+    path = save_thresholds(made(), tmp_path)
+    path.write_text(path.read_text().replace('"value": 6.0', '"value": 7.0'))
+    with pytest.raises(
+        ValueError, match=r"thresholds\.json: it is not what calibration wrote.*calibrate again"
+    ) as refused:
+        load_thresholds(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_change_on_purpose_is_taken_once_the_digest_is_gone(tmp_path):
+    path = save_thresholds(made(), tmp_path)
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    content["classes"]["solids/rope"]["value"] = 7.0
+    path.write_text(json.dumps(content))
+    loaded = load_thresholds(tmp_path)
+    assert loaded is not None
+    assert loaded.classes["solids/rope"].value == 7.0
+
+
 def test_the_precision_that_they_were_made_in_is_kept_and_a_decision_in_another_says_so(tmp_path):
     save_thresholds(made().model_copy(update={"precision": "bf16"}), tmp_path)
     loaded = load_thresholds(tmp_path)

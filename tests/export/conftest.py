@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hand_made import hand_made_checkpoint, hand_made_shards
+from hand_made import hand_made_checkpoint, hand_made_shards, take_digests_again
 
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.config import load_recipe
@@ -41,4 +41,5 @@ def _give_every_leader_its_own_kernel(checkpoint: Path) -> None:
             if name.endswith(("logits_LNE", "gate.linear.weight")):
                 tensor.copy_(2 * torch.randn(tensor.shape, generator=generator))
         save_file(tensors, path, metadata=metadata)
+    take_digests_again(checkpoint)
     load_checkpoint(checkpoint)

@@ -38,9 +38,9 @@ def test_a_restart_continues_the_run_that_its_first_start_chose(tmp_path):
     arguments = asked(tmp_path, "--resume", "never")
     first = record.settle(arguments, ALONE)
     assert (first.output_dir, first.resume) == (tmp_path / "run-2", "auto")
-    newest = save(tmp_path / "run-2", 5)
+    save(tmp_path / "run-2", 5)
     again = RunRecord(tmp_path, "key").settle(arguments, ALONE)
-    assert (again.output_dir, again.resume) == (tmp_path / "run-2", str(newest))
+    assert (again.output_dir, again.resume) == (tmp_path / "run-2", str(tmp_path / "run-2"))
     assert RunRecord(tmp_path, "key").starts() == 2
 
 

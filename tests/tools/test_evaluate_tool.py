@@ -12,11 +12,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hand_made import hand_made_checkpoint, hand_made_shards
+from hand_made import hand_made_checkpoint, hand_made_shards, take_digests_again
 
 from unimmad.config import load_recipe
 from unimmad.data.index import load_index
 from unimmad.evaluation import scoring
+from unimmad.folder_lock import FolderLock
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "evaluate.py"
 TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"
@@ -161,6 +162,7 @@ def test_a_checkpoint_that_names_no_data_needs_the_option(typed, trained, tmp_pa
     state = json.loads((checkpoint / "state.json").read_text())
     del state["data"]
     (checkpoint / "state.json").write_text(json.dumps(state))
+    take_digests_again(checkpoint)
     code, out, err = typed(tmp_path, "--checkpoint", "run")
     assert (code, out) == (2, "")
     assert "names no data that it was trained on; give shard folders with --data DIR" in err
@@ -253,10 +255,34 @@ def test_a_checkpoint_of_another_recipe_is_one_line(typed, trained, tmp_path):
     state = json.loads((checkpoint / "state.json").read_text())
     state["recipe"]["model"]["embed_dim"] *= 2
     (checkpoint / "state.json").write_text(json.dumps(state))
+    take_digests_again(checkpoint)
     code, out, err = typed(tmp_path, "--checkpoint", "run")
     assert (code, out) == (2, "")
     assert "is of another recipe: " in err
     assert err.count("\n") == 1
+
+
+def test_a_checkpoint_that_changed_is_one_line_and_evaluated_only_when_asked(typed, trained, tmp_path):
+    checkpoint, _ = hand_made_checkpoint(tmp_path / "run", load_recipe("tiny"), [trained / "data" / "small"])
+    content = bytearray((checkpoint / "model-00001.safetensors").read_bytes())
+    content[-2] ^= 1
+    (checkpoint / "model-00001.safetensors").write_bytes(content)
+    words = ["--checkpoint", "run", "--workers", "0"]
+    code, out, err = typed(tmp_path, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("evaluate.py: run/checkpoints/step_00000003/model-00001.safetensors is not what was saved")
+    assert err.count("\n") == 1
+    assert typed(tmp_path, *words, "--no-verify")[0] == 0
+
+
+def test_a_second_evaluation_into_the_same_folder_is_told_who_writes_there(typed, trained, tmp_path):
+    with FolderLock("evaluation.lock", "evaluation") as lock:
+        lock.take(tmp_path / "report")
+        code, out, err = typed(trained, "--output-dir", str(tmp_path / "report"))
+    assert (code, out) == (2, "")
+    assert f"report is in use: evaluation.lock is held by process {os.getpid()} on " in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize("file", ["state.json", "index.json", "model-00000.safetensors"])

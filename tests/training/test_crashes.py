@@ -15,6 +15,10 @@ from crashes import kill_all, newest_step, start, training_ranks, wait_for_step,
 from launches import CONFIGS, command, environment, run, train, weights
 
 from unimmad.files import host_name
+from unimmad.parallel.world import World
+from unimmad.training.arguments import parse_arguments
+from unimmad.training.run import train as run_training
+from unimmad.training.run_folder import LOCK_NAME
 
 RANKS = 2
 EVERY_STEP = ("--set", "training.checkpoint_every=1", "--set", "training.epochs=100")
@@ -28,6 +32,23 @@ def data(parity_shards) -> tuple[str, ...]:
     return ("--data", str(parity_shards), *EVERY_STEP)
 
 
+def second_is_refused(run_folder: Path, data: tuple[str, ...], first: subprocess.Popen[bytes]) -> None:
+    """A training of this process into the folder of another that goes on."""
+    words = [
+        "--recipe",
+        "tiny",
+        "--deepspeed_config",
+        str(CONFIGS / "ep1.json"),
+        "--output-dir",
+        str(run_folder),
+        *data,
+    ]
+    holder = training_ranks(first)[0].pid
+    with pytest.raises(ValueError, match=rf"{LOCK_NAME} is held by process {holder} on {host_name()} since .*; wait"):
+        run_training(parse_arguments(words), World(0, 1, 0, torch.device("cpu")))
+    assert first.poll() is None
+
+
 def killed_and_resumed(data, folder: Path, kills: int) -> None:
     run_folder = folder / "runs" / "tiny"
     chance = random.Random(kills)
@@ -35,6 +56,7 @@ def killed_and_resumed(data, folder: Path, kills: int) -> None:
         before = newest_step(run_folder)
         process = start(folder, *data, ranks=RANKS)
         wait_for_step(run_folder, before + 1, process)
+        second_is_refused(run_folder, data, process)
         # Long enough for a step and its save, so that kills fall into either.
         time.sleep(chance.uniform(0, 1.5))
         kill_all(process)
@@ -45,6 +67,8 @@ def killed_and_resumed(data, folder: Path, kills: int) -> None:
     end = str(newest_step(run_folder) + 2)
     said = train(folder, *data, "--max-steps", end, launcher="deepspeed", ranks=RANKS, config="ep4.json")
     assert "continuing" in said
+    assert f"{run_folder.relative_to(folder) / LOCK_NAME} was left by process " in said
+    assert not (run_folder / LOCK_NAME).exists()
     assert len(whole_checkpoints(run_folder)) == 2
     assert not list((run_folder / "checkpoints").glob(".*"))
     undisturbed = folder / "undisturbed"

@@ -1,4 +1,4 @@
-"""What a checkpoint costs: seconds to save a run and to take it up again, by ZeRO stage, at one rank.
+"""What a checkpoint costs: seconds to save a run, to verify it and to take it up again, by ZeRO stage, at one rank.
 
 Weights are random and Adam has taken a step. Saving and resuming run in processes of their own, so that the one's
 memory is not the other's. What is resumed was just written, so it comes from the system's memory where that has room.
@@ -19,6 +19,7 @@ import torch
 
 from unimmad.assembly import empty_model
 from unimmad.benchmarks.markdown import markdown_table
+from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint
 from unimmad.checkpoint.loading import fill_model
 from unimmad.checkpoint.pieces import PieceReader
@@ -30,16 +31,16 @@ from unimmad.timing import synchronise
 if TYPE_CHECKING:
     from unimmad.parallel.engine import Engine
 
-HELP = "seconds to save and to resume a training run"
+HELP = "seconds to save, to verify and to resume a training run"
 GB = 10**9
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of saving or of resuming."""
+    """Of saving, verifying or resuming."""
 
     seconds: dict[str, float]
-    """By part: weights, optimizer; saving is one part."""
+    """By part: weights, optimizer; saving is one part, and so is verifying."""
     peak_bytes: int
     """As ``machine.peak_bytes``."""
 
@@ -69,8 +70,10 @@ def run(arguments: argparse.Namespace) -> str:
         ):
             saved = pool.submit(save, arguments.recipe, stage, Path(folder)).result()
             written = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
+            verified = pool.submit(verify, Path(folder)).result()
             resumed = pool.submit(resume, arguments.recipe, stage, Path(folder)).result()
-        rows += [_row(f"save, ZeRO {stage}", saved, written), _row(f"resume, ZeRO {stage}", resumed, written)]
+        costs = {"save": saved, "verify": verified, "resume": resumed}
+        rows += [_row(f"{task}, ZeRO {stage}", cost, written) for task, cost in costs.items()]
     heads = ["task", "seconds", "s a GB", "of which weights", "optimizer", "peak"]
     told = (
         f"recipe {recipe.name}, {written / GB:.2f} GB (of 10^9 bytes) in tensors; one rank; peak: on a CPU resident, "
@@ -93,6 +96,14 @@ def save(recipe_name: str, stage: int, folder: Path) -> Cost:
     started = time.perf_counter()
     save_checkpoint(CheckpointFolder(folder), engine, RunFacts(recipe, "none", [], stage), 1, finished=False)
     return Cost({"": time.perf_counter() - started}, peak_bytes(engine.world.device))
+
+
+def verify(folder: Path) -> Cost:
+    """Hold the checkpoint of ``folder`` against its digests."""
+    checkpoint = find_checkpoint(folder)
+    started = time.perf_counter()
+    verify_checkpoint(checkpoint)
+    return Cost({"": time.perf_counter() - started}, peak_bytes(torch.device("cpu")))
 
 
 def resume(recipe_name: str, stage: int, folder: Path) -> Cost:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unimmad.assembly import new_model
+from unimmad.checkpoint.digests import file_digest
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.pieces import Piece, write_pieces
 from unimmad.checkpoint.released import Translation, load_released, read_released
@@ -67,8 +68,9 @@ def _write(folder: CheckpointFolder, model: UniMMAD, state: dict[str, Any]) -> P
     try:
         partial = folder.begin(STEP)
         pieces = (Piece(name, tuple(tensor.shape), 0, tensor) for name, tensor in model.state_dict().items())
-        write_pieces(partial / "model-00000.safetensors", pieces)
-        write_index_and_state(partial, state)
+        file = partial / "model-00000.safetensors"
+        write_pieces(file, pieces)
+        write_index_and_state(partial, state, {file.name: file_digest(file)})
         return folder.commit(partial, STEP, keep=1)
     except OSError as error:
         if partial is not None:

@@ -5,6 +5,7 @@
         step_00000200/
             state.json              step, data position, recipe, versions, layout (readable)
             index.json              every tensor: shape, files, pieces
+            digests.json            the SHA-256 of every other file here
             model-00000.safetensors         one a rank that owns weights
             optimizer-00000.safetensors     one a rank that owns optimizer state
 
@@ -34,6 +35,8 @@ LATEST = "latest"
 STATE_NAME = "state.json"
 FORMAT: Literal[1] = 1
 """Of state.json."""
+NO_VERIFY_HELP = "load a checkpoint without holding its files against their digests"
+"""Of every command that has the option."""
 _STEP = "step_"
 _NAME = re.compile(rf"{_STEP}[0-9]{{8,}}")
 _REMEDY = "use another checkpoint of the run"

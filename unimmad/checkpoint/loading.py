@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from unimmad.assembly import empty_model
+from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.pieces import PieceReader
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe, parse_recipe
 from unimmad.model.unimmad import UniMMAD
+from unimmad.ranks.exchange import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +56,23 @@ class LoadedCheckpoint:
         return str(self.state.get("backbone_weights", "not said"))
 
 
-def load_checkpoint(folder: Path) -> LoadedCheckpoint:
+def load_checkpoint(folder: Path, *, verify: bool = True, ranks: Ranks = ALONE) -> LoadedCheckpoint:
     """Build the checkpoint's own recipe's model and fill it; the model is in eval mode, on the CPU.
 
-    The optimizer's files need not be there.
+    The optimizer's files need not be there, and are not read.
+
+    Args:
+        folder: of the checkpoint.
+        verify: hold the files against their digests.
+        ranks: those that load it at the same time, and share that.
 
     Raises:
-        ValueError: the folder is no whole checkpoint, or its tensors do not fit its recipe.
+        ValueError: the folder is no whole checkpoint, a file is not what was saved, or the tensors do not fit the
+            recipe.
     """
+    if verify:
+        with ranks.together():
+            verify_checkpoint(folder, OPTIMIZER_PREFIX, (ranks.rank, ranks.size))
     state = read_state(folder)
     recipe = parse_recipe(state["recipe"], origin=f"{folder / STATE_NAME}: recipe")
     reader = PieceReader(folder, without=OPTIMIZER_PREFIX)

@@ -101,13 +101,14 @@ class PieceReader:
         except (OSError, ValueError) as error:
             raise ValueError(f"checkpoint {folder} has no readable {INDEX_NAME}: it is not whole ({error})") from None
         self._tensors: TensorIndex = check_index(values, str(folder / INDEX_NAME))
-        files = {
+        self.files = {
             piece["file"]
             for name, entry in self._tensors.items()
             if without is None or not name.startswith(without)
             for piece in entry["pieces"]
         }
-        missing = sorted(file for file in files if not (folder / file).is_file())
+        """Names of those that must be there."""
+        missing = sorted(file for file in self.files if not (folder / file).is_file())
         if missing:
             raise ValueError(f"checkpoint {folder} lacks {missing[0]}: it is not whole")
 

@@ -1,15 +1,16 @@
-"""state.json: what a checkpoint says of itself beside its tensors; and the two JSON files that make a folder whole."""
+"""state.json: what a checkpoint says of itself beside its tensors; and the JSON files that make a folder whole."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from unimmad.checkpoint.digests import write_digests
 from unimmad.checkpoint.folder import FORMAT, STATE_NAME
 from unimmad.checkpoint.pieces import INDEX_NAME, build_index
 from unimmad.checkpoint.trained_on import KEY, TrainedOn
@@ -71,8 +72,13 @@ def build_state(
     }
 
 
-def write_index_and_state(folder: Path, state: dict[str, Any]) -> None:
+def write_index_and_state(folder: Path, state: dict[str, Any], digests: Mapping[str, str]) -> None:
     """Complete a hidden checkpoint folder in which every tensor file is written.
+
+    Args:
+        folder: the hidden one.
+        state: of ``build_state``.
+        digests: of the tensor files, by name.
 
     Raises:
         ValueError: a tensor's pieces leave a gap.
@@ -80,6 +86,7 @@ def write_index_and_state(folder: Path, state: dict[str, Any]) -> None:
     """
     (folder / INDEX_NAME).write_text(json.dumps(build_index(folder)), encoding="utf-8")
     (folder / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    write_digests(folder, digests)
 
 
 def package_version(package: str) -> str | None:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from unimmad.checkpoint.folder import STATE_NAME, find_checkpoint, newest_run
+from unimmad.checkpoint.folder import NO_VERIFY_HELP, STATE_NAME, find_checkpoint, newest_run
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.data.location import DataFolder, parse_data_folder, recorded_data_folder
 from unimmad.evaluation.thresholds import DEFAULT_FALSE_ALARM_RATE
@@ -20,7 +20,8 @@ _OF_A_REPORT = frozenset({"split", "fresh", "mask_resize", "modalities", "publis
 NOT_TO_CALIBRATE = _OF_A_REPORT | {"output_dir", "compare", "report"}
 """Options, by attribute, that ``--calibrate`` has no use for."""
 NOT_TO_SHOW = _OF_A_REPORT | {
-    *("checkpoint", "data", "device", "precision", "batch_size", "workers", "channels_last", "cache_dir", "on_error")
+    *("checkpoint", "no_verify", "data", "device", "precision", "batch_size", "workers", "channels_last", "cache_dir"),
+    "on_error",
 }
 """Those that a report which is there already has no use for."""
 _EXAMPLES = """Report a checkpoint's metrics on screen, as CSV, JSON, Markdown, LaTeX, and an HTML page with pictures.
@@ -49,6 +50,7 @@ def evaluation_parser() -> argparse.ArgumentParser:
     # DeepSpeed's launcher adds it; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--split", choices=["test", "train"], default="test")
+    parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
     parser.add_argument("--fresh", action="store_true", help="do not go on where an interrupted evaluation ended")
     _add_computing(parser.add_argument_group("computing: but for --precision it changes numbers by rounding at most"))
     _add_rules(parser.add_argument_group("what is measured"))
@@ -137,7 +139,7 @@ def chosen_checkpoint(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> Lo
     """
     # Rank 0 looks: a run that trains meanwhile may write another between two looks.
     folder = ranks.from_main(_checkpoint_folder(arguments.checkpoint) if ranks.is_main else Path())
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_checkpoint(folder, verify=not arguments.no_verify, ranks=ranks)
     switches = {name: getattr(arguments, name) for name in ("channels_last", "compile")}
     changes = {name: value for name, value in switches.items() if value is not None}
     if arguments.batch_size is not None:

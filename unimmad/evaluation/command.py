@@ -33,9 +33,13 @@ from unimmad.evaluation.report import Report
 from unimmad.evaluation.scoring import named_device
 from unimmad.evaluation.screen import screen_table
 from unimmad.evaluation.thresholds import save_thresholds
+from unimmad.folder_lock import FolderLock
 from unimmad.prediction.calibrate import calibrate, describe
 from unimmad.ranks.errors import exit_status, tell
 from unimmad.ranks.exchange import LostRankError, Ranks, join_ranks, leave_ranks
+
+LOCK_NAME = "evaluation.lock"
+"""In the output folder, while an evaluation goes on."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -91,7 +95,8 @@ def _report(arguments: argparse.Namespace, ranks: Ranks) -> None:
     compared = ranks.is_main and arguments.compare is not None
     other = OtherReport(str(arguments.compare), read_report(arguments.compare)) if compared else None
     if arguments.report is None:
-        _evaluate(arguments, other, ranks)
+        with FolderLock(LOCK_NAME, "evaluation") as lock:
+            _evaluate(arguments, other, ranks, lock)
     elif ranks.is_main:
         _show(arguments, other)
 
@@ -104,10 +109,12 @@ def _show(arguments: argparse.Namespace, other: OtherReport | None) -> None:
         _print_tables(write_comparison(comparison, arguments.output_dir))
 
 
-def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: Ranks) -> None:
+def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: Ranks, lock: FolderLock) -> None:
     checkpoint = chosen_checkpoint(arguments, ranks)
     data = chosen_data(arguments, checkpoint)
     output = arguments.output_dir or checkpoint.folder.parent.parent / "evaluation"
+    if ranks.is_main:
+        lock.take(output)
     # Not the checkpoint's cache folder: a file that others may have written names no place to write to.
     cache = ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb)
     run = partial(

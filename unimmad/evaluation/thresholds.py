@@ -1,27 +1,32 @@
 """From scores of normal images to a decision: thresholds at a chosen false-alarm rate, for each class and for all.
 
-They lie as ``thresholds.json`` in the checkpoint's folder, since they hold for its weights only.
+They lie as ``thresholds.json`` in the checkpoint's folder, since they hold for its weights only. The file holds a
+digest of the rest of itself, so that it is whole or not, however often a checkpoint is calibrated.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimmad.data.index import ClassName, DatasetEntry, Name
-from unimmad.documents import read_limited
+from unimmad.documents import read_json
 from unimmad.evaluation.scoring import Precision
 from unimmad.files import write_text_aside
-from unimmad.validation import first_problem
+from unimmad.validation import first_problem, one_line
 
 THRESHOLDS_NAME = "thresholds.json"
 FORMAT: Literal[1] = 1
 DEFAULT_FALSE_ALARM_RATE = 0.01
+_DIGEST = "sha256"
+"""Key of the file's digest; older files have none."""
 
 
 class _Frozen(BaseModel):
@@ -160,7 +165,8 @@ def save_thresholds(thresholds: Thresholds, checkpoint: Path) -> Path:
         ValueError: the folder cannot be written to.
     """
     path = checkpoint / THRESHOLDS_NAME
-    write_text_aside(path, thresholds.model_dump_json(indent=2) + "\n")
+    values = thresholds.model_dump(mode="json")
+    write_text_aside(path, json.dumps({_DIGEST: _digest(values), **values}, indent=2) + "\n")
     return path
 
 
@@ -168,12 +174,27 @@ def load_thresholds(checkpoint: Path) -> Thresholds | None:
     """A checkpoint's thresholds; None where it was never calibrated.
 
     Raises:
-        ValueError: the file is damaged or of another form.
+        ValueError: the file is damaged, altered or of another form.
     """
     path = checkpoint / THRESHOLDS_NAME
     if not path.is_file():
         return None
+    remedy = "calibrate again, or remove it"
     try:
-        return Thresholds.model_validate_json(read_limited(path))
+        values = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {one_line(error)}; {remedy}") from None
+    digest = values.pop(_DIGEST, None) if isinstance(values, dict) else None
+    if digest not in (None, _digest(values)):
+        raise ValueError(
+            f"{path}: it is not what calibration wrote: damaged, or altered; {remedy}; where it was changed on "
+            f"purpose, remove the entry {_DIGEST!r} from it"
+        )
+    try:
+        return Thresholds.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise ValueError(f"{path}: {first_problem(error)}; calibrate again, or remove it") from None
+        raise ValueError(f"{path}: {first_problem(error)}; {remedy}") from None
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

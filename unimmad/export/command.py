@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import unimmad
-from unimmad.checkpoint.folder import find_checkpoint
+from unimmad.checkpoint.folder import NO_VERIFY_HELP, find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.evaluation.thresholds import load_thresholds
 from unimmad.export.files import write_onnx, write_torch
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="run or checkpoint folder")
+    parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
     parser.add_argument("--format", choices=list(WRITERS), required=True)
     parser.add_argument("--target", type=Path, required=True, metavar="FILE", help="ends in .onnx or .pt2")
     parser.add_argument("--dataset", help="whose modalities the file takes; needed where there are several")
@@ -55,7 +56,7 @@ def _export(options: argparse.Namespace) -> ExportMetadata:
     wanted = SUFFIXES[options.format]
     if options.target.suffix != wanted:
         raise ValueError(f"--target {options.target}: call it *{wanted} for --format {options.format}")
-    checkpoint = load_checkpoint(find_checkpoint(options.checkpoint))
+    checkpoint = load_checkpoint(find_checkpoint(options.checkpoint), verify=not options.no_verify)
     thresholds = load_thresholds(checkpoint.folder)
     program, metadata = build_program(
         checkpoint,

@@ -67,7 +67,8 @@ class RunRecord:
         newest = CheckpointFolder(path).newest()
         if newest is not None and read_state(newest).get("finished"):
             return {"run": str(path), "resume": FINISHED}
-        return {"run": str(path), "resume": str(newest or "auto")}
+        # The folder, not the checkpoint: a start before this one that still ends may save another.
+        return {"run": str(path), "resume": "auto" if newest is None else str(path)}
 
     def _read(self) -> _Entry | None:
         if not self._path.is_file():

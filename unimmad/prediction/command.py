@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unimmad.checkpoint.folder import newest_run
+from unimmad.checkpoint.folder import NO_VERIFY_HELP, newest_run
 from unimmad.data.layouts.scan import Notices
 from unimmad.prediction.detector import DEFAULT_BATCH_SIZE, Detector, Prediction
 from unimmad.prediction.inputs import InputSample, find_samples, sample_of_modalities
@@ -34,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check(options)
         detector = Detector.open(
-            _checkpoint(options.checkpoint), data=options.data, device=options.device, precision=options.precision
+            _checkpoint(options.checkpoint),
+            data=options.data,
+            device=options.device,
+            precision=options.precision,
+            verify=not options.no_verify,
         )
         samples = _samples(options, detector, notices)
         with PredictionFolder(options.output_dir, options.scale, options.maps) as folder:
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", type=Path, help="run folder, checkpoint folder or .onnx file; default: the newest of runs/"
     )
+    parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
     parser.add_argument(
         "--modality", action="append", default=[], metavar="NAME=FILE", help="one image of one sample; instead of PATH"
     )

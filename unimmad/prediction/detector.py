@@ -87,6 +87,7 @@ class Detector:
         data: Sequence[Path] | None = None,
         device: str | None = None,
         precision: Precision | None = None,
+        verify: bool = True,
     ) -> Detector:
         """``from_onnx`` for a file called ``*.onnx``, else ``from_checkpoint``.
 
@@ -94,7 +95,7 @@ class Detector:
             ValueError: as theirs, or ``data`` or a precision that an exported file can't follow.
         """
         if Path(path).suffix != ".onnx":
-            return cls.from_checkpoint(path, data=data, device=device, precision=precision)
+            return cls.from_checkpoint(path, data=data, device=device, precision=precision, verify=verify)
         if data is not None:
             raise ValueError(f"{path} says itself which modalities it takes: leave the data out")
         detector = cls.from_onnx(path, device=device)
@@ -112,6 +113,7 @@ class Detector:
         data: Sequence[Path] | None = None,
         device: str | None = None,
         precision: Precision | None = None,
+        verify: bool = True,
     ) -> Detector:
         """Load a checkpoint, and the thresholds beside it if there are any.
 
@@ -121,12 +123,14 @@ class Detector:
                 thresholds, or from the folders that the checkpoint was trained on.
             device: ``cpu``, ``cuda``, ``cuda:1``; by default a GPU where there is one.
             precision: ``bf16`` or ``fp32``; by default as in evaluation: bf16 on a GPU that computes in it, else fp32.
+            verify: hold the checkpoint's files against their digests.
 
         Raises:
-            ValueError: no whole checkpoint, no such device, or nothing that tells the modalities.
+            ValueError: no whole checkpoint, a file that is not what was saved, no such device, or nothing that tells
+                the modalities.
         """
         chosen = named_device(device)
-        checkpoint = load_checkpoint(find_checkpoint(Path(path)))
+        checkpoint = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
         engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, chosen, precision)

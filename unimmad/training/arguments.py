@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from unimmad.checkpoint.folder import NO_VERIFY_HELP
 from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
 from unimmad.data.location import DataFolder, parse_data_folder
 
@@ -29,6 +30,8 @@ class TrainArguments:
     init_from: Path | None
     deterministic: bool = False
     """Only GPUs need it; CPUs give the same bits with the same number of threads."""
+    verify: bool = True
+    """Whether files of a checkpoint to continue from, or of ``init_from``, are held against their digests."""
     profile: range | None = None
     """Steps to record a trace of, counted from 1."""
 
@@ -68,6 +71,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
     parser.add_argument("--max-steps", type=int, help="stop after this step, with a checkpoint to continue from")
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="which run to continue")
     parser.add_argument("--init-from", type=Path, metavar="DIR", help="take weights only from this checkpoint")
+    parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
     parser.add_argument(
         "--deterministic", action="store_true", help="on GPUs: slower kernels that give the same bits in every run"
     )
@@ -89,6 +93,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
         resume=given.resume,
         init_from=given.init_from,
         deterministic=given.deterministic,
+        verify=not given.no_verify,
         profile=None if given.profile is None else _profiled_steps(given.profile),
     )
 

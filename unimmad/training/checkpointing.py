@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unimmad.checkpoint.digests import file_digest
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX
 from unimmad.checkpoint.pieces import Piece, PieceReader, write_pieces
@@ -43,8 +44,9 @@ def save_checkpoint(folder: CheckpointFolder, engine: Engine, facts: RunFacts, s
     world, told = engine.world, _told(folder, step)
     partial = world.on_main(told(lambda: folder.begin(step)))
     try:
-        world.together(told(lambda: _write_tensors(partial, engine)))
-        return world.on_main(told(lambda: _finish(folder, partial, engine, facts, step, finished)))
+        written = world.ranks.gather(world.together(told(lambda: _write_tensors(partial, engine))))
+        digests = {name: digest for of_rank in written for name, digest in of_rank.items()}
+        return world.on_main(told(lambda: _finish(folder, partial, engine, facts, step, finished, digests)))
     except ValueError:
         if world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -115,14 +117,15 @@ def _check_optimizer_fits(engine: Engine, reader: PieceReader) -> None:
     )
 
 
-def _write_tensors(partial: Path, engine: Engine) -> None:
-    rank = engine.world.rank
-    weights = list(weight_pieces(engine))
-    if weights:
-        write_pieces(partial / f"model-{rank:05d}.safetensors", weights)
-    state = list(_optimizer_pieces(engine))
-    if state:
-        write_pieces(partial / f"optimizer-{rank:05d}.safetensors", state)
+def _write_tensors(partial: Path, engine: Engine) -> dict[str, str]:
+    """The digests of this rank's files, by name; what was just written is read from the system's memory."""
+    rank, digests = engine.world.rank, {}
+    for kind, pieces in (("model", list(weight_pieces(engine))), ("optimizer", list(_optimizer_pieces(engine)))):
+        if pieces:
+            file = partial / f"{kind}-{rank:05d}.safetensors"
+            write_pieces(file, pieces)
+            digests[file.name] = file_digest(file)
+    return digests
 
 
 def weight_pieces(engine: Engine) -> Iterator[Piece]:
@@ -170,7 +173,13 @@ def portable_piece(name: str, piece: OptimizerPiece, like_key: Tensor) -> Piece:
 
 
 def _finish(
-    folder: CheckpointFolder, partial: Path, engine: Engine, facts: RunFacts, step: int, finished: bool
+    folder: CheckpointFolder,
+    partial: Path,
+    engine: Engine,
+    facts: RunFacts,
+    step: int,
+    finished: bool,
+    digests: Mapping[str, str],
 ) -> Path:
     state = build_state(
         facts.recipe,
@@ -182,5 +191,5 @@ def _finish(
         trained_on=facts.trained_on,
         composing=facts.composing,
     )
-    write_index_and_state(partial, state)
+    write_index_and_state(partial, state, digests)
     return folder.commit(partial, step, facts.recipe.training.keep_checkpoints)

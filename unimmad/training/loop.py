@@ -20,6 +20,7 @@ from unimmad.data.shard_set import SampleRef, ShardSet
 from unimmad.data.skipping import SkipLog, summary
 from unimmad.data.stream import training_batches
 from unimmad.evaluation.evaluate import evaluate_checkpoint
+from unimmad.folder_lock import FolderLock
 from unimmad.parallel.engine import Engine
 from unimmad.ranks.errors import SharedError, StoppedError
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
@@ -45,6 +46,7 @@ class Trainer:
         schedule: Schedule,
         checkpoints: CheckpointFolder,
         facts: RunFacts,
+        lock: FolderLock,
         stop: StopRequest | None = None,
         profile: range | None = None,
     ) -> None:
@@ -54,6 +56,8 @@ class Trainer:
         self.schedule = schedule
         self.checkpoints = checkpoints
         self.facts = facts
+        self.lock = lock
+        """Of the run folder; rank 0 holds it."""
         self.stop = stop
         """Where some rank got a signal, all save and stop at the end of a step. Where None, nobody asks."""
         self.profile = profile
@@ -173,6 +177,7 @@ class Trainer:
         if not guard.weights_are_finite():
             problem = f"a weight is NaN or infinite after step {step}; {self._way_out()}"
             raise SharedError.of_all(problem, self.engine.world.size)
+        self.engine.world.on_main(self.lock.check)
         path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, finished=step == total)
         log.message(f"step {step}: checkpoint {path}")
         if evaluate and (step == end or not stopping):
@@ -192,7 +197,7 @@ class Trainer:
         try:
             with ranks.together():
                 evaluation = evaluate_checkpoint(
-                    load_checkpoint(checkpoint),
+                    load_checkpoint(checkpoint, verify=False),  # it was just written
                     self.shards.folders,
                     folder,
                     cache=self.shards.cache,

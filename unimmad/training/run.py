@@ -8,6 +8,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from unimmad.assembly import empty_model, new_model
+from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model
 from unimmad.checkpoint.pieces import PieceReader
@@ -27,6 +29,7 @@ from unimmad.data.resized_cache import GB, ResizedCache, expected_bytes
 from unimmad.data.shard_cache import ShardCache
 from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.stream import expect_workers
+from unimmad.folder_lock import FolderLock
 from unimmad.model.backbone import RANDOM_WEIGHTS, calibrate_batchnorm
 from unimmad.model.execution import check_compiling
 from unimmad.model.tf32 import choose_for_training
@@ -40,7 +43,7 @@ from unimmad.training.arguments import TrainArguments
 from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.composing import Composing, described, follow_composing, kept_composing, new_composing
 from unimmad.training.loop import Trainer
-from unimmad.training.run_folder import RunFolder, check_same_data, choose_run_folder, make_run_folder
+from unimmad.training.run_folder import LOCK_NAME, RunFolder, check_same_data, choose_run_folder, claim_run_folder
 from unimmad.training.schedule import Schedule
 from unimmad.training.stop_request import StopRequest
 
@@ -60,19 +63,20 @@ def train(arguments: TrainArguments, world: World, stop: StopRequest | None = No
         ValueError: something the user gave is wrong, on this rank or (SharedError) on any.
     """
     try:
-        return _train(arguments, world, stop)
+        with FolderLock(LOCK_NAME, "training") as lock:
+            return _train(arguments, world, stop, lock)
     except BaseException:
         world.say_failed()
         raise
 
 
-def _train(arguments: TrainArguments, world: World, stop: StopRequest | None) -> bool:
+def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lock: FolderLock) -> bool:
     arguments, settings, ep_size = world.together(lambda: _read_settings(arguments, world))
     recipe = arguments.recipe
     run = world.on_main(lambda: choose_run_folder(arguments.output_dir, arguments.resume, recipe))
     data = list(arguments.data) or [world.on_main(ensure_synthetic_shards)]
     shards, order, trained_on = world.together(lambda: _open_data(recipe, data, run, world))
-    world.on_main(lambda: make_run_folder(run.path))
+    run = world.on_main(partial(claim_run_folder, run, arguments, trained_on, lock))
     schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
     model, backbone_weights = _starting_model(
         arguments, run, world, lambda: _calibration_images(arguments, shards, order)
@@ -91,7 +95,8 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None) ->
     facts = RunFacts(
         recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on, composing
     )
-    trainer = Trainer(engine, shards, order, schedule, CheckpointFolder(run.path), facts, stop, arguments.profile)
+    checkpoints = CheckpointFolder(run.path)
+    trainer = Trainer(engine, shards, order, schedule, checkpoints, facts, lock, stop, arguments.profile)
     return trainer.run(start, arguments.max_steps)
 
 
@@ -198,15 +203,18 @@ def _starting_model(
     """The model in its local form, the same on every rank: rank 0's weights go to all when DeepSpeed takes it over."""
     if run.resume_from is None and arguments.init_from is None:
         return _from_main_first(arguments, world, calibration_images)
-    return world.together(lambda: _stored_model(arguments, run))
+    return world.together(lambda: _stored_model(arguments, run, world))
 
 
-def _stored_model(arguments: TrainArguments, run: RunFolder) -> tuple[UniMMAD, str]:
-    """Of the checkpoint to continue, or of ``--init-from``."""
+def _stored_model(arguments: TrainArguments, run: RunFolder, world: World) -> tuple[UniMMAD, str]:
+    """Of the checkpoint to continue, or of ``--init-from``; the ranks share the verification."""
     source = run.resume_from or find_checkpoint(cast(Path, arguments.init_from))
     model = empty_model(arguments.recipe.model)
     # A run that continues needs the optimizer's state, too: better to miss it now than after DeepSpeed's set-up.
-    fill_model(model, PieceReader(source, without=None if run.resume_from else OPTIMIZER_PREFIX))
+    without = None if run.resume_from else OPTIMIZER_PREFIX
+    if arguments.verify:
+        verify_checkpoint(source, without, (world.rank, world.size))
+    fill_model(model, PieceReader(source, without))
     if run.resume_from is None:
         logger.info("weights from %s", source)
     elif arguments.init_from is not None:

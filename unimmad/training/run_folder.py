@@ -12,11 +12,15 @@ from typing import Any
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe
+from unimmad.folder_lock import FolderLock
+from unimmad.training.arguments import TrainArguments
 
 logger = logging.getLogger(__name__)
 
 TENSORBOARD = "tensorboard"
 """In a run folder."""
+LOCK_NAME = "training.lock"
+"""In a run folder, while a training goes on."""
 _ANOTHER = "choose another --output-dir"
 
 
@@ -64,6 +68,26 @@ def how_to_continue(resume: str) -> str:
     if (Path(resume) / STATE_NAME).is_file():
         return f"the same command with --resume {Path(resume).parent.parent} continues"
     return "the same command continues"
+
+
+def claim_run_folder(run: RunFolder, arguments: TrainArguments, trained_on: TrainedOn, lock: FolderLock) -> RunFolder:
+    """Make the folder, and keep other trainings out of it by ``lock``.
+
+    Returns:
+        ``run``, or what there is to continue after waiting for this job's last start, which may have saved.
+
+    Raises:
+        ValueError: it can't be written to, or another training holds it.
+    """
+    make_run_folder(run.path)
+    if not lock.take(run.path):
+        return run
+    again = choose_run_folder(arguments.output_dir, arguments.resume, arguments.recipe)
+    if again.path != run.path:
+        raise ValueError(f"{run.path} came to its end meanwhile; the same command trains anew, in {again.path}")
+    if again.resume_from is not None:
+        check_same_data(again.resume_from, trained_on)
+    return again
 
 
 def make_run_folder(folder: Path) -> None:
