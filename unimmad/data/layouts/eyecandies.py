@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from unimmad.data.decode import decode_image, decode_mask_pixels
+from unimmad.data.depth_range import MAX_DEPTH_METRES
 from unimmad.data.index import Modality, Split
 from unimmad.data.layouts.encode import npy_bytes
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
@@ -127,6 +128,11 @@ def _bounds(path: Path) -> tuple[float, float]:
     try:
         content: Any = parse_yaml(read_limited(path, MAX_YAML_BYTES), str(path))
         limits = content["normalization"]
-        return float(limits["min"]), float(limits["max"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: wanted normalization: with the numbers min and max; download it again") from None
+        nearest, farthest = float(limits["min"]), float(limits["max"])
+        if not max(abs(nearest), abs(farthest)) <= MAX_DEPTH_METRES:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{path}: wanted normalization: with the numbers min and max, in metres; download it again"
+        ) from None
+    return nearest, farthest
