@@ -129,7 +129,7 @@ def _bounds(path: Path) -> tuple[float, float]:
         content: Any = parse_yaml(read_limited(path, MAX_YAML_BYTES), str(path))
         limits = content["normalization"]
         nearest, farthest = float(limits["min"]), float(limits["max"])
-        if not max(abs(nearest), abs(farthest)) <= MAX_DEPTH_METRES:
+        if not all(abs(bound) <= MAX_DEPTH_METRES for bound in (nearest, farthest)):  # which NaN is not
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(
