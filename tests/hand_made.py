@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from unimmad.assembly import new_model
 from unimmad.checkpoint.digests import file_digest, write_digests
 from unimmad.checkpoint.folder import CheckpointFolder
@@ -53,3 +56,15 @@ def hand_made_checkpoint(
 def take_digests_again(checkpoint: Path) -> None:
     """So that what a test changed counts as what was saved."""
     write_digests(checkpoint, {file.name: file_digest(file) for file in checkpoint.glob("*.safetensors")})
+
+
+def spoil_weight(checkpoint: Path, name: str, value: float) -> Path:
+    """Give one value of a stored tensor another value; returns its file."""
+    file = next(path for path in sorted(checkpoint.glob("model-*.safetensors")) if name in load_file(path))
+    with safe_open(file, framework="pt") as stored:
+        metadata = stored.metadata()
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, file, metadata=metadata)
+    take_digests_again(checkpoint)
+    return file

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 import pytest
+import torch
 from pydantic import ValidationError
 
 from unimmad.config import RECIPES_FOLDER, Recipe, check_dataset_weights, load_recipe
+from unimmad.model.anomaly_map import gaussian_blur
 
 SHIPPED = sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
 
@@ -123,6 +128,14 @@ def test_a_wrong_override_names_itself_and_what_was_meant(override, says):
         "training.precision=fp8",
         "evaluation.top_share=1.5",
         "data.dataset_weights.brats=0",
+        *("data.dataset_weights.brats=1e-300", "data.dataset_weights.brats=1e300"),
+        *("evaluation.blur_sigma=1e-300", "evaluation.blur_sigma=0.05", "evaluation.blur_sigma=-1"),
+        *("evaluation.blur_sigma=.inf", "evaluation.blur_sigma=nan", "evaluation.blur_sigma=1e300"),
+        *("training.learning_rate=1e-300", "training.learning_rate=1e300"),
+        *("training.gradient_clipping=1e-300", "training.gradient_clipping=-1", "training.gradient_clipping=1e300"),
+        *("training.focal_gamma=1e300", "training.balance_floor=1e300"),
+        *("model.initial_leader_std=1e300", "model.initial_output_bias=-1e300"),
+        *("data.cache_gb=1e-300", "data.cache_gb=1e300", "data.resized_cache_gb=1e300"),
     ],
 )
 def test_a_bad_value_is_refused_by_key_and_shown(override):
@@ -215,3 +228,38 @@ def test_a_backbone_from_another_place_is_refused(name: str) -> None:
         ValueError, match=r"model\.backbone: name a network of timm's own list; .*backbone_weights=FILE"
     ):
         load_recipe("tiny", [f"model.backbone={name!r}"])
+
+
+def test_every_real_number_is_bounded_on_both_sides():
+    """1e300 is finite, and overflows in whatever is computed of it."""
+
+    def reals(values: object, place: str) -> Iterator[str]:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            yield from reals(value, f"{place}.{key}") if isinstance(value, dict) else ()
+            if isinstance(value, float):
+                yield f"{place}.{key}"
+
+    recipe = load_recipe("paper").model_dump(mode="json")
+    found = [key for section in ("model", "data", "training", "evaluation") for key in reals(recipe[section], section)]
+    assert {"evaluation.blur_sigma", "data.dataset_weights.brats", "training.learning_rate"} < set(found)
+    for key in found:
+        for value in ("1e300", "-1e300", ".nan", ".inf", "-.inf"):
+            with pytest.raises(ValueError, match=re.escape(key)):
+                load_recipe("paper", [f"{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    "override", ["evaluation.blur_sigma=0", "evaluation.blur_sigma=0.1", "training.gradient_clipping=0"]
+)
+def test_what_is_off_or_just_on_is_read(override):
+    load_recipe("tiny", [override])
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.1, 4095.0])
+def test_the_smallest_and_the_largest_blur_are_finite(sigma):
+    maps_BHW = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0))
+    settings = load_recipe("tiny", [f"evaluation.blur_sigma={sigma}"]).evaluation
+    blurred_BHW = gaussian_blur(maps_BHW, 255, settings.blur_sigma)
+    assert blurred_BHW.isfinite().all()
+    if sigma < 1:
+        torch.testing.assert_close(blurred_BHW, maps_BHW)

@@ -13,6 +13,7 @@ multi-modal sibling (CLASS/SPLIT/DEFECT/MODALITY/*, masks in gt), or a CSV or JS
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -126,8 +127,8 @@ def _make(options: argparse.Namespace) -> tuple[Index, list[str]]:
         raise ValueError(
             "--name and --modality speak of one SOURCE; make a shard folder for each (training joins them)"
         )
-    if not options.shard_mb > 0:
-        raise ValueError(f"--shard-mb {options.shard_mb:g}: must be positive")
+    if not 0 < options.shard_mb < math.inf:
+        raise ValueError(f"--shard-mb {options.shard_mb:g}: must be a finite number above 0")
     found = [item for source in options.sources for item in _find(source, options)]
     sets = [item.source for item in found]
     index = write_shards(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,8 @@ from unimmad.validation import one_line
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "demo"
 CHANNELS_PER_MODALITY = 3
+MAX_BLUR = 4095
+"""Pixels."""
 MAX_PROBLEMS = 10
 """Of a recipe, said at once."""
 
@@ -29,6 +31,17 @@ def _no_truth_value(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("Input should be a number")
     return value
+
+
+def _off_or_from(smallest: float) -> Callable[[float], float]:
+    """0, or ``smallest`` and more: less is 0 where it is computed with, and divides by it."""
+
+    def check(value: float) -> float:
+        if value != 0 and not value >= smallest:
+            raise ValueError(f"Input should be 0 (off), or greater than or equal to {smallest:g}")
+        return value
+
+    return check
 
 
 def _of_timms_list(name: str) -> str:
@@ -84,10 +97,10 @@ class ModelSettings(_Section):
     """Leaders that a token is routed to."""
     banks: Positive = 1
     """Banks of base kernels a level and kernel size; leader l mixes from bank l // (leaders / banks)."""
-    initial_leader_std: Annotated[Real, Field(ge=0)] = 0.02
+    initial_leader_std: Annotated[Real, Field(ge=0, le=100)] = 0.02
     """Standard deviation of the leaders' logits at the start. At the paper's 0.02 all leaders begin almost equal; short
     training gains from leaders that differ at once."""
-    initial_output_bias: Real = 0.0
+    initial_output_bias: Annotated[Real, Field(ge=-100, le=100)] = 0.0
     """Shift of the reconstruction's last GroupNorm at the start (the paper: 0). Above 0 fewer values begin cut off by
     the ReLU behind it, which suits the dense features of a backbone without weights."""
 
@@ -109,7 +122,7 @@ class DataSettings(_Section):
 
     workers: Annotated[Integer, Field(ge=0, le=256)] = 2
     """Loader processes of each rank; 0 decodes in the trainer itself."""
-    dataset_weights: dict[str, Annotated[Real, Field(gt=0)]] = {}
+    dataset_weights: dict[str, Annotated[Real, Field(ge=1e-6, le=1e6)]] = {}
     """Loss weight of each data set, by its name; others weigh 1. A name that is not among the data is an error, unless
     a shipped recipe has it."""
     sampling: Literal["balanced", "natural"] = "balanced"
@@ -123,10 +136,10 @@ class DataSettings(_Section):
     cache_folder: str = ""
     """Where shards from URLs are kept, shared by all processes of a node; empty: in ``$SLURM_TMPDIR``, else
     ``$TMPDIR``, which are the node's own, else ``$XDG_CACHE_HOME/unimmad`` or ``~/.cache/unimmad``."""
-    cache_gb: Annotated[Real, Field(gt=0)] = 50.0
+    cache_gb: Annotated[Real, Field(ge=1e-9, le=1e9)] = 50.0
     """Most that it may hold, in 10^9 bytes; the least recently read shards make room. Less than what the node's loader
     processes fetch at the same time is exceeded by that."""
-    resized_cache_gb: Annotated[Real, Field(ge=0)] = 0.0
+    resized_cache_gb: Annotated[Real, Field(ge=0, le=1e9)] = 0.0
     """Most that resized training images may take there, in 10^9 bytes, so that a node decodes each once and not once an
     epoch; 0 keeps none."""
 
@@ -141,13 +154,13 @@ class TrainingSettings(_Section):
     """Micro-batches that a step is computed in."""
     epochs: Positive = 200
     """Length of the cosine schedule; one epoch is as many draws as there are training samples."""
-    learning_rate: Annotated[Real, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[Real, Field(ge=1e-12, le=100)] = 1e-3
     warmup_steps: NotNegative = 0
     """Steps over which the learning rate rises linearly from 0 (not in the paper)."""
     schedule: Literal["epoch", "step"] = "epoch"
     """When the cosine moves: once an epoch (the paper) or every step."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    gradient_clipping: Annotated[Real, Field(ge=0)] = 0.0
+    gradient_clipping: Annotated[Real, AfterValidator(_off_or_from(1e-9)), Field(le=1e9)] = 0.0
     """Largest norm of the whole gradient; 0 is off."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """``bf16``: autocast over fp32 weights; normalisation (the teacher's, which is folded, excepted), gate, cosine and
@@ -160,10 +173,10 @@ class TrainingSettings(_Section):
     """Lay out maps of backbones and compression with a position's channels side by side: same numbers, to rounding."""
     compile: bool = False
     """Compile backbones, input embedding and compression (``torch.compile``): minutes until the first step is done."""
-    focal_gamma: Annotated[Real, Field(ge=0)] = 2.0
+    focal_gamma: Annotated[Real, Field(ge=0, le=32)] = 2.0
     balance_epochs: Positive = 200
     """The balance loss is scaled by max(1 - epoch / balance_epochs, balance_floor)."""
-    balance_floor: Annotated[Real, Field(ge=0)] = 0.001
+    balance_floor: Annotated[Real, Field(ge=0, le=1000)] = 0.001
     log_every: Positive = 10
     """Steps between TensorBoard points."""
     evaluate_every: NotNegative = 0
@@ -186,10 +199,10 @@ class EvaluationSettings(_Section):
     """What turns maps into scores; printed with every table, since this is where papers differ."""
 
     batch_size: Positive = 8
-    blur_kernel: Annotated[Integer, Field(gt=0, le=4095)] = 15
+    blur_kernel: Annotated[Integer, Field(gt=0, le=MAX_BLUR)] = 15
     """Side of the Gaussian's window in pixels; odd. Zero padding."""
-    blur_sigma: Annotated[Real, Field(ge=0)] = 4.0
-    """Standard deviation in pixels; 0 leaves the map as it is."""
+    blur_sigma: Annotated[Real, AfterValidator(_off_or_from(0.1)), Field(le=MAX_BLUR)] = 4.0
+    """Standard deviation in pixels; 0 leaves the map as it is, and so would one below 0.1."""
     top_share: Annotated[Real, Field(gt=0, le=1)] = 0.001
     """An image's score is the mean of this share of its map's largest values (at least one)."""
     pictures_per_class: NotNegative = 8

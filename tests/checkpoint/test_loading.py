@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hand_made import hand_made_checkpoint
+from hand_made import hand_made_checkpoint, spoil_weight
 from safetensors.torch import load_file, save_file
 
 from unimmad.assembly import empty_model
@@ -134,6 +134,17 @@ def test_shapes_that_only_the_index_has_are_refused_before_the_model_is_built(co
     model = RECIPE.model.model_dump(mode="json") | {"image_size": size}
     change_state(copy, recipe=RECIPE.model_dump(mode="json") | {"model": model})
     with pytest.raises(ValueError, match=r"embedding_CHW has the shape \[12, 64, 64\], and the index says"):
+        load_checkpoint(copy)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["teacher.network.bn1.running_var", "levels.1.out.0.weight"])
+def test_a_value_that_is_not_finite_is_refused_by_tensor_and_file(copy, name, value):
+    """It would make every score NaN, which is above no threshold."""
+    file = spoil_weight(copy, name, value)
+    with pytest.raises(
+        ValueError, match=rf"^checkpoint file {re.escape(f'{file}: {name}')} holds values that are NaN or infinite"
+    ):
         load_checkpoint(copy)
 
 

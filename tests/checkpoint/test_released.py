@@ -167,6 +167,13 @@ def test_a_name_that_no_released_checkpoint_has_is_refused(name):
         our_name(name)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_value_that_is_not_finite_is_named(model, released, value):
+    released["c_moes.2.expert_bases.1"].view(-1)[3] = value
+    says = r"levels\.2\.branches\.1\.bank\.kernels_GNEEkk holds values that are NaN or infinite"
+    assert_refused_and_unchanged(model, released, says)
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_a_missing_file_is_named(file, released, tmp_path):
     write(tmp_path, released)

@@ -54,13 +54,6 @@ def test_a_batch(batch):
         assert theirs.mask_HW is None or torch.equal(ours.mask_HW, theirs.mask_HW)
 
 
-def test_a_map_with_nan_is_not_sent(batch):
-    broken = replace(batch, maps_BHW=batch.maps_BHW.copy())
-    broken.maps_BHW[1, 3, 4] = np.nan
-    with pytest.raises(ValueError, match=rf"^solids/rope {batch.samples[1].key}: 1 of 4096 values .* NaN"):
-        batch_letter(broken)
-
-
 def test_a_class_and_its_pictures(checkpoint, small_shards):
     settings, shards = checkpoint.recipe.evaluation, ShardSet.open([small_shards])
     sent = next(evaluate_classes(checkpoint.model, shards, "test", settings, device=CPU, workers=0, progress=False))

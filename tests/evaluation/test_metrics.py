@@ -6,6 +6,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from unimmad.evaluation import growing
+from unimmad.evaluation.curves import aupro, aupro_sampled, ranking_metrics
 from unimmad.evaluation.metrics import METRIC_KEYS, MetricAccumulator, evaluate
 
 INF = np.inf
@@ -255,8 +256,26 @@ def test_nan_image_score_names_the_image_and_nothing_is_kept():
     accumulator = MetricAccumulator()
     with pytest.raises(ValueError, match=r"image 0 \(bagel/007\): its score is NaN"):
         accumulator.add(flat(1), half_mask(), float("nan"), 1, name="bagel/007")
+    mask_HW = half_mask().astype(float)
+    mask_HW[0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"image 0 \(bagel/007\): its mask has NaN"):
+        accumulator.add(flat(1), mask_HW, 1.0, 1, name="bagel/007")
     accumulator.add(flat(1), flat(0), 0.0, 0)
     assert set(accumulator.compute().values()) == {None}
+
+
+@pytest.mark.parametrize("label", ["normal", "anomalous"])
+def test_curves_of_nan_are_refused(label):
+    normal_N, anomalous_A = np.array([0.0, 1.0]), np.array([1.0, 2.0])
+    (normal_N if label == "normal" else anomalous_A)[-1] = np.nan
+    regions = (np.array([0, 0]), np.array([2]))
+    for call in (
+        lambda: ranking_metrics(normal_N, anomalous_A),
+        lambda: aupro(normal_N, anomalous_A[::-1], *regions),
+        lambda: aupro_sampled(normal_N, anomalous_A[::-1], *regions),
+    ):
+        with pytest.raises(ValueError, match="a score is NaN"):
+            call()
 
 
 @pytest.mark.parametrize(

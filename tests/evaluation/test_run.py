@@ -139,8 +139,10 @@ def test_the_metrics_are_collected_in_another_thread(checkpoint, shards, monkeyp
     assert {name.partition("_")[0] for name in threads} == {"metrics"}
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_nan_in_any_batch_stops_the_run_and_names_the_sample(checkpoint, shards, monkeypatch, batch_size):
+@pytest.mark.parametrize(("value", "batch_size"), [("nan", 1), ("nan", 8), ("inf", 8), ("-inf", 8)])
+def test_what_is_not_finite_in_any_batch_stops_the_run_and_names_the_sample(
+    checkpoint, shards, monkeypatch, value, batch_size
+):
     broken = shards.classes("test")["solids/rope"][1].entry.key
     original = run.score_on_device
 
@@ -149,12 +151,12 @@ def test_nan_in_any_batch_stops_the_run_and_names_the_sample(checkpoint, shards,
         maps_BHW = scored.maps_BHW.clone()
         for place, sample in enumerate(batch.samples):
             if sample.key == broken:
-                maps_BHW[place, 3, 4] = float("nan")
+                maps_BHW[place, 3, 4] = float(value)
         return scored._replace(maps_BHW=maps_BHW)
 
     monkeypatch.setattr(run, "score_on_device", with_nan)
     before = set(threading.enumerate())
-    with pytest.raises(ValueError, match=rf"solids/rope {broken}\): 1 of 4096 values .* NaN"):
+    with pytest.raises(ValueError, match=rf"^solids/rope {broken}: 1 of 4096 values .* NaN or infinite"):
         scored(checkpoint, shards, batch_size=batch_size)
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("metrics")]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hand_made import spoil_weight
 
 from unimmad.evaluation.thresholds import load_thresholds, save_thresholds
 from unimmad.export.command import main
@@ -187,6 +188,30 @@ def test_metadata_that_the_graph_does_not_keep_are_refused(onnx_file, tmp_path, 
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(ValueError, match=r"other\.onnx: it takes .* which is not what its metadata say"):
         Detector.from_onnx(tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize("value", [np.nan, 3e38])
+def test_a_file_whose_scores_are_no_numbers_is_refused_by_sample(onnx_file, tmp_path, value):
+    model = onnx.load(onnx_file)
+    weights = max(model.graph.initializer, key=lambda found: np.prod(found.dims))
+    changed = onnx.numpy_helper.to_array(weights).copy()
+    changed.reshape(-1)[:] = value
+    weights.CopyFrom(onnx.numpy_helper.from_array(changed, weights.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    detector = Detector.from_onnx(tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match=r"^image: .* NaN or infinite; check the model's weights"):
+        detector.predict(sample(0).images)
+
+
+def test_weights_that_are_not_finite_are_not_exported(calibrated, tmp_path, capsys):
+    copy = shutil.copytree(calibrated, tmp_path / "broken")
+    spoil_weight(copy, "levels.0.out.0.weight", np.nan)
+    words = ["--checkpoint", str(copy), "--format", "torch", "--target", str(tmp_path / "x.pt2")]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "levels.0.out.0.weight holds values that are NaN or infinite" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "x.pt2").exists()
 
 
 @pytest.mark.parametrize("place", ["../weights.bin", "{folder}/weights.bin"])

@@ -239,6 +239,12 @@ def without(state, name):
     return {other: tensor for other, tensor in state.items() if other != name}
 
 
+def with_one(state, value):
+    changed = state["layer2.0.conv1.weight"].clone()
+    changed[0, 0, 0, 0] = value
+    return state | {"layer2.0.conv1.weight": changed}
+
+
 UNFIT = {
     "missing tensor": lambda state, path: torch.save(without(state, "layer2.0.conv1.weight"), path),
     "other shape": lambda state, path: torch.save(state | {"layer2.0.conv1.weight": torch.zeros(3, 3)}, path),
@@ -254,6 +260,14 @@ UNFIT = {
     "list of tensors": lambda state, path: torch.save(list(state.values()), path),
     "numbers": lambda state, path: torch.save({"a": 1}, path),
     "integers for names": lambda state, path: torch.save(dict(enumerate(state.values())), path),
+    "nan": lambda state, path: torch.save(with_one(state, torch.nan), path),
+    "infinite": lambda state, path: torch.save(with_one(state, -torch.inf), path),
+    "without values": lambda state, path: torch.save(
+        state | {"layer2.0.conv1.weight": state["layer2.0.conv1.weight"].to("meta")}, path
+    ),
+    "sparse": lambda state, path: torch.save(
+        state | {"layer2.0.conv1.weight": state["layer2.0.conv1.weight"].to_sparse()}, path
+    ),
     "absent": lambda state, path: None,
 }
 
@@ -272,6 +286,10 @@ UNFIT = {
         ("list of tensors", "no state dict of tensors"),
         ("numbers", "no state dict of tensors"),
         ("integers for names", "no state dict of tensors"),
+        ("nan", r"layer2\.0\.conv1\.weight holds values that are NaN or infinite"),
+        ("infinite", r"layer2\.0\.conv1\.weight holds values that are NaN or infinite"),
+        ("without values", "no state dict of tensors"),
+        ("sparse", "no state dict of tensors"),
         ("absent", "does not exist"),
     ],
 )
@@ -287,6 +305,17 @@ def test_a_spoilt_safetensors_file_is_named_and_changes_nothing(spoil, source, t
     save_file(dict(source.network.state_dict()), path)
     spoil(path)
     assert_refused(target, path, "can't be read")
+
+
+def test_downloaded_weights_that_are_not_finite_are_refused(source, target, monkeypatch):
+    broken = Backbone("resnet18")
+    broken.network.bn1.running_mean[3] = torch.inf
+    monkeypatch.setattr(backbone_module, "_resolves", lambda url: False)
+    monkeypatch.setattr(backbone_module.timm, "create_model", lambda *words, **options: broken.network)
+    with pytest.raises(
+        ValueError, match=r"ImageNet weights .* bn1\.running_mean holds values that are NaN or infinite"
+    ):
+        load_backbone_weights(target, "imagenet")
 
 
 def assert_refused(backbone: Backbone, path, says: str) -> None:

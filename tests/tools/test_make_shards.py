@@ -129,7 +129,8 @@ def test_lists_layouts(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> 
     [
         (["--modality", "rgb=blue"], "--modality rgb=blue"),
         (["--modality", "ir=gray"], "has only disparity, rgb"),
-        (["--shard-mb", "0"], "must be positive"),
+        (["--shard-mb", "0"], "must be a finite number above 0"),
+        (["--shard-mb", "inf"], "must be a finite number above 0"),
         (["elsewhere"], "elsewhere does not exist"),
         (["elsewhere", "--name", "x"], "one SOURCE"),
         (["--calibration-share", "1"], "calibration share 1: give 0 or more and less than 1"),

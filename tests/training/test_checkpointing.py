@@ -18,6 +18,7 @@ from unimmad.parallel.gradient_norm import GradientNorm
 from unimmad.parallel.private_deepspeed import Fragment
 from unimmad.parallel.world import World
 from unimmad.training.checkpointing import restore_optimizer
+from unimmad.training.guard import LossGuard
 
 STEP = 7
 SHAPES = {"first": (4, 3), "second": (5,)}
@@ -111,3 +112,34 @@ def test_groups_keep_what_they_are(checkpoint):
     (after,) = engine.torch_optimizer.param_groups
     assert after == group
     assert [id(parameter) for parameter in after["params"]] == [id(parameter) for parameter in group["params"]]
+
+
+def test_state_that_is_not_finite_is_refused_by_name(checkpoint):
+    broken = MOMENTS["exp_avg"]["first"].clone()
+    broken[1, 2] = torch.nan
+    pieces = [
+        Piece(f"optimizer/{key}/{name}", tuple(value.shape), 0, value)
+        for key, values in (MOMENTS | {"exp_avg": MOMENTS["exp_avg"] | {"first": broken}}).items()
+        for name, value in values.items()
+    ]
+    write_pieces(checkpoint / "optimizer-00000.safetensors", pieces)
+    with pytest.raises(ValueError, match=r"optimizer/exp_avg/first holds values that are NaN or infinite"):
+        restore_optimizer(engine_on("cpu"), checkpoint, STEP)
+
+
+@pytest.mark.parametrize("part", ["weight", "running statistic", "optimizer state"])
+def test_no_checkpoint_is_made_of_what_could_not_be_loaded(checkpoint, part):
+    engine = engine_on("cpu")
+    engine.model.register_buffer("running_var", torch.ones(3))
+    engine.model.register_buffer("num_batches_tracked", torch.tensor(3))
+    restore_optimizer(engine, checkpoint, STEP)
+    guard = LossGuard(engine)
+    assert guard.weights_are_finite()
+    first = next(engine.model.parameters())
+    tensors = {
+        "weight": first.data,
+        "running statistic": engine.model.get_buffer("running_var"),
+        "optimizer state": engine.optimizer_state(first)["exp_avg_sq"],
+    }
+    tensors[part].view(-1)[1] = torch.inf
+    assert not guard.weights_are_finite()

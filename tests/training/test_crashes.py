@@ -14,6 +14,7 @@ import torch
 from crashes import kill_all, newest_step, start, training_ranks, wait_for_step, whole_checkpoints
 from launches import CONFIGS, command, environment, run, train, weights
 
+from unimmad.data.index import load_index
 from unimmad.files import host_name
 from unimmad.parallel.world import World
 from unimmad.training.arguments import parse_arguments
@@ -119,10 +120,13 @@ def test_a_rank_that_raises_ends_the_job_with_its_traceback_first(data, tmp_path
 
 
 def test_a_loss_that_explodes_names_step_classes_and_the_last_good_checkpoint(data, tmp_path):
-    wild = ("--set", "training.optimizer=sgd", "--set", "training.learning_rate=1e30", "--set", "training.log_every=50")
+    """By the largest learning rate and loss weights that there are."""
+    weights_of = (f"data.dataset_weights.{name}=1e6" for name in load_index(Path(data[1])).datasets)
+    settings = ("training.optimizer=sgd", "training.learning_rate=100", "training.log_every=50", *weights_of)
+    wild = tuple(word for setting in settings for word in ("--set", setting))
     seldom = ("--set", "training.checkpoint_every=4")
     words = [*command("deepspeed", RANKS), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
-    good = run([*words, *data, *wild, *seldom, "--set", "training.learning_rate=1e-30", "--max-steps", "4"], tmp_path)
+    good = run([*words, *data, *wild, *seldom, "--set", "training.learning_rate=1e-12", "--max-steps", "4"], tmp_path)
     assert good.returncode == 0, good.stderr[-2000:]
     done = run([*words, *data, *wild, *seldom, "--output-dir", "wild"], tmp_path)
     assert done.returncode == 2

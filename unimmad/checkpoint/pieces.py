@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unimmad.checkpoint.tensor_index import PieceEntry, TensorEntry, TensorIndex, check_index, check_stored, check_whole
 from unimmad.documents import parse_json, read_json
+from unimmad.finite import all_finite
 
 INDEX_NAME = "index.json"
 _SHAPES = "shapes"
@@ -136,7 +137,7 @@ class PieceReader:
         """The whole tensor.
 
         Raises:
-            ValueError: the checkpoint has none of that name, or its file is damaged.
+            ValueError: the checkpoint has none of that name, its file is damaged, or a value NaN or infinite.
         """
         shape = self.shape(name)
         return self.read_range(name, 0, int(torch.Size(shape).numel())).reshape(shape)
@@ -160,12 +161,22 @@ class PieceReader:
             target[start : start + values.numel()].copy_(values)
 
     def _parts(self, name: str, offset: int, numel: int) -> Iterator[tuple[int, Tensor]]:
-        """Where each piece's part of a range starts in that, and its values, not yet read."""
+        """Where each piece's part of a range starts in that, and its values.
+
+        Raises:
+            ValueError: as ``read``.
+        """
         for piece in self._entry(name)["pieces"]:
             start = max(offset, piece["offset"])
             stop = min(offset + numel, piece["offset"] + piece["numel"])
             if start < stop:
-                yield start - offset, self._values(piece)[start - piece["offset"] : stop - piece["offset"]]
+                values = self._values(piece)[start - piece["offset"] : stop - piece["offset"]]
+                if not all_finite(values):
+                    raise ValueError(
+                        f"checkpoint file {self.folder / piece['file']}: {name} holds values that are NaN or infinite; "
+                        "it is damaged: use another checkpoint of the run"
+                    )
+                yield start - offset, values
 
     def _entry(self, name: str) -> TensorEntry:
         if name not in self._tensors:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from unimmad.finite import check_finite
 from unimmad.model.backbone import read_state_dict
 from unimmad.model.unimmad import UniMMAD
 
@@ -154,7 +155,8 @@ def load_released(model: UniMMAD, translation: Translation) -> None:
     """Put a translated checkpoint into ``model``; the teacher stays as it is where the checkpoint has none.
 
     Raises:
-        ValueError: another image size, other sizes of the model, or a tensor missing; each is named.
+        ValueError: another image size, other sizes of the model, a tensor missing, or one with values that are NaN
+            or infinite; each is named.
     """
     embedding = translation.state.get("input_embedding.embedding_CHW")
     size = model.architecture.image_size
@@ -170,6 +172,7 @@ def load_released(model: UniMMAD, translation: Translation) -> None:
             raise ValueError(
                 f"{name} is {list(tensor.shape)} in the checkpoint and {list(wanted[name].shape)} in the recipe"
             )
+    check_finite(translation.state, "the released checkpoint")
     model.load_state_dict(translation.state, strict=False)
 
 

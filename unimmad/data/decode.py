@@ -145,9 +145,11 @@ def decode_mask_pixels(data: bytes, suffix: str, where: str) -> np.ndarray:
     """Decode a mask at full resolution: bool H x W, True where any channel is > 0 (JPEG: at least 128).
 
     Raises:
-        ValueError: as ``decode_image``.
+        ValueError: as ``decode_image``, or NaN in it, which marks neither.
     """
     array = decode_image(data, suffix, where)
+    if np.isnan(array).any():
+        raise ValueError(f"{where}: the mask has NaN in it; write 0 for normal pixels and more for anomalous ones")
     marked = array >= JPEG_MASK_THRESHOLD if suffix in (".jpg", ".jpeg") else array > 0
     return np.asarray(marked.any(axis=2)) if marked.ndim == 3 else marked
 

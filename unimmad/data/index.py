@@ -22,6 +22,8 @@ INDEX_NAME = "index.json"
 FORMAT: Literal[1] = 1
 MAX_INDEX_BYTES = 2**30
 MAX_SLOT = 1023
+MIN_SCALE, MAX_SCALE = 1e-12, 1e20
+"""Metres: of picometres as real numbers, and of 64-bit integers that count metres."""
 
 ModalityKind = Literal["rgb", "gray", "depth"]
 Split = Literal["train", "test", "calibration"]
@@ -48,7 +50,7 @@ class Modality(_Frozen):
     slot: Annotated[int, Field(ge=0, le=MAX_SLOT)]
     """Which three of the model's input channels it fills."""
     kind: ModalityKind
-    scale: Annotated[float, Field(gt=0)] = 1.0
+    scale: Annotated[float, Field(ge=MIN_SCALE, le=MAX_SCALE)] = 1.0
     """Depth only: metres per stored unit, after integer formats were divided by their largest value."""
     invalid: float | None = None
     """Depth only: the stored value that means "no measurement" (before scaling); None: every pixel is valid."""

@@ -10,7 +10,7 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 
-from unimmad.data.index import Modality, ModalityKind
+from unimmad.data.index import MAX_SCALE, MIN_SCALE, Modality, ModalityKind
 
 MAX_MODALITIES = 4
 """Modalities of one data set: the model's input holds 4 x 3 channels (method, input embedding)."""
@@ -19,7 +19,7 @@ INTEGER_DEPTH_SCALE = 0.5
 """Metres that the largest value of an integer depth image stands for by default (method, recipe)."""
 INTEGER_DEPTH_INVALID = 0.0
 FLOAT_DEPTH_SCALE = 1.0
-"""Depth stored as floating-point numbers is taken to be in metres, every finite pixel measured."""
+"""Depth stored as floating-point numbers is taken to be in metres, all pixels measured but those of ``depth_range``."""
 
 FOLDER_NAMES: dict[ModalityKind, frozenset[str]] = {
     "rgb": frozenset({"rgb", "color", "colour", "image", "images", "img", "photo"}),
@@ -65,8 +65,10 @@ def parse_modality(text: str) -> ModalityChoice:
     if len(numbers) > 2:
         raise ValueError(f"--modality {text}: too many values; write {_USAGE}")
     scale = _number(numbers[0], text) if numbers else None
-    if scale is not None and scale <= 0:
-        raise ValueError(f"--modality {text}: the scale must be positive (metres a stored unit)")
+    if scale is not None and not MIN_SCALE <= scale <= MAX_SCALE:
+        raise ValueError(
+            f"--modality {text}: the scale (metres a stored unit) must lie between {MIN_SCALE:g} and {MAX_SCALE:g}"
+        )
     invalid = _number(numbers[1], text) if len(numbers) == 2 and numbers[1] != "none" else None
     return ModalityChoice(name, cast(ChoiceKind, kind), scale, invalid, invalid_given=len(numbers) == 2)
 

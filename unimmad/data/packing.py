@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from unimmad.data.decode import check_same_size, decode_image, decode_mask_pixels
 from unimmad.data.index import Member, SampleEntry
-from unimmad.data.prepare import check_fits
+from unimmad.data.prepare import check_fits, no_data_note
 from unimmad.data.source import SourceFile, SourceSample, SourceSet
 
 TAR_BLOCK = 512
@@ -30,6 +30,8 @@ class PackedSample:
     """By what follows ``DATASET/KEY.``"""
     slot_suffixes: dict[str, str]
     """By modality name: ``SLOT.SUFFIX``."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """By modality name: what one should know of its image."""
 
     @property
     def tar_bytes(self) -> int:
@@ -63,6 +65,7 @@ def pack(work: Work) -> PackedSample:
     found, sample = work
     members: dict[str, bytes] = {}
     slot_suffixes: dict[str, str] = {}
+    notes: dict[str, str] = {}
     first: tuple[str, tuple[int, ...]] | None = None
     for modality in found.entry.modalities:
         file = sample.images.get(modality.name)
@@ -71,6 +74,8 @@ def pack(work: Work) -> PackedSample:
         data = _read(file)
         array = decode_image(data, file.suffix, file.name)
         check_fits(array, modality, file.name)
+        if note := no_data_note(array, modality, file.name):
+            notes[modality.name] = f"{file.name}: {note}"
         first = first or (file.name, array.shape)
         check_same_size(file.name, array.shape, *first)
         slot_suffixes[modality.name] = f"{modality.slot}{file.suffix}"
@@ -78,7 +83,7 @@ def pack(work: Work) -> PackedSample:
     if sample.mask is not None and first is not None:
         members["mask.png"] = _pack_mask(sample.mask, *first)
     members["json"] = _describe(found, sample)
-    return PackedSample(found.name, sample, members, slot_suffixes)
+    return PackedSample(found.name, sample, members, slot_suffixes, notes)
 
 
 def _read(file: SourceFile) -> bytes:

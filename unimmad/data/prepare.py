@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from unimmad.data.depth_range import no_data_values
 from unimmad.data.index import Modality, ModalityKind
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -120,8 +121,8 @@ def check_fits(array: np.ndarray, modality: Modality, where: str) -> None:
 def centred_depth(array: np.ndarray, modality: Modality, where: str = "depth") -> np.ndarray:
     """Depth about its foreground's mean, times 100; the background lies at 0.
 
-    Background are invalid and non-finite pixels, and those where the last channel of an H x W x 2+ array (of
-    real numbers) is not > 0. Without any foreground the result is zero.
+    Background are invalid and non-finite pixels, those of ``no_data_values``, and those where the last channel of an
+    H x W x 2+ array (of real numbers) is not > 0. Without any foreground the result is zero.
 
     Returns:
         float32, H x W, in centimetres.
@@ -135,7 +136,33 @@ def centred_depth(array: np.ndarray, modality: Modality, where: str = "depth") -
     return depth_HW.astype(np.float32)
 
 
+def no_data_note(array: np.ndarray, modality: Modality, where: str) -> str:
+    """What to say of an image's pixels that count as not measured for their value; empty where there are none.
+
+    Raises:
+        ValueError: as ``prepare``.
+    """
+    if modality.kind != "depth":
+        return ""
+    stored_HW, candidates_HW = _stored_depth(array, modality, where)
+    values = no_data_values(stored_HW, candidates_HW, modality, where)
+    named = " and ".join(f"{value:g}" for value in values)
+    return f"{modality.name}: pixels of {named} count as not measured" if values else ""
+
+
 def _depth_and_foreground(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, np.ndarray]:
+    stored_HW, foreground_HW = _stored_depth(array, modality, where)
+    for value in no_data_values(stored_HW, foreground_HW, modality, where):
+        foreground_HW &= stored_HW != value
+    largest = np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1.0
+    depth_HW = np.where(foreground_HW, stored_HW, 0).astype(np.float64)  # what is beyond all would overflow
+    depth_HW /= largest
+    depth_HW *= modality.scale
+    return depth_HW, foreground_HW
+
+
+def _stored_depth(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """H x W as stored, and where it is finite, not invalid, and not in the background of the last channel."""
     stored_HW = array if array.ndim == 2 else array[:, :, 0]
     foreground_HW = np.isfinite(stored_HW)
     if array.ndim == 3 and array.dtype.kind == "f":
@@ -147,11 +174,7 @@ def _depth_and_foreground(array: np.ndarray, modality: Modality, where: str) -> 
         )
     if modality.invalid is not None:
         foreground_HW &= stored_HW != modality.invalid
-    largest = np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1.0
-    depth_HW = stored_HW.astype(np.float64)
-    depth_HW /= largest
-    depth_HW *= modality.scale
-    return depth_HW, foreground_HW
+    return stored_HW, foreground_HW
 
 
 def _pixels(array: np.ndarray, modality: Modality, where: str) -> np.ndarray:

@@ -47,7 +47,11 @@ _MARK = b"UMR1"
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 _USUAL_BYTES = {"rgb": 3, "gray": 1, "depth": 4}
 """Of a pixel; images that are not of 8 bit take four times as much as these (RGB, gray)."""
-_VERSIONS = hashlib.sha256(f"{__version__} {PIL.__version__} {torch.__version__}".encode()).hexdigest()[:8]
+_DEPTH_RULE = 2
+"""Counts what depth images are made of: ``depth_range`` is new in 2."""
+_VERSIONS = hashlib.sha256(f"{__version__} {PIL.__version__} {torch.__version__} {_DEPTH_RULE}".encode()).hexdigest()[
+    :8
+]
 """Other versions may resize otherwise in the last bit."""
 
 

@@ -12,6 +12,7 @@ number of processes prepares it.
 
 from __future__ import annotations
 
+import logging
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -30,6 +31,8 @@ from unimmad.data.shard_notes import FinishedShard, ShardNotes, sha256_of
 from unimmad.data.source import SourceSet
 from unimmad.data.source_checks import check_sets
 from unimmad.files import write_text_aside
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
 """A shard is closed before the sample that would make it larger than this."""
@@ -93,6 +96,8 @@ class _Writer:
         self.workers = workers
         self.shards: list[ShardEntry] = []
         self.samples: list[SampleEntry] = []
+        self._noted: set[tuple[str, str]] = set()
+        """Data sets and modalities of which a note was given."""
 
     def write(self, sets: Sequence[SourceSet], bar: tqdm) -> Index:
         """
@@ -138,7 +143,7 @@ class _Writer:
     def _write_rest(self, split: Split, first: int, work: list[Work], bar: tqdm) -> None:
         """Pack ``work`` into shards that are numbered from ``first``."""
         done = 0
-        packed = load_each(pack, work, self.workers, preload=packing.__name__)
+        packed = map(self._say_notes, load_each(pack, work, self.workers, preload=packing.__name__))
         for number, samples in enumerate(_cut(packed, bar, self.shard_bytes), start=first):
             path = self.folder / _shard_name(split, number)
             entries = _write_shard(path, samples)
@@ -146,6 +151,14 @@ class _Writer:
             self.notes.add(shard, entries, work[done : done + len(samples) + 1])
             self._add(shard, entries)
             done += len(samples)
+
+    def _say_notes(self, packed: PackedSample) -> PackedSample:
+        """The first of each modality of a data set."""
+        for modality, note in packed.notes.items():
+            if (packed.dataset, modality) not in self._noted:
+                self._noted.add((packed.dataset, modality))
+                logger.warning("note: %s (and in others of %s, where they have such)", note, packed.dataset)
+        return packed
 
     def _add(self, shard: ShardEntry, samples: Sequence[SampleEntry]) -> None:
         self.samples += [replace(sample, shard=len(self.shards)) for sample in samples]

@@ -20,7 +20,7 @@ from unimmad.evaluation.expert_usage import UsageCounter, chosen_leaders
 from unimmad.evaluation.metrics import MetricAccumulator
 from unimmad.evaluation.report import ClassResult
 from unimmad.evaluation.scored_class import ScoredClass
-from unimmad.evaluation.scoring import BatchScores
+from unimmad.evaluation.scoring import BatchScores, check_scored
 
 _BATCHES_WAITING = 4
 """Batches of maps that may wait for the metrics; the model pauses beyond that, so memory stays bounded."""
@@ -40,13 +40,15 @@ class ScoredBatch:
 
     @classmethod
     def of(cls, batch: Batch, scored: BatchScores) -> ScoredBatch:
-        """From whatever device, which is waited for."""
-        return cls(
-            batch.samples,
-            scored.maps_BHW.cpu().numpy(),
-            tuple(scored.scores_B.tolist()),
-            chosen_leaders(scored.routings),
-        )
+        """From whatever device, which is waited for.
+
+        Raises:
+            ValueError: a value of a map, or a score, is NaN or infinite; names the sample.
+        """
+        maps_BHW, scores = scored.maps_BHW.cpu().numpy(), tuple(scored.scores_B.tolist())
+        for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True):
+            check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
+        return cls(batch.samples, maps_BHW, scores, chosen_leaders(scored.routings))
 
 
 class ClassScores:
@@ -63,11 +65,7 @@ class ClassScores:
         self._samples: list[tuple[str, str, bool]] = []
 
     def add(self, batch: ScoredBatch) -> None:
-        """Take in a batch.
-
-        Raises:
-            ValueError: a NaN in a map or score; names the sample.
-        """
+        """Take in a batch."""
         self._usage.add(batch.samples, batch.leaders_TGK)
         for sample, map_HW, score in zip(batch.samples, batch.maps_BHW, batch.scores, strict=True):
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()

@@ -39,7 +39,11 @@ def ranking_metrics(normal_N: Floats, anomalous_A: Floats) -> Ranking:
     Args:
         normal_N: scores of label 0, sorted ascending, no NaN.
         anomalous_A: scores of label 1, sorted ascending, no NaN.
+
+    Raises:
+        ValueError: NaN in either.
     """
+    _refuse_nan(normal_N, anomalous_A[-1:])
     normal, anomalous = len(normal_N), len(anomalous_A)
     if anomalous == 0:
         return Ranking(None, None, None)
@@ -72,7 +76,11 @@ def aupro(normal_N: Floats, anomalous_A: Floats, region_A: NDArray[np.int32], si
         anomalous_A: scores of anomalous pixels, in any order; at least one.
         region_A: the region of each anomalous pixel, 0 to R - 1.
         size_R: pixels of each region.
+
+    Raises:
+        ValueError: NaN in the scores.
     """
+    _refuse_nan(normal_N, anomalous_A)
     area = 0.0
     for block in blocks(len(anomalous_A)):
         order_A = np.argsort(anomalous_A[block])  # neighbouring searches then touch neighbouring memory
@@ -98,7 +106,11 @@ def aupro_sampled(
 
     Thresholds are the normal scores at 99 equidistant positions; a region's overlap counts scores strictly
     above the threshold; the curve is closed by (1, 1).
+
+    Raises:
+        ValueError: NaN in the scores.
     """
+    _refuse_nan(normal_N, anomalous_A)
     position_T = np.linspace(0, len(normal_N) - 1, num=SAMPLED_THRESHOLDS, dtype=np.int64)
     threshold_T = normal_N[position_T]
     passed_weight_T1 = np.zeros(SAMPLED_THRESHOLDS + 1)
@@ -110,6 +122,12 @@ def aupro_sampled(
     overlap_T = np.cumsum(passed_weight_T1[::-1])[:-1] / len(size_R)
     fpr_T = 1.0 - (position_T[::-1] + 1) / len(normal_N)
     return _area_to_limit(np.append(fpr_T, 1.0), np.append(overlap_T, 1.0))
+
+
+def _refuse_nan(normal_N: Floats, anomalous_A: Floats) -> None:
+    """Of ``normal_N``, sorted, NaN would be the last."""
+    if np.isnan(normal_N[-1:]).any() or (len(anomalous_A) and np.isnan(anomalous_A.max())):
+        raise ValueError("a score is NaN, which has no place in an order; check the model's weights and the images")
 
 
 def _area_to_limit(x_P: NDArray[np.float64], y_P: NDArray[np.float64]) -> float:

@@ -61,7 +61,7 @@ class Exchange:
             On rank 0 all ranks' classes that are ready, elsewhere nothing.
 
         Raises:
-            ValueError: a map has NaN, or another rank had to stop.
+            ValueError: a map is not finite, or another rank had to stop.
         """
         finished, letters = list(completed), []
         note = _Note(self._own.left)

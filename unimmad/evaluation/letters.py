@@ -18,20 +18,13 @@ from unimmad.data.sample import Sample
 from unimmad.evaluation.class_pictures import DrawnClass
 from unimmad.evaluation.collecting import ScoredBatch
 from unimmad.evaluation.figures import SamplePicture
-from unimmad.evaluation.metrics import checked_map
 from unimmad.evaluation.scored_class import ScoredClass, read_scored, scored_entry
 
 _FACTS = "facts"
 
 
 def batch_letter(batch: ScoredBatch) -> bytes:
-    """A scored batch.
-
-    Raises:
-        ValueError: a NaN in a map; names the sample. Found here, it is told by the rank that computed it.
-    """
-    for sample, map_HW in zip(batch.samples, batch.maps_BHW, strict=True):
-        checked_map(map_HW, f"{sample.class_name} {sample.key}")
+    """A scored batch."""
     arrays: dict[str, NDArray] = {"maps": batch.maps_BHW, "leaders": batch.leaders_TGK}
     for number, sample in enumerate(batch.samples):
         if sample.mask_HW is not None:

@@ -112,11 +112,11 @@ class MetricAccumulator:
             name: what error messages call the image, besides its number.
 
         Raises:
-            ValueError: a NaN score, a map that is not H x W, a mask of another size, a label not 0 or 1.
+            ValueError: NaN in score, map or mask, a map that is not H x W, a mask of another size, a label not 0 or 1.
         """
         number = len(self._image_labels)
         where = f"image {number} (counted from 0)" if name is None else f"image {number} ({name})"
-        scores_HW = checked_map(map_HW, where)
+        scores_HW = _checked_map(map_HW, where)
         anomalous_HW = None if mask_HW is None else _checked_mask(mask_HW, scores_HW.shape, where)
         score = float(image_score)
         if math.isnan(score):
@@ -206,7 +206,7 @@ class MetricAccumulator:
         return values_N
 
 
-def checked_map(map_HW: ArrayLike, where: str) -> NDArray[np.float32]:
+def _checked_map(map_HW: ArrayLike, where: str) -> NDArray[np.float32]:
     """An anomaly map as float32; ``where`` is what the error calls its image.
 
     Raises:
@@ -228,4 +228,6 @@ def _checked_mask(mask_HW: ArrayLike, shape: tuple[int, ...], where: str) -> NDA
     mask = np.asarray(mask_HW)
     if mask.shape != shape:
         raise ValueError(f"{where}: its mask has shape {mask.shape}, but its anomaly map has {shape}")
+    if mask.dtype.kind == "f" and np.isnan(mask).any():
+        raise ValueError(f"{where}: its mask has NaN in it; write 0 for normal pixels and more for anomalous ones")
     return mask > 0

@@ -63,7 +63,7 @@ def evaluate_classes(
 
     Raises:
         ValueError: the split is empty, a sample can't be read, a modality's slot is beyond the model's, or a map
-            has NaN.
+            or score is NaN or infinite.
     """
     _check_slots(model, shards)
     model.eval()

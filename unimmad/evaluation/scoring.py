@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unimmad.config import EvaluationSettings
@@ -39,6 +41,20 @@ class BatchScores(NamedTuple):
     """Image scores, float32."""
     routings: Sequence[Sequence[Routing]]
     """By level, then branch."""
+
+
+def check_scored(where: str, map_HW: NDArray[np.float32], score: float) -> None:
+    """Hold what the model says of one sample, on the host, against what it can say.
+
+    A NaN is above no threshold, and so would be a normal image.
+
+    Raises:
+        ValueError: the score or a value of the map is NaN or infinite; ``where`` is what the error calls the sample.
+    """
+    bad = map_HW.size - int(np.isfinite(map_HW).sum())
+    if bad or not np.isfinite(score):
+        what = f"{bad} of {map_HW.size} values of its anomaly map are" if bad else "its score is"
+        raise ValueError(f"{where}: {what} NaN or infinite; check the model's weights and the input image")
 
 
 def named_device(name: str | None) -> torch.device:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from unimmad.finite import check_finite
 from unimmad.model.torchvision_repair import ensure_torchvision_imports
 
 ensure_torchvision_imports()
@@ -53,7 +54,8 @@ def load_backbone_weights(backbone: Backbone, weights: str) -> str:
     """Load ``imagenet``, ``imagenet-or-none``, ``none`` or a file into ``backbone``; returns in words what it now has.
 
     Raises:
-        ValueError: ImageNet weights can't be had (with ``imagenet``), or the file can't be read or does not fit.
+        ValueError: ImageNet weights can't be had (with ``imagenet``), the file can't be read or does not fit, or a
+            weight is NaN or infinite.
     """
     if weights == "none":
         return RANDOM_WEIGHTS
@@ -95,10 +97,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+        isinstance(name, str) and isinstance(value, Tensor) and _is_plain(value) for name, value in state.items()
     ):
         raise ValueError(f"weights file {path} holds no state dict of tensors")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Neither sparse, nor quantised, nor without values."""
+    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def freeze_batchnorm(module: nn.Module) -> None:
@@ -136,6 +143,7 @@ def _load_imagenet(backbone: Backbone) -> None:
         )
     finally:
         hub_constants.HF_HUB_OFFLINE = offline_before
+    check_finite(source.state_dict(), f"the weights of {backbone.name}")
     backbone.network.load_state_dict(source.state_dict())
 
 
@@ -190,4 +198,6 @@ def _load_matching(backbone: Backbone, state: Mapping[str, Tensor], origin: str)
     unused = sorted(set(state) - set(wanted))
     if unused:
         logger.info("%s: %d tensors not needed and left out (%s, ...)", origin, len(unused), unused[0])
-    backbone.network.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
+    used = {name: state[name] for name in wanted if name in state}
+    check_finite(used, f"weights file {origin}")
+    backbone.network.load_state_dict(used, strict=False)

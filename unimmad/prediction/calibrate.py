@@ -15,7 +15,7 @@ from unimmad.data.shard_set import SampleRef, ShardSet
 from unimmad.data.skipping import OnError, SkipLog
 from unimmad.data.stream import evaluation_rounds
 from unimmad.evaluation.resume import evaluation_fingerprint
-from unimmad.evaluation.scoring import Precision
+from unimmad.evaluation.scoring import Precision, check_scored
 from unimmad.evaluation.thresholds import Thresholds, check_rate, images_needed, make_thresholds
 from unimmad.prediction.engines import ModelEngine
 from unimmad.ranks.exchange import ALONE, Ranks
@@ -53,7 +53,8 @@ def calibrate(
         ranks: those that share the work, all with the same arguments.
 
     Raises:
-        ValueError: no calibration split, an anomalous image in it, or data that can't be read or don't fit the model.
+        ValueError: no calibration split, an anomalous image in it, data that can't be read or don't fit the model, or a
+            score that is NaN or infinite.
     """
     check_rate(false_alarm_rate)
     shards = ShardSet.open(data, cache)
@@ -104,12 +105,16 @@ def calibrate(
 
 
 def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...], float]]:
-    """Class, modalities and image score of each sample."""
-    _, scores_B = engine.score_tokens(batch.images_TCHW, batch.tokens_per_sample, batch.slot_of_token_T)
-    return [
-        (sample.class_name, sample.modalities, score)
-        for sample, score in zip(batch.samples, scores_B.tolist(), strict=True)
-    ]
+    """Class, modalities and image score of each sample.
+
+    Raises:
+        ValueError: a map or score is not finite; names the sample.
+    """
+    maps_BHW, scores_B = engine.score_tokens(batch.images_TCHW, batch.tokens_per_sample, batch.slot_of_token_T)
+    scores = scores_B.tolist()
+    for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True):
+        check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
+    return [(sample.class_name, sample.modalities, score) for sample, score in zip(batch.samples, scores, strict=True)]
 
 
 def describe(thresholds: Thresholds) -> str:

@@ -12,6 +12,7 @@ evaluation with --calibrate writes beside the checkpoint.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -104,8 +105,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("give either files and folders, or --modality NAME=FILE for each image of one sample")
     if options.batch_size < 1:
         raise ValueError(f"--batch-size {options.batch_size} must be 1 or more")
-    if options.scale is not None and not options.scale > 0:
-        raise ValueError(f"--scale {options.scale:g} must be above 0")
+    if options.scale is not None and not 0 < options.scale < math.inf:
+        raise ValueError(f"--scale {options.scale:g} must be a finite number above 0")
     if options.scale is not None and not options.pictures:
         raise ValueError("--scale is for the heat maps, which --no-pictures leaves out: give one of them")
 

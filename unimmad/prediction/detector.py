@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.evaluation.scoring import Precision, named_device
+from unimmad.evaluation.scoring import Precision, check_scored, named_device
 from unimmad.evaluation.thresholds import Threshold, Thresholds, load_thresholds
 from unimmad.prediction.catalogue import Catalogue
 from unimmad.prediction.engines import Engine, ModelEngine, OnnxEngine
@@ -42,7 +42,7 @@ class Prediction:
     files: dict[str, str]
     """By modality name; empty for arrays."""
     score: float
-    """Any real number; the higher, the less normal."""
+    """Any finite number; the higher, the less normal."""
     map_HW: NDArray[np.float32]
     """Blurred anomaly map at the model's size."""
     threshold: float | None
@@ -168,7 +168,8 @@ class Detector:
             name: for messages.
 
         Raises:
-            ValueError: an image that can't be read or does not fit, or a modality that is not known.
+            ValueError: an image that can't be read or does not fit, a modality that is not known, or a map or score
+                that is NaN or infinite.
         """
         return next(self.predict_all([InputSample(name, images)], class_name=class_name))
 
@@ -213,6 +214,7 @@ class Detector:
                     yield self._prediction(sample, map_HW, score, class_name)
 
     def _prediction(self, sample: PreparedSample, map_HW: Tensor, score: float, asked: str | None) -> Prediction:
+        check_scored(sample.name, map_HW.numpy(), score)
         threshold, of, notes = self._threshold(sample, asked)
         return Prediction(
             name=sample.name,
@@ -223,7 +225,7 @@ class Detector:
             map_HW=map_HW.numpy(),
             threshold=None if threshold is None else threshold.value,
             threshold_of=of,
-            notes=tuple(notes),
+            notes=(*sample.notes, *notes),
             pictures=sample.pictures,
         )
 

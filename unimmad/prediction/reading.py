@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unimmad.data.decode import check_same_size, decode_image
 from unimmad.data.index import Modality
-from unimmad.data.prepare import resize
+from unimmad.data.prepare import no_data_note, resize
 from unimmad.prediction.catalogue import Catalogue, Match
 from unimmad.prediction.inputs import ImageSource, InputSample
 from unimmad.prediction.pictures import Picture, panel_size, picture_of
@@ -33,6 +33,8 @@ class PreparedSample:
     """float32: RGB and gray in 0-1, depth about its foreground's mean; in the order of ``match.modalities``."""
     pictures: tuple[tuple[str, Picture], ...]
     """Name and picture of each modality, where they were asked for."""
+    notes: tuple[str, ...] = ()
+    """What one should know of its images."""
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -57,7 +59,7 @@ def prepare_sample(
         match = catalogue.match(names, class_name)
     except ValueError as error:
         raise ValueError(f"{sample.name}: {error}") from None
-    images, pictures, files = [], [], {}
+    images, pictures, files, notes = [], [], {}, []
     first: tuple[str, tuple[int, ...]] | None = None
     for modality in match.modalities:
         source = sample.images[modality.name] if isinstance(sample.images, Mapping) else sample.images
@@ -65,11 +67,14 @@ def prepare_sample(
         first = first or (where, array.shape)
         check_same_size(where, array.shape, *first)
         images.append(resize(array, modality, image_size, where))
+        notes.append(no_data_note(array, modality, where))
         if not isinstance(source, np.ndarray):
             files[modality.name] = str(source)
         if with_pictures:
             pictures.append((modality.name, picture_of(array, modality, panel_size(array.shape), where)))
-    return PreparedSample(sample.name, files, match, torch.stack(images), tuple(pictures))
+    return PreparedSample(
+        sample.name, files, match, torch.stack(images), tuple(pictures), tuple(note for note in notes if note)
+    )
 
 
 def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str]:
@@ -77,6 +82,8 @@ def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str]:
     if isinstance(source, np.ndarray):
         if source.ndim not in (2, 3) or 0 in source.shape:
             raise ValueError(f"{where}: an array of shape {source.shape}; wanted H x W or H x W x channels")
+        if source.dtype.kind not in "biuf":
+            raise ValueError(f"{where}: its values are {source.dtype}; wanted integers or real numbers")
         return source, where
     path = Path(source)
     try:

@@ -1,4 +1,4 @@
-"""Notices a loss or weights that are no longer finite, before a checkpoint is made of them."""
+"""Notices a loss, weights or optimizer state that are no longer finite, before a checkpoint is made of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from unimmad.finite import all_finite
 from unimmad.parallel.engine import Engine
 
 _NEVER = torch.iinfo(torch.int64).max
@@ -31,6 +32,11 @@ class LossGuard:
         return None if int(first) == _NEVER else int(first)
 
     def weights_are_finite(self) -> bool:
-        """Whether every trained weight is a finite number on all ranks. Collective."""
-        finite = [placed.parameter.detach().isfinite().all() for placed in self._engine.parameters()]
-        return self._engine.world.agreed(bool(torch.stack(finite).all()))
+        """Whether what a checkpoint would hold is finite on all ranks: trained weights, running statistics, optimizer
+        state. Collective."""
+        engine = self._engine
+        weights = [placed.parameter.detach() for placed in engine.parameters()]
+        keys = {id(piece.key): piece.key for piece in engine.optimizer_pieces()}.values()
+        state = [value for key in keys for value in engine.optimizer_state(key).values() if isinstance(value, Tensor)]
+        tensors = (*weights, *engine.model.buffers(), *state)
+        return engine.world.agreed(all(all_finite(tensor) for tensor in tensors))

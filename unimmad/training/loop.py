@@ -175,7 +175,10 @@ class Trainer:
             return True
         self._stop_if_not_finite(guard)
         if not guard.weights_are_finite():
-            problem = f"a weight is NaN or infinite after step {step}; {self._way_out()}"
+            problem = (
+                f"a weight, running statistic or optimizer state is NaN or infinite after step {step}; "
+                f"{self._way_out()}"
+            )
             raise SharedError.of_all(problem, self.engine.world.size)
         self.engine.world.on_main(self.lock.check)
         path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, finished=step == total)

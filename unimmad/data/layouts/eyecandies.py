@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from unimmad.data.decode import decode_image, decode_mask_pixels
+from unimmad.data.depth_range import MAX_DEPTH_METRES
 from unimmad.data.index import Modality, Split
 from unimmad.data.layouts.encode import npy_bytes
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
@@ -128,6 +129,11 @@ def _bounds(path: Path) -> tuple[float, float]:
     try:
         content: Any = parse_yaml(read_limited(path, MAX_YAML_BYTES), str(path))
         limits = content["normalization"]
-        return float(limits["min"]), float(limits["max"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: wanted normalization: with the numbers min and max; download it again") from None
+        nearest, farthest = float(limits["min"]), float(limits["max"])
+        if not all(abs(bound) <= MAX_DEPTH_METRES for bound in (nearest, farthest)):  # which NaN is not
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{path}: wanted normalization: with the numbers min and max, in metres; download it again"
+        ) from None
+    return nearest, farthest

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from unimmad.data.decode import decode_image
 from unimmad.data.limits import read_image_file
+from unimmad.data.depth_range import MAX_DEPTH_METRES
 
 BORDER_PIXELS = 10
 """The object lies in the middle: what is measured this close to the picture's edge shows the plane."""
@@ -25,7 +26,7 @@ SPECK_SHARE = 0.01
 
 def read_positions(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """H x W x 3 positions in metres, and where the sensor measured (bool, H x W): not where all three are 0 or any is
-    not finite.
+    not finite or farther than anything.
 
     Raises:
         ValueError: the file holds something else.
@@ -36,7 +37,8 @@ def read_positions(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: {positions_HW3.dtype} of shape {positions_HW3.shape}; wanted H x W x 3, real numbers. "
             "Rename the folder if it holds something else than positions"
         )
-    return positions_HW3, (positions_HW3 != 0).any(axis=2) & np.isfinite(positions_HW3).all(axis=2)
+    near_HW = (np.abs(positions_HW3) <= MAX_DEPTH_METRES).all(axis=2)  # which NaN is not
+    return positions_HW3, (positions_HW3 != 0).any(axis=2) & near_HW
 
 
 def object_mask(positions_HW3: np.ndarray, measured_HW: np.ndarray) -> np.ndarray:
