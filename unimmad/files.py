@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 
 _STEM_BYTES = 100
 """Of the stem in a temporary name: file systems allow 255 bytes in all."""
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
+"""Lone surrogates, of which the lower byte of the upper ones is the name's own (PEP 383)."""
 
 
 def temporary_beside(path: Path) -> Path:
@@ -18,13 +21,18 @@ def temporary_beside(path: Path) -> Path:
     ``.STEM.HOST.PID.RANDOM.SUFFIX``: it keeps the suffix of ``path``, so that writers which go by the suffix work, and
     the beginning of its stem, by which leftovers are found.
     """
-    stem = path.stem.encode()[:_STEM_BYTES].decode(errors="ignore")
+    stem = os.fsencode(path.stem)[:_STEM_BYTES].decode(errors="ignore")
     return path.with_name(f".{stem}.{host_name()}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
 
 
 def host_name() -> str:
     """This machine's name without its domain; in a SLURM job the node's."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0] or "localhost"
+
+
+def utf8_name(name: str) -> str:
+    """A name with each byte that is no UTF-8 as ``\\xNN``: Python has them as letters that no text file takes."""
+    return _NO_UTF8.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:

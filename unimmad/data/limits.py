@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import stat
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import tifffile
@@ -24,6 +27,26 @@ _ZLIB_BLOCK = 2**20
 _DEFLATE_SLACK = 2
 """Some writers fill up the last strip."""
 _DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
+
+
+def read_encoded(path: Path) -> bytes:
+    """An image file's bytes.
+
+    Raises:
+        ValueError: too large, or no plain file: a pipe or a device may never end.
+        OSError: it can't be read.
+    """
+    with open(path, "rb", opener=_without_waiting) as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path}: is no plain file; replace or remove it")
+        check_encoded(found.st_size, str(path))
+        return stream.read(MAX_MEMBER_BYTES)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """For ``open``: a pipe would be waited for until somebody writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def check_encoded(size: int, where: str) -> None:

@@ -5,6 +5,7 @@ Letters: B samples, M modalities of a sample, T tokens (sample, modality), C = 3
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -35,12 +36,14 @@ class Engine(Protocol):
     def precision(self) -> Precision:
         """What it computes in."""
 
-    def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
-        """Blurred maps [B, H, W] and image scores [B], float32 on the CPU.
-
-        Raises:
-            ValueError: a sample's modalities are not among those that can be scored.
+    def check(self, sample: PreparedSample) -> None:
         """
+        Raises:
+            ValueError: the sample's modalities are not among those that can be scored.
+        """
+
+    def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
+        """Blurred maps [B, H, W] and image scores [B], float32 on the CPU, of samples that passed ``check``."""
 
 
 class ModelEngine:
@@ -64,11 +67,16 @@ class ModelEngine:
     def precision(self) -> Precision:
         return self._precision
 
+    def check(self, sample: PreparedSample) -> None:
+        highest = max(modality.slot for modality in sample.modalities)
+        available = self.model.architecture.modality_slots
+        if highest >= available:
+            raise ValueError(
+                f"{sample.name}: an image of slot {highest}; the model has slots 0 to {available - 1} only"
+            )
+
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
         slots = [modality.slot for sample in samples for modality in sample.modalities]
-        available = self.model.architecture.modality_slots
-        if max(slots) >= available:
-            raise ValueError(f"an image of slot {max(slots)}; the model has slots 0 to {available - 1} only")
         images_TCHW = torch.cat([normalised(sample) for sample in samples])
         return self.score_tokens(images_TCHW, [len(sample.modalities) for sample in samples], torch.tensor(slots))
 
@@ -115,6 +123,8 @@ class OnnxEngine:
             raise ValueError(f"device {device} can't be used here: ONNX Runtime's own message above says why")
         self.metadata = ExportMetadata.from_strings(self._session.get_modelmeta().custom_metadata_map, str(file))
         self._check_interface(file)
+        with file.open("rb") as stream:
+            self.file_digest = hashlib.file_digest(stream, "sha256").hexdigest()
 
     @property
     def image_size(self) -> int:
@@ -136,14 +146,16 @@ class OnnxEngine:
                 "metadata say; make it anew with tools/export.py"
             )
 
+    def check(self, sample: PreparedSample) -> None:
+        wanted = [modality.name for modality in self.metadata.modalities]
+        if set(sample.modality_names) != set(wanted):
+            raise ValueError(
+                f"{sample.name} has the modalities {', '.join(sample.modality_names)}; the exported file takes "
+                f"{', '.join(wanted)}, all of them; export another, or use the checkpoint"
+            )
+
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
-        wanted = tuple(modality.name for modality in self.metadata.modalities)
-        for sample in samples:
-            if set(sample.modality_names) != set(wanted):
-                raise ValueError(
-                    f"{sample.name} has the modalities {', '.join(sample.modality_names)}; the exported file takes "
-                    f"{', '.join(wanted)}, all of them; export another, or use the checkpoint"
-                )
+        wanted = [modality.name for modality in self.metadata.modalities]
         images_BMCHW = torch.stack([_in_order(sample, wanted) for sample in samples]).numpy()
         maps_BHW, scores_B = self._session.run([MAPS_OUTPUT, SCORES_OUTPUT], {IMAGES_INPUT: images_BMCHW})
         return torch.from_numpy(np.asarray(maps_BHW)), torch.from_numpy(np.asarray(scores_B))
