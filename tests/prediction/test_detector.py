@@ -208,6 +208,24 @@ def test_samples_that_cannot_be_scored_are_skipped_where_asked_for(plain, cloths
     assert "more than an image may have" in skipped["large"]
 
 
+def test_a_sample_whose_result_is_refused_is_skipped_where_asked_for(plain, cloths, monkeypatch):
+    decide = plain._prediction
+
+    def refusing(sample, *others):
+        if sample.name == "1":
+            raise ValueError("1: not usable")
+        return decide(sample, *others)
+
+    monkeypatch.setattr(plain, "_prediction", refusing)
+    samples = [InputSample(str(number), cloths[0].images) for number in range(3)]
+    skipped: list[str] = []
+    found = plain.predict_all(samples, on_skip=lambda name, error: skipped.append(f"{name} {error}"))
+    assert [prediction.name for prediction in found] == ["0", "2"]
+    assert skipped == ["1 1: not usable"]
+    with pytest.raises(ValueError, match="1: not usable"):
+        list(plain.predict_all(samples))
+
+
 def test_a_checkpoint_whose_data_are_gone_says_what_to_do(checkpoint_folder, calibration_shards, monkeypatch, tmp_path):
     moved = calibration_shards.rename(calibration_shards.with_name("moved"))
     try:

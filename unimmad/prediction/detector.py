@@ -216,7 +216,14 @@ class Detector:
                 if prepared:
                     maps_BHW, scores_B = self.engine.score(prepared)
                     for sample, map_HW, score in zip(prepared, maps_BHW, scores_B.tolist(), strict=True):
-                        yield self._prediction(sample, map_HW, score, class_name)
+                        try:
+                            prediction = self._prediction(sample, map_HW, score, class_name)
+                        except ValueError as unusable:
+                            if on_skip is None:
+                                raise
+                            on_skip(sample.name, unusable)
+                        else:
+                            yield prediction
                 if error:
                     raise error
         finally:
