@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +106,35 @@ def test_two_predictions_do_not_write_to_one_folder_at_once(tmp_path):
 def test_an_interruption_before_the_first_prediction_leaves_nothing(tmp_path):
     interrupted_after(tmp_path / "out", [])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_removed_meanwhile_loses_no_line(tmp_path):
+    with PredictionFolder(tmp_path / "out", FINGERPRINTS) as writing:
+        writing.add(prediction("a"))
+        shutil.rmtree(tmp_path / "out")
+        writing.add(prediction("b"))
+    assert names_in(tmp_path / "out" / LINES_NAME) == ["a", "b"]
+
+
+@pytest.mark.parametrize("room", [0, 1, 50])
+def test_a_full_disk_is_one_line_and_what_was_written_before_counts(tmp_path, room):
+    plain = [replace(prediction(name), pictures=()) for name in NAMES]
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with suppress(KeyboardInterrupt), PredictionFolder(tmp_path, FINGERPRINTS) as writing:
+        writing.add(plain[0])
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / PARTIAL_NAME).stat().st_size + room, hard))
+        try:
+            with pytest.raises(
+                ValueError, match=r"cannot write .*predictions\.partial\.jsonl: .*another output folder"
+            ):
+                writing.add(plain[1])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        raise KeyboardInterrupt
+    with PredictionFolder(tmp_path, FINGERPRINTS) as again:
+        assert list(again.rows) == ["a"]
+        again.add(plain[1])
+    assert names_in(tmp_path / LINES_NAME) == ["a", "b"]
 
 
 def test_a_name_of_any_length_has_a_picture_of_its_own(tmp_path):

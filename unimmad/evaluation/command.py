@@ -36,12 +36,14 @@ from unimmad.evaluation.thresholds import save_thresholds
 from unimmad.prediction.calibrate import calibrate, describe
 from unimmad.ranks.errors import exit_status, tell
 from unimmad.ranks.exchange import LostRankError, Ranks, join_ranks, leave_ranks
+from unimmad.screen import print_any_name
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Evaluate as ``words`` say (None: those of the command line); 0, or 2 where something given is wrong."""
     parser = evaluation_parser()
     arguments = parser.parse_args(words)
+    print_any_name()
     ranks = join_ranks()
     try:
         with ranks.together():

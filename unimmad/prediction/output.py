@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -71,8 +71,8 @@ class PredictionFolder:
         self.with_maps = with_maps
         self.rows: dict[str, Row] = {}
         """By sample name."""
-        self._places: dict[str, int] = {}
-        """Where each one's line begins in the partial file."""
+        self._places: dict[str, tuple[int, int]] = {}
+        """Where each one's line begins in the partial file, and its length."""
         self._partial: FileIO | None = None
 
     @property
@@ -105,7 +105,8 @@ class PredictionFolder:
     ) -> None:
         try:
             if error is None and self._partial is not None:
-                write_aside(self.lines_file, self._write_in_order)
+                lines = self._in_order(self._partial)
+                write_aside(self.lines_file, lambda temporary: _write_all(temporary, lines))
                 self.partial_file.unlink(missing_ok=True)
         finally:
             self._close()
@@ -132,7 +133,7 @@ class PredictionFolder:
                 raise OSError("no space is left")
         except OSError as problem:
             raise _cannot_write(self.partial_file, problem) from None
-        self._keep(Row.model_validate_json(line), place)
+        self._keep(Row.model_validate_json(line), place, len(line))
 
     def _open(self) -> FileIO:
         """The partial file, locked, and read as far as it is of these samples."""
@@ -168,20 +169,20 @@ class PredictionFolder:
                 pass  # none of ours, or damaged: its sample is scored anew
             else:
                 if self.fingerprints.get(row.name) == row.fingerprint:
-                    self._keep(row, place)
+                    self._keep(row, place, len(line))
             place += len(line)
         return place
 
-    def _keep(self, row: Row, place: int) -> None:
+    def _keep(self, row: Row, place: int, length: int) -> None:
         self.rows[row.name] = row
-        self._places[row.name] = place
+        self._places[row.name] = (place, length)
 
-    def _write_in_order(self, target: Path) -> None:
-        with self.partial_file.open("rb") as lines, target.open("wb") as whole:
-            for name in self.fingerprints:
-                if name in self._places:
-                    lines.seek(self._places[name])
-                    whole.write(lines.readline())
+    def _in_order(self, partial: FileIO) -> Iterator[bytes]:
+        """The lines, read from the open file: somebody may have removed the folder meanwhile."""
+        for name in self.fingerprints:
+            if name in self._places:
+                place, length = self._places[name]
+                yield os.pread(partial.fileno(), length, place)
 
 
 def screen_table(rows: Sequence[Row], thresholds: Thresholds | None) -> str:
@@ -259,6 +260,11 @@ def _line(prediction: Prediction, picture: str | None, map_file: str | None, fin
         "fingerprint": fingerprint,
     }
     return f"{json.dumps(content, ensure_ascii=False, allow_nan=False)}\n".encode()
+
+
+def _write_all(path: Path, lines: Iterable[bytes]) -> None:
+    with path.open("wb") as stream:
+        stream.writelines(lines)
 
 
 def _cannot_write(path: Path, problem: OSError) -> ValueError:
