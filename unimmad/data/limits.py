@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import stat
 import zlib
 from collections.abc import Sequence
@@ -29,30 +28,24 @@ _DEFLATE_SLACK = 2
 _DEFLATE = (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
 
 
-def read_encoded(path: Path) -> bytes:
-    """An image file's bytes.
-
-    Raises:
-        ValueError: too large, or no plain file: a pipe or a device may never end.
-        OSError: it can't be read.
-    """
-    with open(path, "rb", opener=_without_waiting) as stream:
-        found = os.fstat(stream.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{path}: is no plain file; replace or remove it")
-        check_encoded(found.st_size, str(path))
-        return stream.read(MAX_MEMBER_BYTES)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """For ``open``: a pipe would be waited for until somebody writes to it."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def check_encoded(size: int, where: str) -> None:
     """Raise ValueError where a file or member of ``size`` bytes is too large to be read."""
     if size > MAX_MEMBER_BYTES:
         raise ValueError(f"{where}: {size} bytes are more than an image may have ({MAX_MEMBER_BYTES}); make it smaller")
+
+
+def read_image_file(path: Path) -> bytes:
+    """An image file's bytes.
+
+    Raises:
+        ValueError: a device or a pipe, which would never end, or too large.
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path}: is no plain file; replace or remove it")
+    check_encoded(status.st_size, str(path))
+    return path.read_bytes()
 
 
 def check_decoded(height: int, width: int, total_bytes: int) -> None:
