@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from unimmad.files import temporary_beside, write_aside, write_text_aside
+from unimmad.files import remove_leftovers, temporary_beside, utf8_name, write_aside, write_text_aside
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -50,3 +53,37 @@ def test_an_unusable_folder_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot write .*/file/x\.csv"):
         write_text_aside(tmp_path / "file" / "x.csv", "text")
+
+
+def test_a_process_killed_as_it_writes_leaves_the_old_file_and_its_leftovers_go_later(tmp_path):
+    path = tmp_path / "solids.pt2"
+    path.write_text("old")
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from unimmad.files import write_aside\n"
+        "def half(temporary):\n"
+        "    temporary.write_text('ne')\n"
+        f"    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+        "write_aside(Path(sys.argv[1]), half)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], timeout=120).returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    (leftover,) = set(tmp_path.iterdir()) - {path}
+    others = [tmp_path / name for name in (".solids.mine.pt2", ".solid.host.1.0123abcd.pt2", "solids.pt2.bak")]
+    for other in others:
+        other.write_text("")
+        os.utime(other, (0, 0))
+    remove_leftovers(path)
+    assert leftover.exists()  # somebody may be writing it
+    os.utime(leftover, (0, 0))
+    remove_leftovers(path)
+    assert set(tmp_path.iterdir()) == {path, *others}
+
+
+def test_names_that_are_not_utf8_are_written_and_can_be_written_out(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    write_text_aside(path, "fits")
+    assert path.read_text() == "fits"
+    assert utf8_name(path.name) == r"caf\xe9.csv"
+    assert utf8_name("café") == "café"

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from unimmad.checkpoint.conversion import Conversion, convert_released
 from unimmad.config import load_recipe
+from unimmad.screen import print_any_name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    print_any_name()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         conversion = convert_released(options.released, options.output_dir, recipe)

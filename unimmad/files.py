@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 _STEM_BYTES = 100
 """Of the stem in a temporary name: file systems allow 255 bytes in all."""
+_OLD_S = 3600
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
+"""Lone surrogates, of which the lower byte of the upper ones is the name's own (PEP 383)."""
 
 
 def temporary_beside(path: Path) -> Path:
@@ -18,8 +24,21 @@ def temporary_beside(path: Path) -> Path:
     ``.STEM.HOST.PID.RANDOM.SUFFIX``: it keeps the suffix of ``path``, so that writers which go by the suffix work, and
     the beginning of its stem, by which leftovers are found.
     """
-    stem = path.stem.encode()[:_STEM_BYTES].decode(errors="ignore")
-    return path.with_name(f".{stem}.{host_name()}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
+    return path.with_name(f".{_stem(path)}.{host_name()}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed as they wrote ``path`` left beside it more than an hour ago."""
+    left = re.compile(rf"\.{re.escape(_stem(path))}\..+\.\d+\.[0-9a-f]{{8}}{re.escape(path.suffix)}")
+    for found in path.parent.iterdir() if path.parent.is_dir() else ():
+        if left.fullmatch(found.name):
+            with suppress(OSError):
+                if time.time() - found.stat().st_mtime > _OLD_S:
+                    found.unlink()
+
+
+def _stem(path: Path) -> str:
+    return os.fsencode(path.stem)[:_STEM_BYTES].decode(errors="ignore")
 
 
 def host_name() -> str:
@@ -41,6 +60,11 @@ def time_of(folder: Path) -> float:
         return probe.stat().st_mtime
     finally:
         probe.unlink(missing_ok=True)
+
+
+def utf8_name(name: str) -> str:
+    """A name with each byte that is no UTF-8 as ``\\xNN``: Python has them as letters that no text file takes."""
+    return _NO_UTF8.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:

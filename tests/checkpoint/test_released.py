@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unimmad.assembly import empty_model
@@ -157,6 +157,29 @@ def test_other_sizes_are_named_with_both(model, released):
     released["c_moes.0.MoEs.0.experts"] = torch.zeros(32, 8, 256)
     says = r"levels\.0\.branches\.0\.routed\.leaders\.logits_LNE is \[32, 8, 256\] in the checkpoint and \[8, 4, 16\]"
     assert_refused_and_unchanged(model, released, says)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_what_are_no_real_numbers_is_refused(model, released, dtype):
+    name = "c_moes.0.MoEs.0.experts"
+    released[name] = released[name].to(dtype)
+    assert_refused_and_unchanged(model, released, rf"logits_LNE is {dtype} in the checkpoint")
+
+
+def test_two_tensors_for_one_of_ours_are_refused(model, released):
+    """The rules take ``downsample`` and ``upsample`` for the same part."""
+    name = "general_multimodal_encoder.1.conv_x1.0.downsample.weight"
+    released[name.replace("downsample", "upsample")] = released[name]
+    assert_refused_and_unchanged(model, released, r"upsample\.weight is a second tensor for compression\.to_stride_8")
+
+
+def test_a_name_with_and_without_its_prefix_is_refused(released, tmp_path):
+    name = "input_embedding.input_embedding"
+    write(tmp_path, released)
+    file = tmp_path / "model_1.safetensors"
+    save_file({**load_file(file), "module.input_embedding": torch.zeros_like(released[name])}, file)
+    with pytest.raises(ValueError, match=r"model_1\.safetensors holds a tensor twice"):
+        read_released(tmp_path)
 
 
 @pytest.mark.parametrize(

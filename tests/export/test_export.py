@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -152,6 +153,28 @@ def test_a_torch_program_gives_the_same_numbers_at_any_batch_size(calibrated, tm
         np.testing.assert_allclose(maps_BHW.detach(), np.stack([p.map_HW for p in expected[:count]]), **CLOSE)
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    """Of a smaller program; in a process of its own, which PyTorch's writer would end."""
+    code = (
+        "import resource, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from types import SimpleNamespace\n"
+        "from unimmad.export import files\n"
+        "files.trace = lambda *_: torch.export.export(torch.nn.Linear(99, 99), (torch.zeros(1, 99),))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try:\n"
+        "    files.write_torch(None, SimpleNamespace(model_dump=lambda mode: {}), Path(sys.argv[1]))\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "x.pt2")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"cannot write {tmp_path / 'x.pt2'}: File too large; choose another output folder\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -212,6 +235,54 @@ def test_weights_that_are_not_finite_are_not_exported(calibrated, tmp_path, caps
     assert "levels.0.out.0.weight holds values that are NaN or infinite" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "x.pt2").exists()
+
+
+@pytest.mark.parametrize(
+    "classes", [["materials/cloth"], ["solids/cookie", "solids/cookie"], ["solids/cookie", "materials/cloth"]]
+)
+def test_classes_of_another_data_set_or_listed_twice_are_refused(onnx_file, classes):
+    strings = onnxruntime.InferenceSession(onnx_file).get_modelmeta().custom_metadata_map
+    with pytest.raises(ValueError, match=r"file: its metadata do not say what it needs .*class"):
+        ExportMetadata.from_strings({**strings, "classes": json.dumps(classes)}, "file")
+
+
+def node(kind: str, inputs: list[str], output: str, **attributes: object) -> onnx.NodeProto:
+    return onnx.helper.make_node(kind, inputs, [output], **attributes)
+
+
+def mean(output: str, axes: list[int]) -> onnx.NodeProto:
+    return node("ReduceMean", ["images"], output, axes=axes, keepdims=0)
+
+
+MAPS, SCORES, ALL_BUT_BATCH = mean("maps", [1, 2]), mean("scores", [1, 2, 3, 4]), mean("s", [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([mean("maps", [1]), SCORES], r"gave float32 \(3, 3, 64, 64\) for float32 \(3, 64, 64\)"),
+        ([mean("maps", [1, 2, 3]), SCORES], r"gave float32 \(3, 64\) for float32 \(3, 64, 64\)"),
+        ([MAPS, mean("scores", [0, 1, 2, 3, 4])], r"gave float32 \(\) for float32 \(3,\)"),
+        ([MAPS, mean("scores", [2, 3, 4])], r"gave float32 \(3, 2\) for float32 \(3,\)"),
+        ([MAPS, ALL_BUT_BATCH, node("Cast", ["s"], "scores", to=onnx.TensorProto.INT64)], "gave int64"),
+        ([MAPS, ALL_BUT_BATCH, node("Cast", ["s"], "scores", to=onnx.TensorProto.STRING)], "gave object"),
+        ([MAPS, ALL_BUT_BATCH, node("SequenceConstruct", ["s"], "scores")], "gave list"),
+        ([MAPS, ALL_BUT_BATCH, node("Reshape", ["s", "seven"], "scores")], "can't be run by ONNX Runtime: .*Reshape"),
+    ],
+)
+def test_a_graph_that_gives_something_else_or_fails_is_refused_in_one_line(onnx_file, tmp_path, nodes, message):
+    metadata = onnx.load(onnx_file).metadata_props
+    images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 2, 3, 64, 64])
+    seven = onnx.helper.make_tensor("seven", onnx.TensorProto.INT64, [1], [7])
+    outputs = [onnx.ValueInfoProto(name=name) for name in ("maps", "scores")]
+    graph = onnx.helper.make_graph(nodes, "g", [images], outputs, [seven])
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.metadata_props.extend(metadata)
+    onnx.save(model, tmp_path / "other.onnx")
+    detector = Detector.from_onnx(tmp_path / "other.onnx", device="cpu")
+    with pytest.raises(ValueError, match=rf"other\.onnx .*{message}") as raised:
+        list(detector.predict_all([sample(seed) for seed in range(3)]))
+    assert str(raised.value).isprintable()
 
 
 @pytest.mark.parametrize("place", ["../weights.bin", "{folder}/weights.bin"])

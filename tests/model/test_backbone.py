@@ -248,6 +248,10 @@ def with_one(state, value):
 UNFIT = {
     "missing tensor": lambda state, path: torch.save(without(state, "layer2.0.conv1.weight"), path),
     "other shape": lambda state, path: torch.save(state | {"layer2.0.conv1.weight": torch.zeros(3, 3)}, path),
+    "integers": lambda state, path: torch.save(
+        state | {"layer2.0.conv1.weight": torch.zeros(128, 64, 3, 3, dtype=torch.int64)}, path
+    ),
+    "a name twice": lambda state, path: torch.save(state | {"module.conv1.weight": torch.zeros(1)}, path),
     "cut short": lambda state, path: (torch.save(state, path), cut_short(path)),
     "empty": lambda state, path: path.write_bytes(b""),
     "damaged": lambda state, path: (
@@ -277,6 +281,8 @@ UNFIT = {
     [
         ("missing tensor", r"1 of its tensors are missing, first layer2\.0\.conv1\.weight"),
         ("other shape", r"layer2\.0\.conv1\.weight is \[3, 3\], not \[128, 64, 3, 3\]"),
+        ("integers", r"layer2\.0\.conv1\.weight is torch\.int64"),
+        ("a name twice", "holds a tensor twice, with and without 'module.'"),
         ("cut short", "can't be read"),
         ("empty", "can't be read"),
         ("damaged", "can't be read|not read for safety"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,62 @@ def test_images_of_two_sizes_are_refused_by_name(plain, tmp_path):
         plain.predict({"rgb": tmp_path / "gone.png"})
     with pytest.raises(ValueError, match=r"image: modality thermal is not known; known are rgb, depth"):
         plain.predict({"thermal": pixels})
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_what_comes_before_an_error_is_given_first(plain, cloths, tmp_path, place, batch_size):
+    (tmp_path / "broken.png").write_bytes(b"no png")
+    good = [InputSample(str(number), cloths[0].images) for number in range(4)]
+
+    def ending_in_an_error():
+        yield from good[:place]
+        raise KeyError("the source's own")
+
+    with_broken = [*good[:place], InputSample("broken", tmp_path / "broken.png"), *good[place:]]
+    for samples, error in (with_broken, ValueError), (ending_in_an_error(), KeyError):
+        found = plain.predict_all(samples, batch_size=batch_size)
+        assert [next(found).name for _ in range(place)] == [str(number) for number in range(place)]
+        with pytest.raises(error, match=r"broken.png: does not open as PNG|the source's own"):
+            next(found)
+
+
+def test_samples_that_cannot_be_scored_are_skipped_where_asked_for(plain, cloths, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no png")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    with (tmp_path / "large.png").open("wb") as stream:
+        stream.truncate(2**28 + 1)
+    bad = ["broken", "folder", "pipe", "device", "large", "gone"]
+    samples = [InputSample(name, tmp_path / f"{name}.png") for name in bad]
+    samples.insert(2, InputSample("good", cloths[0].images))
+    samples.append(InputSample("other", {"thermal": cloths[0].images["rgb"]}))
+    skipped: dict[str, str] = {}
+    found = plain.predict_all(samples, batch_size=3, on_skip=lambda name, error: skipped.update({name: str(error)}))
+    assert [prediction.name for prediction in found] == ["good"]
+    assert list(skipped) == [*bad, "other"]
+    assert "is no plain file" in skipped["pipe"]
+    assert "is no plain file" in skipped["device"]
+    assert "more than an image may have" in skipped["large"]
+
+
+def test_a_sample_whose_result_is_refused_is_skipped_where_asked_for(plain, cloths, monkeypatch):
+    decide = plain._prediction
+
+    def refusing(sample, *others):
+        if sample.name == "1":
+            raise ValueError("1: not usable")
+        return decide(sample, *others)
+
+    monkeypatch.setattr(plain, "_prediction", refusing)
+    samples = [InputSample(str(number), cloths[0].images) for number in range(3)]
+    skipped: list[str] = []
+    found = plain.predict_all(samples, on_skip=lambda name, error: skipped.append(f"{name} {error}"))
+    assert [prediction.name for prediction in found] == ["0", "2"]
+    assert skipped == ["1 1: not usable"]
+    with pytest.raises(ValueError, match="1: not usable"):
+        list(plain.predict_all(samples))
 
 
 def test_a_checkpoint_whose_data_are_gone_says_what_to_do(checkpoint_folder, calibration_shards, monkeypatch, tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,25 @@ def test_a_folder_of_modality_folders_joins_files_of_one_name(tmp_path):
 def test_equal_names_are_told_apart(tmp_path):
     touch(tmp_path / "a/good/1.png", tmp_path / "b/good/1.png")
     assert [sample.name for sample in found(tmp_path / "a/good", tmp_path / "b/good")] == ["good/1", "good/1-2"]
+
+
+def test_bytes_that_are_no_utf8_are_written_out_and_names_still_differ(tmp_path):
+    folder = tmp_path / os.fsdecode(b"f\xfc")
+    touch(folder / os.fsdecode(b"caf\xe9.png"), folder / r"caf\xe9.png")
+    first, second = found(folder)
+    assert {first.name, second.name} == {r"f\xfc/caf\xe9", r"f\xfc/caf\xe9-2"}
+    assert {os.fsencode(first.images.name), os.fsencode(second.images.name)} == {b"caf\xe9.png", rb"caf\xe9.png"}
+    assert sample_of_modalities([f"rgb={first.images}"]).name == r"caf\xe9"
+
+
+def test_many_equal_names_take_time_that_grows_with_their_number(tmp_path):
+    touch(tmp_path / "1.png")
+    began = time.process_time()
+    names = [sample.name for sample in found(*[tmp_path / "1.png"] * 10_000)]
+    assert names[:2] == ["1", "1-2"]
+    assert names[-1] == "1-10000"
+    assert len(set(names)) == 10_000
+    assert time.process_time() - began < 5
 
 
 def test_files_of_other_types_are_left_out_and_said(tmp_path):

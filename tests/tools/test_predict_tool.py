@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -145,14 +148,115 @@ def test_bad_input_is_one_line_and_code_2_and_writes_nothing(typed, place, words
     assert not (place / "bad").exists()
 
 
-def test_a_broken_image_is_named_and_no_lines_are_left(typed, place, tmp_path):
-    for modality in ("rgb", "depth"):
-        (tmp_path / "y" / modality).mkdir(parents=True)
-        (tmp_path / "y" / modality / "1.png").write_bytes(b"broken")
-    code, _, err = typed("--output-dir", str(tmp_path / "out"), str(tmp_path / "y"))
+@pytest.fixture
+def five(place, tmp_path) -> Path:
+    """y/rgb/0.png to 4.png, of which 2.png is broken."""
+    folder = tmp_path / "y" / "rgb"
+    folder.mkdir(parents=True)
+    for number in range(5):
+        shutil.copy(place / "sets/x/rgb/1.png", folder / f"{number}.png")
+    (folder / "2.png").write_bytes(b"broken")
+    return tmp_path / "y"
+
+
+def test_what_comes_before_a_broken_image_is_kept_and_the_same_command_goes_on(typed, place, five, tmp_path):
+    words = ("--output-dir", str(tmp_path / "out"), str(five))
+    code, _, err = typed(*words)
     assert code == 2
-    assert "1.png: does not open as PNG" in err
+    assert "2.png: does not open as PNG" in err
+    assert "2 of 5 are scored, in" in err
+    assert err.splitlines()[-1].startswith(("pytest", "__main__", "predict"))
     assert not (tmp_path / "out" / "predictions.jsonl").exists()
+    partial = tmp_path / "out" / "predictions.partial.jsonl"
+    first, second = (json.loads(line) for line in partial.read_text().splitlines())
+    assert (first["name"], second["name"]) == ("y/0", "y/1")
+    # Marked, to see that it is not scored again.
+    partial.write_text(partial.read_text().replace(f'"score": {first["score"]}', '"score": -7.5', 1))
+    shutil.copy(place / "sets/x/rgb/2.png", five / "rgb" / "2.png")
+    code, out, _ = typed(*words)
+    assert (code, "skipped" in out) == (0, False)
+    lines = lines_of(tmp_path / "out")
+    assert [line["name"] for line in lines] == [f"y/{number}" for number in range(5)]
+    assert lines[0]["score"] == -7.5
+    assert "-7.5" in out
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("changed", ["class", "file"])
+def test_what_is_not_the_same_is_scored_anew(typed, place, five, tmp_path, changed):
+    words = ["--output-dir", str(tmp_path / "out"), str(five)]
+    assert typed(*words)[0] == 2
+    partial = tmp_path / "out" / "predictions.partial.jsonl"
+    (score,) = {json.loads(line)["score"] for line in partial.read_text().splitlines()}
+    partial.write_text(partial.read_text().replace(f'"score": {score}', '"score": -7.5'))
+    if changed == "file":
+        shutil.copy(place / "sets/x/rgb/2.png", five / "rgb" / "0.png")
+    else:
+        words += ["--class", "cookie"]
+    assert typed("--on-error", "skip", *words)[0] == 0
+    kept = [line["score"] == -7.5 for line in lines_of(tmp_path / "out")]
+    assert kept == ([False] * 4 if changed == "class" else [False, True, False, False])
+
+
+def test_on_error_skip_leaves_out_what_is_broken_and_says_so(typed, five, tmp_path):
+    code, out, err = typed("--on-error", "skip", "--output-dir", str(tmp_path / "out"), str(five))
+    assert code == 0
+    assert [line["name"] for line in lines_of(tmp_path / "out")] == ["y/0", "y/1", "y/3", "y/4"]
+    assert "note: 1 of 5 skipped, which could not be scored: y/2" in out
+    assert "skipped y/2: " in err
+    assert "2.png: does not open as PNG" in err
+
+
+def test_nothing_that_can_be_scored_is_an_error_all_the_same(typed, five, tmp_path):
+    for file in (five / "rgb").iterdir():
+        file.write_bytes(b"broken")
+    code, _, err = typed("--on-error", "skip", "--output-dir", str(tmp_path / "out"), str(five))
+    assert code == 2
+    assert "none of 5 could be scored" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_not_utf8_are_written_out(typed, five, tmp_path):
+    for number in range(5):
+        (five / "rgb" / f"{number}.png").rename(five / "rgb" / os.fsdecode(b"\xe9%d.png" % number))
+    code, out, err = typed("--on-error", "skip", "--output-dir", str(tmp_path / "out"), str(five))
+    assert code == 0
+    assert r"1 of 5 skipped, which could not be scored: y/\xe92" in out
+    assert r"y/\xe90" in out
+    first = lines_of(tmp_path / "out")[0]
+    assert (first["name"], first["picture"]) == (r"y/\xe90", r"pictures/y/\xe90.png")
+    assert first["files"] == {"rgb": str(five / "rgb" / r"\xe90.png")}
+    assert (tmp_path / "out" / first["picture"]).is_file()
+    out.encode()
+    err.encode(errors="backslashreplace")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_in_the_middle_leaves_what_was_done_and_the_same_command_goes_on(typed, place, five, tmp_path, number):
+    shutil.copy(place / "sets/x/rgb/1.png", five / "rgb" / "2.png")
+    words = ["--output-dir", str(tmp_path / "out"), str(five)]
+    dying = (
+        "import os, sys\n"
+        "from unimmad.prediction import command, output\n"
+        "add = output.PredictionFolder.add\n"
+        "def add_and_die(folder, prediction):\n"
+        "    add(folder, prediction)\n"
+        f"    if len(folder.rows) == 3: os.kill(os.getpid(), {int(number)})\n"
+        "output.PredictionFolder.add = add_and_die\n"
+        "sys.exit(command.main(sys.argv[1:]))\n"
+    )
+    died = subprocess.run(
+        [sys.executable, "-c", dying, *words], cwd=place, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert died.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL), died.stderr
+    assert ("interrupted; 3 of 5 are scored, in" in died.stderr) == (number == signal.SIGTERM)
+    assert "Traceback" not in died.stderr
+    partial = tmp_path / "out" / "predictions.partial.jsonl"
+    kept = partial.read_text()
+    assert [json.loads(line)["name"] for line in kept.splitlines()] == ["y/0", "y/1", "y/2"]
+    assert typed(*words)[0] == 0
+    assert [line["name"] for line in lines_of(tmp_path / "out")] == [f"y/{number}" for number in range(5)]
+    assert (tmp_path / "out" / "predictions.jsonl").read_text().startswith(kept)
 
 
 def test_the_script_is_the_command(tmp_path):

@@ -123,7 +123,7 @@ def translate(released: Mapping[str, Tensor]) -> Translation:
     """Rename every tensor; banks get the leading dimension that ours have.
 
     Raises:
-        ValueError: as ``our_name``.
+        ValueError: as ``our_name``, or two tensors for one of ours.
     """
     state: dict[str, Tensor] = {}
     dropped = []
@@ -131,6 +131,8 @@ def translate(released: Mapping[str, Tensor]) -> Translation:
         ours = our_name(name)
         if ours is None:
             dropped.append(name)
+        elif ours in state:
+            raise ValueError(f"{name} is a second tensor for {ours}")
         else:
             state[ours] = tensor[None] if ours.endswith("bank.kernels_GNEEkk") else tensor
     return Translation(state, tuple(dropped))
@@ -172,6 +174,8 @@ def load_released(model: UniMMAD, translation: Translation) -> None:
             raise ValueError(
                 f"{name} is {list(tensor.shape)} in the checkpoint and {list(wanted[name].shape)} in the recipe"
             )
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype} in the checkpoint, where real numbers were due")
     check_finite(translation.state, "the released checkpoint")
     model.load_state_dict(translation.state, strict=False)
 

@@ -37,6 +37,7 @@ from unimmad.folder_lock import FolderLock
 from unimmad.prediction.calibrate import calibrate, describe
 from unimmad.ranks.errors import exit_status, tell
 from unimmad.ranks.exchange import LostRankError, Ranks, join_ranks, leave_ranks
+from unimmad.screen import print_any_name
 
 LOCK_NAME = "evaluation.lock"
 """In the output folder, while an evaluation goes on."""
@@ -46,6 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Evaluate as ``words`` say (None: those of the command line); 0, or 2 where something given is wrong."""
     parser = evaluation_parser()
     arguments = parser.parse_args(words)
+    print_any_name()
     ranks = join_ranks()
     try:
         with ranks.together():

@@ -20,7 +20,9 @@ from unimmad.evaluation.thresholds import load_thresholds
 from unimmad.export.files import write_onnx, write_torch
 from unimmad.export.metadata import ExportMetadata
 from unimmad.export.program import build_program
+from unimmad.files import remove_leftovers
 from unimmad.prediction.sources import checkpoint_catalogue
+from unimmad.screen import print_any_name
 
 WRITERS = {"onnx": write_onnx, "torch": write_torch}
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -29,6 +31,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
+    print_any_name()
     try:
         metadata = _export(options)
     except ValueError as error:
@@ -66,6 +69,7 @@ def _export(options: argparse.Namespace) -> ExportMetadata:
         modality_names=options.modality,
         version=unimmad.__version__,
     )
+    remove_leftovers(options.target)
     WRITERS[options.format](program, metadata, options.target)
     return metadata
 

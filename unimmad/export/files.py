@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
@@ -32,10 +33,10 @@ def write_torch(program: ExportProgram, metadata: ExportMetadata, target: Path) 
     traced = trace(program, metadata)
     description = json.dumps(metadata.model_dump(mode="json"), ensure_ascii=False)
 
-    def write(temporary: Path) -> None:
-        torch.export.save(traced, temporary, extra_files={METADATA_FILE: description})
-
-    write_aside(target, write)
+    # In memory first: where the disk is full, PyTorch's own writer ends the process.
+    archive = io.BytesIO()
+    torch.export.save(traced, archive, extra_files={METADATA_FILE: description})
+    write_aside(target, lambda temporary: temporary.write_bytes(archive.getbuffer()))
 
 
 def write_onnx(program: ExportProgram, metadata: ExportMetadata, target: Path) -> None:

@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unimmad.config import EvaluationSettings
 from unimmad.data.index import ClassName, DatasetEntry, Modalities, Name
 from unimmad.documents import parse_json
 from unimmad.evaluation.thresholds import Thresholds
-from unimmad.validation import first_problem, one_line
+from unimmad.validation import Count, first_problem, one_line
 
 FORMAT: Literal[1] = 1
 IMAGES_INPUT = "images"
@@ -29,7 +29,7 @@ class ExportMetadata(BaseModel):
     unimmad_version: str
     recipe: str
     """Its name."""
-    step: int
+    step: Count
     """Of the checkpoint."""
     dataset: Name
     field: str
@@ -44,6 +44,15 @@ class ExportMetadata(BaseModel):
     precision: Literal["fp32"] = "fp32"
     """What it computes in."""
     thresholds: Thresholds | None
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> ExportMetadata:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("a class is listed twice")
+        other = next((name for name in self.classes if name.partition("/")[0] != self.dataset), None)
+        if other is not None:
+            raise ValueError(f"class {other} is none of data set {self.dataset}")
+        return self
 
     @property
     def datasets(self) -> dict[str, DatasetEntry]:

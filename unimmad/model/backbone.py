@@ -87,8 +87,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"weights file {path} does not exist")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state: object = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise ValueError(f"weights file {path} holds more than tensors, and is not read for safety") from None
     except Exception as error:  # a damaged file makes the readers fail in many ways, KeyError and IndexError among them
@@ -100,7 +101,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) and _is_plain(value) for name, value in state.items()
     ):
         raise ValueError(f"weights file {path} holds no state dict of tensors")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    tensors = {name.removeprefix("module."): value for name, value in state.items()}
+    if len(tensors) < len(state):
+        raise ValueError(f"weights file {path} holds a tensor twice, with and without 'module.' before its name")
+    return tensors
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -195,6 +199,8 @@ def _load_matching(backbone: Backbone, state: Mapping[str, Tensor], origin: str)
             raise ValueError(
                 f"{origin} does not fit {backbone.name}: {name} is {list(state[name].shape)}, not {list(tensor.shape)}"
             )
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{origin} does not fit {backbone.name}: {name} is {state[name].dtype}")
     unused = sorted(set(state) - set(wanted))
     if unused:
         logger.info("%s: %d tensors not needed and left out (%s, ...)", origin, len(unused), unused[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,9 @@ DEFAULT_BATCH_SIZE = 8
 ALL_CLASSES = "all classes"
 READERS = 2
 """Threads that decode the next batch while one is scored."""
+
+OnSkip = Callable[[str, ValueError], None]
+"""Takes the name of a sample that can't be scored, and why."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,21 @@ class Detector:
     0.41 True (128, 128)
     """
 
-    def __init__(self, engine: Engine, catalogue: Catalogue, thresholds: Thresholds | None = None) -> None:
-        """See ``from_checkpoint`` and ``from_onnx``, which put the three together."""
+    def __init__(
+        self,
+        engine: Engine,
+        catalogue: Catalogue,
+        thresholds: Thresholds | None = None,
+        model_digest: str = "",
+    ) -> None:
+        """See ``from_checkpoint`` and ``from_onnx``, which put these together.
+
+        ``model_digest`` differs for models that give other numbers.
+        """
         self.engine = engine
         self.catalogue = catalogue
         self.thresholds = thresholds
+        self.model_digest = model_digest
 
     @classmethod
     def open(
@@ -134,7 +147,8 @@ class Detector:
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
         engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, chosen, precision)
-        return cls(engine, catalogue, thresholds)
+        digest = checkpoint.weights_digest + checkpoint.recipe.evaluation.model_dump_json()
+        return cls(engine, catalogue, thresholds, digest)
 
     @classmethod
     def from_onnx(cls, file: Path | str, *, device: str | None = None) -> Detector:
@@ -149,7 +163,8 @@ class Detector:
         """
         engine = OnnxEngine(Path(file), device)
         described = engine.metadata
-        return cls(engine, Catalogue(described.datasets, described.classes), described.thresholds)
+        catalogue = Catalogue(described.datasets, described.classes)
+        return cls(engine, catalogue, described.thresholds, engine.file_digest)
 
     def predict(
         self,
@@ -180,6 +195,7 @@ class Detector:
         class_name: str | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
         with_pictures: bool = False,
+        on_skip: OnSkip | None = None,
     ) -> Iterator[Prediction]:
         """Score many, in their order; files are read while others are scored.
 
@@ -188,30 +204,40 @@ class Detector:
             class_name: as for ``predict``, of all of them.
             batch_size: samples scored at once.
             with_pictures: fill ``Prediction.pictures``.
+            on_skip: called for each sample that can't be scored, which is left out; None: it is raised.
 
         Raises:
-            ValueError: as ``predict``, when the sample's turn comes.
+            ValueError: as ``predict``. Whatever is raised, by ``samples`` too, is raised after all samples before it
+                were given.
         """
-        prepare = partial(
-            prepare_sample,
-            catalogue=self.catalogue,
-            class_name=class_name,
-            image_size=self.engine.image_size,
-            with_pictures=with_pictures,
-        )
-        waiting = iter(samples)
-        with ThreadPoolExecutor(READERS) as pool:
-
-            def start() -> list[Future[PreparedSample]]:
-                return [pool.submit(prepare, sample) for sample in islice(waiting, batch_size)]
-
-            reading = start()
+        prepare = partial(self._prepare, class_name=class_name, with_pictures=with_pictures)
+        pool = ThreadPoolExecutor(READERS)
+        try:
+            started = _started(samples, prepare, pool)
+            reading = list(islice(started, batch_size))
             while reading:
-                prepared = [future.result() for future in reading]
-                reading = start()
-                maps_BHW, scores_B = self.engine.score(prepared)
-                for sample, map_HW, score in zip(prepared, maps_BHW, scores_B.tolist(), strict=True):
-                    yield self._prediction(sample, map_HW, score, class_name)
+                prepared, error = _read(reading, on_skip)
+                reading = [] if error else list(islice(started, batch_size))
+                if prepared:
+                    maps_BHW, scores_B = self.engine.score(prepared)
+                    for sample, map_HW, score in zip(prepared, maps_BHW, scores_B.tolist(), strict=True):
+                        try:
+                            prediction = self._prediction(sample, map_HW, score, class_name)
+                        except ValueError as unusable:
+                            if on_skip is None:
+                                raise
+                            on_skip(sample.name, unusable)
+                        else:
+                            yield prediction
+                if error:
+                    raise error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, sample: InputSample, class_name: str | None, with_pictures: bool) -> PreparedSample:
+        prepared = prepare_sample(sample, self.catalogue, class_name, self.engine.image_size, with_pictures)
+        self.engine.check(prepared)
+        return prepared
 
     def _prediction(self, sample: PreparedSample, map_HW: Tensor, score: float, asked: str | None) -> Prediction:
         check_scored(sample.name, map_HW.numpy(), score)
@@ -252,3 +278,31 @@ class Detector:
             rate = f"{threshold.promised_rate:.3g}"
             notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
         return threshold, known if of_class else ALL_CLASSES, notes
+
+
+def _started(
+    samples: Iterable[InputSample], prepare: Callable[[InputSample], PreparedSample], pool: ThreadPoolExecutor
+) -> Iterator[tuple[str, Future[PreparedSample]]]:
+    """The name of each sample, and what it is being read to; an error of ``samples`` itself comes last, as a future."""
+    try:
+        for sample in samples:
+            yield sample.name, pool.submit(prepare, sample)
+    except Exception as error:
+        failed: Future[PreparedSample] = Future()
+        failed.set_exception(error)
+        yield "", failed
+
+
+def _read(
+    reading: Sequence[tuple[str, Future[PreparedSample]]], on_skip: OnSkip | None
+) -> tuple[list[PreparedSample], Exception | None]:
+    """The samples up to the first error that is not skipped, and that error."""
+    prepared: list[PreparedSample] = []
+    for name, future in reading:
+        try:
+            prepared.append(future.result())
+        except Exception as error:
+            if on_skip is None or not name or not isinstance(error, ValueError):
+                return prepared, error
+            on_skip(name, error)
+    return prepared, None

@@ -5,6 +5,7 @@ Letters: B samples, M modalities of a sample, T tokens (sample, modality), C = 3
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unimmad.config import EvaluationSettings
@@ -35,12 +37,14 @@ class Engine(Protocol):
     def precision(self) -> Precision:
         """What it computes in."""
 
-    def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
-        """Blurred maps [B, H, W] and image scores [B], float32 on the CPU.
-
-        Raises:
-            ValueError: a sample's modalities are not among those that can be scored.
+    def check(self, sample: PreparedSample) -> None:
         """
+        Raises:
+            ValueError: the sample's modalities are not among those that can be scored.
+        """
+
+    def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
+        """Blurred maps [B, H, W] and image scores [B], float32 on the CPU, of samples that passed ``check``."""
 
 
 class ModelEngine:
@@ -64,11 +68,16 @@ class ModelEngine:
     def precision(self) -> Precision:
         return self._precision
 
+    def check(self, sample: PreparedSample) -> None:
+        highest = max(modality.slot for modality in sample.modalities)
+        available = self.model.architecture.modality_slots
+        if highest >= available:
+            raise ValueError(
+                f"{sample.name}: an image of slot {highest}; the model has slots 0 to {available - 1} only"
+            )
+
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
         slots = [modality.slot for sample in samples for modality in sample.modalities]
-        available = self.model.architecture.modality_slots
-        if max(slots) >= available:
-            raise ValueError(f"an image of slot {max(slots)}; the model has slots 0 to {available - 1} only")
         images_TCHW = torch.cat([normalised(sample) for sample in samples])
         return self.score_tokens(images_TCHW, [len(sample.modalities) for sample in samples], torch.tensor(slots))
 
@@ -110,11 +119,14 @@ class OnnxEngine:
         try:
             self._session = runtime.InferenceSession(file, providers=providers)
         except Exception as error:  # ONNX Runtime's errors share no base class but this
-            raise ValueError(f"{file} can't be run by ONNX Runtime: {str(error).splitlines()[0]}") from None
+            raise _not_run(file, error) from None
         if device is not None and len(providers) > 1 and CUDA_PROVIDER not in self._session.get_providers():
             raise ValueError(f"device {device} can't be used here: ONNX Runtime's own message above says why")
         self.metadata = ExportMetadata.from_strings(self._session.get_modelmeta().custom_metadata_map, str(file))
         self._check_interface(file)
+        self.file = file
+        with file.open("rb") as stream:
+            self.file_digest = hashlib.file_digest(stream, "sha256").hexdigest()
 
     @property
     def image_size(self) -> int:
@@ -136,17 +148,36 @@ class OnnxEngine:
                 "metadata say; make it anew with tools/export.py"
             )
 
+    def check(self, sample: PreparedSample) -> None:
+        wanted = [modality.name for modality in self.metadata.modalities]
+        if set(sample.modality_names) != set(wanted):
+            raise ValueError(
+                f"{sample.name} has the modalities {', '.join(sample.modality_names)}; the exported file takes "
+                f"{', '.join(wanted)}, all of them; export another, or use the checkpoint"
+            )
+
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
-        wanted = tuple(modality.name for modality in self.metadata.modalities)
-        for sample in samples:
-            if set(sample.modality_names) != set(wanted):
-                raise ValueError(
-                    f"{sample.name} has the modalities {', '.join(sample.modality_names)}; the exported file takes "
-                    f"{', '.join(wanted)}, all of them; export another, or use the checkpoint"
-                )
+        wanted = [modality.name for modality in self.metadata.modalities]
         images_BMCHW = torch.stack([_in_order(sample, wanted) for sample in samples]).numpy()
-        maps_BHW, scores_B = self._session.run([MAPS_OUTPUT, SCORES_OUTPUT], {IMAGES_INPUT: images_BMCHW})
-        return torch.from_numpy(np.asarray(maps_BHW)), torch.from_numpy(np.asarray(scores_B))
+        try:
+            outputs = self._session.run([MAPS_OUTPUT, SCORES_OUTPUT], {IMAGES_INPUT: images_BMCHW})
+        except Exception as error:
+            raise _not_run(self.file, error) from None
+        maps_BHW, scores_B = self._checked(outputs, len(samples))
+        return torch.from_numpy(maps_BHW), torch.from_numpy(scores_B)
+
+    def _checked(self, outputs: Sequence[Any], count: int) -> Sequence[NDArray[np.float32]]:
+        """What a graph says of its outputs before it runs need not be so."""
+        size = self.metadata.image_size
+        for output, shape in zip(outputs, [(count, size, size), (count,)], strict=True):
+            if not isinstance(output, np.ndarray) or output.dtype != np.float32 or output.shape != shape:
+                found = f"{output.dtype} {output.shape}" if isinstance(output, np.ndarray) else type(output).__name__
+                raise ValueError(f"{self.file} gave {found} for float32 {shape}; make it anew with tools/export.py")
+        return outputs
+
+
+def _not_run(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{file} can't be run by ONNX Runtime: {one_line(' '.join(str(error).split()))}")
 
 
 def onnx_providers(device: str | None, available: Sequence[str]) -> list[tuple[str, dict[str, int]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from unimmad.data.decode import IMAGE_SUFFIXES
 from unimmad.data.layouts.scan import Notices, images_by_stem, visible_folders
+from unimmad.files import utf8_name
 
 ImageSource = Path | str | np.ndarray
 """A file, or an image already decoded: H x W or H x W x channels, of the number type that a file would have."""
@@ -61,7 +63,7 @@ def sample_of_modalities(options: Sequence[str]) -> InputSample:
         if name in images:
             raise ValueError(f"--modality {name} is given twice; one call takes one sample, or folders")
         images[name] = _checked_file(Path(file))
-    return InputSample(next(iter(images.values())).stem, images)
+    return InputSample(utf8_name(next(iter(images.values())).stem), images)
 
 
 def _of_file(path: Path) -> InputSample:
@@ -113,13 +115,15 @@ def _of_modality_folders(
 
 
 def _with_names_that_differ(samples: Sequence[InputSample]) -> list[InputSample]:
+    """Those that are called alike are numbered; bytes of names that are no UTF-8 are written out."""
     used: set[str] = set()
+    numbers: Counter[str] = Counter()
     result = []
     for sample in samples:
-        name, number = sample.name, 1
+        name = first = utf8_name(sample.name)
         while name in used:
-            number += 1
-            name = f"{sample.name}-{number}"
+            numbers[first] += 1
+            name = f"{first}-{numbers[first] + 1}"
         used.add(name)
         result.append(replace(sample, name=name))
     return result

@@ -16,6 +16,8 @@ from torch import Tensor
 from unimmad.data.decode import check_same_size, decode_image
 from unimmad.data.index import Modality
 from unimmad.data.prepare import no_data_note, resize
+from unimmad.data.limits import read_image_file
+from unimmad.data.prepare import resize
 from unimmad.prediction.catalogue import Catalogue, Match
 from unimmad.prediction.inputs import ImageSource, InputSample
 from unimmad.prediction.pictures import Picture, panel_size, picture_of
@@ -87,7 +89,7 @@ def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str]:
         return source, where
     path = Path(source)
     try:
-        data = path.read_bytes()
+        data = read_image_file(path)
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from None
     return decode_image(data, path.suffix.lower(), str(path)), str(path)
