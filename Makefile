@@ -5,23 +5,26 @@
 #   make parity     tables: what ranks, expert parallelism, ZeRO and a resume change (nothing), from real launches
 #   make check-gpu  on one GPU: that all of it works there, and how fast (8 minutes)
 #   make lint       ruff and mypy
+#   make wheel      the package as a wheel, in dist/
+# CONSTRAINTS=constraints-lowest.txt installs the oldest versions allowed, CONSTRAINTS=/dev/null the newest.
 
 PYTHON ?= python3.11
 WORKERS ?= 2
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-long parity check-gpu lint install clean
+.PHONY: demo test test-long parity check-gpu lint wheel install clean
 .DEFAULT_GOAL := demo
 
 install: $(INSTALLED)
 
 # The constraints also reach the build environments, where an unpinned torch would be fetched a second time.
-$(INSTALLED): Makefile pyproject.toml constraints.txt
+$(INSTALLED): Makefile pyproject.toml $(CONSTRAINTS)
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; give another with PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,export,dev]"
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,export,dev]"
 	touch $@
 
 demo: $(INSTALLED)
@@ -45,5 +48,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# build/ may hold modules that are no more, which would get into the wheel.
+wheel: $(INSTALLED)
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
 clean:
-	rm -rf $(VENV) runs data build *.egg-info
+	rm -rf $(VENV) runs data build dist *.egg-info

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from unimmad.prediction.detector import Detector, Prediction
 
 __all__ = ["Detector", "Prediction", "__version__"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+"""Stated here alone: pyproject.toml reads it, CHANGELOG.md and CITATION.cff are held to it by a test."""
 
 prefer_fast_sort()
 let_idle_threads_sleep()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unimmad.checkpoint.digests import write_digests
+from unimmad import __version__
 from unimmad.checkpoint.folder import FORMAT, STATE_NAME
 from unimmad.checkpoint.pieces import INDEX_NAME, build_index
 from unimmad.checkpoint.trained_on import KEY, TrainedOn
@@ -18,7 +19,7 @@ from unimmad.config import Recipe
 
 COMPOSING = "composing"
 """Key of what training measured (training/composing.py)."""
-_PACKAGES = ("unimmad", "torch", "deepspeed", "timm")
+_PACKAGES = ("torch", "deepspeed", "timm")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def build_state(
         "layout": asdict(layout),
         "versions": {
             "python": platform.python_version(),
+            "unimmad": __version__,
             **{package: package_version(package) for package in _PACKAGES},
         },
     }
@@ -90,7 +92,7 @@ def write_index_and_state(folder: Path, state: dict[str, Any], digests: Mapping[
 
 
 def package_version(package: str) -> str | None:
-    """None where the package is not installed, as DeepSpeed where nothing is trained, or is used from a checkout."""
+    """None where the package is not installed, as DeepSpeed where nothing is trained."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from unimmad import __version__
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.state import package_version
 from unimmad.config import EvaluationSettings
@@ -191,7 +192,7 @@ def _number_facts(
         "precision": precision,
         "device": device.type,
         "transformed convolutions": device.type == "cpu" and transforms_are_used(),
-        "versions": {package: package_version(package) for package in ("unimmad", "torch", "numpy")},
+        "versions": {"unimmad": __version__, **{package: package_version(package) for package in ("torch", "numpy")}},
     }
 
 
