@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from webdataset import DataPipeline
 
 from unimmad.data.collector import collector_paused
+from unimmad.data.parcel import KILLED, WAY_OUT, Failure, handed_over
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,16 +26,11 @@ R = TypeVar("R")
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 PREFETCHED_ITEMS = 2
 """Items that each worker makes ahead."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Takes the place of an item that could not be made.
-
-    An exception that leaves a worker would arrive with a traceback in its message.
-    """
-
-    message: str
+SEMAPHORE_FOLDER = "/dev/shm"
+"""Where the C library keeps those of processes, a page each."""
+SEMAPHORES_OF_WORKER, SEMAPHORES_OF_LOADER = 3, 8
+LOST_WORKER_SIGN = "exited unexpectedly"
+"""What torch's loader says of a worker that ended before its work was done."""
 
 
 class Pipeline(DataPipeline):
@@ -64,22 +62,58 @@ def load(dataset: Dataset[Any], workers: int, preload: str, pin_memory: bool = F
         pin_memory: bring each item into page-locked memory by its ``pin_memory``; without a GPU nothing is done.
 
     Raises:
-        ValueError: an item is a ``Failure``; its message.
+        ValueError: an item is a ``Failure``, its message; or workers can't start, or one ended too early.
     """
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
+        collate_fn=handed_over if workers else None,
         prefetch_factor=PREFETCHED_ITEMS if workers else None,
         multiprocessing_context=_worker_context(preload) if workers else None,
         pin_memory=pin_memory and torch.cuda.is_available(),
         # A loader draws a seed for its workers; drawn from the global generator, it would change the run.
         generator=torch.Generator(),
     )
-    for item in loader:
+    for item in _received(loader):
         if isinstance(item, Failure):
             raise ValueError(item.message)
         yield item
+
+
+def _received(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the loader gives.
+
+    Raises:
+        ValueError: its workers can't start, or one of them is gone.
+    """
+    if loader.num_workers:
+        _check_room(loader.num_workers)
+    try:
+        items = iter(loader)
+    except (OSError, EOFError) as error:
+        raise ValueError(f"loader processes can't start ({error}); {WAY_OUT}") from None
+    try:
+        yield from items
+    except RuntimeError as error:
+        if LOST_WORKER_SIGN in str(error):
+            raise ValueError(f"{error}: {KILLED}; {WAY_OUT}") from None
+        raise
+
+
+def _check_room(workers: int) -> None:
+    """Asked before they start: torch's loader, stopped in the middle of that, says more than one line."""
+    pages = SEMAPHORES_OF_WORKER * workers + SEMAPHORES_OF_LOADER
+    if not os.access(SEMAPHORE_FOLDER, os.W_OK):
+        lack = "is not there or can't be written to"
+    elif (room := os.statvfs(SEMAPHORE_FOLDER)).f_bavail < pages:
+        lack = f"has {room.f_bavail * room.f_frsize // 1000} kB free; a container gets more by --shm-size"
+    else:
+        return
+    raise ValueError(
+        f"{workers} loader processes need {pages * mmap.PAGESIZE // 1000 + 1} kB of {SEMAPHORE_FOLDER} for their "
+        f"semaphores, and it {lack}; or {WAY_OUT}"
+    )
 
 
 def start_worker_server(preload: str) -> None:

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import chain, islice, repeat, zip_longest
 from typing import Literal, TypeVar
 
 from torch.utils.data import get_worker_info
@@ -20,6 +20,7 @@ from unimmad.data.index import Split
 from unimmad.data.loading import Pipeline, errors_as_items, load, start_worker_server
 from unimmad.data.modality_dropout import ModalityDropout
 from unimmad.data.order import TrainingOrder
+from unimmad.data.parcel import WAY_OUT
 from unimmad.data.sample import Batch, ImageRoom, Sample, collate
 from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.skipping import OnError, SkipLog, Skipped
@@ -41,6 +42,12 @@ class _Answer:
     batch: Batch | None
     """None where no place could be filled."""
     skipped: tuple[Skipped, ...]
+    left_out: int
+    """Places that no sample could fill."""
+
+    @property
+    def places(self) -> int:
+        return self.left_out + (0 if self.batch is None else self.batch.size)
 
     def pin_memory(self) -> _Answer:
         return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
@@ -97,8 +104,14 @@ def training_batches(
         ),
         errors_as_items,
     )
-    answers = _answers(pipeline, workers, skip_log or SkipLog("another sample takes its place"), pin_memory=True)
-    return ((step, batch) for step, batch in answers if batch is not None)
+    answers = _answers(
+        pipeline,
+        ((step, part.stop - part.start) for step in range(start_step, end_step)),
+        workers,
+        skip_log or SkipLog("another sample takes its place"),
+        pin_memory=True,
+    )
+    return _whole(answers)
 
 
 def evaluation_rounds(
@@ -153,7 +166,8 @@ def evaluation_rounds(
         ),
         errors_as_items,
     )
-    answers = _answers(pipeline, min(workers, len(own)), skip_log or SkipLog("it is left out"))
+    due = ((number, len(refs)) for number, refs in own)
+    answers = _answers(pipeline, due, min(workers, len(own)), skip_log or SkipLog("it is left out"))
     rounds = -(-len(numbered) // world_size)
     return chain((batch for _, batch in answers), repeat(None, rounds - len(own)))
 
@@ -227,7 +241,9 @@ def _read(
         read_there = partial(read, room=room)
         found = (_first_readable(chain([ref], others), read_there, on_error, skipped) for ref, others in request.places)
         samples = [sample for sample in found if sample is not None]
-        yield _Answer(request.number, collate(samples) if samples else None, tuple(skipped))
+        yield _Answer(
+            request.number, collate(samples) if samples else None, tuple(skipped), len(request.places) - len(samples)
+        )
 
 
 def _first_readable(
@@ -244,16 +260,42 @@ def _first_readable(
 
 
 def _answers(
-    pipeline: Pipeline, workers: int, skip_log: SkipLog, pin_memory: bool = False
+    pipeline: Pipeline,
+    due: Iterable[tuple[int, int]],
+    workers: int,
+    skip_log: SkipLog,
+    pin_memory: bool = False,
 ) -> Iterator[tuple[int, Batch | None]]:
-    """Each batch with its number; None where none of its places could be filled."""
-    for answer in load(pipeline, workers, preload=__name__, pin_memory=pin_memory):
+    """Each batch with its number; None where none of its places could be filled.
+
+    Args:
+        due: number and places of each batch that must come, in order.
+
+    Raises:
+        ValueError: a batch that is due did not come, or another one did.
+    """
+    answers = load(pipeline, workers, preload=__name__, pin_memory=pin_memory)
+    for expected, answer in zip_longest(due, answers):
+        if answer is None or expected != (answer.number, answer.places):
+            raise ValueError(_not_as_due(expected, answer))
         skip_log.add(answer.skipped)
         yield answer.number, answer.batch if answer.batch is None or not workers else _with_own_masks(answer.batch)
 
 
+def _not_as_due(expected: tuple[int, int] | None, answer: _Answer | None) -> str:
+    wanted = "no more batch" if expected is None else f"batch {expected[0]} of {expected[1]} samples"
+    found = "none came" if answer is None else f"batch {answer.number} of {answer.places} came"
+    return f"samples are lost: {wanted} was due and {found}; {WAY_OUT}"
+
+
+def _whole(answers: Iterable[tuple[int, Batch | None]]) -> Iterator[tuple[int, Batch]]:
+    for step, batch in answers:
+        assert batch is not None, "training fills every place, or stops"
+        yield step, batch
+
+
 def _with_own_masks(batch: Batch) -> Batch:
-    """Masks outlive their batch, since metrics collect them, and a tensor from a worker holds a file open."""
+    """Masks outlive their batch, since metrics collect them, and one from a worker keeps all of the batch's memory."""
     samples = tuple(
         sample if sample.mask_HW is None else replace(sample, mask_HW=sample.mask_HW.clone())
         for sample in batch.samples
