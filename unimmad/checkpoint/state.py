@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from unimmad.checkpoint.digests import write_digests
 from unimmad import __version__
+from unimmad.checkpoint.digests import write_digests
 from unimmad.checkpoint.folder import FORMAT, STATE_NAME
 from unimmad.checkpoint.pieces import INDEX_NAME, build_index
 from unimmad.checkpoint.trained_on import KEY, TrainedOn

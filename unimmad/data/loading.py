@@ -7,7 +7,6 @@ import os
 import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.context import BaseContext

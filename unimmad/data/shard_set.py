@@ -42,8 +42,8 @@ from unimmad.data.prepare import model_input, resized_pixels
 from unimmad.data.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.sample import ImageRoom, Sample
 from unimmad.data.shard_cache import GB, ShardCache
-from unimmad.validation import one_line
 from unimmad.data.tar_headers import is_header_of
+from unimmad.validation import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from unimmad.data.decode import check_same_size, decode_image
 from unimmad.data.index import Modality
-from unimmad.data.prepare import no_data_note, resize
 from unimmad.data.limits import read_image_file
-from unimmad.data.prepare import resize
+from unimmad.data.prepare import no_data_note, resize
 from unimmad.prediction.catalogue import Catalogue, Match
 from unimmad.prediction.inputs import ImageSource, InputSample
 from unimmad.prediction.pictures import Picture, panel_size, picture_of

@@ -8,8 +8,8 @@ import numpy as np
 from scipy import ndimage
 
 from unimmad.data.decode import decode_image
-from unimmad.data.limits import read_image_file
 from unimmad.data.depth_range import MAX_DEPTH_METRES
+from unimmad.data.limits import read_image_file
 
 BORDER_PIXELS = 10
 """The object lies in the middle: what is measured this close to the picture's edge shows the plane."""
