@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 
-from unimmad.launching.command import main
+from unimmad.cli.launch import main
 
 if __name__ == "__main__":
     sys.exit(main())

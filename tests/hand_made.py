@@ -15,8 +15,8 @@ from unimmad.checkpoint.pieces import Piece, write_pieces
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe
-from unimmad.data.shards import write_shards
 from unimmad.data.synthetic import synthetic_sets
+from unimmad.data.writing.shards import write_shards
 from unimmad.model.unimmad import UniMMAD
 
 

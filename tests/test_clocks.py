@@ -9,9 +9,9 @@ import pytest
 
 import unimmad
 from unimmad.data.index import ShardEntry
-from unimmad.data.resized_cache import ResizedCache
-from unimmad.data.shard_cache import ShardCache
-from unimmad.files import time_of
+from unimmad.data.reading.resized_cache import ResizedCache
+from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.serialization.atomic_write import time_of
 
 PACKAGE = Path(unimmad.__file__).parent
 HOURS = 3600.0

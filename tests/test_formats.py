@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from unimmad.checkpoint import folder as checkpoint_folder
+from unimmad.checkpoint import thresholds
 from unimmad.checkpoint.folder import STATE_NAME, read_state
+from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds
 from unimmad.checkpoint.trained_on import read_trained_on
 from unimmad.config import parse_recipe
-from unimmad.data import index, resized_cache
+from unimmad.data import index
 from unimmad.data.index import INDEX_NAME, parse_index
-from unimmad.evaluation import report, thresholds
-from unimmad.evaluation.thresholds import THRESHOLDS_NAME, load_thresholds
-from unimmad.export import metadata
-from unimmad.export.metadata import ExportMetadata
+from unimmad.data.reading import resized_cache
+from unimmad.inference.export import metadata
+from unimmad.inference.export.metadata import ExportMetadata
+from unimmad.report import report
 
 PAGE = Path(__file__).parents[1] / "docs" / "formats.md"
 WRITTEN = Path(__file__).parent / "fixtures" / "formats"

@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 GATHERED = {
     PROJECT / "unimmad" / name
-    for name in ("model/private_torch.py", "parallel/private_deepspeed.py", "launching/private_submitit.py")
+    for name in ("model/backends/private_torch.py", "parallel/private_deepspeed.py", "launching/private_submitit.py")
 }
 SOURCES = sorted(path for part in ("unimmad", "tools", "slurm") for path in (PROJECT / part).rglob("*.py"))
 OF_THE_LANGUAGE = {

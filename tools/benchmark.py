@@ -17,13 +17,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
 SUBCOMMANDS = ("data", "scaling", "metrics", "model", "fit", "checkpoint")
-"""Modules of ``unimmad.benchmarks``."""
+"""Modules of ``benchmarks``."""
 
 
 def main() -> int:
-    modules = {name: importlib.import_module(f"unimmad.benchmarks.{name}") for name in SUBCOMMANDS}
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measurements are not part of the package
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in SUBCOMMANDS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(dest="subcommand", required=True)
     for name, module in modules.items():

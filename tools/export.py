@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from unimmad.export.command import main
+from unimmad.cli.export import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from unimmad.prediction.command import main
+from unimmad.cli.predict import main
 
 if __name__ == "__main__":
     sys.exit(main())

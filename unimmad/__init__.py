@@ -2,7 +2,7 @@
 
 Folders in the order of the data's way: ``data`` (sets on disk, shards, stream), ``model`` (plain torch),
 ``ranks`` (what processes tell each other), ``parallel`` (where experts live: DeepSpeed MoE), ``training``,
-``checkpoint``, ``evaluation``, ``prediction`` (one's own images: ``unimmad.Detector``), ``export``.
+``checkpoint``, ``metrics``, ``report``, ``evaluation``, ``inference`` (one's own images: ``unimmad.Detector``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unimmad.cpu_features import let_idle_threads_sleep, prefer_fast_sort
 
 if TYPE_CHECKING:
-    from unimmad.prediction.detector import Detector, Prediction
+    from unimmad.inference.detector import Detector, Prediction
 
 __all__ = ["Detector", "Prediction", "__version__"]
 __version__ = "0.2.0"
@@ -25,7 +25,7 @@ let_idle_threads_sleep()
 def __getattr__(name: str) -> Any:
     """``Detector`` and ``Prediction`` are imported when they are first asked for: torch and timm take seconds."""
     if name in ("Detector", "Prediction"):
-        from unimmad.prediction import detector
+        from unimmad.inference import detector
 
         return getattr(detector, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

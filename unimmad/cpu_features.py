@@ -39,8 +39,9 @@ def is_amd_with_avx512(cpu_info: Path) -> bool:
 def let_idle_threads_sleep() -> None:
     """Let OpenMP's idle threads leave their cores sooner, unless the user has said how they wait.
 
-    NNPACK's threads take turns with PyTorch's (model/convolution.py), and so do those of several ranks on a machine.
-    GNU's default spins for some 5 ms, in which the others wait. Without effect where PyTorch is imported already.
+    NNPACK's threads take turns with PyTorch's (model/backends/convolution.py), and so do those of several ranks on a
+    machine. GNU's default spins for some 5 ms, in which the others wait. Without effect where PyTorch is imported
+    already.
     """
     if WAIT_VARIABLE not in os.environ and "torch" not in sys.modules:
         os.environ.setdefault(SPIN_VARIABLE, SHORT_SPIN)

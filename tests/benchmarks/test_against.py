@@ -8,19 +8,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unimmad import machine
-from unimmad.benchmarks import model as benchmark
-from unimmad.benchmarks.against import measure_peaks, measure_task
-from unimmad.benchmarks.contest import TASKS, Comparison, Contestant, Peaks, Run, TaskResult, contestants
-from unimmad.benchmarks.contest_table import report
-from unimmad.benchmarks.decoders import decoder_model
-from unimmad.benchmarks.growth import Growth, Size, growth_table, measure_growth
-from unimmad.benchmarks.workbench import Workbench
+from benchmarks import model as benchmark
+from benchmarks.against import measure_peaks, measure_task
+from benchmarks.contest import TASKS, Comparison, Contestant, Peaks, Run, TaskResult, contestants
+from benchmarks.contest_table import report
+from benchmarks.decoders import decoder_model
+from benchmarks.growth import Growth, Size, growth_table, measure_growth
+from benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
-from unimmad.machine import matrix_product
-from unimmad.model import convolution
-from unimmad.operations import counted
-from unimmad.timing import interleaved_seconds
+from unimmad.model.backends import convolution
+from unimmad.profiling import machine
+from unimmad.profiling.flops import counted
+from unimmad.profiling.machine import matrix_product
+from unimmad.profiling.timing import interleaved_seconds
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from launches import run
 
-from unimmad.benchmarks import checkpoint
+from benchmarks import checkpoint
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 

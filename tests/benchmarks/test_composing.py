@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unimmad.benchmarks import composing
-from unimmad.benchmarks.composing import composing_table
+from benchmarks import composing
+from benchmarks.composing import composing_table
 from unimmad.config import load_recipe
 from unimmad.training.composing import Place, measure_place, there_and_back
 

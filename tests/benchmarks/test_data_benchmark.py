@@ -8,9 +8,9 @@ import pytest
 import torch
 from hand_made import hand_made_shards
 
-from unimmad.benchmarks import data as benchmark
-from unimmad.benchmarks.data import PlainDataset, Task, contestants
-from unimmad.benchmarks.members import source_files
+from benchmarks import data as benchmark
+from benchmarks.data import PlainDataset, Task, contestants
+from benchmarks.members import source_files
 
 BATCH, SIZE, STEPS = 3, 32, 2
 

@@ -8,10 +8,10 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from benchmarks import fit
+from benchmarks.fit import StepMemory, add_arguments, largest_batch, run, simulated_steps
+from benchmarks.tensor_memory import StorageWatch
 from unimmad.assembly import empty_model
-from unimmad.benchmarks import fit
-from unimmad.benchmarks.fit import StepMemory, add_arguments, largest_batch, run, simulated_steps
-from unimmad.benchmarks.tensor_memory import StorageWatch
 from unimmad.config import load_recipe
 
 IMAGE_BYTES = 3 * 64 * 64 * 4

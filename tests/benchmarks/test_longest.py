@@ -5,8 +5,8 @@ import argparse
 import pytest
 import torch
 
-from unimmad.benchmarks import model as benchmark
-from unimmad.benchmarks.longest import LONGEST, Kernel, Profiled, longest_kernels, longest_table, measure_longest
+from benchmarks import model as benchmark
+from benchmarks.longest import LONGEST, Kernel, Profiled, longest_kernels, longest_table, measure_longest
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from unimmad.benchmarks import metrics as benchmark
+from benchmarks import metrics as benchmark
 
 
 def arguments(*words: str) -> argparse.Namespace:

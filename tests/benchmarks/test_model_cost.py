@@ -5,9 +5,9 @@ import argparse
 import pytest
 import torch
 
+from benchmarks import model as benchmark
+from benchmarks.model import Case, Cost, add_arguments, measure, table
 from unimmad.assembly import empty_model
-from unimmad.benchmarks import model as benchmark
-from unimmad.benchmarks.model import Case, Cost, add_arguments, measure, table
 from unimmad.config import load_recipe
 
 

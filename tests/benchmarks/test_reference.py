@@ -8,8 +8,8 @@ import pytest
 import torch
 from model.test_official_fixtures import Official, assert_close_to_largest, official  # noqa: F401
 
+from benchmarks.reference import LAST_STRIDE, ReferenceUniMMAD
 from unimmad.assembly import architecture_of
-from unimmad.benchmarks.reference import LAST_STRIDE, ReferenceUniMMAD
 from unimmad.config import load_recipe
 from unimmad.model.unimmad import UniMMAD
 from unimmad.training.loss import unimmad_loss

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from unimmad.benchmarks import scaling
-from unimmad.benchmarks.scaling import Cluster, Collection, ShardLru, index_cost, node_reads
+from benchmarks import scaling
+from benchmarks.scaling import Cluster, Collection, ShardLru, index_cost, node_reads
 
 SMALL = Collection("small", classes=4, samples=800, sample_mb=1.0)
 

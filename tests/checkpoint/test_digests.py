@@ -18,7 +18,7 @@ from unimmad.checkpoint.folder import STATE_NAME
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, load_checkpoint
 from unimmad.checkpoint.pieces import INDEX_NAME, Piece, build_index, write_pieces
 from unimmad.config import load_recipe
-from unimmad.prediction.detector import Detector
+from unimmad.inference.detector import Detector
 
 MODEL = ["model-00000.safetensors", "model-00001.safetensors"]
 OPTIMIZER = "optimizer-00000.safetensors"

@@ -11,11 +11,11 @@ from hand_made import hand_made_checkpoint, hand_made_shards
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import load_recipe
-from unimmad.data.shard_set import ShardSet
-from unimmad.data.shards import write_shards
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.synthetic import synthetic_sets
+from unimmad.data.writing.shards import write_shards
 from unimmad.evaluation.evaluate import evaluate_checkpoint
-from unimmad.prediction.detector import Detector
+from unimmad.inference.detector import Detector
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from data.disk_sets import (
     make_visa,
 )
 
-from unimmad.data.layouts.mvtec_ad import CLASSES as MVTEC_CLASSES
+from unimmad.data.layouts.benchmarks.mvtec_ad import CLASSES as MVTEC_CLASSES
 
 
 def make_mvtec_ad(root: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from unimmad.data import limits
+from unimmad.data import decode_limits as limits
 from unimmad.data.decode import decode_image, decode_mask
 
 

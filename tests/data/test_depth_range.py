@@ -12,11 +12,12 @@ from disk_sets import rgb, save
 from unimmad.data.decode import decode_mask_pixels
 from unimmad.data.depth_range import MAX_DEPTH_METRES
 from unimmad.data.index import MAX_SCALE, MIN_SCALE, Modality
-from unimmad.data.layouts import eyecandies, find_set
+from unimmad.data.layouts import find_set
+from unimmad.data.layouts.benchmarks import eyecandies
+from unimmad.data.layouts.benchmarks.positions import read_positions
 from unimmad.data.layouts.encode import npy_bytes
-from unimmad.data.layouts.positions import read_positions
 from unimmad.data.prepare import centred_depth, check_fits, no_data_note, prepare
-from unimmad.data.shards import write_shards
+from unimmad.data.writing.shards import write_shards
 
 METRES = Modality(name="z", slot=0, kind="depth")
 HALF = Modality(name="z", slot=0, kind="depth", scale=0.5, invalid=0.0)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from unimmad.data import download
-from unimmad.data.download import FetchError, fetch
+from unimmad.data.reading import download
+from unimmad.data.reading.download import FetchError, fetch
 
 DATA = bytes(range(256)) * 10
 

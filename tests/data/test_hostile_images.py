@@ -23,9 +23,9 @@ from hostile_images import (
 )
 from PIL import Image
 
-from unimmad.data import structure
+from unimmad.data import image_structure as structure
 from unimmad.data.decode import decode_image
-from unimmad.data.structure import (
+from unimmad.data.image_structure import (
     MAX_JPEG_JUNK,
     MAX_JPEG_SCANS,
     MAX_PNG_CHUNKS,

@@ -12,8 +12,8 @@ from disk_sets import gray, rgb, save
 
 from unimmad.data.index import load_index
 from unimmad.data.layouts import find_set
-from unimmad.data.shards import write_shards
-from unimmad.data.verify import verify_folder
+from unimmad.data.writing.shards import write_shards
+from unimmad.data.writing.verify import verify_folder
 
 CPU_SECONDS = 2.0
 HEAD = "class,split,image,defect,mask,name\n"
@@ -179,7 +179,7 @@ def test_what_is_written_is_read_again(folder: Path) -> None:
 
 
 def test_a_table_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unimmad.data.layouts.rows.MAX_TABLE_BYTES", 1000)
+    monkeypatch.setattr("unimmad.data.layouts.own.rows.MAX_TABLE_BYTES", 1000)
     (tmp_path / "table.csv").write_bytes(b"x" * 1001)
     with pytest.raises(ValueError, match="longer than 1000 bytes"):
         find_set(tmp_path / "table.csv")

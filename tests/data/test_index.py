@@ -12,7 +12,7 @@ from disk_sets import make_multimodal, make_mvtec
 
 from unimmad.data.index import INDEX_NAME, load_index
 from unimmad.data.layouts import find_set
-from unimmad.data.shards import write_shards
+from unimmad.data.writing.shards import write_shards
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from disk_sets import make_multimodal, make_mvtec, mask, rgb, save
 
 from unimmad.data.decode import decode_image
 from unimmad.data.layouts import find_set
+from unimmad.data.layouts.source_set import SourceSet
 from unimmad.data.modality import parse_modality
-from unimmad.data.source import SourceSet
 
 
 def modalities(found: SourceSet) -> list[tuple[str, str, int]]:

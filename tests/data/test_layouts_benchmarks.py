@@ -26,11 +26,11 @@ from disk_sets import (
 from unimmad.data.decode import decode_image, decode_mask_pixels
 from unimmad.data.index import Index, load_index
 from unimmad.data.layouts import LAYOUTS, find_set, layout_table
-from unimmad.data.layouts.mvtec_ad import CLASSES as MVTEC_CLASSES
+from unimmad.data.layouts.benchmarks.mvtec_ad import CLASSES as MVTEC_CLASSES
+from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import parse_modality
-from unimmad.data.shard_set import ShardSet
-from unimmad.data.shards import write_shards
-from unimmad.data.source import SourceFile, SourceSample
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.writing.shards import write_shards
 
 
 def array(file: SourceFile) -> np.ndarray:

@@ -6,7 +6,7 @@ from disk_sets import make_mvtec, rgb, save
 
 from unimmad.data.layouts import find_set
 from unimmad.data.layouts.calibration import set_aside
-from unimmad.data.source import SourceSample
+from unimmad.data.layouts.source_set import SourceSample
 
 
 def samples(**train_counts: int) -> list[SourceSample]:

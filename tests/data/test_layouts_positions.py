@@ -1,7 +1,7 @@
 import numpy as np
 from disk_sets import positions_on_plane
 
-from unimmad.data.layouts.positions import fit_plane, object_mask
+from unimmad.data.layouts.benchmarks.positions import fit_plane, object_mask
 
 
 def test_plane_among_outliers() -> None:

@@ -9,8 +9,8 @@ from disk_sets import make_manifest, make_mmad_index, mask, save
 
 from unimmad.data.decode import decode_image
 from unimmad.data.layouts import find_set, find_sets
-from unimmad.data.shard_set import ShardSet
-from unimmad.data.shards import write_shards
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.writing.shards import write_shards
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

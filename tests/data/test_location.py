@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from unimmad.data.location import RECORDED_SCHEMES, RemoteFolder, parse_data_folder, recorded_data_folder, shown
-from unimmad.data.shard_set import ShardSet
+from unimmad.data.reading.shard_set import ShardSet
 
 
 @pytest.mark.parametrize("text", ["data/mine", "/data/a:b", "C", "./pipe", "../x"])

@@ -25,12 +25,12 @@ from hand_made import hand_made_checkpoint, hand_made_shards
 from launches import CONFIGS, EVALUATE, TRAIN, environment, run
 
 from unimmad.config import load_recipe
-from unimmad.data import stream
 from unimmad.data.index import load_index
-from unimmad.data.order import TrainingOrder
-from unimmad.data.parcel import ALIGNMENT, Failure, handed_over
+from unimmad.data.reading import stream
+from unimmad.data.reading.order import TrainingOrder
+from unimmad.data.reading.parcel import ALIGNMENT, Failure, handed_over
+from unimmad.data.reading.stream import evaluation_rounds, training_batches
 from unimmad.data.sample import Batch, Sample
-from unimmad.data.stream import evaluation_rounds, training_batches
 
 SIZE, SAMPLES, BATCH = 32, 24, 4
 MEMORY = "memfd:batch"

@@ -18,11 +18,11 @@ from disk_sets import mask, rgb, save
 from unimmad.data.index import load_index
 from unimmad.data.layouts.calibration import set_aside
 from unimmad.data.layouts.scan import Notices, unique_keys
-from unimmad.data.loading import Pipeline
-from unimmad.data.order import TrainingOrder
-from unimmad.data.shard_set import ShardSet
-from unimmad.data.source import SourceSample
-from unimmad.data.stream import training_batches
+from unimmad.data.layouts.source_set import SourceSample
+from unimmad.data.reading.order import TrainingOrder
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.reading.stream import training_batches
+from unimmad.data.reading.worker_pool import Pipeline
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "make_shards.py"
 SAMPLE = SourceSample(key="x-train-good-_", class_name="x", split="train", defect="good", images={}, mask=None)

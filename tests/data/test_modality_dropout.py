@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from unimmad.data.index import DatasetEntry, Modality
-from unimmad.data.modality_dropout import ModalityDropout
-from unimmad.data.order import TrainingOrder
+from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
+from unimmad.data.reading.modality_dropout import ModalityDropout
+from unimmad.data.reading.order import TrainingOrder
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.reading.skipping import OnError
+from unimmad.data.reading.stream import training_batches
 from unimmad.data.sample import Batch
-from unimmad.data.shard_set import ShardSet
-from unimmad.data.shards import write_shards
-from unimmad.data.skipping import OnError
-from unimmad.data.source import SourceFile, SourceSample, SourceSet
-from unimmad.data.stream import training_batches
+from unimmad.data.writing.shards import write_shards
 
 # Two workers on fewer cores are what one of these tests is about.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")

@@ -8,8 +8,8 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 
-from unimmad.data import order as order_module
-from unimmad.data.order import SUBSTITUTES, Sampling, TrainingOrder
+from unimmad.data.reading import order as order_module
+from unimmad.data.reading.order import SUBSTITUTES, Sampling, TrainingOrder
 
 Item = tuple[str, int]
 SIZES = {"b/wood": 7, "a/bagel": 40, "c/brain": 100, "a/cable": 1}

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from disk_sets import gray, save
 
-from unimmad.data import shards as writing
-from unimmad.data import verify as verifying
 from unimmad.data.index import INDEX_NAME, Index, load_index
 from unimmad.data.layouts import find_set
-from unimmad.data.shard_set import CorruptSampleError, ShardSet
-from unimmad.data.shards import write_shards
-from unimmad.data.verify import verify_folder
+from unimmad.data.reading.shard_set import CorruptSampleError, ShardSet
+from unimmad.data.writing import shards as writing
+from unimmad.data.writing import verify as verifying
+from unimmad.data.writing.shards import write_shards
+from unimmad.data.writing.verify import verify_folder
 
 SAMPLES = 6
 SHARD_BYTES = 4096

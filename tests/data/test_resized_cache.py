@@ -15,12 +15,12 @@ import pytest
 import torch
 from disk_sets import make_multimodal, make_mvtec
 
-from unimmad.data import resized_cache, shard_set
 from unimmad.data.index import Member, Modality
 from unimmad.data.layouts import find_set
-from unimmad.data.resized_cache import ResizedCache, ResizedImage, expected_bytes
-from unimmad.data.shard_set import ShardSet
-from unimmad.data.shards import write_shards
+from unimmad.data.reading import resized_cache, shard_set
+from unimmad.data.reading.resized_cache import ResizedCache, ResizedImage, expected_bytes
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.writing.shards import write_shards
 
 SIDE = 8
 RGB = Modality(name="rgb", slot=0, kind="rgb")

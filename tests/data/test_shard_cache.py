@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from unimmad.data import download
-from unimmad.data.download import FetchError
 from unimmad.data.index import ShardEntry
-from unimmad.data.shard_cache import ShardCache, default_cache_folder
+from unimmad.data.reading import download
+from unimmad.data.reading.download import FetchError
+from unimmad.data.reading.shard_cache import ShardCache, default_cache_folder
 
 SIZE = 1000
 

@@ -11,9 +11,9 @@ from data.every_layout import COPIES, make_copy
 
 from unimmad.data.index import DatasetEntry, Modality, ShardEntry
 from unimmad.data.layouts import find_sets
-from unimmad.data.packing import Work, pack
-from unimmad.data.shard_notes import ShardNotes, sha256_of
-from unimmad.data.source import SourceFile, SourceSample, SourceSet
+from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
+from unimmad.data.writing.packing import Work, pack
+from unimmad.data.writing.shard_notes import ShardNotes, sha256_of
 
 
 def convert(path: Path, others: tuple[Path, ...], bound: float) -> bytes:

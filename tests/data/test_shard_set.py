@@ -8,15 +8,15 @@ import torch
 from disk_sets import make_multimodal, make_mvtec, mask, rgb
 from torch.utils.data import DataLoader
 
-from unimmad.data import limits
-from unimmad.data.download import FetchError
+from unimmad.data import decode_limits as limits
 from unimmad.data.layouts import find_set
 from unimmad.data.location import parse_data_folder
 from unimmad.data.prepare import centred_depth, prepare
+from unimmad.data.reading.download import FetchError
+from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.sample import Sample
-from unimmad.data.shard_cache import ShardCache
-from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
-from unimmad.data.shards import write_shards
+from unimmad.data.writing.shards import write_shards
 
 
 @pytest.fixture

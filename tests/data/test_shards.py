@@ -11,15 +11,15 @@ import pytest
 import webdataset as wds
 from disk_sets import make_multimodal, make_mvtec, mask, rgb, save
 
-from unimmad.data import shards as shards_module
 from unimmad.data.decode import decode_mask_pixels
 from unimmad.data.index import Index, load_index
 from unimmad.data.layouts import find_set
-from unimmad.data.packing import PackedSample, Work, pack
-from unimmad.data.replace_folder import replaced_folder
-from unimmad.data.shards import write_shards
-from unimmad.data.source import SourceSet
-from unimmad.data.verify import verify_folder
+from unimmad.data.layouts.source_set import SourceSet
+from unimmad.data.writing import shards as shards_module
+from unimmad.data.writing.packing import PackedSample, Work, pack
+from unimmad.data.writing.replace_folder import replaced_folder
+from unimmad.data.writing.shards import write_shards
+from unimmad.data.writing.verify import verify_folder
 
 
 def found(root: Path) -> SourceSet:

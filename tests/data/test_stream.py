@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 
 from unimmad.data.index import DatasetEntry, Modality
+from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
 from unimmad.data.location import parse_data_folder
-from unimmad.data.order import TrainingOrder
+from unimmad.data.reading.order import TrainingOrder
+from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.data.reading.shard_set import CorruptSampleError, ShardSet
+from unimmad.data.reading.skipping import OnError, SkipLog, summary
+from unimmad.data.reading.stream import evaluation_rounds, expect_workers, training_batches
 from unimmad.data.sample import Batch, Sample
-from unimmad.data.shard_cache import ShardCache
-from unimmad.data.shard_set import CorruptSampleError, ShardSet
-from unimmad.data.shards import write_shards
-from unimmad.data.skipping import OnError, SkipLog, summary
-from unimmad.data.source import SourceFile, SourceSample, SourceSet
-from unimmad.data.stream import evaluation_rounds, expect_workers, training_batches
+from unimmad.data.writing.shards import write_shards
 
 # Three workers on fewer cores are what some of these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")

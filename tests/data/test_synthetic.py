@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from unimmad.data.source import SourceFile, SourceSample, SourceSet
+from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
 from unimmad.data.synthetic import synthetic_sets
 from unimmad.data.synthetic.catalogue import SETS, ClassSpec
 from unimmad.data.synthetic.defects import DefectKind

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hostile_tars import SHARD, blocks, entry, extended, header, hostile, hostile_folder, shard
 
-from unimmad.data.tar_headers import header_problems
-from unimmad.data.verify import verify_folder
+from unimmad.data.writing.tar_headers import header_problems
+from unimmad.data.writing.verify import verify_folder
 
 HOSTILE = hostile()
 READ_BY_TARFILE = {

@@ -13,8 +13,8 @@ from disk_sets import make_multimodal, make_mvtec
 
 from unimmad.data.index import INDEX_NAME
 from unimmad.data.layouts import find_set
-from unimmad.data.shards import write_shards
-from unimmad.data.verify import verify_folder
+from unimmad.data.writing.shards import write_shards
+from unimmad.data.writing.verify import verify_folder
 
 
 @pytest.fixture

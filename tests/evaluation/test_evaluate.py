@@ -23,10 +23,10 @@ from torch import nn
 
 from unimmad.checkpoint import state
 from unimmad.config import load_recipe
-from unimmad.evaluation.comparison import OtherReport
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
-from unimmad.evaluation.metrics import METRIC_KEYS
-from unimmad.evaluation.report import from_json
+from unimmad.metrics.metrics import METRIC_KEYS
+from unimmad.report.comparison import OtherReport
+from unimmad.report.report import from_json
 
 CPU = torch.device("cpu")
 CLOSE = 1e-4

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
-from unimmad.data.shard_set import ShardSet
-from unimmad.evaluation.class_pictures import draw_class
 from unimmad.evaluation.collecting import ScoredBatch
 from unimmad.evaluation.letters import (
     batch_letter,
@@ -23,9 +22,10 @@ from unimmad.evaluation.letters import (
 )
 from unimmad.evaluation.run import evaluate_classes
 from unimmad.evaluation.sample_picture import sample_picture
-from unimmad.evaluation.scored_class import scored_entry
 from unimmad.evaluation.scoring import score_on_device
 from unimmad.evaluation.shared_drawing import chosen_samples
+from unimmad.report.class_pictures import draw_class
+from unimmad.report.scored_class import scored_entry
 
 CPU = torch.device("cpu")
 

@@ -13,17 +13,17 @@ import torch
 from matplotlib.figure import Figure
 
 from unimmad.data.sample import Sample
-from unimmad.evaluation import expert_map
-from unimmad.evaluation.class_pictures import draw_class
 from unimmad.evaluation.collecting import ClassScores, ScoredBatch
-from unimmad.evaluation.expert_usage import ClassUsage, UsageRow
-from unimmad.evaluation.figures import SamplePicture, save_overview
-from unimmad.evaluation.metrics import MetricAccumulator
-from unimmad.evaluation.pictures import Pictures
-from unimmad.evaluation.report import Report
-from unimmad.evaluation.scored_class import ScoredClass, read_scored, scored_entry
-from unimmad.evaluation.selection import failures_first
-from unimmad.evaluation.tables import write_image_scores, write_tables
+from unimmad.metrics.metrics import MetricAccumulator
+from unimmad.report import expert_map
+from unimmad.report.class_pictures import draw_class
+from unimmad.report.expert_usage import ClassUsage, UsageRow
+from unimmad.report.figures import SamplePicture, save_overview
+from unimmad.report.pictures import Pictures
+from unimmad.report.report import Report
+from unimmad.report.scored_class import ScoredClass, read_scored, scored_entry
+from unimmad.report.selection import failures_first
+from unimmad.report.tables import write_image_scores, write_tables
 
 
 def picture(number: int) -> SamplePicture:

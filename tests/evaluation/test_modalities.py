@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from unimmad.config import load_recipe
-from unimmad.data.shard_set import ShardSet
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation.each_modality import evaluate_each_modality, screen_modalities
 from unimmad.evaluation.evaluate import evaluate_checkpoint
-from unimmad.evaluation.metrics import METRIC_KEYS
 from unimmad.evaluation.modalities import classes_by_modality, keep_modalities
 from unimmad.evaluation.run import evaluate_classes
+from unimmad.metrics.metrics import METRIC_KEYS
 
 CPU = torch.device("cpu")
 BRAINS = ("brains/brain_upper", "brains/brain_ventricles")

@@ -15,7 +15,7 @@ from hand_made import hand_made_checkpoint
 
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.config import load_recipe
-from unimmad.data.shard_set import ShardSet
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation import evaluate as evaluate_module
 from unimmad.evaluation import run
 from unimmad.evaluation.evaluate import evaluate_checkpoint

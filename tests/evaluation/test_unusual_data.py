@@ -15,10 +15,10 @@ from PIL import Image
 
 from unimmad.config import load_recipe
 from unimmad.data.layouts.find import find_set
-from unimmad.data.shards import write_shards
+from unimmad.data.writing.shards import write_shards
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
-from unimmad.evaluation.metrics import METRIC_KEYS
-from unimmad.evaluation.screen import screen_table
+from unimmad.metrics.metrics import METRIC_KEYS
+from unimmad.report.console import screen_table
 
 SIDE = 64
 IMAGE_KEYS, PIXEL_KEYS = METRIC_KEYS[:3], METRIC_KEYS[3:]

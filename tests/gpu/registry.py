@@ -11,8 +11,8 @@ from gpu.using import calibrated, compared, evaluated, exported, predicted
 from gpu.waiting import waits
 from parity.cases import Layout
 
-from unimmad.benchmarks.contest import EVALUATION, TASKS, TRAINING
-from unimmad.evaluation.scoring import Precision
+from benchmarks.contest import EVALUATION, TASKS, TRAINING
+from unimmad.config import Precision
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 GROUPS: tuple[dict[str, CheckFunction], ...] = (

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from gpu.check import Outcome
 
-from unimmad.benchmarks.markdown import markdown_table
-from unimmad.files import write_text_aside
-from unimmad.machine import machine_name
+from benchmarks.markdown import markdown_table
+from unimmad.profiling.machine import machine_name
+from unimmad.serialization.atomic_write import write_text_aside
 
 JSON_FILE, MARKDOWN_FILE = "check-gpu.json", "check-gpu.md"
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from unimmad.config import load_recipe
 from unimmad.data.layouts.calibration import set_aside
-from unimmad.data.shards import write_shards
-from unimmad.data.source import SourceSet
+from unimmad.data.layouts.source_set import SourceSet
 from unimmad.data.synthetic import synthetic_sets
+from unimmad.data.writing.shards import write_shards
 from unimmad.parallel.world import World, join_world
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.run import train

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from gpu.check import Found, Setting, SkippedError
 
-from unimmad.benchmarks.against import measure_task
-from unimmad.benchmarks.contest import EVALUATION, TRAINING, Comparison, Contestant, TaskResult
-from unimmad.benchmarks.longest import Profiled, longest_table, measure_longest
-from unimmad.evaluation.scoring import Precision
+from benchmarks.against import measure_task
+from benchmarks.contest import EVALUATION, TRAINING, Comparison, Contestant, TaskResult
+from benchmarks.longest import Profiled, longest_table, measure_longest
+from unimmad.config import Precision
 
 MODALITIES = 2
 SIZES = {"cuda": (16, 10, 10), "cpu": (2, 2, 1)}

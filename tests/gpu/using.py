@@ -13,11 +13,11 @@ import numpy as np
 from gpu.check import CheckError, Found, Setting, SkippedError
 from gpu.runs import make_shards, trained_run
 
-from unimmad.evaluation.command import main as evaluate
-from unimmad.export.command import main as export
-from unimmad.prediction.command import main as predict
-from unimmad.prediction.detector import Detector
-from unimmad.prediction.inputs import InputSample
+from unimmad.cli.evaluate import main as evaluate
+from unimmad.cli.export import main as export
+from unimmad.cli.predict import main as predict
+from unimmad.inference.detector import Detector
+from unimmad.inference.inputs import InputSample
 
 DATASET, CLASS = "solids", "cookie"
 BOUND = 1e-3

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gpu.check import CheckError, CheckFunction, Outcome, Setting, SkippedError
 
-from unimmad.files import write_text_aside
+from unimmad.serialization.atomic_write import write_text_aside
 
 
 def main(checks: Mapping[str, CheckFunction]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from launches import ROOT
 from launching.fake_slurm import install
 
-from unimmad.launching.command import main
+from unimmad.cli.launch import main
 from unimmad.launching.options import parse_options
 from unimmad.launching.plan import describe, make_plan
 from unimmad.launching.submission import batch_script

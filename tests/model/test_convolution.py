@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unimmad.model import convolution
-from unimmad.model.convolution import (
+from unimmad.model.backends import convolution
+from unimmad.model.backends.convolution import (
     FastConv2d,
     _transformed_convolution,
     fast_convolution,

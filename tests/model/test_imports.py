@@ -8,7 +8,12 @@ from pathlib import Path
 
 import unimmad.model
 
-MODULES = sorted(path.stem for path in Path(unimmad.model.__path__[0]).glob("*.py") if path.stem != "__init__")
+FOLDER = Path(unimmad.model.__path__[0])
+MODULES = sorted(
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__")
+    for path in FOLDER.rglob("*.py")
+    if path != FOLDER / "__init__.py"
+)
 
 
 def test_the_model_imports_nothing_else_of_the_package():

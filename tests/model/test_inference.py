@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unimmad.assembly import new_model
 from unimmad.config import load_recipe
-from unimmad.model import convolution
-from unimmad.model.convolution import FastConv2d, fast_convolution
+from unimmad.model.backends import convolution
+from unimmad.model.backends.convolution import FastConv2d, fast_convolution
 from unimmad.model.cross_moe import over_joined_maps
 from unimmad.model.inference import InferenceBranch, LeaderProducts, for_inference, over_maps_in_turn
 from unimmad.model.routing import Routing

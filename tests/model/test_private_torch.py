@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unimmad.model import private_torch
+from unimmad.model.backends import private_torch
 
 
 @pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="this PyTorch or processor has no NNPACK")
 def test_nnpacks_convolution_is_a_convolution():
-    broken = "PyTorch changed _nnpack_spatial_convolution: transformed convolutions (model/convolution.py) are wrong"
+    broken = "PyTorch changed _nnpack_spatial_convolution: model/backends/convolution.py is wrong"
     x_1CHW, kernel_OCkk, bias_O = torch.randn(1, 4, 8, 8), torch.randn(6, 4, 3, 3), torch.randn(6)
     expected = F.conv2d(x_1CHW, kernel_OCkk, bias_O, padding=1)
     for ours in (private_torch.nnpack_convolution, private_torch.NNPACK_CONVOLUTION):
@@ -47,7 +47,7 @@ def test_leaves_of_a_nested_result():
 
 @pytest.mark.skipif(find_spec("triton") is not None, reason="Triton is installed here")
 def test_triton_is_missed_where_it_is_not_installed():
-    broken = "PyTorch changed has_triton: training.compile is not checked before training (model/execution.py)"
+    broken = "PyTorch changed has_triton: training.compile is not checked before training (model/backends/execution.py)"
     assert private_torch.has_triton() is False, broken
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unimmad.model.tf32 import BOTH, NEITHER, Tf32, allow_tf32, choose_for_training, tf32, without_tf32
+from unimmad.model.backends.tf32 import BOTH, NEITHER, Tf32, allow_tf32, choose_for_training, tf32, without_tf32
 
 
 @pytest.fixture(autouse=True)

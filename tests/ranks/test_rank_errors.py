@@ -6,9 +6,9 @@ import pytest
 import torch
 from parallel.ranks import run_on_ranks
 
-from unimmad.files import host_name
 from unimmad.parallel.world import World
 from unimmad.ranks.errors import Problem, SharedError, exit_status, tell
+from unimmad.serialization.atomic_write import host_name
 
 PLACES = [Problem(1, "n1", "no data", ""), Problem(8, "n2", "no cache", ""), Problem(9, "n2", "no cache", "")]
 

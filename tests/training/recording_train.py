@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from unimmad import train
-from unimmad.data.stream import training_batches
+from unimmad.data.reading.stream import training_batches
 from unimmad.evaluation import run as evaluation
 from unimmad.evaluation.scoring import score_on_device
 from unimmad.training import loop

@@ -15,8 +15,8 @@ from crashes import kill_all, newest_step, start, training_ranks, wait_for_step,
 from launches import CONFIGS, command, environment, run, train, weights
 
 from unimmad.data.index import load_index
-from unimmad.files import host_name
 from unimmad.parallel.world import World
+from unimmad.serialization.atomic_write import host_name
 from unimmad.training.arguments import parse_arguments
 from unimmad.training.run import train as run_training
 from unimmad.training.run_folder import LOCK_NAME

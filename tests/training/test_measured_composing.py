@@ -14,7 +14,7 @@ import torch
 from unimmad.assembly import new_model
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, read_state
 from unimmad.config import load_recipe
-from unimmad.data.shard_set import ShardSet
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.model.cross_moe import MiMoEBranch, composing_is_cheaper
 from unimmad.parallel.world import World
 from unimmad.training import run

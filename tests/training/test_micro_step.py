@@ -37,8 +37,8 @@ from unimmad.training.checkpointing import (
     save_checkpoint,
     weight_pieces,
 )
-from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
+from unimmad.training.nan_check import LossGuard
 from unimmad.training.step_totals import leader_usage
 
 WARM_UP_STEPS = 3

@@ -15,9 +15,9 @@ from launches import CONFIGS, SECONDS, command, environment
 
 from unimmad.checkpoint.folder import find_checkpoint, read_state
 from unimmad.data.layouts import find_sets
-from unimmad.data.shard_set import ShardSet
-from unimmad.data.shards import write_shards
-from unimmad.data.verify import verify_folder
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.writing.shards import write_shards
+from unimmad.data.writing.verify import verify_folder
 
 RECORDING_TRAIN = Path(__file__).with_name("recording_train.py")
 SAVED, KILLED_BEFORE, END = 2, 3, 5

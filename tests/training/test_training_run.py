@@ -11,12 +11,12 @@ import pytest
 import torch
 from hand_made import hand_made_checkpoint
 
-from unimmad import folder_lock
 from unimmad.checkpoint import pieces
 from unimmad.config import load_recipe
-from unimmad.folder_lock import FolderLock
-from unimmad.lock_holder import Holder
 from unimmad.parallel.world import World
+from unimmad.serialization import folder_lock
+from unimmad.serialization.folder_lock import FolderLock
+from unimmad.serialization.lock_holder import Holder
 from unimmad.training import loop, run
 from unimmad.training.arguments import parse_arguments
 from unimmad.training.run import train

@@ -2,7 +2,7 @@
 
 Each rank takes the digests of the files that it wrote; ``state.json`` and ``index.json`` have theirs, too. Against
 somebody who writes a new ``digests.json`` they are no help. ``thresholds.json``, which calibration adds later, holds
-its own (``evaluation/thresholds.py``).
+its own (``checkpoint/thresholds.py``).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing_extensions import TypedDict
 
 from unimmad.checkpoint.folder import STATE_NAME
 from unimmad.checkpoint.pieces import INDEX_NAME, PieceReader
-from unimmad.documents import read_json
-from unimmad.validation import validated
+from unimmad.serialization.documents import read_json
+from unimmad.serialization.validation import validated
 
 logger = logging.getLogger(__name__)
 

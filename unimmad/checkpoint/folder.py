@@ -26,9 +26,9 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from unimmad.documents import read_json
-from unimmad.files import temporary_beside, write_text_aside
-from unimmad.validation import validated
+from unimmad.serialization.atomic_write import temporary_beside, write_text_aside
+from unimmad.serialization.documents import read_json
+from unimmad.serialization.validation import validated
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"

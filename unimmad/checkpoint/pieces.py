@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unimmad.checkpoint.tensor_index import PieceEntry, TensorEntry, TensorIndex, check_index, check_stored, check_whole
-from unimmad.documents import parse_json, read_json
-from unimmad.finite import all_finite
+from unimmad.model.finite import all_finite
+from unimmad.serialization.documents import parse_json, read_json
 
 INDEX_NAME = "index.json"
 _SHAPES = "shapes"

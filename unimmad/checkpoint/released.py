@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unimmad.finite import check_finite
 from unimmad.model.backbone import read_state_dict
+from unimmad.model.finite import check_finite
 from unimmad.model.unimmad import UniMMAD
 
 FILES = {

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unimmad.data.index import ClassName, DatasetEntry, Name, SampleEntry
-from unimmad.validation import first_problem
+from unimmad.serialization.validation import first_problem
 
 KEY = "trained_on"
 """In state.json."""

@@ -14,9 +14,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from unimmad.data.collector import collector_paused
-from unimmad.documents import read_limited
-from unimmad.validation import first_problem, one_line
+from unimmad.data.gc_pause import collector_paused
+from unimmad.serialization.documents import read_limited
+from unimmad.serialization.validation import first_problem, one_line
 
 INDEX_NAME = "index.json"
 FORMAT: Literal[1] = 1

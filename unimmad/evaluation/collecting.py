@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimmad.data.sample import Batch, Sample
-from unimmad.evaluation.expert_usage import UsageCounter, chosen_leaders
-from unimmad.evaluation.metrics import MetricAccumulator
-from unimmad.evaluation.report import ClassResult
-from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.scoring import BatchScores, check_scored
+from unimmad.metrics.metrics import MetricAccumulator
+from unimmad.report.expert_usage import UsageCounter, chosen_leaders
+from unimmad.report.report import ClassResult
+from unimmad.report.scored_class import ScoredClass
 
 _BATCHES_WAITING = 4
 """Batches of maps that may wait for the metrics; the model pauses beyond that, so memory stays bounded."""

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from unimmad.data.index import Split
 from unimmad.data.location import DataFolder
-from unimmad.data.shard_cache import ShardCache
-from unimmad.data.shard_set import ShardSet
-from unimmad.evaluation.csv_text import csv_text
+from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation.evaluate import Evaluation
-from unimmad.evaluation.file_names import file_name
-from unimmad.evaluation.metrics import METRIC_KEYS, Metrics
 from unimmad.evaluation.modalities import classes_by_modality
-from unimmad.evaluation.report import Mean, Report, mean_of_members
-from unimmad.evaluation.screen import Group, grouped_table
-from unimmad.evaluation.tables import escaped, markdown_row
-from unimmad.evaluation.wording import PARTIAL, coverage, exact_cells, mean_cells
-from unimmad.files import write_text_aside
+from unimmad.metrics.metrics import METRIC_KEYS, Metrics
+from unimmad.report.console import Group, grouped_table
+from unimmad.report.csv_text import csv_text
+from unimmad.report.file_names import file_name
+from unimmad.report.formatting import PARTIAL, coverage, exact_cells, mean_cells
+from unimmad.report.report import Mean, Report, mean_of_members
+from unimmad.report.tables import escaped, markdown_row
+from unimmad.serialization.atomic_write import write_text_aside
 
 FOLDER = "modalities"
 ALL = "all"

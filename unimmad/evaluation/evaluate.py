@@ -16,28 +16,28 @@ from tqdm import tqdm
 from unimmad import __version__
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.state import package_version
-from unimmad.config import EvaluationSettings
+from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.index import Split
 from unimmad.data.location import DataFolder
-from unimmad.data.shard_cache import ShardCache
-from unimmad.data.shard_set import ShardSet
-from unimmad.data.skipping import OnError, SkipLog, summary
-from unimmad.evaluation.comparison import Comparison, OtherReport, compare, write_comparison
-from unimmad.evaluation.figures import SamplePicture
+from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.reading.skipping import OnError, SkipLog, summary
 from unimmad.evaluation.header import report_header
 from unimmad.evaluation.modalities import keep_modalities
-from unimmad.evaluation.pictures import Pictures
-from unimmad.evaluation.published import published_rows
-from unimmad.evaluation.report import Report
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
 from unimmad.evaluation.sample_picture import sample_picture
-from unimmad.evaluation.scored_class import ScoredClass
-from unimmad.evaluation.scoring import MaskRule, Precision, chosen_precision, scoring_form
+from unimmad.evaluation.scoring import MaskRule, chosen_precision, scoring_form
 from unimmad.evaluation.shared_drawing import chosen_samples, draw_classes
-from unimmad.evaluation.tables import write_image_scores, write_tables
-from unimmad.model.convolution import transforms_are_used
+from unimmad.model.backends.convolution import transforms_are_used
 from unimmad.ranks.exchange import ALONE, Ranks
+from unimmad.report.comparison import Comparison, OtherReport, compare, write_comparison
+from unimmad.report.figures import SamplePicture
+from unimmad.report.pictures import Pictures
+from unimmad.report.published import published_rows
+from unimmad.report.report import Report
+from unimmad.report.scored_class import ScoredClass
+from unimmad.report.tables import write_image_scores, write_tables
 
 NOT_IN_NUMBERS = frozenset({"batch_size", "pictures_per_class", "leader_cache_mib"})
 """Evaluation settings that change no number."""

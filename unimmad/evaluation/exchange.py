@@ -12,9 +12,9 @@ from unimmad.data.sample import Batch
 from unimmad.evaluation.collecting import ScoredBatch
 from unimmad.evaluation.letters import batch_letter, class_letter, read_batch, read_class_letter
 from unimmad.evaluation.own_classes import OwnClasses
-from unimmad.evaluation.scored_class import ScoredClass
 from unimmad.evaluation.scoring import BatchScores
 from unimmad.ranks.exchange import Letter, Ranks
+from unimmad.report.scored_class import ScoredClass
 
 Finished = tuple[str, ScoredClass | None]
 """A class and what came of it: nothing where none of its samples could be read."""

@@ -10,10 +10,11 @@ import torch
 
 from unimmad.checkpoint.folder import STATE_NAME
 from unimmad.checkpoint.loading import LoadedCheckpoint
+from unimmad.config import Precision
 from unimmad.data.index import Split, load_index
 from unimmad.data.location import DataFolder, recorded_data_folder, shown
-from unimmad.data.shard_set import ShardSet
-from unimmad.evaluation.scoring import MaskRule, Precision, numerics
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.evaluation.scoring import MaskRule, numerics
 
 
 def report_header(

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from unimmad.data.sample import Sample
-from unimmad.evaluation.class_pictures import DrawnClass
 from unimmad.evaluation.collecting import ScoredBatch
-from unimmad.evaluation.figures import SamplePicture
-from unimmad.evaluation.scored_class import ScoredClass, read_scored, scored_entry
+from unimmad.report.class_pictures import DrawnClass
+from unimmad.report.figures import SamplePicture
+from unimmad.report.scored_class import ScoredClass, read_scored, scored_entry
 
 _FACTS = "facts"
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from unimmad.data.index import DatasetEntry, Index, SampleEntry, Split
-from unimmad.data.shard_set import ShardSet
+from unimmad.data.reading.shard_set import ShardSet
 
 
 def keep_modalities(

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from itertools import accumulate
 
 from unimmad.evaluation.collecting import ClassScores, MetricsThread, ScoredBatch
-from unimmad.evaluation.scored_class import ScoredClass
+from unimmad.report.scored_class import ScoredClass
 
 
 class OwnClasses:

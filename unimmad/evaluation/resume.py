@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unimmad.data.shard_set import ShardSet
-from unimmad.documents import read_json
-from unimmad.evaluation.file_names import file_name
-from unimmad.evaluation.scored_class import ScoredClass, read_scored, scored_entry
-from unimmad.files import write_text_aside
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.report.file_names import file_name
+from unimmad.report.scored_class import ScoredClass, read_scored, scored_entry
+from unimmad.serialization.atomic_write import write_text_aside
+from unimmad.serialization.documents import read_json
 
 FOLDER = ".partial"
 

@@ -18,18 +18,18 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from unimmad.config import EvaluationSettings
+from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.index import Split
-from unimmad.data.shard_set import ShardSet
-from unimmad.data.skipping import OnError, SkipLog
-from unimmad.data.stream import evaluation_rounds
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.reading.skipping import OnError, SkipLog
+from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.evaluation.collecting import ClassScores, MetricsThread
 from unimmad.evaluation.exchange import Exchange, InOrder
 from unimmad.evaluation.own_classes import OwnClasses, last_rounds
-from unimmad.evaluation.scored_class import ScoredClass
-from unimmad.evaluation.scoring import MaskRule, Precision, score_on_device
+from unimmad.evaluation.scoring import MaskRule, score_on_device
 from unimmad.model.unimmad import UniMMAD
 from unimmad.ranks.exchange import ALONE, Ranks
+from unimmad.report.scored_class import ScoredClass
 
 T = TypeVar("T")
 

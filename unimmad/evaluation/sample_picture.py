@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import torch
 
-from unimmad.config import EvaluationSettings
+from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.index import ModalityKind
+from unimmad.data.reading.shard_set import SampleRef, ShardSet
 from unimmad.data.sample import Sample, collate
-from unimmad.data.shard_set import SampleRef, ShardSet
-from unimmad.evaluation.drawing import denormalise
-from unimmad.evaluation.figures import SamplePicture
-from unimmad.evaluation.scoring import MaskRule, Precision, score_batch
+from unimmad.evaluation.scoring import MaskRule, score_batch
 from unimmad.model.unimmad import UniMMAD
+from unimmad.report.drawing import denormalise
+from unimmad.report.figures import SamplePicture
 
 
 def sample_picture(

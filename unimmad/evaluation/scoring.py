@@ -16,18 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unimmad.config import EvaluationSettings
+from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.sample import Batch
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
-from unimmad.model.execution import compile_networks, use_channels_last
+from unimmad.model.backends.execution import compile_networks, use_channels_last
+from unimmad.model.backends.tf32 import without_tf32
 from unimmad.model.inference import for_inference
 from unimmad.model.routing import Routing
-from unimmad.model.tf32 import without_tf32
 from unimmad.model.unimmad import UniMMAD
 
-Precision = Literal["fp32", "bf16"]
-"""``fp32``: without TF32, so that numbers are the same on every device, to rounding; ``bf16``: autocast of the network
-over fp32 weights, while routing scores, distances, maps and image scores stay fp32."""
 MaskRule = Literal["nearest", "bilinear"]
 """How masks come to the image size before they count where > 0."""
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from unimmad.data.shard_set import SampleRef
-from unimmad.evaluation.class_pictures import DrawnClass, draw_class
-from unimmad.evaluation.figures import SamplePicture
+from unimmad.data.reading.shard_set import SampleRef
 from unimmad.evaluation.letters import class_letter, drawn_letter, read_class_letter, read_drawn
-from unimmad.evaluation.scored_class import ScoredClass
-from unimmad.evaluation.selection import failures_first
 from unimmad.ranks.exchange import Letter, Ranks
+from unimmad.report.class_pictures import DrawnClass, draw_class
+from unimmad.report.figures import SamplePicture
+from unimmad.report.scored_class import ScoredClass
+from unimmad.report.selection import failures_first
 
 
 def chosen_samples(

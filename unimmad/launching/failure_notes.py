@@ -15,10 +15,10 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from unimmad.documents import read_json
-from unimmad.files import write_text_aside
 from unimmad.ranks.errors import problems_to_tell
-from unimmad.validation import Count, first_problem, one_line
+from unimmad.serialization.atomic_write import write_text_aside
+from unimmad.serialization.documents import read_json
+from unimmad.serialization.validation import Count, first_problem, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from submitit.helpers import DelayedSubmission
 from unimmad.training.stop_request import SLURM_SIGNALS, StopRequest
 
 if TYPE_CHECKING:
-    from unimmad.launching.place import Place
+    from unimmad.launching.task_env import Place
     from unimmad.parallel.world import World
     from unimmad.training.arguments import TrainArguments
 
@@ -45,8 +45,8 @@ class TrainingJob:
 
     def __call__(self) -> None:
         stop = StopRequest(SLURM_SIGNALS, self.signal_delay_s).listen()
-        from unimmad.launching.place import Place
         from unimmad.launching.run_record import RunRecord
+        from unimmad.launching.task_env import Place
 
         place = Place.of_this_task(RunRecord(self.jobs_folder, self.key).starts())
         try:
@@ -56,8 +56,8 @@ class TrainingJob:
         if not complete:
             self._end_early(place, stop)
         stop.no_longer()
-        from unimmad.files import write_text_aside
         from unimmad.parallel.world import leave_world
+        from unimmad.serialization.atomic_write import write_text_aside
 
         leave_world()
         if place.rank == 0:
@@ -70,7 +70,7 @@ class TrainingJob:
     def _train(self, place: Place, stop: StopRequest) -> bool:
         """Whether training came to its end."""
         from unimmad.parallel.world import join_world
-        from unimmad.train import log_from_main
+        from unimmad.ranks.launcher import log_from_main
 
         place.export()
         world = join_world()
@@ -93,9 +93,9 @@ class TrainingJob:
 
     def _settle(self, place: Place, world: World) -> TrainArguments | None:
         """The trainer's arguments for this start of the job; None where its run is finished."""
-        from unimmad.launching.place import check_neighbours, describe_ranks, node_of_ranks
         from unimmad.launching.run_record import RunRecord
         from unimmad.launching.shared_folder import check_shared
+        from unimmad.launching.task_env import check_neighbours, describe_ranks, node_of_ranks
         from unimmad.parallel.deepspeed_config import read_deepspeed_config
         from unimmad.parallel.placement import effective_ep_size
         from unimmad.training.arguments import parse_arguments

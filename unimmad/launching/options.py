@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from unimmad.documents import MAX_YAML_BYTES, parse_yaml, read_limited
+from unimmad.serialization.documents import MAX_YAML_BYTES, parse_yaml, read_limited
 
 SITE_FILE = Path(__file__).parents[2] / "slurm" / "site.yaml"
 TRAINER_MARK = "--"

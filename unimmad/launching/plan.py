@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from unimmad.config import Recipe
-from unimmad.files import write_text_aside
 from unimmad.launching.options import LaunchOptions
 from unimmad.launching.slurm_commands import (
     Partition,
@@ -19,6 +18,7 @@ from unimmad.launching.slurm_commands import (
 )
 from unimmad.launching.sweep import Variant, expand_sweep
 from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_config
+from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.training.arguments import TrainArguments, parse_arguments
 
 CONFIGS = Path("ds_configs")

@@ -14,12 +14,12 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from unimmad.checkpoint.folder import CheckpointFolder, read_state
-from unimmad.documents import read_json
-from unimmad.files import write_text_aside
 from unimmad.parallel.world import World
+from unimmad.serialization.atomic_write import write_text_aside
+from unimmad.serialization.documents import read_json
+from unimmad.serialization.validation import Count, Entry, one_line, validated
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.run_folder import choose_run_folder
-from unimmad.validation import Count, Entry, one_line, validated
 
 FINISHED = "finished"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from unimmad.files import write_text_aside
 from unimmad.parallel.world import World
 from unimmad.ranks.errors import SharedError
+from unimmad.serialization.atomic_write import write_text_aside
 
 PATIENCE_S = 30.0
 """How long a network file system may take to show what another node wrote."""

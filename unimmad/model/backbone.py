@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unimmad.finite import check_finite
-from unimmad.model.torchvision_repair import ensure_torchvision_imports
+from unimmad.model.backends.torchvision_repair import ensure_torchvision_imports
+from unimmad.model.finite import check_finite
 
 ensure_torchvision_imports()
 import timm  # noqa: E402

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unimmad.model.backends.convolution import SameConvolution, plain_convolution
 from unimmad.model.blocks import group_norm, pointwise
-from unimmad.model.convolution import SameConvolution, plain_convolution
 from unimmad.model.leaders import INITIAL_LEADER_STD, BaseKernelBank, LocalLeaders, convolve_tokens
 from unimmad.model.routing import Gate, Routing
 

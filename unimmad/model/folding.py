@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from unimmad.model.private_torch import with_own_members
+from unimmad.model.backends.private_torch import with_own_members
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 

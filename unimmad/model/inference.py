@@ -20,12 +20,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from unimmad.model.backends.convolution import fast_convolution, use_fast_convolutions
+from unimmad.model.backends.microbatch import in_parts
 from unimmad.model.blocks import BasicBlock, DecoderBottleneck
-from unimmad.model.convolution import fast_convolution, use_fast_convolutions
 from unimmad.model.cross_moe import CrossMoE, LocalRouting, MiMoEBranch, over_joined_maps
 from unimmad.model.folding import fold_batchnorm
 from unimmad.model.leaders import convolve_tokens
-from unimmad.model.parts import in_parts
 from unimmad.model.routing import Routing
 from unimmad.model.unimmad import UniMMAD
 

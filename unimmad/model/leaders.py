@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unimmad.model.convolution import SameConvolution, plain_convolution
+from unimmad.model.backends.convolution import SameConvolution, plain_convolution
 from unimmad.model.routing import Routing
 
 INITIAL_LEADER_STD = 0.02

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unimmad.config import TrainingSettings
-from unimmad.documents import read_json, shown
+from unimmad.serialization.documents import read_json, shown
 
 OUR_SECTION = "unimmad"
 

@@ -17,8 +17,8 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
 from unimmad.config import TrainingSettings
-from unimmad.model.execution import compile_networks, use_channels_last
-from unimmad.model.recomputing import recompute_activations
+from unimmad.model.backends.activation_checkpointing import recompute_activations
+from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.batchnorm import synchronise_batchnorm
 from unimmad.parallel.clipping import clip_whole_gradient

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unimmad.files import host_name
+from unimmad.serialization.atomic_write import host_name
 
 LOST_RANK_SIGNS = (
     "Connection closed by peer",

@@ -23,7 +23,7 @@ from unimmad.model.backbone import STRIDES
 from unimmad.model.cross_moe import CrossMoE, MiMoEBranch
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.world import World
-from unimmad.timing import Work, interleaved_seconds
+from unimmad.profiling.timing import Work, interleaved_seconds
 
 Composing = tuple[tuple[bool, ...], ...]
 """By level, the finest first, then kernel size: whether a token's kernel is composed."""

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.data.order import TrainingOrder
+from unimmad.data.reading.order import TrainingOrder
+from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.reading.skipping import SkipLog, summary
+from unimmad.data.reading.stream import training_batches
 from unimmad.data.sample import Batch
-from unimmad.data.shard_set import SampleRef, ShardSet
-from unimmad.data.skipping import SkipLog, summary
-from unimmad.data.stream import training_batches
 from unimmad.evaluation.evaluate import evaluate_checkpoint
-from unimmad.folder_lock import FolderLock
 from unimmad.parallel.engine import Engine
 from unimmad.ranks.errors import SharedError, StoppedError
+from unimmad.serialization.folder_lock import FolderLock
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
-from unimmad.training.guard import LossGuard
 from unimmad.training.micro_step import micro_step
+from unimmad.training.nan_check import LossGuard
 from unimmad.training.profiling import profiling
 from unimmad.training.run_log import RunLog
 from unimmad.training.schedule import Schedule

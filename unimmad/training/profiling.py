@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from unimmad.files import write_aside
 from unimmad.parallel.world import World
 from unimmad.ranks.errors import SharedError
+from unimmad.serialization.atomic_write import write_aside
 
 TRACE = Path("profile/rank-00000.json.gz")
 """In a run folder."""

@@ -22,23 +22,23 @@ from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model
 from unimmad.checkpoint.pieces import PieceReader
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe, check_dataset_weights
-from unimmad.data.default_set import ensure_synthetic_shards
 from unimmad.data.location import DataFolder
-from unimmad.data.order import TrainingOrder
-from unimmad.data.resized_cache import GB, ResizedCache, expected_bytes
-from unimmad.data.shard_cache import ShardCache
-from unimmad.data.shard_set import CorruptSampleError, SampleRef, ShardSet
-from unimmad.data.stream import expect_workers
-from unimmad.folder_lock import FolderLock
+from unimmad.data.reading.order import TrainingOrder
+from unimmad.data.reading.resized_cache import GB, ResizedCache, expected_bytes
+from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
+from unimmad.data.reading.stream import expect_workers
+from unimmad.data.synthetic.default_set import ensure_synthetic_shards
 from unimmad.model.backbone import RANDOM_WEIGHTS, calibrate_batchnorm
-from unimmad.model.execution import check_compiling
-from unimmad.model.tf32 import choose_for_training
+from unimmad.model.backends.execution import check_compiling
+from unimmad.model.backends.tf32 import choose_for_training
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.batchnorm import check_batchnorm
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config, read_deepspeed_config
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.placement import effective_ep_size
 from unimmad.parallel.world import World
+from unimmad.serialization.folder_lock import FolderLock
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.composing import Composing, described, follow_composing, kept_composing, new_composing

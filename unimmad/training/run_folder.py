@@ -12,7 +12,7 @@ from typing import Any
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe
-from unimmad.folder_lock import FolderLock
+from unimmad.serialization.folder_lock import FolderLock
 from unimmad.training.arguments import TrainArguments
 
 logger = logging.getLogger(__name__)

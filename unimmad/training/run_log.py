@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from unimmad.config import Recipe
 from unimmad.evaluation.evaluate import Evaluation
-from unimmad.machine import peak_bytes
 from unimmad.model.anomaly_map import anomaly_maps
 from unimmad.model.unimmad import Reconstruction
 from unimmad.parallel.dispatch import Traffic
 from unimmad.parallel.world import World
+from unimmad.profiling.machine import peak_bytes
 from unimmad.training.loss import Loss
 from unimmad.training.run_folder import TENSORBOARD
 from unimmad.training.step_totals import StepTotals, Totals

@@ -13,9 +13,9 @@ from typing import Literal
 
 import torch
 
-from unimmad.machine import matrix_rate
-from unimmad.operations import counting_operations
 from unimmad.parallel.world import World
+from unimmad.profiling.flops import counting_operations
+from unimmad.profiling.machine import matrix_rate
 
 
 class Utilisation:

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from unimmad.data.decode import PILLOW_SUFFIXES, decode_image, decode_mask_pixels
+from unimmad.data.decode_limits import read_image_file
+from unimmad.data.image_structure import check_png_or_jpeg
 from unimmad.data.layouts.encode import npy_bytes, png_bytes
-from unimmad.data.limits import read_image_file
-from unimmad.data.source import SourceFile
-from unimmad.data.structure import check_png_or_jpeg
+from unimmad.data.layouts.source_set import SourceFile
 
 
 def aligned_image(path: Path, reference: Path) -> SourceFile:

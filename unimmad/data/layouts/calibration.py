@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from unimmad.data.source import SourceSample
+from unimmad.data.layouts.source_set import SourceSample
 
 
 def set_aside(samples: Sequence[SourceSample], share: float, seed: int) -> list[SourceSample]:

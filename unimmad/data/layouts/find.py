@@ -15,6 +15,7 @@ from unimmad.data.layouts.calibration import set_aside
 from unimmad.data.layouts.layout import Layout, LayoutInfo, ReadSet
 from unimmad.data.layouts.registry import LAYOUTS
 from unimmad.data.layouts.scan import Notices, class_folders, unique_keys
+from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
 from unimmad.data.modality import (
     MAX_MODALITIES,
     ModalityChoice,
@@ -22,8 +23,7 @@ from unimmad.data.modality import (
     guess_kind,
     resolve_modality,
 )
-from unimmad.data.source import SourceFile, SourceSample, SourceSet
-from unimmad.validation import listed
+from unimmad.serialization.validation import listed
 
 UNSPECIFIED = "unspecified"
 

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from unimmad.data.index import Modality
 from unimmad.data.layouts.scan import Notices
+from unimmad.data.layouts.source_set import SourceSample
 from unimmad.data.modality import ModalityChoice
-from unimmad.data.source import SourceSample
 
 OWN_CALIBRATION_SHARE = 0.1
 """Of one's own images; the benchmarks train on all that they publish for it."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from unimmad.data.layouts.bmad import BMAD_LAYOUTS
-from unimmad.data.layouts.eyecandies import EyecandiesLayout
-from unimmad.data.layouts.hyper_kvasir import HyperKvasirLayout
+from unimmad.data.layouts.benchmarks.bmad import BMAD_LAYOUTS
+from unimmad.data.layouts.benchmarks.eyecandies import EyecandiesLayout
+from unimmad.data.layouts.benchmarks.hyper_kvasir import HyperKvasirLayout
+from unimmad.data.layouts.benchmarks.mmad_index import MMADIndexLayout
+from unimmad.data.layouts.benchmarks.mulsen_ad import MulSenADLayout
+from unimmad.data.layouts.benchmarks.mvtec_3d import MVTec3DLayout
+from unimmad.data.layouts.benchmarks.mvtec_ad import MVTecADLayout
+from unimmad.data.layouts.benchmarks.visa import VisALayout
 from unimmad.data.layouts.layout import Layout
-from unimmad.data.layouts.manifest import ManifestLayout
-from unimmad.data.layouts.mmad_index import MMADIndexLayout
-from unimmad.data.layouts.mulsen_ad import MulSenADLayout
-from unimmad.data.layouts.multimodal import MultimodalLayout
-from unimmad.data.layouts.mvtec import MVTecLayout
-from unimmad.data.layouts.mvtec_3d import MVTec3DLayout
-from unimmad.data.layouts.mvtec_ad import MVTecADLayout
-from unimmad.data.layouts.visa import VisALayout
+from unimmad.data.layouts.own.manifest import ManifestLayout
+from unimmad.data.layouts.own.multimodal import MultimodalLayout
+from unimmad.data.layouts.own.mvtec import MVTecLayout
 
 _ALL: tuple[Layout, ...] = (
     MVTecADLayout(),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unimmad.data.decode import IMAGE_SUFFIXES
 from unimmad.data.index import Split
-from unimmad.data.source import SourceFile, SourceSample
+from unimmad.data.layouts.source_set import SourceFile, SourceSample
 
 GOOD = "good"
 ANOMALY = "anomaly"

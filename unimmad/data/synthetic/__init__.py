@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from unimmad.data.index import Split
-from unimmad.data.source import SourceFile, SourceSample, SourceSet
+from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
 from unimmad.data.synthetic.catalogue import SETS, ClassSpec, SetSpec
 from unimmad.data.synthetic.draw import draw_sample
 from unimmad.data.synthetic.scene import encode_png

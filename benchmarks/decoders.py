@@ -1,0 +1,87 @@
+"""C-MoE alone: a network whose maps are given, so that all it computes are its decoders.
+
+Letters: B samples, T tokens, C channels of a level, h x w positions of a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unimmad.assembly import empty_model
+from unimmad.config import ModelSettings
+from unimmad.model.backbone import STRIDES
+from unimmad.model.backends.private_torch import with_own_members
+from unimmad.model.cross_moe import CrossMoE
+from unimmad.model.unimmad import Reconstruction, UniMMAD, at_once
+
+LEVELS = range(len(STRIDES))
+
+
+class Given(nn.Module):
+    """Stands for a part of the network, and gives what it was given."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, *_: Any) -> Any:
+        return self.value
+
+
+def decoder_model(settings: ModelSettings, device: torch.device, levels: Sequence[int] = LEVELS) -> UniMMAD:
+    """A model of which only the decoders of ``levels`` (0 is the finest) take memory; the rest is on ``meta``."""
+    with torch.device("meta"):
+        model = empty_model(settings)
+    with device:
+        model.levels = nn.ModuleList(
+            [
+                CrossMoE(
+                    model.encoder.channels[level],
+                    settings.embed_dim,
+                    settings.kernel_sizes,
+                    settings.leaders,
+                    settings.base_experts,
+                    settings.top_k,
+                    settings.banks,
+                    settings.initial_leader_std,
+                    settings.initial_output_bias,
+                )
+                for level in levels
+            ]
+        )
+    return model
+
+
+def with_given_maps(network: Any, shared: Sequence[Tensor], teacher: Sequence[Tensor]) -> Any:
+    """``network`` with given maps in place of all that comes before C-MoE; itself it stays as it is."""
+    given = {"teacher": list(teacher), "input_embedding": torch.empty(0), "encoder": None, "compression": list(shared)}
+    network = with_own_members(network)
+    for name, value in given.items():
+        assert isinstance(getattr(network, name), nn.Module)
+        setattr(network, name, Given(value))
+    network.divide = at_once  # what is given is the whole batch's
+    network.folded_teacher = None
+    return network
+
+
+def invented_maps(
+    model: UniMMAD, samples: int, tokens: int, device: torch.device, levels: Sequence[int] = LEVELS
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Shared features [B, C, h, w] and teacher features [T, C, h, w] of each level, the same at every call."""
+    generator = torch.Generator().manual_seed(1)
+    shared, teacher = [], []
+    for level in levels:
+        side = model.architecture.image_size // STRIDES[level]
+        shape = (model.encoder.channels[level], side, side)
+        shared.append(torch.randn(samples, *shape, generator=generator).to(device))
+        teacher.append(torch.randn(tokens, *shape, generator=generator).relu().to(device))
+    return shared, teacher
+
+
+def joined_distances(output: Reconstruction) -> Tensor:
+    """All levels' distances in one row: [n]."""
+    return torch.cat([distance_Thw.flatten() for distance_Thw in output.distances])

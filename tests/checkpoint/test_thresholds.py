@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from unimmad.checkpoint.thresholds import (
+    THRESHOLDS_NAME,
+    conformal_threshold,
+    images_needed,
+    load_thresholds,
+    make_thresholds,
+    save_thresholds,
+)
+from unimmad.data.index import DatasetEntry, Modality
+
+SOLIDS = DatasetEntry(field="industry", modalities=(Modality(name="rgb", slot=0, kind="rgb"),))
+
+
+def made(rate: float = 0.1):
+    scores = {"solids/cookie": [0.1 * n for n in range(1, 20)], "solids/rope": [5.0, 4.0, 6.0]}
+    return make_thresholds(scores, dict.fromkeys(scores, ("rgb",)), {"solids": SOLIDS}, (*scores, "solids/nut"), rate)
+
+
+@pytest.mark.parametrize(
+    ("count", "rate", "rank"),
+    [(99, 0.01, 99), (100, 0.01, 100), (199, 0.01, 198), (19, 0.05, 19), (199, 0.05, 190), (9, 0.5, 5), (3, 0.3, 3)],
+)
+def test_the_threshold_is_the_score_of_the_conformal_rank(count, rate, rank):
+    scores = np.random.default_rng(count).permutation(count) + 1.0
+    found = conformal_threshold(list(scores), rate)
+    assert found.value == rank
+    assert found.promised_rate == pytest.approx(1 - rank / (count + 1))
+    assert found.promised_rate <= rate
+
+
+@pytest.mark.parametrize(("count", "rate"), [(1, 0.01), (98, 0.01), (18, 0.05)])
+def test_too_few_scores_give_the_largest_and_the_rate_that_they_can_promise(count, rate):
+    found = conformal_threshold([float(n) for n in range(count)], rate)
+    assert found.value == count - 1
+    assert found.promised_rate == pytest.approx(1 / (count + 1))
+    assert found.promised_rate > rate
+
+
+@pytest.mark.parametrize(("rate", "needed"), [(0.01, 99), (0.05, 19), (0.3, 3), (0.001, 999)])
+def test_the_number_of_images_needed_is_the_smallest_that_promises_the_rate(rate, needed):
+    assert images_needed(rate) == needed
+    assert conformal_threshold([1.0] * needed, rate).promised_rate <= rate
+    assert needed == 1 or conformal_threshold([1.0] * (needed - 1), rate).promised_rate > rate
+
+
+def test_false_alarms_on_new_normal_scores_are_as_many_as_promised_on_average():
+    rng = np.random.default_rng(0)
+    rates = []
+    for _ in range(400):
+        threshold = conformal_threshold(list(rng.exponential(size=39)), 0.1)
+        rates.append((rng.exponential(size=500) > threshold.value).mean())
+    assert np.mean(rates) == pytest.approx(0.1, abs=0.012)
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, float("nan")], [float("inf")]])
+def test_no_score_or_one_that_is_not_finite_is_refused(scores):
+    with pytest.raises(ValueError, match="finite scores"):
+        conformal_threshold(scores, 0.1)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, 5])
+def test_a_rate_that_cannot_be_is_refused(rate):
+    with pytest.raises(ValueError, match=r"false-alarm rate .* between 0 and 1"):
+        conformal_threshold([1.0], rate)
+
+
+def test_each_class_has_its_threshold_and_all_share_one():
+    thresholds = made()
+    assert thresholds.classes["solids/cookie"].value == pytest.approx(1.8)
+    assert thresholds.classes["solids/rope"].value == 6.0
+    assert thresholds.classes["solids/rope"].modalities == ("rgb",)
+    assert thresholds.all_classes.value == 5.0
+    assert thresholds.all_classes.images == 22
+    assert thresholds.too_few() == ["solids/rope"]
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    path = save_thresholds(made(), tmp_path)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name] == [THRESHOLDS_NAME]
+    assert load_thresholds(tmp_path) == made()
+
+
+def test_a_digit_that_changed_is_noticed_in_one_line_that_says_what_to_do(tmp_path):
+    path = save_thresholds(made(), tmp_path)
+    path.write_text(path.read_text().replace('"value": 6.0', '"value": 7.0'))
+    with pytest.raises(
+        ValueError, match=r"thresholds\.json: it is not what calibration wrote.*calibrate again"
+    ) as refused:
+        load_thresholds(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_change_on_purpose_is_taken_once_the_digest_is_gone(tmp_path):
+    path = save_thresholds(made(), tmp_path)
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    content["classes"]["solids/rope"]["value"] = 7.0
+    path.write_text(json.dumps(content))
+    loaded = load_thresholds(tmp_path)
+    assert loaded is not None
+    assert loaded.classes["solids/rope"].value == 7.0
+
+
+def test_the_precision_that_they_were_made_in_is_kept_and_a_decision_in_another_says_so(tmp_path):
+    save_thresholds(made().model_copy(update={"precision": "bf16"}), tmp_path)
+    loaded = load_thresholds(tmp_path)
+    assert loaded is not None
+    assert loaded.precision == "bf16"
+    assert loaded.precision_note("bf16") == ""
+    assert loaded.precision_note("fp32") == "scored in fp32, by thresholds of scores in bf16"
+
+
+def test_a_file_from_before_precisions_were_written_down_still_loads_and_says_nothing(tmp_path):
+    content = json.loads(made().model_dump_json())
+    del content["precision"]
+    (tmp_path / THRESHOLDS_NAME).write_text(json.dumps(content))
+    loaded = load_thresholds(tmp_path)
+    assert loaded is not None
+    assert loaded.precision is None
+    assert loaded.precision_note("fp32") == loaded.precision_note("bf16") == ""
+
+
+def test_a_checkpoint_without_thresholds_has_none(tmp_path):
+    assert load_thresholds(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}', ""])
+def test_a_damaged_file_is_named(tmp_path, text):
+    (tmp_path / THRESHOLDS_NAME).write_text(text)
+    with pytest.raises(ValueError, match=rf"{THRESHOLDS_NAME}: .*calibrate again"):
+        load_thresholds(tmp_path)
+
+
+def test_a_value_that_is_no_number_is_named(tmp_path):
+    content = json.loads(made().model_dump_json())
+    content["classes"]["solids/rope"]["value"] = "high"
+    (tmp_path / THRESHOLDS_NAME).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"classes.solids/rope.value"):
+        load_thresholds(tmp_path)
+
+
+def test_those_of_one_data_set_keep_the_threshold_of_all_classes():
+    kept = made().only("brains")
+    assert (kept.classes, kept.datasets, kept.trained_classes) == ({}, {}, ())
+    assert kept.all_classes == made().all_classes

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
+from unimmad.checkpoint.thresholds import Thresholds
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.sample import collate
+from unimmad.evaluation.scoring import score_batch
+from unimmad.inference.calibration import calibrate, describe
+
+CPU = torch.device("cpu")
+CLASSES = ["materials/cloth", "materials/nut", "materials/tiles", "solids/cookie", "solids/rope"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoint_folder) -> LoadedCheckpoint:
+    return load_checkpoint(checkpoint_folder)
+
+
+@pytest.fixture(scope="module")
+def thresholds(checkpoint, calibration_shards) -> Thresholds:
+    return calibrate(checkpoint, [calibration_shards], 0.01, device=CPU, progress=False)
+
+
+def changed(shards: Path, target: Path, values: dict[str, object]) -> Path:
+    """A copy of the shards in which the samples of the calibration split have other values."""
+    copy = shutil.copytree(shards, target)
+    index = json.loads((copy / "index.json").read_text())
+    for sample in index["samples"]:
+        if sample["split"] == "calibration":
+            sample.update(values)
+    (copy / "index.json").write_text(json.dumps(index))
+    return copy
+
+
+def test_each_class_has_the_score_of_its_calibration_image(checkpoint, calibration_shards, thresholds):
+    shards = ShardSet.open([calibration_shards])
+    assert sorted(thresholds.classes) == CLASSES
+    for name, (ref,) in shards.classes("calibration").items():
+        _, scores_B = score_batch(checkpoint.model, collate([shards.read(ref, 64)]), checkpoint.recipe.evaluation, CPU)
+        assert thresholds.classes[name].value == pytest.approx(scores_B.item(), rel=1e-5)
+        assert thresholds.classes[name].images == 1
+        assert set(thresholds.classes[name].modalities) == set(ref.entry.images)
+    assert thresholds.all_classes.value == max(found.value for found in thresholds.classes.values())
+    assert thresholds.all_classes.images == 5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_precision_is_kept_with_them(checkpoint, calibration_shards, precision):
+    found = calibrate(checkpoint, [calibration_shards], 0.5, device=CPU, progress=False, precision=precision)
+    assert found.precision == precision
+
+
+def test_the_data_sets_and_classes_trained_on_are_kept(thresholds, calibration_shards):
+    assert thresholds.datasets == ShardSet.open([calibration_shards]).datasets
+    assert sorted(thresholds.trained_classes) == CLASSES
+
+
+def test_too_few_images_are_said(thresholds):
+    lines = describe(thresholds).splitlines()
+    assert "scored in fp32" in lines
+    assert "solids/rope" in lines[5]
+    assert "50.000%" in lines[5]
+    assert "needs 99 calibration images of a class" in lines[-1]
+
+
+def test_without_the_split_it_says_what_to_do(checkpoint, calibration_shards, tmp_path):
+    copy = changed(calibration_shards, tmp_path / "none", {"split": "train"})
+    with pytest.raises(ValueError, match=r"none: no calibration split.*--calibration-share.*train"):
+        calibrate(checkpoint, [copy], 0.01, device=CPU, progress=False)
+
+
+def test_an_anomalous_image_in_the_split_is_named(checkpoint, calibration_shards, tmp_path):
+    copy = changed(calibration_shards, tmp_path / "bad", {"anomalous": True})
+    with pytest.raises(ValueError, match=r"sample \S+ of calibration has the defect good and anomalous True"):
+        calibrate(checkpoint, [copy], 0.01, device=CPU, progress=False)
+
+
+def test_a_rate_that_cannot_be_is_refused_before_anything_is_read(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="false-alarm rate of 2"):
+        calibrate(checkpoint, [tmp_path / "gone"], 2, device=CPU)

@@ -1,0 +1,267 @@
+"""The detector gives a sample the score that evaluation gives it, and decides by the threshold that holds for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unimmad
+from unimmad.checkpoint.loading import load_checkpoint
+from unimmad.checkpoint.thresholds import Thresholds
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.sample import collate
+from unimmad.evaluation.scoring import score_batch
+from unimmad.inference.calibration import calibrate
+from unimmad.inference.detector import ALL_CLASSES, Detector
+from unimmad.inference.inputs import InputSample
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def shards(calibration_shards) -> ShardSet:
+    return ShardSet.open([calibration_shards])
+
+
+@pytest.fixture(scope="module")
+def thresholds(checkpoint_folder, calibration_shards) -> Thresholds:
+    checkpoint = load_checkpoint(checkpoint_folder)
+    return calibrate(checkpoint, [calibration_shards], 0.5, device=CPU, progress=False)
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint_folder) -> Detector:
+    return Detector.from_checkpoint(checkpoint_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def detector(plain, thresholds) -> Detector:
+    return Detector(plain.engine, plain.catalogue, thresholds)
+
+
+def files_of(shards: ShardSet, class_name: str, folder: Path) -> list[InputSample]:
+    """The test samples of a class, unpacked."""
+    samples = []
+    for ref in shards.classes("test")[class_name]:
+        images = {}
+        for name, member in ref.entry.images.items():
+            path = folder / f"{ref.entry.key}-{name}{Path(member.name).suffix}"
+            path.write_bytes(shards._member_bytes(ref, member))
+            images[name] = path
+        samples.append(InputSample(ref.entry.key, images))
+    return samples
+
+
+@pytest.fixture(scope="module")
+def cookies(shards, tmp_path_factory) -> list[InputSample]:
+    return files_of(shards, "solids/cookie", tmp_path_factory.mktemp("cookies"))
+
+
+@pytest.fixture(scope="module")
+def cloths(shards, tmp_path_factory) -> list[InputSample]:
+    return files_of(shards, "materials/cloth", tmp_path_factory.mktemp("cloths"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_scores_and_maps_are_those_of_evaluation(plain, checkpoint_folder, shards, cookies, batch_size):
+    checkpoint = load_checkpoint(checkpoint_folder)
+    batch = collate([shards.read(ref, 64) for ref in shards.classes("test")["solids/cookie"]])
+    maps_BHW, scores_B = score_batch(checkpoint.model, batch, checkpoint.recipe.evaluation, CPU)
+    found = list(plain.predict_all(cookies, batch_size=batch_size))
+    assert [prediction.name for prediction in found] == [sample.name for sample in cookies]
+    for prediction, map_HW, score in zip(found, maps_BHW, scores_B.tolist(), strict=True):
+        assert prediction.score == pytest.approx(score, rel=1e-5)
+        np.testing.assert_allclose(prediction.map_HW, map_HW, rtol=1e-4, atol=1e-5)
+        assert prediction.modalities == ("rgb", "depth")
+
+
+def test_samples_of_one_and_two_modalities_share_a_batch(plain, cookies, cloths):
+    together = list(plain.predict_all([*cookies, *cloths], batch_size=4))
+    alone = [plain.predict(sample.images) for sample in (*cookies, *cloths)]
+    assert [p.score for p in together] == pytest.approx([p.score for p in alone], rel=1e-5)
+
+
+def test_arrays_and_files_are_scored_alike(plain, cloths):
+    file = cloths[0].images["rgb"]
+    array = np.asarray(Image.open(file))
+    by_array = plain.predict({"rgb": array})
+    assert by_array.score == plain.predict(str(file)).score == plain.predict(array).score
+    assert by_array.files == {}
+    assert plain.predict(file).files == {"rgb": str(file)}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (9, 300), (333, 40), (64, 64)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_images_of_any_size_and_bit_depth(plain, shape, dtype):
+    top = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
+    pixels = (np.random.default_rng(0).random((*shape, 3)) * top).astype(dtype)
+    for array in (pixels, pixels[:, :, 0]):
+        assert np.isfinite(plain.predict(array).score)
+
+
+def test_without_thresholds_there_is_a_score_alone(plain, cookies):
+    found = plain.predict(cookies[0].images, class_name="cookie")
+    assert (found.anomalous, found.threshold, found.threshold_of) == (None, None, None)
+    assert found.class_name == "solids/cookie"
+
+
+def test_a_known_class_is_decided_by_its_own_threshold(detector, thresholds, cookies):
+    own = thresholds.classes["solids/cookie"]
+    for sample in cookies:
+        found = detector.predict(sample.images, class_name="cookie")
+        assert (found.threshold, found.threshold_of) == (own.value, "solids/cookie")
+        assert found.anomalous is (found.score > own.value)
+        assert found.notes == ()
+
+
+def test_too_few_calibration_images_for_the_rate_are_said_with_each_decision(plain, thresholds, cookies):
+    strict = Detector(plain.engine, plain.catalogue, thresholds.model_copy(update={"false_alarm_rate": 0.01}))
+    found = strict.predict(cookies[0].images, class_name="cookie")
+    assert found.notes == ("1 calibration images promise a false-alarm rate of 0.5 only",)
+
+
+@pytest.mark.parametrize(
+    ("made_in", "notes"), [("bf16", ("scored in fp32, by thresholds of scores in bf16",)), (None, ())]
+)
+def test_thresholds_of_another_precision_are_said_with_each_decision(plain, thresholds, cookies, made_in, notes):
+    other = Detector(plain.engine, plain.catalogue, thresholds.model_copy(update={"precision": made_in}))
+    assert other.predict(cookies[0].images, class_name="cookie").notes == notes
+
+
+@pytest.mark.parametrize("class_name", [None, "spoon"])
+def test_no_class_or_an_unknown_one_is_decided_by_the_threshold_of_all(detector, thresholds, cookies, class_name):
+    found = detector.predict(cookies[0].images, class_name=class_name)
+    assert (found.threshold, found.threshold_of) == (thresholds.all_classes.value, ALL_CLASSES)
+    assert found.class_name is None
+    assert "decided by the threshold of all classes" in found.notes
+    assert ("class spoon is not one that the model was trained on" in found.notes) is (class_name == "spoon")
+
+
+def test_a_sample_without_one_of_its_modalities_is_scored_and_not_decided(detector, cookies):
+    found = detector.predict({"depth": cookies[0].images["depth"]}, class_name="cookie")
+    assert found.modalities == ("depth",)
+    assert found.anomalous is None
+    assert found.notes[0] == "scored without rgb"
+
+
+def test_pictures_only_where_asked_for_and_of_every_modality(plain, cookies):
+    (with_pictures,) = plain.predict_all(cookies[:1], with_pictures=True)
+    assert [name for name, _ in with_pictures.pictures] == ["rgb", "depth"]
+    assert plain.predict(cookies[0].images).pictures == ()
+
+
+def test_images_of_two_sizes_are_refused_by_name(plain, tmp_path):
+    pixels = np.zeros((8, 8), np.uint8)
+    with pytest.raises(ValueError, match="depth is 8 x 9 pixels"):
+        plain.predict({"rgb": pixels, "depth": np.zeros((9, 8), np.uint16)})
+    (tmp_path / "broken.png").write_bytes(b"no png")
+    with pytest.raises(ValueError, match=r"broken.png: does not open as PNG"):
+        plain.predict({"rgb": tmp_path / "broken.png"})
+    with pytest.raises(ValueError, match=r"gone.png: can't be read"):
+        plain.predict({"rgb": tmp_path / "gone.png"})
+    with pytest.raises(ValueError, match=r"image: modality thermal is not known; known are rgb, depth"):
+        plain.predict({"thermal": pixels})
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_what_comes_before_an_error_is_given_first(plain, cloths, tmp_path, place, batch_size):
+    (tmp_path / "broken.png").write_bytes(b"no png")
+    good = [InputSample(str(number), cloths[0].images) for number in range(4)]
+
+    def ending_in_an_error():
+        yield from good[:place]
+        raise KeyError("the source's own")
+
+    with_broken = [*good[:place], InputSample("broken", tmp_path / "broken.png"), *good[place:]]
+    for samples, error in (with_broken, ValueError), (ending_in_an_error(), KeyError):
+        found = plain.predict_all(samples, batch_size=batch_size)
+        assert [next(found).name for _ in range(place)] == [str(number) for number in range(place)]
+        with pytest.raises(error, match=r"broken.png: does not open as PNG|the source's own"):
+            next(found)
+
+
+def test_samples_that_cannot_be_scored_are_skipped_where_asked_for(plain, cloths, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no png")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    with (tmp_path / "large.png").open("wb") as stream:
+        stream.truncate(2**28 + 1)
+    bad = ["broken", "folder", "pipe", "device", "large", "gone"]
+    samples = [InputSample(name, tmp_path / f"{name}.png") for name in bad]
+    samples.insert(2, InputSample("good", cloths[0].images))
+    samples.append(InputSample("other", {"thermal": cloths[0].images["rgb"]}))
+    skipped: dict[str, str] = {}
+    found = plain.predict_all(samples, batch_size=3, on_skip=lambda name, error: skipped.update({name: str(error)}))
+    assert [prediction.name for prediction in found] == ["good"]
+    assert list(skipped) == [*bad, "other"]
+    assert "is no plain file" in skipped["pipe"]
+    assert "is no plain file" in skipped["device"]
+    assert "more than an image may have" in skipped["large"]
+
+
+def test_a_sample_whose_result_is_refused_is_skipped_where_asked_for(plain, cloths, monkeypatch):
+    decide = plain._prediction
+
+    def refusing(sample, *others):
+        if sample.name == "1":
+            raise ValueError("1: not usable")
+        return decide(sample, *others)
+
+    monkeypatch.setattr(plain, "_prediction", refusing)
+    samples = [InputSample(str(number), cloths[0].images) for number in range(3)]
+    skipped: list[str] = []
+    found = plain.predict_all(samples, on_skip=lambda name, error: skipped.append(f"{name} {error}"))
+    assert [prediction.name for prediction in found] == ["0", "2"]
+    assert skipped == ["1 1: not usable"]
+    with pytest.raises(ValueError, match="1: not usable"):
+        list(plain.predict_all(samples))
+
+
+def test_a_checkpoint_whose_data_are_gone_says_what_to_do(checkpoint_folder, calibration_shards, monkeypatch, tmp_path):
+    moved = calibration_shards.rename(calibration_shards.with_name("moved"))
+    try:
+        with pytest.raises(ValueError, match=r"is not here to say which modalities .*--data DIR"):
+            Detector.from_checkpoint(checkpoint_folder)
+        assert Detector.from_checkpoint(checkpoint_folder, data=[moved]).catalogue.modality_names == ("rgb", "depth")
+    finally:
+        moved.rename(calibration_shards)
+
+
+def test_a_device_that_is_not_there_is_refused(checkpoint_folder):
+    with pytest.raises(ValueError, match="device cuda:99 can't be used here"):
+        Detector.from_checkpoint(checkpoint_folder, device="cuda:99")
+
+
+def test_the_package_is_light_until_its_detector_is_asked_for():
+    code = "import sys, unimmad; print('torch' in sys.modules); unimmad.Detector; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["False", "True"]
+    with pytest.raises(AttributeError, match="Detectr"):
+        unimmad.Detectr  # noqa: B018
+
+
+def test_prediction_and_evaluation_run_without_deepspeed(checkpoint_folder, cloths, tmp_path):
+    words = [
+        "--checkpoint",
+        str(checkpoint_folder),
+        "--output-dir",
+        str(tmp_path / "out"),
+        str(cloths[0].images["rgb"]),
+    ]
+    code = (
+        "import sys; sys.modules['deepspeed'] = None\n"
+        "import unimmad.evaluation.evaluate, unimmad.cli.export\n"
+        f"from unimmad.cli.predict import main; sys.exit(main({words!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "predictions.jsonl").read_text().count("\n") == 1

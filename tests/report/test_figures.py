@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unimmad.report.drawing import colour_limits
+from unimmad.report.figures import (
+    SamplePicture,
+    class_figure,
+    heat_map_panel,
+    save_figure,
+    save_overview,
+)
+
+
+def sample(number=0, modalities=("rgb",), shape=(32, 32), defect="hole", with_mask=True, key=None):
+    rng = np.random.default_rng(number)
+    mask_HW = np.zeros(shape, bool)
+    if defect != "good":
+        mask_HW[4:12, 6:15] = True
+    return SamplePicture(
+        class_name=f"metal/plate_{number}",
+        key=key or f"plate/{number:03d}",
+        defect=defect,
+        score=0.25 * number,
+        images=tuple((name, rng.random((*shape, 3))) for name in modalities),
+        map_HW=(mask_HW + 0.1 * rng.random(shape)).astype(np.float32),
+        mask_HW=mask_HW if with_mask else None,
+    )
+
+
+def opened(path):
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB")) / 255
+
+
+def assert_worth_looking_at(pixels):
+    """White paper with much drawn on it."""
+    white = (pixels > 0.98).all(axis=2)
+    assert 0.05 < white.mean() < 0.75
+    assert (pixels[0] > 0.98).all()
+    assert pixels.std() > 0.1
+
+
+@pytest.mark.parametrize("modalities", [("rgb",), ("flair", "t1", "t2", "t1ce")])
+def test_class_figure_grows_with_modalities_and_rows(tmp_path, modalities):
+    rows = [
+        sample(1, modalities),
+        sample(2, modalities, defect="good"),
+        sample(3, modalities, with_mask=False),
+    ]
+    save_figure(class_figure(rows[:1]), tmp_path / "one.png")
+    save_figure(class_figure(rows), tmp_path / "sub" / "three.png")
+    one, three = opened(tmp_path / "one.png"), opened(tmp_path / "sub" / "three.png")
+    assert_worth_looking_at(three)
+    assert one.shape[1] == three.shape[1]
+    assert 200 * (len(modalities) + 3) < three.shape[1] < 300 * (len(modalities) + 3)
+    assert 2 * one.shape[0] < three.shape[0] < 3 * one.shape[0]
+
+
+def test_class_figure_takes_missing_modalities_and_other_sizes(tmp_path):
+    rows = [sample(1, ("depth",), shape=(20, 50)), sample(2, ("rgb", "depth"), shape=(50, 20))]
+    save_figure(class_figure(rows), tmp_path / "ragged.png")
+    save_figure(class_figure(rows[1:]), tmp_path / "second.png")
+    ragged, second = opened(tmp_path / "ragged.png"), opened(tmp_path / "second.png")
+    assert ragged.shape[1] == second.shape[1]
+    assert ragged.shape[0] > second.shape[0]
+
+
+def test_a_long_key_with_dollars_does_not_widen_the_figure(tmp_path):
+    save_figure(class_figure([sample(1)]), tmp_path / "short.png")
+    save_figure(class_figure([sample(1, key="a$b_$c/" * 60)]), tmp_path / "long.png")
+    assert opened(tmp_path / "short.png").shape == opened(tmp_path / "long.png").shape
+
+
+def test_panel_shows_the_map_on_the_given_scale(tmp_path):
+    row = sample(1, ("rgb", "depth"))
+    pictures = []
+    for number, limits in enumerate([colour_limits([row.map_HW]), (0.0, 100.0)]):
+        figure = heat_map_panel(row.images, row.map_HW, row.mask_HW, row.title, limits)
+        save_figure(figure, tmp_path / f"{number}.png")
+        pictures.append(opened(tmp_path / f"{number}.png"))
+    assert_worth_looking_at(pictures[0])
+    assert pictures[0].mean() > pictures[1].mean() + 0.002
+
+
+def test_infinite_and_constant_maps_can_be_drawn(tmp_path):
+    row = sample(1)
+    infinite = np.where(row.map_HW > 0.5, np.inf, 0.0).astype(np.float32)
+    figure = heat_map_panel(row.images, infinite, None, "all", colour_limits([infinite]))
+    save_figure(figure, tmp_path / "infinite.png")
+    assert_worth_looking_at(opened(tmp_path / "infinite.png"))
+
+
+def test_overview_has_a_place_for_every_class(tmp_path):
+    save_overview([sample(1)], tmp_path / "one.png")
+    save_overview([sample(number) for number in range(7)], tmp_path / "seven.png")
+    one, seven = opened(tmp_path / "one.png"), opened(tmp_path / "seven.png")
+    assert_worth_looking_at(seven)
+    assert seven.shape[1] == 2 * one.shape[1]
+    assert seven.shape[0] == pytest.approx(4 * one.shape[0], abs=4)
+    last_row = seven[-one.shape[0] :]
+    assert (last_row[:, one.shape[1] :] > 0.98).all()
+    assert (last_row[:, : one.shape[1]] < 0.5).any()
+
+
+def test_an_unusable_folder_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write .*/file/plate\.png.*choose another output folder"):
+        save_figure(class_figure([sample(1)]), tmp_path / "file" / "plate.png")
+
+
+def test_no_samples_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no samples"):
+        class_figure([])
+    with pytest.raises(ValueError, match="no samples"):
+        save_overview([], tmp_path / "empty.png")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,64 @@
+"""Turn the weights that UniMMAD's authors released into a checkpoint of this package.
+
+    python tools/convert.py RELEASED_DIR
+    python tools/convert.py RELEASED_DIR --output-dir runs/released --set model.backbone_weights=FILE
+
+RELEASED_DIR holds model.safetensors (encoder and compression), model_1.safetensors (input embedding) and
+model_2.safetensors (C-MoE). The frozen teacher is not among them: it is the backbone with the weights that
+model.backbone_weights names, ImageNet's by default. The checkpoint serves tools/evaluate.py --checkpoint and
+unimmad/train.py --init-from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from unimmad.checkpoint.conversion import Conversion, convert_released
+from unimmad.cli.console import print_any_name
+from unimmad.config import load_recipe
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    print_any_name()
+    try:
+        recipe = load_recipe(options.recipe, options.overrides)
+        conversion = convert_released(options.released, options.output_dir, recipe)
+    except ValueError as error:
+        print(f"convert.py: {error}", file=sys.stderr)
+        return 2
+    _print(conversion, options.output_dir)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("released", type=Path, metavar="RELEASED_DIR", help="folder of the three released files")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("runs/released"), help="run folder to make (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--recipe", default="paper", help="a shipped recipe's name or a YAML file (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one setting"
+    )
+    return parser
+
+
+def _print(conversion: Conversion, run: Path) -> None:
+    print(f"loaded  {conversion.loaded} tensors")
+    print(f"teacher weights: {conversion.backbone_weights}")
+    if conversion.backbone_weights.startswith("none"):
+        print("note: a random teacher is not the one trained with, and the maps mean nothing; give its weights")
+    for part, count in conversion.dropped.items():
+        print(f"dropped {part}: {count} tensors")
+    print(f"written {conversion.checkpoint}")
+    print(f"next: python tools/evaluate.py --checkpoint {run} --data DIR")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

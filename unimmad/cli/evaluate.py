@@ -1,0 +1,167 @@
+"""The command ``unimmad-evaluate``, which ``tools/evaluate.py`` is too: from words typed to a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from unimmad.checkpoint.thresholds import save_thresholds
+from unimmad.cli.console import print_any_name
+from unimmad.cli.evaluate_arguments import (
+    EACH,
+    check_together,
+    chosen_checkpoint,
+    chosen_data,
+    chosen_modalities,
+    chosen_workers,
+    evaluation_parser,
+)
+from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.evaluation.each_modality import evaluate_each_modality, screen_modalities
+from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
+from unimmad.evaluation.scoring import named_device
+from unimmad.inference.calibration import calibrate, describe
+from unimmad.ranks.errors import exit_status, tell
+from unimmad.ranks.exchange import LostRankError, Ranks, join_ranks, leave_ranks
+from unimmad.report.comparison import (
+    Comparison,
+    OtherReport,
+    compare,
+    read_report,
+    screen_comparison,
+    write_comparison,
+)
+from unimmad.report.console import screen_table
+from unimmad.report.report import Report
+from unimmad.serialization.folder_lock import FolderLock
+
+LOCK_NAME = "evaluation.lock"
+"""In the output folder, while an evaluation goes on."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Evaluate as ``words`` say (None: those of the command line); 0, or 2 where something given is wrong."""
+    parser = evaluation_parser()
+    arguments = parser.parse_args(words)
+    print_any_name()
+    ranks = join_ranks()
+    try:
+        with ranks.together():
+            check_together(parser, arguments)
+            if arguments.calibrate:
+                _calibrate(arguments, ranks)
+            else:
+                _report(arguments, ranks)
+    except ValueError as error:
+        if ranks.is_main:
+            tell(error, ranks.rank, ranks.size, parser.prog)
+        with suppress(LostRankError):
+            ranks.gather(None)  # a launcher ends the others when the first has ended: not before rank 0 has said it
+        return exit_status(error)
+    except LostRankError as error:
+        tell(error, ranks.rank, ranks.size, parser.prog)
+        return 1
+    except KeyboardInterrupt:
+        again = "" if arguments.calibrate else "; the same command goes on behind the last finished class"
+        if ranks.is_main:
+            print(f"{parser.prog}: interrupted{again}", file=sys.stderr)
+        return 130
+    leave_ranks()
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    checkpoint = chosen_checkpoint(arguments, ranks)
+    thresholds = calibrate(
+        checkpoint,
+        chosen_data(arguments, checkpoint),
+        arguments.false_alarm_rate,
+        device=named_device(arguments.device),
+        precision=arguments.precision,
+        workers=chosen_workers(arguments, checkpoint),
+        cache=ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
+        on_error=arguments.on_error,
+        ranks=ranks,
+    )
+    if ranks.is_main:
+        path = save_thresholds(thresholds, checkpoint.folder)
+        print(describe(thresholds))
+        print(f"thresholds {path}")
+
+
+def _report(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    compared = ranks.is_main and arguments.compare is not None
+    other = OtherReport(str(arguments.compare), read_report(arguments.compare)) if compared else None
+    if arguments.report is None:
+        with FolderLock(LOCK_NAME, "evaluation") as lock:
+            _evaluate(arguments, other, ranks, lock)
+    elif ranks.is_main:
+        _show(arguments, other)
+
+
+def _show(arguments: argparse.Namespace, other: OtherReport | None) -> None:
+    report = read_report(arguments.report)
+    comparison = None if other is None else compare(report, other)
+    _print_report(report, comparison)
+    if comparison is not None and arguments.output_dir is not None:
+        _print_tables(write_comparison(comparison, arguments.output_dir))
+
+
+def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: Ranks, lock: FolderLock) -> None:
+    checkpoint = chosen_checkpoint(arguments, ranks)
+    data = chosen_data(arguments, checkpoint)
+    output = arguments.output_dir or checkpoint.folder.parent.parent / "evaluation"
+    if ranks.is_main:
+        lock.take(output)
+    # Not the checkpoint's cache folder: a file that others may have written names no place to write to.
+    cache = ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb)
+    run = partial(
+        evaluate_checkpoint,
+        checkpoint,
+        data,
+        device=named_device(arguments.device),
+        workers=chosen_workers(arguments, checkpoint),
+        split=arguments.split,
+        mask_resize=arguments.mask_resize,
+        precision=arguments.precision,
+        fresh=arguments.fresh,
+        spill_to=arguments.spill,
+        published=arguments.published,
+        other=other,
+        cache=cache,
+        on_error=arguments.on_error,
+        ranks=ranks,
+    )
+    if arguments.modalities == EACH:
+        each = evaluate_each_modality(run, data, arguments.split, output, cache)
+        if each is not None:
+            _print(each.whole)
+            print(screen_modalities(each))
+            _print_tables(each.tables)
+        return
+    evaluation = run(output=output, modalities=chosen_modalities(arguments.modalities))
+    if evaluation is not None:
+        _print(evaluation)
+
+
+def _print(evaluation: Evaluation) -> None:
+    _print_report(evaluation.report, evaluation.comparison)
+    _print_tables(evaluation.tables)
+    if evaluation.overview is not None:
+        print(f"picture  {evaluation.overview}")
+    print(f"page     {evaluation.page}")
+
+
+def _print_report(report: Report, comparison: Comparison | None) -> None:
+    print(screen_table(report))
+    if comparison is not None:
+        print(screen_comparison(comparison))
+
+
+def _print_tables(tables: Sequence[Path]) -> None:
+    for table in tables:
+        print(f"table    {table}")

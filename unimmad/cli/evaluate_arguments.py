@@ -1,0 +1,204 @@
+"""What is typed after ``tools/evaluate.py`` (``unimmad-evaluate``), and what it means."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from unimmad.checkpoint.folder import NO_VERIFY_HELP, STATE_NAME, find_checkpoint, newest_run
+from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
+from unimmad.checkpoint.thresholds import DEFAULT_FALSE_ALARM_RATE
+from unimmad.data.location import DataFolder, parse_data_folder, recorded_data_folder
+from unimmad.ranks.exchange import ALONE, Ranks
+
+RUNS = Path("runs")
+TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"
+EACH = "each"
+"""Of ``--modalities``: every one alone, and all together."""
+_OF_A_REPORT = frozenset({"split", "fresh", "mask_resize", "modalities", "published", "spill", "compile"})
+NOT_TO_CALIBRATE = _OF_A_REPORT | {"output_dir", "compare", "report"}
+"""Options, by attribute, that ``--calibrate`` has no use for."""
+NOT_TO_SHOW = _OF_A_REPORT | {
+    *("checkpoint", "no_verify", "data", "device", "precision", "batch_size", "workers", "channels_last", "cache_dir"),
+    "on_error",
+}
+"""Those that a report which is there already has no use for."""
+_EXAMPLES = """Report a checkpoint's metrics on screen, as CSV, JSON, Markdown, LaTeX, and an HTML page with pictures.
+
+    %(prog)s                                              the newest run, on the data it was trained on
+    %(prog)s --checkpoint runs/demo --data data/synthetic data/pothole
+    %(prog)s --modalities each                            what each sensor is worth
+    %(prog)s --compare runs/other/evaluation              differences to another report
+    torchrun --nproc-per-node 8 tools/evaluate.py         by eight GPUs
+    %(prog)s --calibrate --false-alarm-rate 0.01          thresholds for tools/predict.py instead of a report
+"""
+
+
+def evaluation_parser() -> argparse.ArgumentParser:
+    """All options; their names are the attributes of what it parses."""
+    parser = argparse.ArgumentParser(description=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, help="run or checkpoint folder; default: the newest of runs/")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="DIR|URL",
+        help="shard folders, or their URLs (s3://..., https://..., 'pipe:COMMAND {}'); default: the trained ones",
+    )
+    parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation")
+    # DeepSpeed's launcher adds it; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--split", choices=["test", "train"], default="test")
+    parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
+    parser.add_argument("--fresh", action="store_true", help="do not go on where an interrupted evaluation ended")
+    _add_computing(parser.add_argument_group("computing: but for --precision it changes numbers by rounding at most"))
+    _add_rules(parser.add_argument_group("what is measured"))
+    _add_comparison(parser.add_argument_group("beside other numbers"))
+    _add_calibration(parser.add_argument_group("thresholds"))
+    return parser
+
+
+def _add_computing(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ...; default: the GPU where there is one, each rank's own under torchrun"
+    )
+    group.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 on a GPU that has it, else fp32")
+    group.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")
+    group.add_argument("--workers", type=int, help="loader processes of each rank; default: the recipe's")
+    switch = argparse.BooleanOptionalAction
+    group.add_argument("--channels-last", action=switch, help="another layout of maps in memory")
+    group.add_argument("--compile", action=switch, help="torch.compile; the first images take minutes")
+    group.add_argument(
+        "--cache-dir", type=Path, help="for shards from URLs; default: in $SLURM_TMPDIR, $TMPDIR, or ~/.cache"
+    )
+    group.add_argument(
+        "--spill", type=Path, metavar="DIR", help="keep pixel scores in files there, for classes larger than memory"
+    )
+
+
+def _add_rules(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--mask-resize",
+        choices=["nearest", "bilinear"],
+        default="nearest",
+        help="bilinear: as the paper's authors do, for comparison with published rows",
+    )
+    group.add_argument(
+        "--modalities", help="evaluate with these only, as rgb,depth; each: every one alone and all together"
+    )
+    group.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="skip: leave corrupt samples out and say so in the report (default: stop)",
+    )
+
+
+def _add_comparison(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--published", action="store_true", help="put the paper's published rows beside ours")
+    group.add_argument("--compare", type=Path, metavar="REPORT", help="show differences to another report.json")
+    group.add_argument("--report", type=Path, help="show this report.json; evaluate nothing")
+
+
+def _add_calibration(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="instead of a report: score the calibration split and write thresholds beside the checkpoint",
+    )
+    group.add_argument(
+        "--false-alarm-rate",
+        type=float,
+        default=DEFAULT_FALSE_ALARM_RATE,
+        help="with --calibrate: share of normal images that may be called anomalous (default: %(default)s)",
+    )
+
+
+def check_together(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: an option was given that another one leaves without effect; names both.
+    """
+    given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
+    if "false_alarm_rate" in given and not arguments.calibrate:
+        raise ValueError("--false-alarm-rate is for --calibrate: give both, or neither")
+    if "output_dir" in given and arguments.report and not arguments.compare:
+        raise ValueError("--report shows a report and writes nothing: leave --output-dir out, or add --compare")
+    for option, without in (("calibrate", NOT_TO_CALIBRATE), ("report", NOT_TO_SHOW)):
+        if option in given and (ignored := sorted(given & without)):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+            raise ValueError(f"{names}: of no effect with --{option}; leave out one or the other")
+
+
+def chosen_checkpoint(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> LoadedCheckpoint:
+    """The checkpoint named, or the newest run's; with the batch size asked for and the way to compute.
+
+    Raises:
+        ValueError: there is none, or it can't be loaded.
+    """
+    # Rank 0 looks: a run that trains meanwhile may write another between two looks.
+    folder = ranks.from_main(_checkpoint_folder(arguments.checkpoint) if ranks.is_main else Path())
+    checkpoint = load_checkpoint(folder, verify=not arguments.no_verify, ranks=ranks)
+    switches = {name: getattr(arguments, name) for name in ("channels_last", "compile")}
+    changes = {name: value for name, value in switches.items() if value is not None}
+    if arguments.batch_size is not None:
+        if arguments.batch_size < 1:
+            raise ValueError(f"--batch-size {arguments.batch_size} must be 1 or more")
+        changes["batch_size"] = arguments.batch_size
+    settings = checkpoint.recipe.evaluation.model_copy(update=changes)
+    return replace(checkpoint, recipe=checkpoint.recipe.model_copy(update={"evaluation": settings}))
+
+
+def _checkpoint_folder(named: Path | None) -> Path:
+    folder = named or newest_run(RUNS)
+    if folder is None:
+        raise ValueError(f"no run in {RUNS}/ yet; train one first: {TRAINING_COMMAND}")
+    return find_checkpoint(folder)
+
+
+def chosen_data(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint) -> list[DataFolder]:
+    """The shard folders named, or those that the checkpoint was trained on.
+
+    Raises:
+        ValueError: neither names any, or the checkpoint names a command or a folder that is not here.
+    """
+    if arguments.data:
+        return [parse_data_folder(text) for text in arguments.data]
+    state = str(checkpoint.folder / STATE_NAME)
+    folders = [recorded_data_folder(folder, state) for folder in checkpoint.state.get("data", [])]
+    if not folders:
+        raise ValueError(
+            f"{checkpoint.folder} names no data that it was trained on; give shard folders with --data DIR"
+        )
+    for folder in folders:
+        if isinstance(folder, Path) and not folder.is_dir():
+            raise ValueError(f"{state} names the data folder {folder}, which does not exist; say where by --data DIR")
+    return folders
+
+
+def chosen_workers(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint) -> int:
+    """Loader processes.
+
+    Raises:
+        ValueError: fewer than 0.
+    """
+    if arguments.workers is None:
+        return checkpoint.recipe.data.workers
+    if arguments.workers < 0:
+        raise ValueError(f"--workers {arguments.workers} must be 0 or more")
+    return int(arguments.workers)
+
+
+def chosen_modalities(text: str | None) -> list[str] | None:
+    """``rgb,depth`` as a list; None where nothing was typed.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError("--modalities names none; write them as rgb,depth, or each")
+    return names

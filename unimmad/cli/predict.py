@@ -1,0 +1,225 @@
+"""Score one's own images: files, folders of images, or folders with one folder a modality.
+
+    unimmad-predict --checkpoint runs/demo part.png more_parts/
+    unimmad-predict --checkpoint runs/demo --class cookie test/crumbs        test/crumbs/rgb/*, test/crumbs/depth/*
+    unimmad-predict --checkpoint runs/demo --modality rgb=a.png --modality depth=b.png
+    unimmad-predict --checkpoint model.onnx more_parts/
+
+Writes predictions.jsonl and a heat map for each sample, and prints the highest scores. Decisions need thresholds, which
+evaluation with --calibrate writes beside the checkpoint. An interrupted prediction keeps what it has scored, and the
+same command goes on with the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+import threading
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from unimmad.checkpoint.folder import NO_VERIFY_HELP, newest_run
+from unimmad.cli.console import print_any_name
+from unimmad.data.layouts.scan import Notices
+from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector, OnSkip, Prediction
+from unimmad.inference.inputs import InputSample, find_samples, sample_of_modalities
+from unimmad.inference.output import PredictionFolder, screen_table
+from unimmad.inference.resume import prediction_fingerprint, sample_fingerprints
+from unimmad.serialization.validation import one_line
+
+RUNS = Path("runs")
+MOST_SKIPPED = 10
+"""Samples that the summary names."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    print_any_name()
+    try:
+        with _sigterm_as_interrupt():
+            _predict(options, parser.prog)
+    except ValueError as error:
+        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"{parser.prog}: interrupted{interrupt}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _predict(options: argparse.Namespace, program: str) -> None:
+    _check(options)
+    detector = Detector.open(
+        _checkpoint(options.checkpoint),
+        data=options.data,
+        device=options.device,
+        precision=options.precision,
+        verify=not options.no_verify,
+    )
+    notices = Notices()
+    samples = _samples(options, detector, notices)
+    skipped: list[str] = []
+
+    def skip(name: str, error: ValueError) -> None:
+        skipped.append(name)
+        tqdm.write(f"{program}: skipped {one_line(name)}: {one_line(error)}", file=sys.stderr)
+
+    fingerprints = sample_fingerprints(samples, _prediction_fingerprint(options, detector))
+    folder = PredictionFolder(options.output_dir, fingerprints, options.scale, options.maps)
+    try:
+        with folder:
+            for prediction in _predictions(
+                detector, samples, folder.rows, skip if options.on_error == "skip" else None, options
+            ):
+                folder.add(prediction)
+            if not folder.rows:
+                raise ValueError(f"none of {len(samples)} could be scored")
+    except (ValueError, KeyboardInterrupt) as error:
+        raise type(error)(f"{error}{_how_to_go_on(folder, len(samples))}") from None
+    _print(folder, detector, options, [*_skipped(skipped, len(samples)), *notices.lines])
+
+
+def _print(folder: PredictionFolder, detector: Detector, options: argparse.Namespace, notes: Sequence[str]) -> None:
+    print(screen_table(list(folder.rows.values()), detector.thresholds))
+    for note in notes:
+        print(f"note: {one_line(note)}")
+    print(f"results  {folder.lines_file}")
+    if options.pictures:
+        print(f"pictures {folder.pictures}/")
+
+
+def _skipped(names: Sequence[str], total: int) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - MOST_SKIPPED} more, named above" if len(names) > MOST_SKIPPED else ""
+    return [f"{len(names)} of {total} skipped, which could not be scored: {', '.join(names[:MOST_SKIPPED])}{more}"]
+
+
+def _how_to_go_on(folder: PredictionFolder, total: int) -> str:
+    """Empty where nothing is done yet."""
+    if not folder.rows:
+        return ""
+    return (
+        f"; {len(folder.rows)} of {total} are scored, in {folder.partial_file}: the same command goes on with the "
+        "others, with --on-error skip over what can't be scored"
+    )
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """What a batch system sends before it kills is told of like Ctrl-C, unless somebody else handles it."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="image files and folders")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="run folder, checkpoint folder or .onnx file; default: the newest of runs/"
+    )
+    parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
+    parser.add_argument(
+        "--modality", action="append", default=[], metavar="NAME=FILE", help="one image of one sample; instead of PATH"
+    )
+    parser.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="CLASS",
+        help="of all samples: its threshold decides. CLASS or DATASET/CLASS; an unknown one goes by the threshold of "
+        "all classes",
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("predictions"), help="default: %(default)s")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="shard folder that tells the modalities, once for each; default: those it was trained on",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        help="default: as in evaluation, bf16 on a GPU that has it, else fp32; an .onnx file computes in fp32",
+    )
+    parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="default: %(default)s")
+    parser.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="at an image that can't be read or does not fit; skip: leave its sample out and say so (default: stop)",
+    )
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="no heat maps")
+    parser.add_argument("--maps", action="store_true", help="also the anomaly maps, as float32 NPY")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        help="map value at the bright end of the heat maps' colours, 0 at the dark one; default: half to one and a "
+        "half of the threshold, or without one each map's own range",
+    )
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    if bool(options.paths) == bool(options.modality):
+        raise ValueError("give either files and folders, or --modality NAME=FILE for each image of one sample")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size {options.batch_size} must be 1 or more")
+    if options.scale is not None and not 0 < options.scale < math.inf:
+        raise ValueError(f"--scale {options.scale:g} must be a finite number above 0")
+    if options.scale is not None and not options.pictures:
+        raise ValueError("--scale is for the heat maps, which --no-pictures leaves out: give one of them")
+
+
+def _checkpoint(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    run = newest_run(RUNS)
+    if run is None:
+        raise ValueError(f"no run in {RUNS}/; give a run, a checkpoint or an .onnx file with --checkpoint")
+    return run
+
+
+def _samples(options: argparse.Namespace, detector: Detector, notices: Notices) -> list[InputSample]:
+    if options.modality:
+        return [sample_of_modalities(options.modality)]
+    return find_samples(options.paths, detector.catalogue.modality_names, notices)
+
+
+def _prediction_fingerprint(options: argparse.Namespace, detector: Detector) -> str:
+    words = {name: getattr(options, name) for name in ("class_name", "pictures", "maps", "scale")}
+    return prediction_fingerprint(detector, words)
+
+
+def _predictions(
+    detector: Detector,
+    samples: Sequence[InputSample],
+    done: Container[str],
+    on_skip: OnSkip | None,
+    options: argparse.Namespace,
+) -> Iterator[Prediction]:
+    """Of the samples that are not ``done`` yet."""
+    left = [sample for sample in samples if sample.name not in done]
+    found = detector.predict_all(
+        left,
+        class_name=options.class_name,
+        batch_size=options.batch_size,
+        with_pictures=options.pictures,
+        on_skip=on_skip,
+    )
+    bar = tqdm(found, total=len(samples), initial=len(samples) - len(left), desc="predict", unit="image", disable=None)
+    return iter(bar)

@@ -1,0 +1,207 @@
+"""Make a folder of shards from data sets on disk, or from the synthetic set.
+
+    python tools/make_shards.py SOURCE... --target DIR
+    python tools/make_shards.py --list
+    python tools/make_shards.py synthetic --target DIR
+    python tools/make_shards.py verify DIR
+
+SOURCE is a benchmark's folder as its authors publish it (--list shows which), or one's own images: a folder of
+classes in the layout of MVTec-AD (CLASS/train/good/*, CLASS/test/DEFECT/*, CLASS/ground_truth/DEFECT/*) or its
+multi-modal sibling (CLASS/SPLIT/DEFECT/MODALITY/*, masks in gt), or a CSV or JSON-lines table. See docs/data.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from unimmad.data.index import Index
+from unimmad.data.layouts import LAYOUTS, FoundSet, find_sets, layout_table
+from unimmad.data.layouts.calibration import set_aside
+from unimmad.data.layouts.layout import OWN_CALIBRATION_SHARE
+from unimmad.data.layouts.source_set import SourceSet
+from unimmad.data.modality import parse_modality
+from unimmad.data.writing.shards import SHARD_BYTES, write_shards
+from unimmad.data.writing.verify import verify_folder
+from unimmad.serialization.validation import printable
+
+SYNTHETIC = "synthetic"
+VERIFY = "verify"
+NOTES_SHOWN = 100
+MOST_LETTERS = 2000
+"""Of a message: names of files and columns may have any length."""
+SAMPLES_PER_WORKER = 64
+"""Fewer are not worth the start of a process."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == [VERIFY]:
+        return _verify(words[1:])
+    options = _parser().parse_intermixed_args(words)
+    started = time.perf_counter()
+    try:
+        index, notices = _make(options)
+    except (ValueError, OSError) as error:
+        print(f"make_shards: {_line(error)}", file=sys.stderr)
+        return 2
+    _print_summary(index, notices, options.target, time.perf_counter() - started)
+    return 0
+
+
+class _ListLayouts(argparse.Action):
+    """Acts at once, as ``--help`` does, so that no SOURCE is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(layout_table())
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"a data set's folder or table, or {SYNTHETIC!r}")
+    parser.add_argument("--list", action=_ListLayouts, nargs=0, help="show the known layouts and leave")
+    parser.add_argument("--target", type=Path, required=True, metavar="DIR", help="the shard folder to make")
+    parser.add_argument("--name", help="the data set's name (default: the benchmark's or folder's); one SOURCE only")
+    parser.add_argument("--field", help="industry, medicine, ... (default: the benchmark's, or unspecified)")
+    parser.add_argument("--layout", choices=("auto", *LAYOUTS), default="auto")
+    parser.add_argument(
+        "--calibration-share",
+        type=float,
+        metavar="SHARE",
+        help="of each class's train/good, set aside for calibrating thresholds; --seed chooses which "
+        f"(default: {OWN_CALIBRATION_SHARE} of one's own images, 0 of benchmarks)",
+    )
+    parser.add_argument(
+        "--modality",
+        action="append",
+        default=[],
+        metavar="NAME=KIND",
+        help="rgb, gray, skip or depth[:SCALE[:INVALID]]; once for each modality, with one SOURCE only. "
+        "Their order is that of the input slots. SCALE: metres that the stored value 1 (integers: the type's "
+        "largest value) stands for; default 1 (integers: 0.5). INVALID: the stored value that says 'not "
+        "measured', or none; default none (integers: 0). Otherwise the folder's name tells the kind.",
+    )
+    parser.add_argument("--allow-missing", action="store_true", help="keep samples that lack a modality")
+    parser.add_argument("--overwrite", action="store_true", help="replace a shard folder of that name")
+    parser.add_argument("--shard-mb", type=float, default=SHARD_BYTES / 2**20, help="size (default: %(default)g)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that read and check; the bytes are the same (default: by cores and samples)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help=f"of {SYNTHETIC} (default: %(default)s)")
+    return parser
+
+
+def _verify(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog=f"make_shards.py {VERIFY}", description="Hold shard folders against their indexes, byte by byte."
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    problems = 0
+    for folder in parser.parse_args(words).folders:
+        try:
+            found = verify_folder(folder)
+        except (ValueError, OSError) as error:
+            found = [str(error)]
+        for problem in found:
+            print(f"make_shards: {_line(problem)}", file=sys.stderr)
+        if not found:
+            print(f"{folder}: every shard, sample and member is as the index says")
+        problems += len(found)
+    return 2 if problems else 0
+
+
+def _make(options: argparse.Namespace) -> tuple[Index, list[str]]:
+    if len(options.sources) > 1 and (options.name or options.modality):
+        raise ValueError(
+            "--name and --modality speak of one SOURCE; make a shard folder for each (training joins them)"
+        )
+    if not 0 < options.shard_mb < math.inf:
+        raise ValueError(f"--shard-mb {options.shard_mb:g}: must be a finite number above 0")
+    found = [item for source in options.sources for item in _find(source, options)]
+    sets = [item.source for item in found]
+    index = write_shards(
+        sets,
+        options.target,
+        shard_bytes=int(options.shard_mb * 2**20),
+        allow_missing=options.allow_missing,
+        overwrite=options.overwrite,
+        workers=_workers(options.workers, sets),
+    )
+    return index, [notice for item in found for notice in item.notices]
+
+
+def _workers(given: int | None, sets: Sequence[SourceSet]) -> int:
+    """One core needs no process beside this one."""
+    if given is not None:
+        if given < 0:
+            raise ValueError(f"--workers {given}: must be 0 or more")
+        return given
+    samples = sum(len(found.samples) for found in sets)
+    workers = min(len(os.sched_getaffinity(0)), samples // SAMPLES_PER_WORKER)
+    return workers if workers > 1 else 0
+
+
+def _find(source: str, options: argparse.Namespace) -> list[FoundSet]:
+    if source == SYNTHETIC:
+        if options.name or options.modality:
+            raise ValueError(f"--name and --modality do not apply to {SYNTHETIC}")
+        from unimmad.data.synthetic import synthetic_sets
+
+        share = options.calibration_share or 0.0
+        sets = synthetic_sets(options.seed)
+        return [
+            FoundSet(replace(item, samples=tuple(set_aside(item.samples, share, options.seed))), ()) for item in sets
+        ]
+    return find_sets(
+        Path(source),
+        name=options.name,
+        field=options.field,
+        layout=options.layout,
+        modalities=[parse_modality(text) for text in options.modality],
+        calibration_share=options.calibration_share,
+        seed=options.seed,
+    )
+
+
+def _line(text: object) -> str:
+    """One line, of a long one the beginning and the end: what is wrong, and what to do."""
+    line = printable(str(text))
+    return line if len(line) <= MOST_LETTERS else f"{line[: MOST_LETTERS // 2]} ... {line[-MOST_LETTERS // 2 :]}"
+
+
+def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: float) -> None:
+    counts = Counter((sample.dataset, sample.class_name, sample.split) for sample in index.samples)
+    for name, entry in index.datasets.items():
+        print(f"{name} (field: {entry.field})")
+        for modality in entry.modalities:
+            depth = f", scale {modality.scale:g} m, invalid {modality.invalid}" if modality.kind == "depth" else ""
+            print(f"  slot {modality.slot}: {modality.name}, {modality.kind}{depth}")
+        for class_name in sorted({found for dataset, found, _ in counts if dataset == name}):
+            train, test, aside = (counts[name, class_name, split] for split in ("train", "test", "calibration"))
+            print(
+                f"  class {printable(class_name)}: {train} train, {test} test"
+                + (f", {aside} calibration" if aside else "")
+            )
+    for notice in notices[:NOTES_SHOWN]:
+        print(f"note: {_line(notice)}")
+    if len(notices) > NOTES_SHOWN:
+        print(f"note: and {len(notices) - NOTES_SHOWN} more")
+    size = sum(shard.bytes for shard in index.shards) / 2**20
+    print(f"{target}: {len(index.samples)} samples, {len(index.shards)} shards, {size:.1f} MiB, {seconds:.1f} s")
+    print(f"next: deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json --data {target}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The section ``data``: how shards are read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unimmad.config.fields import Integer, Real, Section
+
+
+class DataSettings(Section):
+    """How shards are read."""
+
+    workers: Annotated[Integer, Field(ge=0, le=256)] = 2
+    """Loader processes of each rank; 0 decodes in the trainer itself."""
+    dataset_weights: dict[str, Annotated[Real, Field(ge=1e-6, le=1e6)]] = Field(default={})
+    """Loss weight of each data set, by its name; others weigh 1. A name that is not among the data is an error, unless
+    a shipped recipe has it."""
+    sampling: Literal["balanced", "natural"] = "balanced"
+    """``balanced``: every class equally likely at each draw, with replacement (the paper). ``natural``: every sample
+    once an epoch."""
+    modality_dropout: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """Probability that a modality of a training sample is left out, so that the model learns to do without each sensor
+    (not in the paper); at least one stays."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A corrupt sample ends the training (``stop``), or another takes its place; the end of the run tells how often."""
+    cache_folder: str = ""
+    """Where shards from URLs are kept, shared by all processes of a node; empty: in ``$SLURM_TMPDIR``, else
+    ``$TMPDIR``, which are the node's own, else ``$XDG_CACHE_HOME/unimmad`` or ``~/.cache/unimmad``."""
+    cache_gb: Annotated[Real, Field(ge=1e-9, le=1e9)] = 50.0
+    """Most that it may hold, in 10^9 bytes; the least recently read shards make room. Less than what the node's loader
+    processes fetch at the same time is exceeded by that."""
+    resized_cache_gb: Annotated[Real, Field(ge=0, le=1e9)] = 0.0
+    """Most that resized training images may take there, in 10^9 bytes, so that a node decodes each once and not once an
+    epoch; 0 keeps none."""

@@ -1,0 +1,147 @@
+"""Recipes from YAML files, by name or path, with overrides; checked together at load."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from unimmad.config.recipe import Recipe
+from unimmad.serialization.documents import MAX_YAML_BYTES, parse_yaml, read_limited, short, shown
+from unimmad.serialization.validation import one_line
+
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
+
+DEFAULT_RECIPE = "demo"
+
+MAX_PROBLEMS = 10
+"""Of a recipe, said at once."""
+
+
+def load_recipe(name_or_file: str = DEFAULT_RECIPE, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by name or any by path, then apply ``KEY=VALUE`` overrides (``model.embed_dim=64``).
+
+    Raises:
+        ValueError: no such recipe, an unknown key, a bad value; names file or option, key, and the nearest known key.
+    """
+    path = _recipe_path(name_or_file)
+    try:
+        values = parse_yaml(read_limited(path, MAX_YAML_BYTES), f"recipe {path}")
+    except OSError as error:
+        raise ValueError(f"recipe {path} can't be read: {error.strerror}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path} must be a mapping of sections such as model: and training:")
+    values.setdefault("name", path.stem)
+    recipe = parse_recipe(values, origin=str(path))
+    if not overrides:
+        return recipe
+    changed = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(changed, override)
+    return parse_recipe(changed, origin="--set " + " --set ".join(overrides))
+
+
+def check_dataset_weights(weights: Mapping[str, float], datasets: Collection[str]) -> None:
+    """Check that each weight is of a data set at hand, or of one that a shipped recipe (``paper``) weighs.
+
+    Raises:
+        ValueError: one is of neither; names those at hand, and the nearest.
+    """
+    shipped = [load_recipe(file.stem).data.dataset_weights for file in RECIPES_FOLDER.glob("*.yaml")]
+    known = {*datasets, *(name for of_recipe in shipped for name in of_recipe)}
+    if unknown := [name for name in weights if name not in known]:
+        raise ValueError(
+            f"data.dataset_weights: no data set is called {unknown[0]}; there are {', '.join(datasets)}"
+            f"{_nearest(unknown[0], list(datasets))}"
+        )
+
+
+def parse_recipe(values: Mapping[str, Any], origin: str) -> Recipe:
+    """Check a mapping against the settings; ``origin`` names it in errors.
+
+    Raises:
+        ValueError: as ``load_recipe``.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        messages = [_explain(dict(problem)) for problem in problems[:MAX_PROBLEMS]]
+        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        raise ValueError(f"{origin}: {one_line('; '.join(messages + more), 2000)}") from None
+
+
+def _recipe_path(name_or_file: str) -> Path:
+    shipped = RECIPES_FOLDER / f"{name_or_file}.yaml"
+    if shipped.is_file():
+        return shipped
+    path = Path(name_or_file)
+    if path.is_file():
+        return path
+    names = sorted(file.stem for file in RECIPES_FOLDER.glob("*.yaml"))
+    raise ValueError(
+        f"no recipe {name_or_file!r}: neither a file nor one of {', '.join(names)}{_nearest(name_or_file, names)}"
+    )
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"--set {override}: write it as KEY=VALUE, for example model.embed_dim=64")
+    key = key.strip()
+    if key in _sections():
+        raise ValueError(f"--set {override}: {key} is a section; set one of its keys by --set {key}.KEY=VALUE")
+    *sections, last = key.split(".")
+    place: Any = values
+    for section in sections:
+        place = place.get(section) if isinstance(place, dict) else None
+    known = _known_keys()
+    free_form = key.startswith("data.dataset_weights.")
+    if not isinstance(place, dict) or (key not in known and not free_form):
+        raise ValueError(f"--set {override}: unknown key {key}{_nearest(key, known)}")
+    try:
+        place[last] = parse_yaml(text, "it")
+    except ValueError:
+        raise ValueError(f"--set {override}: {shown(text)} is not a YAML value") from None
+    if isinstance(place[last], str) and (number := _as_float(place[last])) is not None:
+        place[last] = number
+
+
+def _as_float(text: str) -> float | None:
+    """YAML reads 1e-3 as a string; people mean a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _known_keys() -> list[str]:
+    return ["name", *(f"{name}.{key}" for name, section in _sections().items() for key in section.model_fields)]
+
+
+def _sections() -> dict[str, type[BaseModel]]:
+    return {
+        name: field.annotation
+        for name, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    key = ".".join(short(str(part)) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key}{_nearest(key, _known_keys() + list(Recipe.model_fields))}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    instead = "" if isinstance(problem["input"], (dict, BaseModel)) else f", not {shown(problem['input'])}"
+    return f"{key}: {message}{instead}"
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    by_last_part = {name.rpartition(".")[2]: name for name in known}
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not close:
+        close = [by_last_part[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1)]
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,78 @@
+"""The section ``model``: sizes of the network."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from unimmad.config.fields import Integer, Positive, Real, Section
+
+CHANNELS_PER_MODALITY = 3
+
+
+def _of_timms_list(name: str) -> str:
+    """With ``hf-hub:`` and ``local-dir:`` timm would fetch and build what another place says."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise ValueError("name a network of timm's own list; weights of another come by model.backbone_weights=FILE")
+    return name
+
+
+Blocks = Annotated[Integer, Field(gt=0, le=256)]
+
+KernelSize = Annotated[Integer, Field(gt=0, le=63)]
+
+
+class ModelSettings(Section):
+    """METHOD: sizes of the network. Defaults are the paper's."""
+
+    image_size: Positive = 256
+    """Height and width of every image; the learned input embedding ties a model to it. A multiple of 32."""
+    modality_slots: Positive = 4
+    """Images of a sample at most; each slot is three input channels."""
+    backbone: Annotated[str, AfterValidator(_of_timms_list)] = "wide_resnet50_2.tv2_in1k"
+    """Any network of timm's own list whose features_only form has strides 4, 8 and 16."""
+    backbone_weights: str = "imagenet"
+    """``imagenet`` (timm's; training stops where they can't be had), ``imagenet-or-none``, ``none``, or a file (.pth,
+    .safetensors)."""
+    encoder_batchnorm: Literal["batch", "frozen"] = "batch"
+    """``frozen``: the encoder's BatchNorm stays as loaded (for weights with folded BatchNorm)."""
+    fcm_dim: Positive = 512
+    """Channels at which the feature compression module joins the three stages."""
+    bottleneck_dim: Positive = 2048
+    """Channels of its narrowest map, at stride 32."""
+    decoder_planes: tuple[Positive, Positive, Positive] = (256, 128, 64)
+    """Planes of its three up-sampling stages; each gives 4 times as many channels."""
+    decoder_blocks: tuple[Blocks, Blocks, Blocks] = (3, 4, 6)
+    """Bottleneck blocks of each up-sampling stage."""
+    embed_dim: Annotated[Integer, Field(gt=0, le=8192)] = 256
+    """Channels inside C-MoE."""
+    kernel_sizes: Annotated[tuple[KernelSize, ...], Field(min_length=1, max_length=8)] = (1, 3, 5)
+    """One MiMoE branch each; odd."""
+    leaders: Positive = 32
+    """Leader experts of a branch, the experts that the gate routes to."""
+    base_experts: Positive = 8
+    """Base kernels in a bank, which the leaders mix."""
+    top_k: Positive = 2
+    """Leaders that a token is routed to."""
+    banks: Positive = 1
+    """Banks of base kernels a level and kernel size; leader l mixes from bank l // (leaders / banks)."""
+    initial_leader_std: Annotated[Real, Field(ge=0, le=100)] = 0.02
+    """Standard deviation of the leaders' logits at the start. At the paper's 0.02 all leaders begin almost equal; short
+    training gains from leaders that differ at once."""
+    initial_output_bias: Annotated[Real, Field(ge=-100, le=100)] = 0.0
+    """Shift of the reconstruction's last GroupNorm at the start (the paper: 0). Above 0 fewer values begin cut off by
+    the ReLU behind it, which suits the dense features of a backbone without weights."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if self.image_size % 32:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of 32")
+        if self.top_k > self.leaders:
+            raise ValueError(f"top_k {self.top_k} is more than leaders {self.leaders}")
+        if self.leaders % self.banks:
+            raise ValueError(f"leaders {self.leaders} can't be shared evenly among banks {self.banks}")
+        if any(size % 2 == 0 for size in self.kernel_sizes):
+            raise ValueError(f"kernel_sizes {self.kernel_sizes} must be odd")
+        return self

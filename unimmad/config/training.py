@@ -1,0 +1,60 @@
+"""The section ``training``: the optimisation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from unimmad.config.fields import Integer, NotNegative, Positive, Real, Section, off_or_from
+
+
+class TrainingSettings(Section):
+    """The optimisation, the same on any number of ranks."""
+
+    seed: Integer = 0
+    global_batch: Positive = 10
+    """Samples of one optimizer step over all ranks."""
+    accumulation: Positive = 1
+    """Micro-batches that a step is computed in."""
+    epochs: Positive = 200
+    """Length of the cosine schedule; one epoch is as many draws as there are training samples."""
+    learning_rate: Annotated[Real, Field(ge=1e-12, le=100)] = 1e-3
+    warmup_steps: NotNegative = 0
+    """Steps over which the learning rate rises linearly from 0 (not in the paper)."""
+    schedule: Literal["epoch", "step"] = "epoch"
+    """When the cosine moves: once an epoch (the paper) or every step."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    gradient_clipping: Annotated[Real, AfterValidator(off_or_from(1e-9)), Field(le=1e9)] = 0.0
+    """Largest norm of the whole gradient; 0 is off."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """``bf16``: autocast over fp32 weights; normalisation (the teacher's, which is folded, excepted), gate, cosine and
+    loss stay fp32."""
+    tf32: bool = True
+    """On a GPU, convolutions and matrix products of fp32 operands in TF32, as in the released code; not in scoring."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time, same numbers."""
+    channels_last: bool = False
+    """Lay out maps of backbones and compression with a position's channels side by side: same numbers, to rounding."""
+    compile: bool = False
+    """Compile backbones, input embedding and compression (``torch.compile``): minutes until the first step is done."""
+    focal_gamma: Annotated[Real, Field(ge=0, le=32)] = 2.0
+    balance_epochs: Positive = 200
+    """The balance loss is scaled by max(1 - epoch / balance_epochs, balance_floor)."""
+    balance_floor: Annotated[Real, Field(ge=0, le=1000)] = 0.001
+    log_every: Positive = 10
+    """Steps between TensorBoard points."""
+    evaluate_every: NotNegative = 0
+    """Steps between evaluations on the test split, by all ranks; 0 is never."""
+    checkpoint_every: Positive = 500
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: Positive = 2
+    """How many of the newest checkpoints stay on disk."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSettings:
+        if self.global_batch % self.accumulation:
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of accumulation {self.accumulation}")
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("compile and activation_checkpointing do not go together: set one of them to false")
+        return self

@@ -1,0 +1,1 @@
+"""One's own images: folders in two layouts, and tables that list them."""

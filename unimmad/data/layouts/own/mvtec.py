@@ -1,0 +1,101 @@
+"""The layout of MVTec-AD for one's own images: one image a sample, masks in a folder of their own.
+
+ROOT/CLASS/train/good/NAME.*
+ROOT/CLASS/test/DEFECT/NAME.*
+ROOT/CLASS/ground_truth/DEFECT/NAME_mask.* or NAME.*
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from unimmad.data.decode import decode_image
+from unimmad.data.index import Split
+from unimmad.data.layouts.layout import OWN_CALIBRATION_SHARE, LayoutInfo, ReadSet
+from unimmad.data.layouts.scan import (
+    GOOD,
+    Notices,
+    class_folders,
+    defect_folders,
+    find_mask,
+    images_by_stem,
+    note_spare_masks,
+    read_classes,
+    sample_key,
+    visible_folders,
+)
+from unimmad.data.layouts.source_set import SourceFile, SourceSample
+from unimmad.data.modality import ModalityChoice
+
+PROBED_IMAGES = 3
+
+
+class MVTecLayout:
+    """One modality: ``rgb``, or ``gray`` where every class's first images have one channel, or as the user names it."""
+
+    info = LayoutInfo(name="mvtec", title="MVTec-AD layout", calibration_share=OWN_CALIBRATION_SHARE)
+
+    def recognises(self, root: Path) -> bool:
+        return any(images_by_stem(folder / "train" / GOOD, Notices()) for folder in visible_folders(root))
+
+    def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
+        first = (SourceFile.of(path) for folder in class_folders(root, notices) for path in _first_images(folder))
+        modality = single_modality(first, choices, root)
+        return [ReadSet(read_classes(root, notices, partial(read_class, modality=modality, notices=notices)))]
+
+
+def single_modality(files: Iterable[SourceFile], choices: dict[str, ModalityChoice], root: Path) -> str:
+    """The name of a set's only modality: the user's, else ``gray`` where all of ``files`` are, else ``rgb``.
+
+    Raises:
+        ValueError: the user named more than one.
+    """
+    if len(choices) > 1:
+        raise ValueError(
+            f"{root} has one image a sample (MVTec-AD layout), but --modality names "
+            f"{len(choices)}: {', '.join(choices)}; give one at most"
+        )
+    if choices:
+        return next(iter(choices))
+    single = [decode_image(file.read(), file.suffix, file.name).ndim == 2 for file in files]
+    return "gray" if single and all(single) else "rgb"
+
+
+def read_class(class_folder: Path, modality: str, notices: Notices) -> list[SourceSample]:
+    """All samples of one class; their one image is called ``modality``."""
+    for masks in visible_folders(class_folder / "ground_truth"):
+        if not (class_folder / "test" / masks.name).is_dir():
+            notices.add(f"{masks}: left out, there is no {class_folder / 'test' / masks.name}")
+    return [
+        sample
+        for split, folder in defect_folders(class_folder, notices)
+        for sample in _read_defect(class_folder, split, folder, modality, notices)
+    ]
+
+
+def _first_images(class_folder: Path) -> list[Path]:
+    return list(islice(images_by_stem(class_folder / "train" / GOOD, Notices()).values(), PROBED_IMAGES))
+
+
+def _read_defect(class_folder: Path, split: Split, folder: Path, modality: str, notices: Notices) -> list[SourceSample]:
+    mask_folder = class_folder / "ground_truth" / folder.name
+    has_masks = (class_folder / "ground_truth").is_dir() and split == "test"
+    if not has_masks and split == "test" and folder.name != GOOD:
+        notices.add(f"{class_folder}: no ground_truth folder; anomalous samples are written without a mask")
+    masks = images_by_stem(mask_folder, notices) if has_masks else None
+    images = images_by_stem(folder, notices)
+    note_spare_masks(masks, images, mask_folder, notices)
+    return [
+        SourceSample(
+            key=sample_key(class_folder.name, split, folder.name, stem),
+            class_name=class_folder.name,
+            split=split,
+            defect=folder.name,
+            images={modality: SourceFile.of(path)},
+            mask=find_mask(masks, stem, folder.name, path, mask_folder),
+        )
+        for stem, path in images.items()
+    ]

@@ -1,0 +1,55 @@
+"""A data set as it is found (on disk or drawn by code), before it becomes shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from unimmad.data.decode_limits import read_image_file
+from unimmad.data.index import GOOD, DatasetEntry, Split
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One encoded image or mask; its bytes go into the shard as they are."""
+
+    name: str
+    """For messages: the path, or what drew it."""
+    suffix: str
+    """With the dot, lower case: ``.png``, ``.jpg``, ``.tiff``, ``.npy``."""
+    read: Callable[[], bytes]
+    """Picklable (a module's function, or a ``partial`` of one), for processes that write in parallel."""
+
+    @classmethod
+    def of(cls, path: Path) -> SourceFile:
+        return cls(name=str(path), suffix=path.suffix.lower(), read=partial(read_image_file, path))
+
+
+@dataclass(frozen=True)
+class SourceSample:
+    """One sample of a source; keys are unique within their data set."""
+
+    key: str
+    class_name: str
+    split: Split
+    defect: str
+    """``good`` for normal samples."""
+    images: dict[str, SourceFile]
+    """By modality name."""
+    mask: SourceFile | None
+
+    @property
+    def anomalous(self) -> bool:
+        return self.defect != GOOD
+
+
+@dataclass(frozen=True)
+class SourceSet:
+    """One data set: what ``shards.write_shards`` takes."""
+
+    name: str
+    description: str
+    entry: DatasetEntry
+    samples: tuple[SourceSample, ...]

@@ -1,0 +1,144 @@
+"""What a writer of shards notes down, so that after an interruption the next one need not write them again.
+
+One JSON file a finished shard: its entry, its samples' entries, and a fingerprint of what went into it. A shard is
+used again only if the same samples come at the same place, their files have the same names, sizes and modification
+times and are converted in the same way, and the tar has its sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from unimmad import __version__
+from unimmad.data.index import MAX_INDEX_BYTES, SampleEntry, ShardEntry
+from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
+from unimmad.data.writing.packing import Work
+from unimmad.serialization.atomic_write import write_text_aside
+from unimmad.serialization.documents import read_limited
+
+
+class FinishedShard(BaseModel):
+    """A shard in the working folder, complete."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fingerprint: str
+    shard: ShardEntry
+    samples: tuple[SampleEntry, ...]
+
+
+class ShardNotes:
+    """The notes of one target.
+
+    Args:
+        notes: the folder they are in.
+        shards: the folder of the tars.
+        shard_bytes: where shards are cut; other than before, nothing is used again.
+    """
+
+    def __init__(self, notes: Path, shards: Path, shard_bytes: int) -> None:
+        self.notes = notes
+        self.shards = shards
+        self.shard_bytes = shard_bytes
+        self._seen: dict[tuple[str, str], bytes | None] = {}
+
+    def look_at(self, work: Sequence[Work]) -> None:
+        """Take down how the files of these samples are now: call before any is read.
+
+        A file that is replaced later is then not taken for one that went into its shard.
+        """
+        for found, sample in work:
+            self._seen[found.name, sample.key] = _fingerprint(found, sample)
+
+    def add(self, shard: ShardEntry, samples: Sequence[SampleEntry], work: Sequence[Work]) -> None:
+        """Note a finished shard. ``work`` are its samples and, if any, the next one, whose size ended it; all were
+        looked at before they were read.
+
+        Nothing is noted where a sample is no file: there is no telling whether it changed.
+        """
+        fingerprint = self._fingerprint(work)
+        if fingerprint is not None:
+            finished = FinishedShard(fingerprint=fingerprint, shard=shard, samples=tuple(samples))
+            write_text_aside(self._path(shard.name), finished.model_dump_json())
+
+    def finished(self, name: str, work: Sequence[Work]) -> FinishedShard | None:
+        """The shard ``name``, if it is there and is what writing the first of ``work`` would give."""
+        try:
+            finished = FinishedShard.model_validate_json(read_limited(self._path(name), MAX_INDEX_BYTES))
+        except (OSError, ValueError):
+            return None
+        path, count = self.shards / name, len(finished.samples)
+        same = finished.fingerprint == self._fingerprint(work[: count + 1]) and path.is_file()
+        return finished if same and sha256_of(path) == finished.shard.sha256 else None
+
+    def keep_only(self, names: set[str]) -> None:
+        """Remove every other tar and note."""
+        for folder in (self.notes, self.shards):
+            for path in folder.iterdir():
+                if path.name.removesuffix(".json") not in names:
+                    path.unlink()
+
+    def sizes(self) -> list[int]:
+        """Bytes of each shard that is noted."""
+        return [(self.shards / path.stem).stat().st_size for path in self.notes.iterdir()]
+
+    def _path(self, name: str) -> Path:
+        return self.notes / f"{name}.json"
+
+    def _fingerprint(self, work: Sequence[Work]) -> str | None:
+        digest = hashlib.sha256(json.dumps([__version__, self.shard_bytes]).encode())
+        for found, sample in work:
+            of_sample = self._seen[found.name, sample.key]
+            if of_sample is None:
+                return None
+            digest.update(of_sample)
+        return digest.hexdigest()
+
+
+def _fingerprint(found: SourceSet, sample: SourceSample) -> bytes | None:
+    """Of what a sample is, and of its files as they are now; None where one is no file."""
+    files = [sample.images.get(modality.name) for modality in found.entry.modalities] + [sample.mask]
+    states = [None if file is None else _state(file) for file in files]
+    if any(state is None for state, file in zip(states, files, strict=True) if file is not None):
+        return None
+    names = [found.name, sample.key, sample.class_name, sample.split, sample.defect]
+    parts = [*names, [modality.model_dump() for modality in found.entry.modalities], found.entry.field, states]
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _state(file: SourceFile) -> list[Any] | None:
+    """What tells whether a file's bytes are still the same; None where it is no file."""
+    read = file.read
+    arguments = [*read.args, *read.keywords.values()] if isinstance(read, partial) else []
+    try:
+        files = [_status(path) for path in [Path(file.name), *_paths(arguments)]]
+    except OSError:
+        return None
+    return [file.suffix, files, read.func.__qualname__ if isinstance(read, partial) else "", repr(arguments)]
+
+
+def _status(path: Path) -> list[Any]:
+    status = os.stat(path)
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+
+
+def _paths(values: Sequence[Any]) -> Iterator[Path]:
+    """Files that a conversion reads besides the one it is named after."""
+    for value in values:
+        if isinstance(value, Path):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _paths(value)

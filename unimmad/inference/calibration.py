@@ -1,0 +1,148 @@
+"""Scores the split ``calibration``, normal images that training never saw, and takes thresholds from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from unimmad.checkpoint.loading import LoadedCheckpoint
+from unimmad.checkpoint.thresholds import Thresholds, check_rate, images_needed, make_thresholds
+from unimmad.config import Precision
+from unimmad.data.location import DataFolder
+from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.reading.skipping import OnError, SkipLog
+from unimmad.data.reading.stream import evaluation_rounds
+from unimmad.data.sample import Batch
+from unimmad.evaluation.resume import evaluation_fingerprint
+from unimmad.evaluation.scoring import check_scored
+from unimmad.inference.engines import ModelEngine
+from unimmad.ranks.exchange import ALONE, Ranks
+
+MAKE_SHARDS = "python tools/make_shards.py SOURCE --target DIR --calibration-share 0.2"
+MOST_NAMES = 3
+"""Classes that a note lists."""
+
+
+def calibrate(
+    checkpoint: LoadedCheckpoint,
+    data: Sequence[DataFolder],
+    false_alarm_rate: float,
+    *,
+    device: torch.device,
+    precision: Precision | None = None,
+    workers: int = 0,
+    progress: bool = True,
+    cache: ShardCache | None = None,
+    on_error: OnError = "stop",
+    ranks: Ranks = ALONE,
+) -> Thresholds:
+    """Thresholds of every class at ``false_alarm_rate``; the same on every rank.
+
+    Args:
+        checkpoint: a loaded one.
+        data: shard folders with a calibration split.
+        false_alarm_rate: share of normal images that may be called anomalous, between 0 and 1.
+        device: what to compute on.
+        precision: None: ``default_precision``, as in evaluation.
+        workers: loader processes of each rank.
+        progress: whether to show a bar.
+        cache: for shards from URLs; None: the default one.
+        on_error: ``skip`` leaves corrupt samples out, and says so.
+        ranks: those that share the work, all with the same arguments.
+
+    Raises:
+        ValueError: no calibration split, an anomalous image in it, data that can't be read or don't fit the model, or a
+            score that is NaN or infinite.
+    """
+    check_rate(false_alarm_rate)
+    shards = ShardSet.open(data, cache)
+    references = shards.classes("calibration")
+    _check_split(references, data)
+    engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision)
+    computed = {"device": device.type, "precision": engine.precision}
+    ranks.check_same(
+        evaluation_fingerprint(checkpoint.weights_digest, shards, computed),
+        "another checkpoint, other data, another kind of device or another precision",
+    )
+    slots = checkpoint.model.architecture.modality_slots
+    if shards.max_slot >= slots:
+        raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
+    scores: dict[str, list[float]] = {name: [] for name in references}
+    modalities: dict[str, dict[str, None]] = {name: {} for name in references}
+    rounds = evaluation_rounds(
+        shards,
+        "calibration",
+        rank=ranks.rank,
+        world_size=ranks.size,
+        image_size=engine.image_size,
+        batch_size=checkpoint.recipe.evaluation.batch_size,
+        workers=workers,
+        on_error=on_error,
+        skip_log=SkipLog("it is left out"),
+    )
+    total = sum(len(of_class) for of_class in references.values())
+    quiet = not (progress and ranks.is_main)
+    with tqdm(total=total, desc="calibrate", unit="image", disable=quiet or None) as bar:
+        for batch in rounds:
+            for of_rank in ranks.gather([] if batch is None else _scored(engine, batch)):  # in order of batches
+                for class_name, names, score in of_rank:
+                    scores[class_name].append(score)
+                    modalities[class_name].update(dict.fromkeys(names))
+                bar.update(len(of_rank))
+    scores = {name: of_class for name, of_class in scores.items() if of_class}
+    if not scores:
+        raise ValueError(f"{', '.join(map(str, data))}: no sample of the calibration split can be read")
+    return make_thresholds(
+        scores,
+        {name: tuple(modalities[name]) for name in scores},
+        shards.datasets,
+        tuple(shards.classes("train")),
+        false_alarm_rate,
+        engine.precision,
+    )
+
+
+def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...], float]]:
+    """Class, modalities and image score of each sample.
+
+    Raises:
+        ValueError: a map or score is not finite; names the sample.
+    """
+    maps_BHW, scores_B = engine.score_tokens(batch.images_TCHW, batch.tokens_per_sample, batch.slot_of_token_T)
+    scores = scores_B.tolist()
+    for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True):
+        check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
+    return [(sample.class_name, sample.modalities, score) for sample, score in zip(batch.samples, scores, strict=True)]
+
+
+def describe(thresholds: Thresholds) -> str:
+    """The thresholds as a table for the screen, and what they can't promise."""
+    widest = max(len(name) for name in ["all classes", *thresholds.classes])
+    lines = [f"{'class':{widest}}  images  threshold  false alarms at most"]
+    for name, found in [*thresholds.classes.items(), ("all classes", thresholds.all_classes)]:
+        lines.append(f"{name:{widest}}  {found.images:6d}  {found.value:9.4g}  {found.promised_rate:.3%}")
+    lines.append(f"scored in {thresholds.precision}")
+    few = thresholds.too_few()
+    if few:
+        rate = thresholds.false_alarm_rate
+        lines.append(
+            f"note: a false-alarm rate of {rate:g} needs {images_needed(rate)} calibration images of a class; with "
+            f"fewer the threshold is their largest score and promises only the rate above: {_some(few)}"
+        )
+    return "\n".join(lines)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:MOST_NAMES])
+    return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES} more"
+
+
+def _check_split(references: dict[str, tuple[SampleRef, ...]], data: Sequence[DataFolder]) -> None:
+    if not references:
+        raise ValueError(
+            f"{', '.join(map(str, data))}: no calibration split, and thresholds need normal images that were set aside "
+            f"for them. Write the shards anew with some ({MAKE_SHARDS}), train on those, and calibrate then"
+        )

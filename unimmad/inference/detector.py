@@ -1,0 +1,309 @@
+"""``unimmad.Detector``: a trained model that scores one's own images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unimmad.checkpoint.folder import find_checkpoint
+from unimmad.checkpoint.loading import load_checkpoint
+from unimmad.checkpoint.thresholds import Threshold, Thresholds, load_thresholds
+from unimmad.config import Precision
+from unimmad.evaluation.scoring import check_scored, named_device
+from unimmad.inference.catalogue import Catalogue
+from unimmad.inference.catalogue_sources import checkpoint_catalogue
+from unimmad.inference.engines import Engine, ModelEngine, OnnxEngine
+from unimmad.inference.inputs import ImageSource, InputSample
+from unimmad.inference.pictures import Picture
+from unimmad.inference.reading import PreparedSample, prepare_sample
+
+DEFAULT_BATCH_SIZE = 8
+ALL_CLASSES = "all classes"
+READERS = 2
+"""Threads that decode the next batch while one is scored."""
+
+OnSkip = Callable[[str, ValueError], None]
+"""Takes the name of a sample that can't be scored, and why."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one sample."""
+
+    name: str
+    class_name: str | None
+    """``DATASET/CLASS``; None where it was not given or is not known to the model."""
+    modalities: tuple[str, ...]
+    """Those that were scored, in slot order."""
+    files: dict[str, str]
+    """By modality name; empty for arrays."""
+    score: float
+    """Any finite number; the higher, the less normal."""
+    map_HW: NDArray[np.float32]
+    """Blurred anomaly map at the model's size."""
+    threshold: float | None
+    """None where there is none that holds for this sample."""
+    threshold_of: str | None
+    """The class that it was calibrated on, or ``all classes``."""
+    notes: tuple[str, ...]
+    """What one should know of this result."""
+    pictures: tuple[tuple[str, Picture], ...]
+    """Name and picture of each modality, where they were asked for."""
+
+    @property
+    def anomalous(self) -> bool | None:
+        """Whether the score is above the threshold; None without one."""
+        return None if self.threshold is None else self.score > self.threshold
+
+
+class Detector:
+    """Scores images of any size and bit depth, of known modalities and of any class.
+
+    Any number of threads may share a detector and call ``predict`` and ``predict_all`` at once: each gets the numbers
+    that it would get alone. An iterator that ``predict_all`` gave belongs to one thread.
+
+    >>> from unimmad import Detector
+    >>> detector = Detector.from_checkpoint("runs/demo")                                    # doctest: +SKIP
+    >>> found = detector.predict({"rgb": "part.png", "depth": "part_depth.png"}, class_name="cookie")  # doctest: +SKIP
+    >>> print(found.score, found.anomalous, found.map_HW.shape)                             # doctest: +SKIP
+    0.41 True (128, 128)
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        catalogue: Catalogue,
+        thresholds: Thresholds | None = None,
+        model_digest: str = "",
+    ) -> None:
+        """See ``from_checkpoint`` and ``from_onnx``, which put these together.
+
+        ``model_digest`` differs for models that give other numbers.
+        """
+        self.engine = engine
+        self.catalogue = catalogue
+        self.thresholds = thresholds
+        self.model_digest = model_digest
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        data: Sequence[Path] | None = None,
+        device: str | None = None,
+        precision: Precision | None = None,
+        verify: bool = True,
+    ) -> Detector:
+        """``from_onnx`` for a file called ``*.onnx``, else ``from_checkpoint``.
+
+        Raises:
+            ValueError: as theirs, or ``data`` or a precision that an exported file can't follow.
+        """
+        if Path(path).suffix != ".onnx":
+            return cls.from_checkpoint(path, data=data, device=device, precision=precision, verify=verify)
+        if data is not None:
+            raise ValueError(f"{path} says itself which modalities it takes: leave the data out")
+        detector = cls.from_onnx(path, device=device)
+        if precision not in (None, detector.engine.precision):
+            raise ValueError(
+                f"{path} computes in {detector.engine.precision}: leave {precision} out, or use the checkpoint"
+            )
+        return detector
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: Path | str,
+        *,
+        data: Sequence[Path] | None = None,
+        device: str | None = None,
+        precision: Precision | None = None,
+        verify: bool = True,
+    ) -> Detector:
+        """Load a checkpoint, and the thresholds beside it if there are any.
+
+        Args:
+            path: a run folder (its newest checkpoint) or a checkpoint folder.
+            data: shard folders whose indexes tell the modalities and classes; by default they come from the
+                thresholds, or from the folders that the checkpoint was trained on.
+            device: ``cpu``, ``cuda``, ``cuda:1``; by default a GPU where there is one.
+            precision: ``bf16`` or ``fp32``; by default as in evaluation: bf16 on a GPU that computes in it, else fp32.
+            verify: hold the checkpoint's files against their digests.
+
+        Raises:
+            ValueError: no whole checkpoint, a file that is not what was saved, no such device, or nothing that tells
+                the modalities.
+        """
+        chosen = named_device(device)
+        checkpoint = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
+        thresholds = load_thresholds(checkpoint.folder)
+        catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
+        engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, chosen, precision)
+        digest = checkpoint.weights_digest + checkpoint.recipe.evaluation.model_dump_json()
+        return cls(engine, catalogue, thresholds, digest)
+
+    @classmethod
+    def from_onnx(cls, file: Path | str, *, device: str | None = None) -> Detector:
+        """Open a file that ``tools/export.py --format onnx`` made; needs ONNX Runtime.
+
+        Args:
+            file: which.
+            device: ``cpu``, ``cuda``, ``cuda:1``; by default a GPU where ONNX Runtime can use one.
+
+        Raises:
+            ValueError: no such file, it can't be run, or not on this device.
+        """
+        engine = OnnxEngine(Path(file), device)
+        described = engine.metadata
+        catalogue = Catalogue(described.datasets, described.classes)
+        return cls(engine, catalogue, described.thresholds, engine.file_digest)
+
+    def predict(
+        self,
+        images: ImageSource | Mapping[str, ImageSource],
+        *,
+        class_name: str | None = None,
+        name: str = "image",
+    ) -> Prediction:
+        """Score one sample.
+
+        Args:
+            images: a file or a decoded array (H x W or H x W x channels) by modality name; a single one without a name
+                where the model has a data set of one modality.
+            class_name: ``CLASS`` or ``DATASET/CLASS``: its threshold decides. One that the model does not know is
+                scored as well, and decided by the threshold of all classes.
+            name: for messages.
+
+        Raises:
+            ValueError: an image that can't be read or does not fit, a modality that is not known, or a map or score
+                that is NaN or infinite.
+        """
+        return next(self.predict_all([InputSample(name, images)], class_name=class_name))
+
+    def predict_all(
+        self,
+        samples: Iterable[InputSample],
+        *,
+        class_name: str | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        with_pictures: bool = False,
+        on_skip: OnSkip | None = None,
+    ) -> Iterator[Prediction]:
+        """Score many, in their order; files are read while others are scored.
+
+        Args:
+            samples: what to score.
+            class_name: as for ``predict``, of all of them.
+            batch_size: samples scored at once.
+            with_pictures: fill ``Prediction.pictures``.
+            on_skip: called for each sample that can't be scored, which is left out; None: it is raised.
+
+        Raises:
+            ValueError: as ``predict``. Whatever is raised, by ``samples`` too, is raised after all samples before it
+                were given.
+        """
+        prepare = partial(self._prepare, class_name=class_name, with_pictures=with_pictures)
+        pool = ThreadPoolExecutor(READERS)
+        try:
+            started = _started(samples, prepare, pool)
+            reading = list(islice(started, batch_size))
+            while reading:
+                prepared, error = _read(reading, on_skip)
+                reading = [] if error else list(islice(started, batch_size))
+                if prepared:
+                    maps_BHW, scores_B = self.engine.score(prepared)
+                    for sample, map_HW, score in zip(prepared, maps_BHW, scores_B.tolist(), strict=True):
+                        try:
+                            prediction = self._prediction(sample, map_HW, score, class_name)
+                        except ValueError as unusable:
+                            if on_skip is None:
+                                raise
+                            on_skip(sample.name, unusable)
+                        else:
+                            yield prediction
+                if error:
+                    raise error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, sample: InputSample, class_name: str | None, with_pictures: bool) -> PreparedSample:
+        prepared = prepare_sample(sample, self.catalogue, class_name, self.engine.image_size, with_pictures)
+        self.engine.check(prepared)
+        return prepared
+
+    def _prediction(self, sample: PreparedSample, map_HW: Tensor, score: float, asked: str | None) -> Prediction:
+        check_scored(sample.name, map_HW.numpy(), score)
+        threshold, of, notes = self._threshold(sample, asked)
+        return Prediction(
+            name=sample.name,
+            class_name=sample.match.class_name,
+            modalities=sample.modality_names,
+            files=sample.files,
+            score=score,
+            map_HW=map_HW.numpy(),
+            threshold=None if threshold is None else threshold.value,
+            threshold_of=of,
+            notes=(*sample.notes, *notes),
+            pictures=sample.pictures,
+        )
+
+    def _threshold(self, sample: PreparedSample, asked: str | None) -> tuple[Threshold | None, str | None, list[str]]:
+        """The threshold that holds for a sample, whose it is, and what to say about it."""
+        known, missing = sample.match.class_name, sample.match.missing
+        notes = [f"class {asked} is not one that the model was trained on"] if asked is not None and not known else []
+        if missing:
+            notes.append(f"scored without {', '.join(missing)}")
+        if self.thresholds is None:
+            return None, None, notes
+        if missing:
+            # A map adds up over modalities, so scores of fewer are lower.
+            return None, None, [*notes, "no threshold holds for fewer modalities"]
+        of_class = self.thresholds.classes.get(known) if known else None
+        if of_class is not None and set(of_class.modalities) != set(sample.modality_names):
+            return None, None, [*notes, f"{known} was calibrated with {', '.join(of_class.modalities)}"]
+        if of_class is None:
+            notes.append("decided by the threshold of all classes")
+        threshold = of_class or self.thresholds.all_classes
+        if note := self.thresholds.precision_note(self.engine.precision):
+            notes.append(note)
+        if threshold.promised_rate > self.thresholds.false_alarm_rate:
+            rate = f"{threshold.promised_rate:.3g}"
+            notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
+        return threshold, known if of_class else ALL_CLASSES, notes
+
+
+def _started(
+    samples: Iterable[InputSample], prepare: Callable[[InputSample], PreparedSample], pool: ThreadPoolExecutor
+) -> Iterator[tuple[str, Future[PreparedSample]]]:
+    """The name of each sample, and what it is being read to; an error of ``samples`` itself comes last, as a future."""
+    try:
+        for sample in samples:
+            yield sample.name, pool.submit(prepare, sample)
+    except Exception as error:
+        failed: Future[PreparedSample] = Future()
+        failed.set_exception(error)
+        yield "", failed
+
+
+def _read(
+    reading: Sequence[tuple[str, Future[PreparedSample]]], on_skip: OnSkip | None
+) -> tuple[list[PreparedSample], Exception | None]:
+    """The samples up to the first error that is not skipped, and that error."""
+    prepared: list[PreparedSample] = []
+    for name, future in reading:
+        try:
+            prepared.append(future.result())
+        except Exception as error:
+            if on_skip is None or not name or not isinstance(error, ValueError):
+                return prepared, error
+            on_skip(name, error)
+    return prepared, None

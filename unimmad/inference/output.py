@@ -1,0 +1,271 @@
+"""What prediction leaves behind: JSON lines, heat maps, a table on screen.
+
+OUTPUT/predictions.jsonl           one object a sample, in the order of the samples
+OUTPUT/predictions.partial.jsonl   the same while it is being made: each sample as soon as it is scored
+OUTPUT/pictures/NAME.png           modalities, map, map over the first modality
+OUTPUT/maps/NAME.npy               the map itself, float32, where asked for
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from pydantic import ValidationError
+
+from unimmad.checkpoint.thresholds import Thresholds
+from unimmad.inference.detector import Prediction
+from unimmad.inference.pictures import save_heat_map
+from unimmad.report.drawing import colour_limits
+from unimmad.serialization.atomic_write import utf8_name, write_aside
+from unimmad.serialization.validation import Entry, one_line
+
+LINES_NAME = "predictions.jsonl"
+PARTIAL_NAME = "predictions.partial.jsonl"
+PICTURES = "pictures"
+MAPS = "maps"
+MOST_ROWS = 20
+"""Samples that the table on screen shows, the highest scores."""
+LONGEST_NAME = 40
+MOST_NAME_BYTES = 240
+"""Of a picture's name without suffix: file systems allow 255 in all."""
+
+
+class Row(Entry):
+    """What stays in memory of a prediction; a line of the file has more."""
+
+    name: str
+    fingerprint: str
+    score: float
+    anomalous: bool | None
+    notes: tuple[str, ...]
+
+
+class PredictionFolder:
+    """Writes each prediction as it comes; what an interrupted one of the same fingerprints wrote is kept.
+
+    ``predictions.jsonl`` appears when all is there; until then the lines are in ``predictions.partial.jsonl``.
+    """
+
+    def __init__(
+        self, folder: Path, fingerprints: Mapping[str, str], scale: float | None = None, with_maps: bool = False
+    ) -> None:
+        """
+        Args:
+            folder: made with the first prediction where it is not there.
+            fingerprints: of each sample by name (of UTF-8), in the order that the lines will have.
+            scale: map value at the bright end of the colours; None: see ``_limits``.
+            with_maps: write the maps, too.
+        """
+        self.folder = folder
+        self.fingerprints = fingerprints
+        self.scale = scale
+        self.with_maps = with_maps
+        self.rows: dict[str, Row] = {}
+        """By sample name."""
+        self._places: dict[str, tuple[int, int]] = {}
+        """Where each one's line begins in the partial file, and its length."""
+        self._partial: FileIO | None = None
+
+    @property
+    def lines_file(self) -> Path:
+        return self.folder / LINES_NAME
+
+    @property
+    def partial_file(self) -> Path:
+        return self.folder / PARTIAL_NAME
+
+    @property
+    def pictures(self) -> Path:
+        return self.folder / PICTURES
+
+    def __enter__(self) -> PredictionFolder:
+        """
+        Raises:
+            ValueError: another process is writing to the folder, or it cannot be written to.
+        """
+        if self.partial_file.is_file():
+            try:
+                self._open()
+            except ValueError:
+                self._close()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None and self._partial is not None:
+                lines = self._in_order(self._partial)
+                write_aside(self.lines_file, lambda temporary: _write_all(temporary, lines))
+                self.partial_file.unlink(missing_ok=True)
+        finally:
+            self._close()
+
+    def add(self, prediction: Prediction) -> None:
+        """Write a sample's picture and map, then its line.
+
+        Raises:
+            ValueError: as ``__enter__``.
+        """
+        stream = self._partial or self._open()
+        picture = map_file = None
+        if prediction.pictures:
+            picture = f"{PICTURES}/{_file_name(prediction.name)}.png"
+            limits = _limits(prediction, self.scale)
+            save_heat_map(prediction.pictures, prediction.map_HW, limits, self.folder / picture)
+        if self.with_maps:
+            map_file = f"{MAPS}/{_file_name(prediction.name)}.npy"
+            write_aside(self.folder / map_file, lambda temporary: np.save(temporary, prediction.map_HW))
+        line = _line(prediction, picture, map_file, self.fingerprints[prediction.name])
+        try:
+            place = stream.seek(0, os.SEEK_END)
+            if stream.write(line) != len(line):
+                raise OSError("no space is left")
+        except OSError as problem:
+            raise _cannot_write(self.partial_file, problem) from None
+        self._keep(Row.model_validate_json(line), place, len(line))
+
+    def _open(self) -> FileIO:
+        """The partial file, locked, and read as far as it is of these samples."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._partial = stream = self.partial_file.open("a+b", buffering=0)
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(stream.fileno()).st_nlink:
+                raise BlockingIOError  # another one finished and removed it meanwhile
+            with self.partial_file.open("rb") as lines:
+                stream.truncate(self._read(lines))
+        except BlockingIOError:
+            raise ValueError(
+                f"another prediction is being written to {self.folder}; wait for it, or choose another output folder"
+            ) from None
+        except OSError as problem:
+            raise _cannot_write(self.partial_file, problem) from None
+        return stream
+
+    def _close(self) -> None:
+        if self._partial is not None:
+            self._partial.close()
+
+    def _read(self, lines: BinaryIO) -> int:
+        """Keep the rows of these samples; returns where the last whole line ends."""
+        place = 0
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break  # cut short as it was written
+            try:
+                row = Row.model_validate_json(line)
+            except ValidationError:
+                pass  # none of ours, or damaged: its sample is scored anew
+            else:
+                if self.fingerprints.get(row.name) == row.fingerprint:
+                    self._keep(row, place, len(line))
+            place += len(line)
+        return place
+
+    def _keep(self, row: Row, place: int, length: int) -> None:
+        self.rows[row.name] = row
+        self._places[row.name] = (place, length)
+
+    def _in_order(self, partial: FileIO) -> Iterator[bytes]:
+        """The lines, read from the open file: somebody may have removed the folder meanwhile."""
+        for name in self.fingerprints:
+            if name in self._places:
+                place, length = self._places[name]
+                yield os.pread(partial.fileno(), length, place)
+
+
+def screen_table(rows: Sequence[Row], thresholds: Thresholds | None) -> str:
+    """The highest scores first, then counts, and in words what the decisions rest on; within 80 columns."""
+    shown = sorted(rows, key=lambda row: -row.score)[:MOST_ROWS]
+    names = [_shortened(one_line(row.name)) for row in shown]
+    widest = max(len("sample"), *map(len, names))
+    lines = [f"{'sample':{widest}}  {'score':>9}  decision"]
+    decisions = {True: "anomalous", False: "normal", None: "-"}
+    for name, row in zip(names, shown, strict=True):
+        lines.append(f"{name:{widest}}  {row.score:9.4g}  {decisions[row.anomalous]}")
+    if len(rows) > len(shown):
+        lines.append(f"... and {len(rows) - len(shown)} with lower scores")
+    lines += [_summary(rows, thresholds), *(f"note: {note}" for note in _notes(rows))]
+    return "\n".join(lines)
+
+
+def _summary(rows: Sequence[Row], thresholds: Thresholds | None) -> str:
+    if thresholds is None:
+        return (
+            f"{len(rows)} scored. No thresholds lie beside the checkpoint, so there is no decision: calibrate with "
+            "tools/evaluate.py --calibrate"
+        )
+    anomalous, normal = (sum(row.anomalous is wanted for row in rows) for wanted in (True, False))
+    undecided = len(rows) - anomalous - normal
+    left = f", {undecided} not decided" if undecided else ""
+    return f"{anomalous} anomalous, {normal} normal{left}, at a false-alarm rate of {thresholds.false_alarm_rate:g}"
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """Each note once, with the number of samples that it is about."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        for note in row.notes:
+            counts[note] = counts.get(note, 0) + 1
+    return [note if count == len(rows) else f"{note} ({count} of {len(rows)})" for note, count in counts.items()]
+
+
+def _limits(prediction: Prediction, scale: float | None) -> tuple[float, float]:
+    """0 to ``scale``; else about the threshold, which the middle colour shows; else the map's own range."""
+    if scale is not None:
+        return 0.0, scale
+    threshold = prediction.threshold
+    if threshold is not None and threshold > 0:
+        return 0.5 * threshold, 1.5 * threshold
+    return colour_limits([prediction.map_HW])
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
+
+
+def _file_name(name: str) -> str:
+    """A sample's name as that of a file: cut where it is too long, with a checksum then."""
+    folder, separator, last = name.rpartition("/")
+    if len(last.encode()) > MOST_NAME_BYTES:
+        checksum = hashlib.sha256(last.encode()).hexdigest()[:10]
+        last = f"{last.encode()[: MOST_NAME_BYTES - 11].decode(errors='ignore')}~{checksum}"
+    return f"{folder}{separator}{last}"
+
+
+def _line(prediction: Prediction, picture: str | None, map_file: str | None, fingerprint: str) -> bytes:
+    content = {
+        "name": prediction.name,
+        "files": {modality: utf8_name(file) for modality, file in prediction.files.items()},
+        "class": prediction.class_name,
+        "modalities": prediction.modalities,
+        "score": prediction.score,
+        "threshold": prediction.threshold,
+        "threshold_of": prediction.threshold_of,
+        "anomalous": prediction.anomalous,
+        "picture": picture,
+        "map": map_file,
+        "notes": [utf8_name(note) for note in prediction.notes],
+        "fingerprint": fingerprint,
+    }
+    return f"{json.dumps(content, ensure_ascii=False, allow_nan=False)}\n".encode()
+
+
+def _write_all(path: Path, lines: Iterable[bytes]) -> None:
+    with path.open("wb") as stream:
+        stream.writelines(lines)
+
+
+def _cannot_write(path: Path, problem: OSError) -> ValueError:
+    return ValueError(f"cannot write {path}: {problem.strerror or problem}; choose another output folder")

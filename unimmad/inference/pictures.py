@@ -1,0 +1,75 @@
+"""The heat map of one sample as PNG: each modality, the map, and the map laid over the first modality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from unimmad.data.index import Modality
+from unimmad.data.prepare import resize
+from unimmad.report.drawing import DEPTH_COLOURS, MAP_COLOURS, Limits, colour_limits, laid_over
+from unimmad.serialization.atomic_write import write_aside
+
+Picture = NDArray[np.float32]
+"""H x W x 3, 0 to 1."""
+
+LONGEST_SIDE = 512
+SHORTEST_SIDE = 192
+GAP = 4
+"""Pixels of white between two panels."""
+
+
+def panel_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of a panel: the image's own shape, enlarged or made smaller to a size that can be looked at."""
+    height, width = shape[:2]
+    scale = min(LONGEST_SIDE / max(height, width), max(1.0, SHORTEST_SIDE / min(height, width)))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def picture_of(array: np.ndarray, modality: Modality, size: tuple[int, int], where: str) -> Picture:
+    """A decoded image as people see it; depth is stretched from its smallest to its largest value and coloured.
+
+    Raises:
+        ValueError: the array does not fit the modality's kind.
+    """
+    image_CHW = resize(array, modality, max(size), where).numpy()
+    if modality.kind == "depth":
+        low, high = colour_limits([image_CHW[0]])
+        coloured_HW4 = colormaps[DEPTH_COLOURS](np.clip((image_CHW[0] - low) / (high - low), 0, 1))
+        return _resized(coloured_HW4[..., :3].astype(np.float32), size)
+    return _resized(image_CHW.transpose(1, 2, 0), size)
+
+
+def save_heat_map(
+    pictures: tuple[tuple[str, Picture], ...], map_HW: NDArray[np.float32], limits: Limits, path: Path
+) -> None:
+    """Write the panels side by side.
+
+    Args:
+        pictures: of the modalities, all of one size.
+        map_HW: the anomaly map at the model's size; stretched to the pictures'.
+        limits: map values at the two ends of the colour scale.
+        path: the PNG.
+
+    Raises:
+        ValueError: the folder cannot be made or written to.
+    """
+    panels = [picture for _, picture in pictures]
+    height, width = panels[0].shape[:2]
+    large_HW = np.asarray(PillowImage.fromarray(map_HW).resize((width, height), PillowImage.Resampling.BILINEAR))
+    share_HW = np.clip((large_HW - limits[0]) / (limits[1] - limits[0]), 0, 1)
+    panels += [colormaps[MAP_COLOURS](share_HW)[..., :3], laid_over(panels[0], large_HW, limits)]
+    gap = np.ones((height, GAP, 3))
+    row = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+    picture = PillowImage.fromarray((np.clip(row, 0, 1) * 255).round().astype(np.uint8))
+    write_aside(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def _resized(picture_HWC: Picture, size: tuple[int, int]) -> Picture:
+    image = PillowImage.fromarray((np.clip(picture_HWC, 0, 1) * 255).round().astype(np.uint8))
+    resized = image.resize((size[1], size[0]), PillowImage.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32) / np.float32(255)

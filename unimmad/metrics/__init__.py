@@ -1,0 +1,1 @@
+"""Anomaly-detection metrics, by numpy and scipy alone: maps and scores in, numbers out."""

@@ -1,0 +1,112 @@
+"""The curves behind the pixel metrics, for drawing: exact points, though not all of them.
+
+Letters: N normal scores, A anomalous scores, R regions, P points, T thresholds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from unimmad.metrics.append_buffer import blocks
+from unimmad.metrics.curve_points import (
+    Floats,
+    Histogram,
+    f1max_threshold,
+    from_zero,
+    histogram,
+    share_at_or_above,
+    spread_thresholds,
+)
+from unimmad.serialization.validation import Entry, Share
+
+
+@dataclass(frozen=True)
+class PixelCurves:
+    """What is drawn of the pooled pixels of one class. Curves are float64 [P], never decreasing, from 0 to 1."""
+
+    fpr: NDArray[np.float64]
+    """Share of all normal pixels at or above a threshold."""
+    tpr: NDArray[np.float64]
+    """Share of all anomalous pixels at or above it: the ROC curve."""
+    pro: NDArray[np.float64]
+    """Mean over regions of the share of the region at or above it: the PRO curve."""
+    histogram: Histogram
+    threshold: float
+    """The pixel score at which P-F1max is reached; the lowest where there are several."""
+
+
+class CurvesEntry(Entry):
+    """The curves in JSON's types."""
+
+    fpr: list[Share]
+    tpr: list[Share]
+    pro: list[Share]
+    histogram: Annotated[list[list[float]], Field(min_length=3, max_length=3)]
+    threshold: float
+
+
+def pixel_curves(
+    normal_N: Floats,
+    sorted_A: Floats,
+    anomalous_A: Floats,
+    region_A: NDArray[np.int32],
+    size_R: NDArray[np.int64],
+) -> PixelCurves:
+    """Everything at once, from at least one pixel of each label.
+
+    Args:
+        normal_N: scores of normal pixels, sorted ascending.
+        sorted_A: scores of anomalous pixels, sorted ascending.
+        anomalous_A: the same, in any order.
+        region_A: the region of each anomalous pixel, 0 to R - 1.
+        size_R: pixels of each region.
+    """
+    threshold_T = spread_thresholds(normal_N, sorted_A)
+    return PixelCurves(
+        fpr=from_zero(share_at_or_above(normal_N, threshold_T)),
+        tpr=from_zero(share_at_or_above(sorted_A, threshold_T)),
+        pro=from_zero(_overlaps(anomalous_A, region_A, size_R, threshold_T)),
+        histogram=histogram(normal_N, sorted_A),
+        threshold=f1max_threshold(normal_N, sorted_A),
+    )
+
+
+def curves_entry(curves: PixelCurves) -> dict[str, Any]:
+    """The curves in JSON's types, exactly."""
+    return {
+        "fpr": curves.fpr.tolist(),
+        "tpr": curves.tpr.tolist(),
+        "pro": curves.pro.tolist(),
+        "histogram": [values.tolist() for values in curves.histogram],
+        "threshold": curves.threshold,
+    }
+
+
+def read_curves(entry: CurvesEntry) -> PixelCurves:
+    """What :func:`curves_entry` gave."""
+    return PixelCurves(
+        fpr=np.array(entry.fpr, dtype=np.float64),
+        tpr=np.array(entry.tpr, dtype=np.float64),
+        pro=np.array(entry.pro, dtype=np.float64),
+        histogram=Histogram(*(np.array(values, dtype=np.float64) for values in entry.histogram)),
+        threshold=entry.threshold,
+    )
+
+
+def _overlaps(
+    anomalous_A: Floats, region_A: NDArray[np.int32], size_R: NDArray[np.int64], threshold_T: Floats
+) -> NDArray[np.float64]:
+    """Mean over regions of the share of the region at or above each threshold (largest first)."""
+    ascending_T = threshold_T[::-1]
+    passed_weight_T1 = np.zeros(len(threshold_T) + 1)
+    for block in blocks(len(anomalous_A)):
+        passed_A = np.searchsorted(ascending_T, anomalous_A[block], side="right")
+        weight_A = 1.0 / size_R[region_A[block]]
+        passed_weight_T1 += np.bincount(passed_A, weights=weight_A, minlength=len(passed_weight_T1))
+    # A score is at or above ascending threshold t when it passed more than t of them.
+    return np.cumsum(passed_weight_T1[::-1])[:-1] / len(size_R)

@@ -1,0 +1,1 @@
+"""What work costs: the machine, operations, seconds."""

@@ -1,0 +1,45 @@
+"""The pictures of one class, drawn by whichever rank: files' contents, since only rank 0 writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unimmad.report.curve_figures import curve_figure
+from unimmad.report.drawing import Limits, heat_limits
+from unimmad.report.figures import SamplePicture, class_figure, png
+from unimmad.report.scored_class import ScoredClass
+from unimmad.report.selection import Reason
+
+
+@dataclass(frozen=True)
+class DrawnClass:
+    """A class's files, and its sample for the overview."""
+
+    curves: bytes
+    """PNG."""
+    heat_maps: bytes | None = None
+    """PNG; None where no sample is to be shown."""
+    typical: SamplePicture | None = None
+    """Where a sample is to be shown."""
+    limits: Limits = (0.0, 1.0)
+    """The colour scale of its maps."""
+
+
+def draw_class(scored: ScoredClass, samples: Sequence[SamplePicture]) -> DrawnClass:
+    """Draw a class's curves and those samples' heat maps; ``samples`` may be none."""
+    curves = png(
+        curve_figure(scored.class_name, scored.image_scores, scored.labels, scored.curves, scored.result.metrics)
+    )
+    if not samples:
+        return DrawnClass(curves)
+    heat_maps = png(class_figure(samples, None if scored.curves is None else scored.curves.threshold))
+    return DrawnClass(curves, heat_maps, _typical(samples), heat_limits([picture.map_HW for picture in samples]))
+
+
+def _typical(pictures: Sequence[SamplePicture]) -> SamplePicture:
+    """An ordinary anomaly where there is one: failures would misrepresent the class."""
+    for picture in pictures:
+        if picture.note == Reason.ORDINARY_ANOMALY:
+            return picture
+    return next((picture for picture in pictures if picture.defect != "good"), pictures[0])

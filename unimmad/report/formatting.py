@@ -1,0 +1,68 @@
+"""What all tables share: numbers as text, marks, and footnotes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from unimmad.metrics.metrics import METRIC_KEYS, Metrics
+from unimmad.report.report import ClassResult, Mean, PublishedRow, Report
+
+UNDEFINED = "n/a"
+NOT_PUBLISHED = "-"
+PARTIAL = "*"
+"""Marks a mean that covers fewer members than there are; the footnotes say how many."""
+
+_REASONS: dict[str, Callable[[ClassResult], bool]] = {
+    "no anomalous image, so no metric is defined": lambda result: not result.anomalous,
+    "no normal image, so I-AUROC is undefined": lambda result: result.anomalous > 0 and not result.normal,
+    "masks missing or empty, so no pixel metric is defined": lambda result: (
+        result.anomalous > 0 and result.metrics["P-AP"] is None
+    ),
+}
+"""Why a class lacks some metrics."""
+
+
+def footnotes(report: Report) -> tuple[str, ...]:
+    """Why some metrics are undefined; and for each mean that covers fewer members than there are, how many; and
+    where published rows come from."""
+    partial = (f"{PARTIAL} {mean.name} covers {coverage(mean)}" for mean in report.means() if mean.incomplete)
+    published = (f"published: {row.name}: {row.source}. {row.note}" for row in report.published)
+    return (*_undefined(report), *partial, *published)
+
+
+def _undefined(report: Report) -> Iterator[str]:
+    """Classes that lack what some metrics need."""
+    for reason, applies in _REASONS.items():
+        names = [f"{result.dataset}/{result.class_name}" for result in report.classes if applies(result)]
+        if names:
+            yield f"{UNDEFINED}: {reason}: {', '.join(names)}"
+
+
+def coverage(mean: Mean) -> str:
+    """Such as ``3 of 4 classes for P-AP, AUPRO; 2 of 4 classes for I-AP``; empty when all are covered."""
+    keys_of: dict[int, list[str]] = {}
+    for key, count in mean.incomplete.items():
+        keys_of.setdefault(count, []).append(key)
+    return "; ".join(f"{count} of {mean.members} {mean.unit} for {', '.join(keys)}" for count, keys in keys_of.items())
+
+
+def cells(metrics: Metrics) -> list[str]:
+    """In the order of ``METRIC_KEYS``, 3 decimals."""
+    return [UNDEFINED if metrics[key] is None else f"{metrics[key]:.3f}" for key in METRIC_KEYS]
+
+
+def exact_cells(metrics: Metrics) -> list[str]:
+    """In the order of ``METRIC_KEYS``, so that reading them gives the same numbers."""
+    return [UNDEFINED if metrics[key] is None else repr(metrics[key]) for key in METRIC_KEYS]
+
+
+def mean_cells(mean: Mean, partial: str = PARTIAL) -> list[str]:
+    """As :func:`cells`, with ``partial`` behind the numbers that cover fewer members than there are."""
+    marked = {key for key in mean.incomplete if mean.covered[key]}
+    by_key = zip(METRIC_KEYS, cells(mean.metrics), strict=True)
+    return [cell + partial if key in marked else cell for key, cell in by_key]
+
+
+def published_cells(row: PublishedRow) -> list[str]:
+    """As :func:`cells`; a dash where nothing was published."""
+    return [NOT_PUBLISHED if row.metrics[key] is None else f"{row.metrics[key]:.3f}" for key in METRIC_KEYS]

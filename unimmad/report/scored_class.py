@@ -1,0 +1,93 @@
+"""What is known of one class once all its samples are scored.
+
+Letters: I samples of a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
+
+from unimmad.metrics.pixel_curves import CurvesEntry, PixelCurves, curves_entry, read_curves
+from unimmad.report.entries import ClassEntry
+from unimmad.report.expert_usage import ClassUsage, UsageEntry, read_usage, usage_entry
+from unimmad.report.report import ClassResult, class_entry, read_class
+from unimmad.serialization.validation import Entry, validated
+
+
+@dataclass(frozen=True)
+class ScoredClass:
+    """One class's result, and what its curves and the expert map are drawn from."""
+
+    result: ClassResult
+    image_scores: NDArray[np.float64]
+    """[I], in index order."""
+    labels: NDArray[np.bool_]
+    """[I], True where anomalous."""
+    keys: tuple[str, ...]
+    """I sample keys."""
+    defects: tuple[str, ...]
+    """I times ``good`` or the name of the defect."""
+    curves: PixelCurves | None
+    """None where a mask is missing or a label has no pixel."""
+    usage: ClassUsage
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Data set and class."""
+        return self.result.dataset, self.result.class_name
+
+    @property
+    def class_name(self) -> str:
+        """``DATASET/CLASS``."""
+        return f"{self.result.dataset}/{self.result.class_name}"
+
+
+def scored_entry(scored: ScoredClass) -> dict[str, Any]:
+    """The class in JSON's types, exactly."""
+    return {
+        "class": class_entry(scored.result),
+        "image_scores": scored.image_scores.tolist(),
+        "labels": scored.labels.tolist(),
+        "keys": scored.keys,
+        "defects": scored.defects,
+        "curves": None if scored.curves is None else curves_entry(scored.curves),
+        "usage": usage_entry(scored.usage),
+    }
+
+
+class _ScoredEntry(Entry):
+    """The class in JSON's types."""
+
+    result: ClassEntry = Field(alias="class")
+    image_scores: list[float]
+    labels: list[bool]
+    keys: list[str]
+    defects: list[str]
+    curves: CurvesEntry | None
+    usage: UsageEntry
+
+
+def read_scored(content: Mapping[str, Any]) -> ScoredClass:
+    """What :func:`scored_entry` gave, from JSON.
+
+    Raises:
+        ValueError: an entry is missing, of another form, or of another number of samples.
+    """
+    entry = validated(TypeAdapter(_ScoredEntry), content, "a class's scores", "evaluate anew")
+    if not len(entry.image_scores) == len(entry.labels) == len(entry.keys) == len(entry.defects):
+        raise ValueError(f"the scores of class {entry.result.class_name} are not complete; evaluate anew")
+    return ScoredClass(
+        result=read_class(entry.result),
+        image_scores=np.array(entry.image_scores, dtype=np.float64),
+        labels=np.array(entry.labels, dtype=bool),
+        keys=tuple(entry.keys),
+        defects=tuple(entry.defects),
+        curves=None if entry.curves is None else read_curves(entry.curves),
+        usage=read_usage(entry.usage),
+    )

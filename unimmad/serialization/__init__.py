@@ -1,0 +1,1 @@
+"""Files that are whole or absent, and JSON and YAML of any origin, checked as they are read."""
