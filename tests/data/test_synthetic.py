@@ -12,9 +12,8 @@ from PIL import Image
 
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
 from unimmad.data.synthetic import synthetic_sets
-from unimmad.data.synthetic.catalogue import SETS, ClassSpec
+from unimmad.data.synthetic.catalogue import SETS, ClassSpec, draw_sample
 from unimmad.data.synthetic.defects import DefectKind
-from unimmad.data.synthetic.draw import draw_sample
 
 SIDE = 128
 CLASSES = [spec for set_spec in SETS for spec in set_spec.classes]

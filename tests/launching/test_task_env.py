@@ -7,10 +7,10 @@ import subprocess
 import pytest
 import torch
 
-from unimmad.launching import shared_folder
-from unimmad.launching.log_tail import LogTail, last_lines
+from unimmad.launching import task_env as shared_folder
 from unimmad.launching.submission import PYTHON_OF_TASKS
 from unimmad.launching.task_env import Place, check_neighbours, describe_ranks
+from unimmad.launching.watch import LogTail, last_lines
 from unimmad.parallel.world import World
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from unimmad.assembly import new_model
 from unimmad.config import load_recipe
 from unimmad.model.backbone import Backbone, calibrate_batchnorm
-from unimmad.model.folded_teacher import FoldedTeacher
+from unimmad.model.folding import FoldedTeacher
 from unimmad.model.inference import for_inference
 from unimmad.model.unimmad import UniMMAD
 from unimmad.training.loss import unimmad_loss

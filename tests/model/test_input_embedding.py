@@ -5,7 +5,7 @@ import torch
 from naive_moe import randomise
 from torch.nn import functional as F
 
-from unimmad.model.input_embedding import InputEmbedding
+from unimmad.model.unimmad import InputEmbedding
 
 SIZE = 8
 

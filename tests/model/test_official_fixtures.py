@@ -18,7 +18,7 @@ from unimmad.assembly import architecture_of
 from unimmad.checkpoint.released import load_released, our_name, translate
 from unimmad.config import load_recipe
 from unimmad.model.backends import convolution
-from unimmad.model.folded_teacher import FoldedTeacher
+from unimmad.model.folding import FoldedTeacher
 from unimmad.model.inference import for_inference
 from unimmad.model.unimmad import UniMMAD
 from unimmad.training.loss import unimmad_loss

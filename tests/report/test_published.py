@@ -9,10 +9,9 @@ import pytest
 from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.report.console import screen_table
 from unimmad.report.html_page import save_page
-from unimmad.report.latex import latex_table
 from unimmad.report.published import published_rows
 from unimmad.report.report import ClassResult, Report, from_json, to_json
-from unimmad.report.tables import csv_table, markdown_table
+from unimmad.report.tables import csv_table, latex_table, markdown_table
 
 
 def result(dataset, class_name="bottle", undefined=()):

@@ -24,8 +24,7 @@ from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog
 from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.evaluation.collecting import ClassScores, MetricsThread
-from unimmad.evaluation.exchange import Exchange, InOrder
-from unimmad.evaluation.own_classes import OwnClasses, last_rounds
+from unimmad.evaluation.exchange import Exchange, InOrder, OwnClasses, last_rounds
 from unimmad.evaluation.scoring import MaskRule, score_on_device
 from unimmad.model.unimmad import UniMMAD
 from unimmad.ranks.exchange import ALONE, Ranks

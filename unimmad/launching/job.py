@@ -94,8 +94,7 @@ class TrainingJob:
     def _settle(self, place: Place, world: World) -> TrainArguments | None:
         """The trainer's arguments for this start of the job; None where its run is finished."""
         from unimmad.launching.run_record import RunRecord
-        from unimmad.launching.shared_folder import check_shared
-        from unimmad.launching.task_env import check_neighbours, describe_ranks, node_of_ranks
+        from unimmad.launching.task_env import check_neighbours, check_shared, describe_ranks, node_of_ranks
         from unimmad.parallel.deepspeed_config import read_deepspeed_config
         from unimmad.parallel.placement import effective_ep_size
         from unimmad.training.arguments import parse_arguments

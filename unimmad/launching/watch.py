@@ -1,4 +1,4 @@
-"""Waits for submitted jobs: says when their state changes, streams rank 0's log, and tells how each ended."""
+"""Waits for submitted jobs: says when their state changes, streams rank 0's growing log, and tells how each ended."""
 
 from __future__ import annotations
 
@@ -6,14 +6,40 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.launching.failure_notes import first_failure
 from unimmad.launching.job import done_mark
-from unimmad.launching.log_tail import LogTail, last_lines
 from unimmad.launching.slurm_commands import AWAY, ENDED, LOST, JobState, job_state
 from unimmad.launching.submission import SubmittedJob
+
+
+class LogTail:
+    """A log file, from its beginning on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read_to = 0
+
+    def news(self) -> str:
+        """What came since the last call; nothing while the file is not there."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._read_to)
+                gained = file.read()
+        except OSError:
+            return ""
+        self._read_to += len(gained)
+        return gained.decode("utf-8", errors="replace")
+
+
+def last_lines(path: Path, count: int) -> str:
+    """The end of a log file, without empty lines; of a progress line that was redrawn, its last state."""
+    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in LogTail(path).news().split("\n")]
+    return "\n".join([line for line in lines if line.strip()][-count:])
+
 
 POLL_S = 3.0
 LINES_SHOWN = 20

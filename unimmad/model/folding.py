@@ -1,14 +1,42 @@
-"""BatchNorm taken into the convolution before it: the same numbers of a network that no longer trains."""
+"""BatchNorm taken into the convolution before it: the same numbers of a network that no longer trains.
+
+So computes the teacher of a training step, of which no more is computed than the maps that are wanted.
+
+Letters: N images, C channels, H x W pixels.
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from unimmad.model.backbone import Backbone
 from unimmad.model.backends.private_torch import with_own_members
+
+
+class FoldedTeacher:
+    """A copy of the frozen teacher whose BatchNorm is folded into its convolutions: the same maps, to rounding.
+
+    Not a module: the model's parameters, and so its checkpoints, stay those of the teacher as it was loaded.
+    """
+
+    def __init__(self, teacher: Backbone) -> None:
+        # Tensors by themselves: fake ones, of a simulated step, can't be deep-copied.
+        tensors: dict[int, Any] = {id(buffer): buffer.clone() for buffer in teacher.buffers()}
+        for weight in teacher.parameters():
+            tensors[id(weight)] = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        self.network = copy.deepcopy(teacher, tensors).eval()
+        fold_batchnorm(self.network)
+        self.network.requires_grad_(False)
+
+    def __call__(self, images_NCHW: Tensor) -> list[Tensor]:
+        """Maps at strides 4, 8 and 16, as ``Backbone``."""
+        return self.network(images_NCHW)
+
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 

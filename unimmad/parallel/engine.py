@@ -21,10 +21,9 @@ from unimmad.model.backends.activation_checkpointing import recompute_activation
 from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.batchnorm import synchronise_batchnorm
-from unimmad.parallel.clipping import clip_whole_gradient
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config
 from unimmad.parallel.dispatch import Traffic
-from unimmad.parallel.gradient_norm import GradientNorm
+from unimmad.parallel.gradient_norm import GradientNorm, clip_whole_gradient
 from unimmad.parallel.moe import LeaderMOELayer
 from unimmad.parallel.placement import PlacedParameter, place_leaders, placed_parameters
 from unimmad.parallel.private_deepspeed import zero_fragment

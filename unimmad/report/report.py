@@ -1,18 +1,64 @@
-"""The result of an evaluation: what was measured, class by class, and the four kinds of mean."""
+"""The result of an evaluation, as report.json holds it: what was measured, by class, and the four kinds of mean."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
+from unimmad.data.index import Name
 from unimmad.metrics.metrics import METRIC_KEYS, Metrics
-from unimmad.report.entries import ClassEntry, ReportEntry
 from unimmad.serialization.documents import parse_json
-from unimmad.serialization.validation import validated
+from unimmad.serialization.validation import Count, Entry, Share, validated
+
+
+def _all_keys(metrics: dict[str, float | None]) -> dict[str, float | None]:
+    if missing := [key for key in METRIC_KEYS if key not in metrics]:
+        raise ValueError(f"no entry {missing[0]!r}")
+    return {key: metrics[key] for key in METRIC_KEYS}
+
+
+def _each_class_once(classes: list[ClassEntry]) -> list[ClassEntry]:
+    names = [f"{entry.dataset}/{entry.class_name}" for entry in classes]
+    if len(set(names)) < len(names):
+        raise ValueError(f"class {max(names, key=names.count)} is listed twice")
+    return classes
+
+
+MetricsEntry = Annotated[dict[str, Share | None], AfterValidator(_all_keys)]
+
+
+class ClassEntry(Entry):
+    """The metrics of one class."""
+
+    dataset: Name
+    field: str
+    class_name: Name = Field(alias="class")
+    normal: Count
+    anomalous: Count
+    metrics: MetricsEntry
+
+
+class PublishedEntry(Entry):
+    """A row that a paper gives."""
+
+    dataset: str
+    name: str
+    metrics: MetricsEntry
+    source: str
+    note: str
+
+
+class ReportEntry(Entry):
+    """The whole file; the means in it are for other readers."""
+
+    header: dict[str, str]
+    classes: Annotated[list[ClassEntry], Field(min_length=1), AfterValidator(_each_class_once)]
+    published: list[PublishedEntry] = Field(default_factory=list)
+
 
 FORMAT = 1
 

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
 from unimmad.metrics.pixel_curves import CurvesEntry, PixelCurves, curves_entry, read_curves
-from unimmad.report.entries import ClassEntry
 from unimmad.report.expert_usage import ClassUsage, UsageEntry, read_usage, usage_entry
-from unimmad.report.report import ClassResult, class_entry, read_class
+from unimmad.report.report import ClassEntry, ClassResult, class_entry, read_class
 from unimmad.serialization.validation import Entry, validated
 
 

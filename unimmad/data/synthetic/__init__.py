@@ -13,8 +13,7 @@ import numpy as np
 
 from unimmad.data.index import Split
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
-from unimmad.data.synthetic.catalogue import SETS, ClassSpec, SetSpec
-from unimmad.data.synthetic.draw import draw_sample
+from unimmad.data.synthetic.catalogue import SETS, ClassSpec, SetSpec, draw_sample
 from unimmad.data.synthetic.scene import encode_png
 
 __all__ = ["synthetic_sets"]
