@@ -22,7 +22,7 @@ from unimmad.assembly import empty_model
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint
 from unimmad.checkpoint.loading import fill_model
-from unimmad.checkpoint.pieces import PieceReader
+from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.config import load_recipe
 from unimmad.model.unimmad import UniMMAD
 from unimmad.profiling.machine import peak_bytes
@@ -113,7 +113,7 @@ def resume(recipe_name: str, stage: int, folder: Path) -> Cost:
     checkpoint = find_checkpoint(folder)
     model = empty_model(load_recipe(recipe_name).model)
     started = time.perf_counter()
-    fill_model(model, PieceReader(checkpoint))
+    fill_model(model, TensorReader(checkpoint))
     weights = time.perf_counter() - started
     engine = _engine(recipe_name, stage, model)
     started = time.perf_counter()

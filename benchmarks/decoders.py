@@ -16,7 +16,7 @@ from unimmad.config import ModelSettings
 from unimmad.model.backbone import STRIDES
 from unimmad.model.backends.private_torch import with_own_members
 from unimmad.model.cross_moe import CrossMoE
-from unimmad.model.unimmad import Reconstruction, UniMMAD, at_once
+from unimmad.model.unimmad import Reconstruction, UniMMAD, whole_batch
 
 LEVELS = range(len(STRIDES))
 
@@ -63,7 +63,7 @@ def with_given_maps(network: Any, shared: Sequence[Tensor], teacher: Sequence[Te
     for name, value in given.items():
         assert isinstance(getattr(network, name), nn.Module)
         setattr(network, name, Given(value))
-    network.divide = at_once  # what is given is the whole batch's
+    network.split_batch = whole_batch  # what is given is the whole batch's
     network.folded_teacher = None
     return network
 

@@ -164,7 +164,7 @@ def _ours(images: Images) -> Metrics:
 
 
 def _spilled(images: Images, folder: Path) -> Metrics:
-    accumulator = MetricAccumulator(spill_to=folder)
+    accumulator = MetricAccumulator(scratch_dir=folder)
     for image in zip(images.maps_NHW, images.masks_NHW, images.scores_N, images.labels_N, strict=True):
         accumulator.add(*image)
     return accumulator.compute()

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from unimmad.assembly import new_model
 from unimmad.checkpoint.digests import file_digest, write_digests
 from unimmad.checkpoint.folder import CheckpointFolder
-from unimmad.checkpoint.pieces import Piece, write_pieces
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
+from unimmad.checkpoint.tensor_slices import TensorSlice, write_pieces
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe
 from unimmad.data.synthetic import synthetic_sets
@@ -34,7 +34,7 @@ def hand_made_checkpoint(
     model, origin = new_model(recipe.model, seed=step)
     folder = CheckpointFolder(run)
     partial = folder.begin(step)
-    pieces = [Piece(name, tuple(tensor.shape), 0, tensor) for name, tensor in model.state_dict().items()]
+    pieces = [TensorSlice(name, tuple(tensor.shape), 0, tensor) for name, tensor in model.state_dict().items()]
     digests = {}
     for rank in range(2):
         file = partial / f"model-{rank:05d}.safetensors"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from unimmad.checkpoint.folder import find_checkpoint
-from unimmad.checkpoint.pieces import PieceReader
+from unimmad.checkpoint.tensor_slices import TensorReader
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "unimmad" / "train.py"
@@ -35,8 +35,8 @@ def command(launcher: str, ranks: int = 1, program: Path = TRAIN) -> list[str]:
     if launcher == "torchrun":
         port = str(free_port())
         return [str(programs / "torchrun"), "--nproc-per-node", str(ranks), "--master-port", port, str(program)]
-    words = [str(programs / "deepspeed"), "--master_port", str(free_port())]
-    return [*words, *(["--num_accelerators", str(ranks)] if ranks > 1 else []), str(program)]
+    argv = [str(programs / "deepspeed"), "--master_port", str(free_port())]
+    return [*argv, *(["--num_accelerators", str(ranks)] if ranks > 1 else []), str(program)]
 
 
 def environment() -> dict[str, str]:
@@ -52,11 +52,11 @@ def hear_interrupts() -> None:
 
 
 def run(
-    words: list[str], folder: Path, seconds: float = SECONDS, threads: int | None = None
+    argv: list[str], folder: Path, seconds: float = SECONDS, threads: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Wait for a command; one that takes longer is ended with all that it started. ``threads``: of each process."""
     with subprocess.Popen(
-        words,
+        argv,
         cwd=folder,
         env=environment() | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
         stdout=subprocess.PIPE,
@@ -69,12 +69,12 @@ def run(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    return subprocess.CompletedProcess(words, process.returncode, output, errors)
+    return subprocess.CompletedProcess(argv, process.returncode, output, errors)
 
 
 def train(
     folder: Path,
-    *words: str,
+    *argv: str,
     launcher: str = "python",
     ranks: int = 1,
     config: str = "ep1.json",
@@ -82,14 +82,14 @@ def train(
 ) -> str:
     """Train the tiny recipe; returns what was printed to standard error."""
     words_before = [*command(launcher, ranks), "--deepspeed_config", str(CONFIGS / config), "--recipe", "tiny"]
-    done = run([*words_before, *words], folder, seconds)
+    done = run([*words_before, *argv], folder, seconds)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
     return done.stderr
 
 
-def evaluate(folder: Path, *words: str, launcher: str = "python", ranks: int = 1, threads: int = 1) -> str:
+def evaluate(folder: Path, *argv: str, launcher: str = "python", ranks: int = 1, threads: int = 1) -> str:
     """Evaluate as the words say; returns what was printed. Several ranks choose their threads themselves."""
-    done = run([*command(launcher, ranks, EVALUATE), *words], folder, threads=threads if ranks == 1 else None)
+    done = run([*command(launcher, ranks, EVALUATE), *argv], folder, threads=threads if ranks == 1 else None)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
     return done.stdout + done.stderr
 
@@ -107,7 +107,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def weights(run_folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor (weights and optimizer state) of a run's newest checkpoint, by portable name."""
-    reader = PieceReader(find_checkpoint(run_folder))
+    reader = TensorReader(find_checkpoint(run_folder))
     return {name: reader.read(name) for name in reader.names()}
 
 

@@ -16,7 +16,7 @@ from unimmad.checkpoint import digests
 from unimmad.checkpoint.digests import DIGESTS_NAME, file_digest, verify_checkpoint, write_digests
 from unimmad.checkpoint.folder import STATE_NAME
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, load_checkpoint
-from unimmad.checkpoint.pieces import INDEX_NAME, Piece, build_index, write_pieces
+from unimmad.checkpoint.tensor_slices import INDEX_NAME, TensorSlice, build_index, write_pieces
 from unimmad.config import load_recipe
 from unimmad.inference.detector import Detector
 
@@ -28,7 +28,7 @@ OPTIMIZER = "optimizer-00000.safetensors"
 def saved(tmp_path_factory) -> Path:
     """Two files of weights, one of optimizer state."""
     folder, _ = hand_made_checkpoint(tmp_path_factory.mktemp("run"), load_recipe("tiny"), [])
-    write_pieces(folder / OPTIMIZER, [Piece(f"{OPTIMIZER_PREFIX}exp_avg/x", (3,), 0, torch.ones(3))])
+    write_pieces(folder / OPTIMIZER, [TensorSlice(f"{OPTIMIZER_PREFIX}exp_avg/x", (3,), 0, torch.ones(3))])
     (folder / INDEX_NAME).write_text(json.dumps(build_index(folder)))
     write_digests(folder, {name: file_digest(folder / name) for name in [*MODEL, OPTIMIZER]})
     return folder

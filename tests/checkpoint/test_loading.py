@@ -20,7 +20,7 @@ from unimmad.assembly import empty_model
 from unimmad.checkpoint.digests import DIGESTS_NAME
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.loading import fill_model, load_checkpoint
-from unimmad.checkpoint.pieces import PieceReader
+from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.config import load_recipe
 from unimmad.model import backbone
 from unimmad.model.unimmad import UniMMAD
@@ -69,7 +69,7 @@ def test_the_saved_model_comes_back_with_its_facts(saved):
 def test_another_recipes_model_is_refused_naming_tensor_and_shapes(saved, override, name, theirs, ours):
     model = empty_model(load_recipe("tiny", [override]).model)
     with pytest.raises(ValueError, match=rf"is of another recipe: {name} is {theirs} there and {ours} in this one"):
-        fill_model(model, PieceReader(saved[0]))
+        fill_model(model, TensorReader(saved[0]))
 
 
 def test_a_tensor_that_the_checkpoint_lacks_is_named(copy):

@@ -56,9 +56,9 @@ def test_a_failure_is_the_exit_status_and_everything_is_written(tmp_path, monkey
     speed = {"task": "evaluation", "form": "ours", "precision": "bf16", "images/s": "12", "MFU": "40%"}
     passed = Outcome("predict", "passed", 1.0, facts={"samples": 2}, speeds=[speed], tables=["| kernel |"])
     monkeypatch.setattr(command, "outcomes_of", lambda names, *_: {"evaluate": [failed, passed]}.get(*names, []))
-    words = ["--device", "cpu", "--only", "evaluate", "--output-dir", str(tmp_path)]
+    argv = ["--device", "cpu", "--only", "evaluate", "--output-dir", str(tmp_path)]
     monkeypatch.setattr(command, "GROUPS", ({"evaluate": None},))
-    assert command.main(words) == 1
+    assert command.main(argv) == 1
     written = json.loads((tmp_path / "check-gpu.json").read_text())
     assert [check["status"] for check in written["checks"]] == ["failed", "passed"]
     assert {"device", "PyTorch", "CUDA", "driver", "date", "commit"} <= written["machine"].keys()
@@ -83,9 +83,9 @@ def test_what_is_not_measured_is_no_failure():
         ([], "there is no GPU that PyTorch can use here; --device cpu"),
     ],
 )
-def test_bad_words_are_one_line_and_code_2(words, message, monkeypatch, capsys):
+def test_bad_words_are_one_line_and_code_2(argv, message, monkeypatch, capsys):
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
-    assert command.main(words) == 2
+    assert command.main(argv) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
@@ -100,8 +100,8 @@ def test_the_command_lists_its_checks(tmp_path):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_all_checks_pass_on_a_cpu(tmp_path):
-    words = ["--device", "cpu", "--minutes", "50", "--output-dir", str(tmp_path / "out")]
-    done = run([sys.executable, str(ROOT / "tools" / "check_gpu.py"), *words], tmp_path, 3500)
+    argv = ["--device", "cpu", "--minutes", "50", "--output-dir", str(tmp_path / "out")]
+    done = run([sys.executable, str(ROOT / "tools" / "check_gpu.py"), *argv], tmp_path, 3500)
     log = (tmp_path / "out" / "logs" / "log.txt").read_text()
     assert done.returncode == 0, done.stdout + done.stderr + log[-4000:]
     checks = json.loads((tmp_path / "out" / "check-gpu.json").read_text())["checks"]

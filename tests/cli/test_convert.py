@@ -20,8 +20,8 @@ from torch import Tensor
 from unimmad.assembly import empty_model
 from unimmad.checkpoint.folder import find_checkpoint, read_state
 from unimmad.checkpoint.loading import fill_model, load_checkpoint
-from unimmad.checkpoint.pieces import PieceReader
 from unimmad.checkpoint.released import FILES, our_name
+from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.config import load_recipe
 from unimmad.data.layouts import find_set
 from unimmad.data.writing.shards import write_shards
@@ -121,8 +121,8 @@ def run(released: Path, teacher_file: Path, tmp_path_factory: pytest.TempPathFac
         "import runpy, sys; sys.modules['deepspeed'] = None; sys.argv = sys.argv[1:]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    words = [str(released), "--output-dir", str(folder), *options(f"model.backbone_weights={teacher_file}")]
-    command = [sys.executable, "-c", without_deepspeed, str(REPOSITORY / "tools" / "convert.py"), *words]
+    argv = [str(released), "--output-dir", str(folder), *options(f"model.backbone_weights={teacher_file}")]
+    command = [sys.executable, "-c", without_deepspeed, str(REPOSITORY / "tools" / "convert.py"), *argv]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -155,7 +155,7 @@ def test_training_can_start_from_it_and_its_teacher_is_the_backbone_files(
     source: UniMMAD, run: tuple[Path, str]
 ) -> None:
     model = empty_model(load_recipe("paper", SMALL).model)
-    fill_model(model, PieceReader(find_checkpoint(run[0])))
+    fill_model(model, TensorReader(find_checkpoint(run[0])))
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert not torch.equal(model.teacher.network.conv1.weight, model.encoder.network.conv1.weight)
 
@@ -176,8 +176,8 @@ def test_what_was_dropped_is_listed_by_part(source: UniMMAD, run: tuple[Path, st
 def test_a_random_teacher_is_made_only_with_a_note(
     tool: ModuleType, released: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
-    words = [str(released), "--output-dir", str(tmp_path / "run"), *options("model.backbone_weights=none")]
-    assert tool.main(words) == 0
+    argv = [str(released), "--output-dir", str(tmp_path / "run"), *options("model.backbone_weights=none")]
+    assert tool.main(argv) == 0
     printed = capsys.readouterr().out
     assert "teacher weights: none (random)" in printed
     assert "the maps mean nothing" in printed
@@ -199,8 +199,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def evaluate(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--device", "cpu", *(str(word) for word in words)])
+def evaluate(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--device", "cpu", *(str(word) for word in argv)])
     return load_tool("evaluate").main()
 
 

@@ -46,9 +46,9 @@ def trained(tmp_path_factory) -> Path:
 def typed(tool, monkeypatch, capsys):
     """Run the tool in a folder with the words given; returns its exit code, standard output and standard error."""
 
-    def call(folder: Path, *words: str) -> tuple[int, str, str]:
+    def call(folder: Path, *argv: str) -> tuple[int, str, str]:
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *argv])
         try:
             code = tool.main()
         except SystemExit as stop:
@@ -92,13 +92,13 @@ def test_a_run_written_later_is_the_default(typed, trained):
 
 
 def test_checkpoint_data_and_output_can_be_named(typed, trained, tmp_path):
-    words = [
+    argv = [
         "--checkpoint",
         str(trained / "runs/tiny/checkpoints/step_00000003"),
         "--data",
         str(trained / "data/small"),
     ]
-    code, _, _ = typed(tmp_path, *words, "--output-dir", "mine", "--split", "train", "--workers", "0")
+    code, _, _ = typed(tmp_path, *argv, "--output-dir", "mine", "--split", "train", "--workers", "0")
     assert code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert "(train split)" in (tmp_path / "mine" / "report.md").read_text()
@@ -129,11 +129,11 @@ def test_checkpoint_data_and_output_can_be_named(typed, trained, tmp_path):
         (["--false-alarm-rate", "0.1"], "--false-alarm-rate is for --calibrate"),
         (["--report", "data/small/index.json"], "data/small/index.json: the report"),
         (["--published"], "no published row for solids"),
-        (["--spill", "data/small/index.json/x"], "cannot keep pixel scores in data/small/index.json/x"),
+        (["--scratch-dir", "data/small/index.json/x"], "cannot keep pixel scores in data/small/index.json/x"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(typed, trained, words, message):
-    code, out, err = typed(trained, *words)
+def test_bad_input_is_one_line_and_code_2(typed, trained, argv, message):
+    code, out, err = typed(trained, *argv)
     assert code == 2
     assert out == ""
     assert message in err
@@ -167,8 +167,8 @@ def test_a_checkpoint_that_names_no_data_needs_the_option(typed, trained, tmp_pa
     assert (code, out) == (2, "")
     assert "names no data that it was trained on; give shard folders with --data DIR" in err
     assert err.count("\n") == 1
-    words = ["--checkpoint", "run", "--data", str(trained / "data" / "small"), "--workers", "0"]
-    assert typed(tmp_path, *words)[0] == 0
+    argv = ["--checkpoint", "run", "--data", str(trained / "data" / "small"), "--workers", "0"]
+    assert typed(tmp_path, *argv)[0] == 0
 
 
 def test_data_by_url_and_a_corrupt_sample(typed, trained, tmp_path):
@@ -179,21 +179,21 @@ def test_data_by_url_and_a_corrupt_sample(typed, trained, tmp_path):
     with (tmp_path / "set" / index.shards[sample.shard].name).open("r+b") as file:
         file.seek(next(iter(sample.images.values())).offset)
         file.write(b"nothing")
-    words = ["--checkpoint", str(trained / "runs/tiny"), "--output-dir", "out", "--data"]
-    code, _, err = typed(tmp_path, *words, "set")
+    argv = ["--checkpoint", str(trained / "runs/tiny"), "--output-dir", "out", "--data"]
+    code, _, err = typed(tmp_path, *argv, "set")
     assert code == 2
     assert f"set/{index.shards[sample.shard].name}: solids/{sample.key}.0.png: does not open" in err
-    assert typed(tmp_path, *words, "set", "--on-error", "skip")[0] == 0
+    assert typed(tmp_path, *argv, "set", "--on-error", "skip")[0] == 0
     assert "1 samples could not be read" in (tmp_path / "out" / "report.md").read_text()
     url = f"pipe:cat {trained}/data/small/{{}}"
-    assert typed(tmp_path, *words, url, "--cache-dir", "cache")[0] == 0
+    assert typed(tmp_path, *argv, url, "--cache-dir", "cache")[0] == 0
     assert list((tmp_path / "cache").glob("*.tar"))
     assert "could not be read" not in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_options_of_the_run_reach_the_report(typed, trained, tmp_path):
-    words = ["--output-dir", str(tmp_path / "one"), "--batch-size", "1", "--precision", "bf16", "--workers", "0"]
-    code, out, _ = typed(trained, *words, "--modalities", "depth", "--spill", str(tmp_path / "spilled"))
+    argv = ["--output-dir", str(tmp_path / "one"), "--batch-size", "1", "--precision", "bf16", "--workers", "0"]
+    code, out, _ = typed(trained, *argv, "--modalities", "depth", "--scratch-dir", str(tmp_path / "spilled"))
     assert code == 0
     assert "bf16 on cpu" in out
     assert "depth only" in out
@@ -204,10 +204,10 @@ def test_the_way_to_compute_reaches_the_model(typed, trained, tmp_path, monkeypa
     called = []
     for name in ("use_channels_last", "compile_networks"):
         monkeypatch.setattr(scoring, name, lambda *_, name=name: called.append(name))
-    words = ["--output-dir", str(tmp_path / "one"), "--workers", "0", "--fresh"]
-    assert typed(trained, *words)[0] == 0
+    argv = ["--output-dir", str(tmp_path / "one"), "--workers", "0", "--no-resume"]
+    assert typed(trained, *argv)[0] == 0
     assert called == []
-    assert typed(trained, *words, "--channels-last", "--compile")[0] == 0
+    assert typed(trained, *argv, "--channels-last", "--compile")[0] == 0
     assert called == ["use_channels_last", "compile_networks"]
 
 
@@ -221,7 +221,7 @@ def test_what_the_recipe_switches_on_can_be_switched_off(typed, trained, tmp_pat
 def test_compiling_without_a_compiler_is_one_line_and_code_2(typed, trained, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    code, out, err = typed(trained, "--compile", "--workers", "0", "--device", "cpu", "--fresh")
+    code, out, err = typed(trained, "--compile", "--workers", "0", "--device", "cpu", "--no-resume")
     assert (code, out) == (2, "")
     assert "torch.compile needs a C++ compiler" in err
     assert err.count("\n") == 1
@@ -232,8 +232,8 @@ def test_each_modality_and_a_comparison(typed, trained, tmp_path):
     assert code == 0
     assert "what each modality is worth" in out
     assert f"table    {tmp_path / 'one' / 'modalities' / 'modalities.csv'}" in out
-    words = ["--report", str(tmp_path / "one"), "--compare", str(tmp_path / "one" / "modalities" / "rgb")]
-    code, out, _ = typed(trained, *words, "--output-dir", str(tmp_path / "compared"))
+    argv = ["--report", str(tmp_path / "one"), "--compare", str(tmp_path / "one" / "modalities" / "rgb")]
+    code, out, _ = typed(trained, *argv, "--output-dir", str(tmp_path / "compared"))
     assert code == 0
     assert "differences: this report minus" in out
     assert "modalities: - (this), rgb only (other)" in out
@@ -267,12 +267,12 @@ def test_a_checkpoint_that_changed_is_one_line_and_evaluated_only_when_asked(typ
     content = bytearray((checkpoint / "model-00001.safetensors").read_bytes())
     content[-2] ^= 1
     (checkpoint / "model-00001.safetensors").write_bytes(content)
-    words = ["--checkpoint", "run", "--workers", "0"]
-    code, out, err = typed(tmp_path, *words)
+    argv = ["--checkpoint", "run", "--workers", "0"]
+    code, out, err = typed(tmp_path, *argv)
     assert (code, out) == (2, "")
     assert err.startswith("evaluate.py: run/checkpoints/step_00000003/model-00001.safetensors is not what was saved")
     assert err.count("\n") == 1
-    assert typed(tmp_path, *words, "--no-verify")[0] == 0
+    assert typed(tmp_path, *argv, "--no-verify")[0] == 0
 
 
 def test_a_second_evaluation_into_the_same_folder_is_told_who_writes_there(typed, trained, tmp_path):

@@ -77,16 +77,16 @@ def test_an_error_of_one_rank_ends_all_with_its_reason(trained, tmp_path):
 def test_every_launcher_and_ranks_without_a_class(trained, tmp_path, launcher, ranks):
     folder = shutil.copytree(trained, tmp_path / "work")
     evaluate(folder, "--output-dir", "one", threads=threads_of(ranks))
-    evaluate(folder, "--output-dir", "many", "--spill", "spilled", launcher=launcher, ranks=ranks)
+    evaluate(folder, "--output-dir", "many", "--scratch-dir", "spilled", launcher=launcher, ranks=ranks)
     assert_same_files(folder, "many", "one")
 
 
 @pytest.mark.long
 def test_each_modality(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "work")
-    words = ("--modalities", "each", "--workers", "0")
-    evaluate(folder, *words, "--output-dir", "one", threads=threads_of(2))
-    evaluate(folder, *words, "--output-dir", "two", launcher="torchrun", ranks=2)
+    argv = ("--modalities", "each", "--workers", "0")
+    evaluate(folder, *argv, "--output-dir", "one", threads=threads_of(2))
+    evaluate(folder, *argv, "--output-dir", "two", launcher="torchrun", ranks=2)
     assert "modalities/modalities.csv" in contents(folder / "two")
     assert_same_files(folder, "two", "one")
 
@@ -97,9 +97,9 @@ def test_left_out_samples_are_summed_up_over_ranks(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "work")
     for class_name, place in [("solids/cookie", 2), *(("brains/brain_upper", place) for place in range(3))]:
         spoil(folder / "data" / "small", class_name, place)
-    words = ("--on-error", "skip", "--workers", "1")
-    evaluate(folder, *words, "--output-dir", "one", threads=threads_of(3))
-    evaluate(folder, *words, "--output-dir", "three", launcher="torchrun", ranks=3)
+    argv = ("--on-error", "skip", "--workers", "1")
+    evaluate(folder, *argv, "--output-dir", "one", threads=threads_of(3))
+    evaluate(folder, *argv, "--output-dir", "three", launcher="torchrun", ranks=3)
     found, expected = contents(folder / "three"), contents(folder / "one")
     assert found == expected
     report = json.loads(expected["report.json"])
@@ -124,11 +124,11 @@ def test_thresholds(trained, tmp_path):
 def test_killed_it_goes_on_behind_the_last_finished_class(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "work")
     evaluate(folder, "--output-dir", "one", "--workers", "0", threads=threads_of(2))
-    words = ["--output-dir", "two", "--workers", "0"]
-    done = run([*command("torchrun", 2, DYING), *words], folder, seconds=120)
+    argv = ["--output-dir", "two", "--workers", "0"]
+    done = run([*command("torchrun", 2, DYING), *argv], folder, seconds=120)
     assert done.returncode != 0
     assert str(ROOT / "unimmad") not in done.stderr, "no traceback but torchrun's own"
     assert len(list((folder / "two" / ".partial").glob("*.json"))) == 2
-    said = evaluate(folder, *words, launcher="torchrun", ranks=2)
+    said = evaluate(folder, *argv, launcher="torchrun", ranks=2)
     assert "2 of 4 classes were finished by an interrupted evaluation: solids/cookie, solids/rope" in said
     assert_same_files(folder, "two", "one")

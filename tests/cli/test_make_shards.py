@@ -43,7 +43,7 @@ def road(tmp_path: Path) -> Path:
 
 def test_writes_and_summarises(tool: ModuleType, road: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = road.parent / "shards"
-    options = ["--target", str(target), "--name", "street", "--field", "traffic"]
+    options = ["--target", str(target), "--name", "street", "--domain", "traffic"]
     assert tool.main([str(road), *options, "--modality", "disparity=depth:2:900"]) == 0
     entry = load_index(target).datasets["street"]
     assert entry.field == "traffic"
@@ -70,8 +70,8 @@ def test_sets_a_share_aside(tool: ModuleType, tmp_path: Path, capsys: pytest.Cap
         save(make_mvtec(tmp_path / "parts") / "bolt/train/good" / f"more{number}.png", rgb(number))
     for options, line in (
         ([], "  class bolt: 12 train, 3 test, 1 calibration"),
-        (["--calibration-share", "0.5"], "  class bolt: 7 train, 3 test, 6 calibration"),
-        (["--calibration-share", "0"], "  class bolt: 13 train, 3 test"),
+        (["--calibration-fraction", "0.5"], "  class bolt: 7 train, 3 test, 6 calibration"),
+        (["--calibration-fraction", "0"], "  class bolt: 13 train, 3 test"),
     ):
         target = str(tmp_path / "shards")
         assert tool.main([str(tmp_path / "parts"), "--target", target, "--overwrite", *options]) == 0
@@ -133,7 +133,7 @@ def test_lists_layouts(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> 
         (["--shard-mb", "inf"], "must be a finite number above 0"),
         (["elsewhere"], "elsewhere does not exist"),
         (["elsewhere", "--name", "x"], "one SOURCE"),
-        (["--calibration-share", "1"], "calibration share 1: give 0 or more and less than 1"),
+        (["--calibration-fraction", "1"], "calibration share 1: give 0 or more and less than 1"),
         (["--layout", "visa"], "1cls.csv: cannot be read"),
     ],
 )

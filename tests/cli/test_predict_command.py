@@ -57,9 +57,9 @@ def place(tmp_path_factory) -> Path:
 def typed(place, monkeypatch, capsys):
     """Run the command in ``place``; returns its exit code, standard output and standard error."""
 
-    def call(*words: str) -> tuple[int, str, str]:
+    def call(*argv: str) -> tuple[int, str, str]:
         monkeypatch.chdir(place)
-        code = main(words)
+        code = main(argv)
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
@@ -89,8 +89,8 @@ def test_a_folder_of_modality_folders_gives_lines_pictures_and_a_table(typed, pl
 
 
 def test_one_sample_by_its_modalities(typed, place):
-    words = ["--modality", "rgb=sets/x/rgb/1.png", "--modality", "depth=sets/x/depth/1.png", "--no-pictures"]
-    assert typed(*words, "--output-dir", "single")[0] == 0
+    argv = ["--modality", "rgb=sets/x/rgb/1.png", "--modality", "depth=sets/x/depth/1.png", "--no-pictures"]
+    assert typed(*argv, "--output-dir", "single")[0] == 0
     (line,) = lines_of(place / "single")
     assert (line["modalities"], line["picture"], line["map"]) == (["rgb", "depth"], None, None)
     assert not (place / "single" / "pictures").exists()
@@ -140,8 +140,8 @@ def test_calibration_beside_the_checkpoint_brings_decisions(typed, place, monkey
         (["--device", "cuda:99", "sets/x"], "cuda:99 can't be used"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2_and_writes_nothing(typed, place, words, message):
-    code, out, err = typed(*words, "--output-dir", "bad")
+def test_bad_input_is_one_line_and_code_2_and_writes_nothing(typed, place, argv, message):
+    code, out, err = typed(*argv, "--output-dir", "bad")
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
@@ -160,8 +160,8 @@ def five(place, tmp_path) -> Path:
 
 
 def test_what_comes_before_a_broken_image_is_kept_and_the_same_command_goes_on(typed, place, five, tmp_path):
-    words = ("--output-dir", str(tmp_path / "out"), str(five))
-    code, _, err = typed(*words)
+    argv = ("--output-dir", str(tmp_path / "out"), str(five))
+    code, _, err = typed(*argv)
     assert code == 2
     assert "2.png: does not open as PNG" in err
     assert "2 of 5 are scored, in" in err
@@ -173,7 +173,7 @@ def test_what_comes_before_a_broken_image_is_kept_and_the_same_command_goes_on(t
     # Marked, to see that it is not scored again.
     partial.write_text(partial.read_text().replace(f'"score": {first["score"]}', '"score": -7.5', 1))
     shutil.copy(place / "sets/x/rgb/2.png", five / "rgb" / "2.png")
-    code, out, _ = typed(*words)
+    code, out, _ = typed(*argv)
     assert (code, "skipped" in out) == (0, False)
     lines = lines_of(tmp_path / "out")
     assert [line["name"] for line in lines] == [f"y/{number}" for number in range(5)]
@@ -184,16 +184,16 @@ def test_what_comes_before_a_broken_image_is_kept_and_the_same_command_goes_on(t
 
 @pytest.mark.parametrize("changed", ["class", "file"])
 def test_what_is_not_the_same_is_scored_anew(typed, place, five, tmp_path, changed):
-    words = ["--output-dir", str(tmp_path / "out"), str(five)]
-    assert typed(*words)[0] == 2
+    argv = ["--output-dir", str(tmp_path / "out"), str(five)]
+    assert typed(*argv)[0] == 2
     partial = tmp_path / "out" / "predictions.partial.jsonl"
     (score,) = {json.loads(line)["score"] for line in partial.read_text().splitlines()}
     partial.write_text(partial.read_text().replace(f'"score": {score}', '"score": -7.5'))
     if changed == "file":
         shutil.copy(place / "sets/x/rgb/2.png", five / "rgb" / "0.png")
     else:
-        words += ["--class", "cookie"]
-    assert typed("--on-error", "skip", *words)[0] == 0
+        argv += ["--class", "cookie"]
+    assert typed("--on-error", "skip", *argv)[0] == 0
     kept = [line["score"] == -7.5 for line in lines_of(tmp_path / "out")]
     assert kept == ([False] * 4 if changed == "class" else [False, True, False, False])
 
@@ -234,7 +234,7 @@ def test_names_that_are_not_utf8_are_written_out(typed, five, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_in_the_middle_leaves_what_was_done_and_the_same_command_goes_on(typed, place, five, tmp_path, number):
     shutil.copy(place / "sets/x/rgb/1.png", five / "rgb" / "2.png")
-    words = ["--output-dir", str(tmp_path / "out"), str(five)]
+    argv = ["--output-dir", str(tmp_path / "out"), str(five)]
     dying = (
         "import os, sys\n"
         "from unimmad.inference import command, output\n"
@@ -246,7 +246,7 @@ def test_a_signal_in_the_middle_leaves_what_was_done_and_the_same_command_goes_o
         "sys.exit(command.main(sys.argv[1:]))\n"
     )
     died = subprocess.run(
-        [sys.executable, "-c", dying, *words], cwd=place, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", dying, *argv], cwd=place, capture_output=True, text=True, timeout=300, check=False
     )
     assert died.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL), died.stderr
     assert ("interrupted; 3 of 5 are scored, in" in died.stderr) == (number == signal.SIGTERM)
@@ -254,7 +254,7 @@ def test_a_signal_in_the_middle_leaves_what_was_done_and_the_same_command_goes_o
     partial = tmp_path / "out" / "predictions.partial.jsonl"
     kept = partial.read_text()
     assert [json.loads(line)["name"] for line in kept.splitlines()] == ["y/0", "y/1", "y/2"]
-    assert typed(*words)[0] == 0
+    assert typed(*argv)[0] == 0
     assert [line["name"] for line in lines_of(tmp_path / "out")] == [f"y/{number}" for number in range(5)]
     assert (tmp_path / "out" / "predictions.jsonl").read_text().startswith(kept)
 

@@ -61,11 +61,11 @@ def test_the_log_has_gradients_speed_and_memory_and_a_trace_is_written(four_step
 
 
 def test_resized_images_that_are_kept_change_nothing(shards, four_steps, tmp_path):
-    words = ("--set", "data.resized_cache_gb=1", "--set", f"data.cache_folder={tmp_path / 'cache'}", "--max-steps", "4")
+    argv = ("--set", "data.resized_cache_gb=1", "--set", f"data.cache_folder={tmp_path / 'cache'}", "--max-steps", "4")
     for number in range(2):
         folder = tmp_path / f"run{number}"
         folder.mkdir()
-        train(folder, "--data", str(shards), *words)
+        train(folder, "--data", str(shards), *argv)
         ours, theirs = weights(folder / "runs" / "tiny"), weights(four_steps)
         assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
         assert list((tmp_path / "cache" / "resized").glob("*/*.pixels")), "the second run finds them"
@@ -78,20 +78,20 @@ def test_activations_computed_again_change_nothing(shards, tmp_path, config):
     for again in ("false", "true"):
         folder = tmp_path / again
         folder.mkdir()
-        words = ("--data", str(shards), "--max-steps", "2", "--set", f"training.activation_checkpointing={again}")
-        train(folder, *words, launcher="deepspeed", ranks=2, config=config)
+        argv = ("--data", str(shards), "--max-steps", "2", "--set", f"training.activation_checkpointing={again}")
+        train(folder, *argv, launcher="deepspeed", ranks=2, config=config)
         found.append(weights(folder / "runs" / "tiny"))
     assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
 
 
 def test_finished_run_is_kept_and_the_next_gets_a_numbered_folder(shards, tmp_path):
-    words = ("--data", str(shards), "--set", "training.global_batch=20")
-    train(tmp_path, *words)
+    argv = ("--data", str(shards), "--set", "training.global_batch=20")
+    train(tmp_path, *argv)
     state = read_state(find_checkpoint(tmp_path / "runs" / "tiny"))
     assert state["finished"]
     assert "solids/cookie" in state["trained_on"]["classes"]
     assert [modality["slot"] for modality in state["trained_on"]["datasets"]["solids"]["modalities"]] == [0, 1]
-    said = train(tmp_path, *words, "--init-from", "runs/tiny")
+    said = train(tmp_path, *argv, "--init-from", "runs/tiny")
     assert "runs/tiny-2" in said
     assert (tmp_path / "runs" / "tiny-2" / "checkpoints" / "latest").is_file()
 
@@ -115,8 +115,8 @@ def test_ranks_share_the_batch_and_change_nothing(ranks, config, shards, one_ste
     rounding moves some gradient by a hundredth. One that a rank counts twice or not at all is off by its own size.
     """
     reference, start = one_step
-    words = ("--data", str(shards), *ONE_STEP, "--set", "training.learning_rate=1")
-    said = train(tmp_path, *words, launcher="deepspeed", ranks=ranks, config=config)
+    argv = ("--data", str(shards), *ONE_STEP, "--set", "training.learning_rate=1")
+    said = train(tmp_path, *argv, launcher="deepspeed", ranks=ranks, config=config)
     assert said.count("checkpoint runs/tiny") == 1, "only rank 0 speaks"
     difference, name = largest_difference(weights(tmp_path / "runs" / "tiny"), reference, start)
     assert difference <= 0.03, name
@@ -127,8 +127,8 @@ def test_ranks_share_the_batch_and_change_nothing(ranks, config, shards, one_ste
 def test_compiled_networks_give_the_gradients_of_plain_ones_on_two_ranks(shards, one_step, tmp_path):
     """Really compiled, which takes minutes; BatchNorm's sums are exchanged from within the compiled code."""
     reference, start = one_step
-    words = ("--data", str(shards), *ONE_STEP, "--set", "training.learning_rate=1", "--set", "training.compile=true")
-    train(tmp_path, *words, launcher="deepspeed", ranks=2, config="ep4.json", seconds=1200)
+    argv = ("--data", str(shards), *ONE_STEP, "--set", "training.learning_rate=1", "--set", "training.compile=true")
+    train(tmp_path, *argv, launcher="deepspeed", ranks=2, config="ep4.json", seconds=1200)
     difference, name = largest_difference(weights(tmp_path / "runs" / "tiny"), reference, start)
     assert difference <= 0.03, name
 
@@ -165,8 +165,8 @@ def _as_if_measured(checkpoint: Path) -> list[list[bool]]:
 
 def test_evaluation_on_the_way_and_tensorboard(shards, tmp_path):
     """Shared out over two ranks, with loader processes; its files are those of the evaluation command alone."""
-    words = ("--data", str(shards), "--max-steps", "2", "--set", "training.evaluate_every=2")
-    said = train(tmp_path, *words, "--set", "data.workers=1", launcher="torchrun", ranks=2)
+    argv = ("--data", str(shards), "--max-steps", "2", "--set", "training.evaluate_every=2")
+    said = train(tmp_path, *argv, "--set", "data.workers=1", launcher="torchrun", ranks=2)
     run_folder = tmp_path / "runs" / "tiny"
     assert said.count("test split") == 1
     assert "training in fp32, no TF32 on cpu" in said
@@ -193,9 +193,9 @@ def test_evaluation_on_the_way_and_tensorboard(shards, tmp_path):
         (("--set", "model.backbone_weights=absent.pth"), "absent.pth does not exist"),
     ],
 )
-def test_bad_input_is_one_line_and_a_failing_exit(words, said, tmp_path):
+def test_bad_input_is_one_line_and_a_failing_exit(argv, said, tmp_path):
     usual = ["--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
-    done = run([*command("python"), *usual, *words], tmp_path)
+    done = run([*command("python"), *usual, *argv], tmp_path)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("train.py: ")
@@ -206,8 +206,8 @@ def test_bad_input_is_one_line_and_a_failing_exit(words, said, tmp_path):
 
 def test_another_recipe_is_not_continued(shards, four_steps):
     folder = four_steps.parents[1]
-    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
-    done = run([*words, "--data", str(shards), "--set", "model.embed_dim=32"], folder)
+    argv = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*argv, "--data", str(shards), "--set", "model.embed_dim=32"], folder)
     assert done.returncode == 2
     assert "model.embed_dim is 16 there and 32 now" in done.stderr
 
@@ -215,8 +215,8 @@ def test_another_recipe_is_not_continued(shards, four_steps):
 def test_other_data_are_not_continued(shards, four_steps, tmp_path):
     other = tmp_path / "other"
     write_shards(synthetic_sets(train_per_class=3, normal_per_class=1, anomalous_per_class=1), other, progress=False)
-    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
-    done = run([*words, "--data", str(other)], four_steps.parents[1])
+    argv = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*argv, "--data", str(other)], four_steps.parents[1])
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert "step_00000004 was trained on other data: class " in last
@@ -227,8 +227,8 @@ def test_other_data_are_not_continued(shards, four_steps, tmp_path):
 def test_evaluation_on_the_way_without_a_test_split_stops_at_the_start(tmp_path):
     sets = synthetic_sets(train_per_class=2, normal_per_class=0, anomalous_per_class=0)
     write_shards(sets, tmp_path / "set", progress=False)
-    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
-    done = run([*words, "--data", "set", "--set", "training.evaluate_every=2"], tmp_path)
+    argv = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*argv, "--data", "set", "--set", "training.evaluate_every=2"], tmp_path)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("train.py: training.evaluate_every is 2, but the data have no test sample; ")
@@ -237,8 +237,8 @@ def test_evaluation_on_the_way_without_a_test_split_stops_at_the_start(tmp_path)
 
 def test_a_file_in_place_of_the_run_folder_stops_with_its_name(shards, tmp_path):
     (tmp_path / "taken").write_text("")
-    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
-    done = run([*words, "--data", str(shards), "--output-dir", "taken"], tmp_path)
+    argv = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*argv, "--data", str(shards), "--output-dir", "taken"], tmp_path)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("train.py: the run folder taken can't be written to (Not a directory); choose another")
@@ -247,9 +247,9 @@ def test_a_file_in_place_of_the_run_folder_stops_with_its_name(shards, tmp_path)
 
 def test_a_cache_folder_that_cannot_be_used_stops_with_its_name(shards, tmp_path):
     (tmp_path / "file").write_text("")
-    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    argv = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
     settings = ("--set", "data.resized_cache_gb=1", "--set", "data.cache_folder=file")
-    done = run([*words, "--data", str(shards), *settings], tmp_path)
+    done = run([*argv, "--data", str(shards), *settings], tmp_path)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("train.py: the cache of resized images file/resized can't be used")
@@ -262,8 +262,8 @@ def test_a_shard_cut_short_stops_with_its_name(shards, tmp_path):
         (broken / path.name).write_bytes(path.read_bytes())
     shard = next(broken.glob("*.tar"))
     shard.write_bytes(shard.read_bytes()[:-2000])
-    words = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
-    done = run([*words, "--data", str(broken)], tmp_path)
+    argv = [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*argv, "--data", str(broken)], tmp_path)
     assert done.returncode == 2
     assert shard.name in done.stderr
 
@@ -278,13 +278,13 @@ def test_a_corrupt_sample_stops_or_is_skipped_and_summed_up_over_ranks(shards, t
         with (tmp_path / "set" / index.shards[sample.shard].name).open("r+b") as file:
             file.seek(next(iter(sample.images.values())).offset)
             file.write(b"nothing")
-    words = ("--data", "set", "--max-steps", "5", "--set", "model.backbone_weights=none")
+    argv = ("--data", "set", "--max-steps", "5", "--set", "model.backbone_weights=none")
     done = run(
-        [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny", *words], tmp_path
+        [*command("python"), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny", *argv], tmp_path
     )
     assert done.returncode == 2
     assert "does not open as PNG" in done.stderr
-    said = train(tmp_path, *words, "--on-error", "skip", launcher="torchrun", ranks=2)
+    said = train(tmp_path, *argv, "--on-error", "skip", launcher="torchrun", ranks=2)
     assert "samples could not be read, in 1 shards: set/train-000000.tar" in said
     assert read_state(find_checkpoint(tmp_path / "runs" / "tiny"))["step"] == 5
 

@@ -247,7 +247,7 @@ def command(program: str, folder: Path) -> list[str]:
         sets = ("data.workers=2", "training.evaluate_every=0")
         words += [*(word for one in sets for word in ("--set", one)), "--max-steps", "2", "--output-dir", "runs/new"]
     else:
-        words = [str(EVALUATE), "--workers", "2", *(["--calibrate"] if program == "calibrate" else ["--fresh"])]
+        words = [str(EVALUATE), "--workers", "2", *(["--calibrate"] if program == "calibrate" else ["--no-resume"])]
     return [sys.executable, *words]
 
 

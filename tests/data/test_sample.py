@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unimmad.data.sample import Batch, ImageRoom, Sample, collate
+from unimmad.data.sample import Batch, BatchBuffer, Sample, collate
 
 SLOTS = ((1,), (0, 1, 3), (0, 2))
 
@@ -80,13 +80,13 @@ def test_moving_a_batch_moves_its_token_tensors_only(samples):
     assert moved.tokens_per_sample == (1, 3, 2)
 
 
-def put(room: ImageRoom, samples: list[Sample]) -> list[Sample]:
-    """The same samples, their images in ``room``."""
-    return [replace(each, images_MCHW=room.take(len(each.slots)).copy_(each.images_MCHW)) for each in samples]
+def put(buffer: BatchBuffer, samples: list[Sample]) -> list[Sample]:
+    """The same samples, their images in ``buffer``."""
+    return [replace(each, images_MCHW=buffer.take(len(each.slots)).copy_(each.images_MCHW)) for each in samples]
 
 
 def test_images_that_lie_in_one_room_are_joined_without_a_copy(samples):
-    there = put(ImageRoom(6, 4), samples)
+    there = put(BatchBuffer(6, 4), samples)
     batch = collate(there)
     assert torch.equal(batch.images_TCHW, collate(samples).images_TCHW)
     assert batch.images_TCHW.data_ptr() == there[0].images_MCHW.data_ptr()
@@ -95,12 +95,12 @@ def test_images_that_lie_in_one_room_are_joined_without_a_copy(samples):
 @pytest.mark.parametrize("order", [(0, 2), (1, 0, 2), (1, 2, 0)])
 def test_images_that_do_not_follow_each_other_are_joined_all_the_same(samples, order):
     """As where one that was read could not be used."""
-    there = put(ImageRoom(6, 4), samples)
+    there = put(BatchBuffer(6, 4), samples)
     batch = collate([there[number] for number in order])
     assert torch.equal(batch.images_TCHW, collate([samples[number] for number in order]).images_TCHW)
 
 
 def test_a_room_that_is_full_makes_new_memory(samples):
-    there = put(ImageRoom(3, 4), samples)
+    there = put(BatchBuffer(3, 4), samples)
     assert torch.equal(collate(there).images_TCHW, collate(samples).images_TCHW)
-    assert torch.equal(collate(put(ImageRoom(0, 4), samples)).images_TCHW, collate(samples).images_TCHW)
+    assert torch.equal(collate(put(BatchBuffer(0, 4), samples)).images_TCHW, collate(samples).images_TCHW)

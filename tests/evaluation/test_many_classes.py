@@ -96,7 +96,7 @@ def test_65536_regions_in_one_mask() -> None:
 def scores_of(images: int, batch: int = 50) -> ClassScores:
     """A class of maps of 8 x 8, every second one anomalous."""
     rng = np.random.default_rng(0)
-    scores = ClassScores("parts/x", "industry", leaders=8, spill_to=None)
+    scores = ClassScores("parts/x", "industry", leaders=8, scratch_dir=None)
     for first in range(0, images, batch):
         samples = tuple(_sample(first + place) for place in range(batch))
         maps = rng.random((batch, 8, 8), dtype=np.float32)

@@ -152,7 +152,7 @@ def test_the_batch_size_changes_no_number_so_it_goes_on(checkpoint, small_shards
 
 
 def test_fresh_begins_anew(plain, small_shards, output, kept):
-    begun(plain, small_shards, output, fresh=True)
+    begun(plain, small_shards, output, no_resume=True)
     assert kept == []
 
 

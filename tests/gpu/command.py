@@ -21,10 +21,10 @@ RECIPES = {"cuda": "paper", "cpu": "tiny"}
 MINUTES = 8.0
 
 
-def main(words: Sequence[str] | None = None, description: str = "") -> int:
+def main(argv: Sequence[str] | None = None, description: str = "") -> int:
     """0; 1 where a check failed; 2 where something given is wrong."""
     parser = _parser(description)
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     try:
         names, setting = _chosen(options)
     except ValueError as error:

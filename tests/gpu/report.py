@@ -85,10 +85,10 @@ def _commit() -> str:
     return f"{commit} with changes" if commit and changed else commit or "not in a git checkout"
 
 
-def _said_by(*words: str) -> str:
+def _said_by(*argv: str) -> str:
     """First line; empty where the command is missing or fails."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip().partition("\n")[0] if done.returncode == 0 else ""

@@ -51,13 +51,13 @@ def outcomes_of(
 
 def _run(worker: str, names: Sequence[str], setting: Setting, logs: Path, deadline: float) -> int | Ended:
     """The exit status of a process that was given ``names``; if it had to be ended, what to say of the check in it."""
-    words = [sys.executable, "-m", worker, setting.device, setting.recipe, str(setting.work), str(logs), *names]
+    argv = [sys.executable, "-m", worker, setting.device, setting.recipe, str(setting.work), str(logs), *names]
     path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     hidden = {} if setting.on_gpu else {"CUDA_VISIBLE_DEVICES": ""}
     environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", **hidden}
     with _log(logs).open("a") as log:
         process = subprocess.Popen(
-            words, cwd=setting.work, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            argv, cwd=setting.work, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             return _wait(process, names, setting, logs, deadline)

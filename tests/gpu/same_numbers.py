@@ -42,7 +42,7 @@ def same_numbers(layouts: Sequence[Layout]) -> Callable[[Setting], Found]:
     return check
 
 
-def _launch(setting: Setting, cases: Sequence[Case], words: Sequence[str]) -> None:
+def _launch(setting: Setting, cases: Sequence[Case], argv: Sequence[str]) -> None:
     """Without a launcher: those of DeepSpeed and torch give each rank a GPU of its own."""
     world = cases[0].layout.world
     common = {"WORLD_SIZE": str(world), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -50,7 +50,7 @@ def _launch(setting: Setting, cases: Sequence[Case], words: Sequence[str]) -> No
     hidden = {} if setting.on_gpu else {"CUDA_VISIBLE_DEVICES": ""}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), *words, *backend], env={**os.environ, **common, **hidden, "RANK": str(rank)}
+            [sys.executable, str(WORKER), *argv, *backend], env={**os.environ, **common, **hidden, "RANK": str(rank)}
         )
         for rank in range(world)
     ]

@@ -53,13 +53,13 @@ def steps_in(precision: str) -> Callable[[Setting], Found]:
         )
         watch, plain, calls = DtypeWatch(), loop.micro_step, 0
 
-        def watched(*words: Any) -> Any:
+        def watched(*argv: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls != WATCHED_STEP:
-                return plain(*words)
+                return plain(*argv)
             with watch:
-                return plain(*words)
+                return plain(*argv)
 
         if setting.on_gpu:
             torch.cuda.reset_peak_memory_stats()

@@ -30,8 +30,8 @@ def evaluated(setting: Setting) -> Found:
     facts = {}
     for precision in ("fp32", "bf16"):
         output = setting.work / f"evaluation-{precision}"
-        words = ["--data", str(setting.shards), "--output-dir", str(output), "--precision", precision, "--fresh"]
-        seconds = _timed(evaluate, ["--checkpoint", str(run), "--device", setting.device, *words])
+        argv = ["--data", str(setting.shards), "--output-dir", str(output), "--precision", precision, "--no-resume"]
+        seconds = _timed(evaluate, ["--checkpoint", str(run), "--device", setting.device, *argv])
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
         facts[precision] = f"{seconds:.1f} s, {len(report['classes'])} classes"
     return Found(facts)
@@ -39,17 +39,17 @@ def evaluated(setting: Setting) -> Found:
 
 def calibrated(setting: Setting) -> Found:
     """Thresholds beside the checkpoint."""
-    words = ["--checkpoint", str(_run(setting)), "--device", setting.device, "--data", str(setting.shards)]
-    return Found({"seconds": round(_timed(evaluate, [*words, "--calibrate"]), 1)})
+    argv = ["--checkpoint", str(_run(setting)), "--device", setting.device, "--data", str(setting.shards)]
+    return Found({"seconds": round(_timed(evaluate, [*argv, "--calibrate"]), 1)})
 
 
 def predicted(setting: Setting) -> Found:
     """Images of one's own."""
     folder = setting.work / "images"
     _write_images(folder)
-    words = ["--checkpoint", str(_run(setting)), "--device", setting.device, "--data", str(setting.shards)]
+    argv = ["--checkpoint", str(_run(setting)), "--device", setting.device, "--data", str(setting.shards)]
     output = setting.work / "predictions"
-    seconds = _timed(predict, [*words, str(folder), "--output-dir", str(output)])
+    seconds = _timed(predict, [*argv, str(folder), "--output-dir", str(output)])
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     if len(lines) != len(_images()):
         raise CheckError(f"{len(lines)} predictions of {len(_images())} samples")
@@ -60,8 +60,8 @@ def exported(setting: Setting) -> Found:
     """To ONNX."""
     _need("onnx", "onnxscript")
     target = _onnx(setting)
-    words = ["--checkpoint", str(_run(setting)), "--data", str(setting.shards), "--dataset", DATASET]
-    seconds = _timed(export, [*words, "--format", "onnx", "--target", str(target)])
+    argv = ["--checkpoint", str(_run(setting)), "--data", str(setting.shards), "--dataset", DATASET]
+    seconds = _timed(export, [*argv, "--format", "onnx", "--target", str(target)])
     return Found({"seconds": round(seconds, 1), "MiB": round(target.stat().st_size / 2**20)})
 
 
@@ -97,10 +97,10 @@ def _need(*packages: str) -> None:
         raise SkippedError(f"{', '.join(missing)} not installed (the extra [export] has it)")
 
 
-def _timed(command: Callable[[list[str]], int], words: list[str]) -> float:
+def _timed(command: Callable[[list[str]], int], argv: list[str]) -> float:
     started = time.perf_counter()
-    if code := command(words):
-        raise CheckError(f"ended with {code}; the log has its message: {' '.join(words)}")
+    if code := command(argv):
+        raise CheckError(f"ended with {code}; the log has its message: {' '.join(argv)}")
     return time.perf_counter() - started
 
 

@@ -72,7 +72,7 @@ def test_too_few_images_are_said(thresholds):
 
 def test_without_the_split_it_says_what_to_do(checkpoint, calibration_shards, tmp_path):
     copy = changed(calibration_shards, tmp_path / "none", {"split": "train"})
-    with pytest.raises(ValueError, match=r"none: no calibration split.*--calibration-share.*train"):
+    with pytest.raises(ValueError, match=r"none: no calibration split.*--calibration-fraction.*train"):
         calibrate(checkpoint, [copy], 0.01, device=CPU, progress=False)
 
 

@@ -21,12 +21,12 @@ from unimmad.model.backends.tf32 import BOTH, NEITHER, Tf32, allow_tf32, tf32
 from unimmad.model.unimmad import UniMMAD
 
 CPU = torch.device("cpu")
-Pass = tuple[Tf32, bool, bool]
+ForwardPass = tuple[Tf32, bool, bool]
 """What a forward pass ran in: TF32, whether in inference mode, whether under autocast."""
 
 
 @pytest.fixture
-def passes(monkeypatch) -> Iterator[list[Pass]]:
+def passes(monkeypatch) -> Iterator[list[ForwardPass]]:
     """Of the passes that follow, in a process whose training allowed TF32."""
     before, seen, forward = tf32(), [], UniMMAD.forward
 

@@ -11,7 +11,7 @@ def test_what_was_not_said_is_none_and_the_trainer_gets_the_rest():
     options = parse_options(["--nodes", "4", "--setup", "a b", "--setup", "c", "--", "--recipe", "tiny", "--", "x"])
     assert options.nodes == 4
     assert options.setup == ("a b", "c")
-    assert options.trainer_words == ("--recipe", "tiny", "--", "x")
+    assert options.trainer_argv == ("--recipe", "tiny", "--", "x")
     assert options.partition is options.gpus_per_node is options.timeout_min is options.mem_gb is None
     assert not options.wait
 
@@ -34,10 +34,10 @@ def test_words_for_slurm_and_srun():
         (["--site", "absent.yaml"], "absent.yaml can't be read"),
     ],
 )
-def test_bad_words(words, said, tmp_path, monkeypatch):
+def test_bad_words(argv, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=said):
-        parse_options(words)
+        parse_options(argv)
 
 
 def test_the_command_line_wins_over_the_site_and_lists_add_up(tmp_path):

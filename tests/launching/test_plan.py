@@ -22,8 +22,8 @@ def slurm(tmp_path, monkeypatch):
     return tmp_path / "out"
 
 
-def plan_of(out, *words, trainer=TINY):
-    return make_plan(parse_options([*words, "--output-dir", str(out), *trainer]))
+def plan_of(out, *argv, trainer=TINY):
+    return make_plan(parse_options([*argv, "--output-dir", str(out), *trainer]))
 
 
 def test_only_what_was_said_reaches_slurm(slurm):
@@ -36,11 +36,11 @@ def test_only_what_was_said_reaches_slurm(slurm):
 
 def test_everything_said_reaches_slurm(slurm):
     placed = ["account", "qos", "constraint", "exclude", "nodelist", "reservation", "comment", "dependency"]
-    words = [word for name in placed for word in (f"--{name}", f"my-{name}")]
-    words += ["--partition", "gpu", "--name", "n", "--mail-user", "me", "--cpus-per-task", "3", "--mem-gb", "1.5"]
-    words += ["--timeout-min", "90", "--signal-delay-s", "45", "--max-requeues", "0", "--setup", "module load x"]
-    words += ["--srun-arg=--label", "--slurm-arg", "exclusive=user", "--gres", "gpu:a100:2"]
-    script = batch_script(plan_of(slurm, *words))
+    argv = [word for name in placed for word in (f"--{name}", f"my-{name}")]
+    argv += ["--partition", "gpu", "--name", "n", "--mail-user", "me", "--cpus-per-task", "3", "--mem-gb", "1.5"]
+    argv += ["--timeout-min", "90", "--signal-delay-s", "45", "--max-requeues", "0", "--setup", "module load x"]
+    argv += ["--srun-arg=--label", "--slurm-arg", "exclusive=user", "--gres", "gpu:a100:2"]
+    script = batch_script(plan_of(slurm, *argv))
     lines = script.splitlines()
     for flag in (
         *(f"{name}=my-{name}" for name in placed),
@@ -64,15 +64,15 @@ def test_defaults_that_come_from_the_partition(slurm):
 
 
 def test_one_bank_is_not_spread_and_several_are_inside_a_node(slurm):
-    words = ["--partition", "gpu"]
+    argv = ["--partition", "gpu"]
     trainer = [*TINY, "--set", "training.global_batch=8"]
-    one = plan_of(slurm, *words, trainer=trainer)
+    one = plan_of(slurm, *argv, trainer=trainer)
     assert [task.ep_size for task in one.tasks] == [1]
     assert "ds_configs/ep1.json: with model.banks 1 the fastest" in describe(one)
-    several = plan_of(slurm, *words, trainer=[*trainer, "--set", "model.banks=4"])
+    several = plan_of(slurm, *argv, trainer=[*trainer, "--set", "model.banks=4"])
     assert [task.ep_size for task in several.tasks] == [4]
     assert "ds_configs/ep4.json: the largest ep_size that fits in a node, for model.banks 4" in describe(several)
-    swept = plan_of(slurm, *words, "--sweep", "model.banks=1,4", trainer=trainer)
+    swept = plan_of(slurm, *argv, "--sweep", "model.banks=1,4", trainer=trainer)
     assert [task.ep_size for task in swept.tasks] == [1, 4]
 
 
@@ -82,9 +82,9 @@ def test_other_options_that_begin_alike_choose_no_configuration(slurm):
 
 
 def test_expert_groups_fill_nodes_evenly(slurm):
-    words = ["--tasks-per-node", "6", "--gpus-per-node", "0"]
+    argv = ["--tasks-per-node", "6", "--gpus-per-node", "0"]
     spread = ["--set", "training.global_batch=6", "--set", "model.banks=2"]
-    plan = plan_of(slurm, *words, trainer=[*TINY, *spread])
+    plan = plan_of(slurm, *argv, trainer=[*TINY, *spread])
     assert plan.tasks[0].ep_size == 1, "ep4 would span nodes of 6 ranks"
     asked = ["--", "--recipe", "tiny", "--deepspeed_config", "ds_configs/ep8.json"]
     plan = plan_of(slurm, "--nodes", "2", "--gpus-per-node", "0", trainer=asked)
@@ -108,8 +108,8 @@ def test_expert_groups_fill_nodes_evenly(slurm):
         (["--cluster", "debug", "--tasks-per-node", "2"], [], "one rank"),
     ],
 )
-def test_what_is_refused_before_submission(words, trainer, said, slurm, capsys):
-    assert main([*words, "--output-dir", str(slurm), *TINY, *trainer]) == 2
+def test_what_is_refused_before_submission(argv, trainer, said, slurm, capsys):
+    assert main([*argv, "--output-dir", str(slurm), *TINY, *trainer]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("launch.py: ")
@@ -162,8 +162,8 @@ def test_without_slurm_the_batch_script_is_printed_all_the_same(cluster, tmp_pat
 
 
 def test_a_sweep_is_an_array_of_tasks_in_folders_of_their_own(slurm):
-    words = ["--sweep", "model.leaders=4,8", "--sweep", "training.seed=1,2"]
-    plan = plan_of(slurm, *words)
+    argv = ["--sweep", "model.leaders=4,8", "--sweep", "training.seed=1,2"]
+    plan = plan_of(slurm, *argv)
     assert [task.name for task in plan.tasks][:2] == [
         "model.leaders=4,training.seed=1",
         "model.leaders=4,training.seed=2",

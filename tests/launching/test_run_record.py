@@ -19,8 +19,8 @@ from unimmad.training.arguments import TrainArguments, parse_arguments
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
-def asked(folder: Path, *words: str) -> TrainArguments:
-    return parse_arguments(["--recipe", "tiny", "--output-dir", str(folder / "run"), *words])
+def asked(folder: Path, *argv: str) -> TrainArguments:
+    return parse_arguments(["--recipe", "tiny", "--output-dir", str(folder / "run"), *argv])
 
 
 def save(run: Path, step: int, finished: bool = False) -> Path:

@@ -15,8 +15,8 @@ from unimmad.parallel.world import World
 
 
 def test_a_signal_before_the_handlers_does_not_end_a_task():
-    words = "'import os; os.kill(os.getpid(), 12); os.kill(os.getpid(), 15); print(7)'"
-    done = subprocess.run(["bash", "-c", f"{PYTHON_OF_TASKS} -c {words}"], capture_output=True, text=True, check=False)
+    argv = "'import os; os.kill(os.getpid(), 12); os.kill(os.getpid(), 15); print(7)'"
+    done = subprocess.run(["bash", "-c", f"{PYTHON_OF_TASKS} -c {argv}"], capture_output=True, text=True, check=False)
     assert done.stdout == "7\n"
 
 

@@ -17,7 +17,7 @@ from unimmad.config import load_recipe
 from unimmad.model.backends import convolution
 from unimmad.model.backends.convolution import FastConv2d, fast_convolution
 from unimmad.model.cross_moe import over_joined_maps
-from unimmad.model.inference import InferenceBranch, LeaderProducts, for_inference, over_maps_in_turn
+from unimmad.model.inference import InferenceBranch, KernelCache, for_inference, over_maps_in_turn
 from unimmad.model.routing import Routing
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 
@@ -49,8 +49,8 @@ def favour(model: UniMMAD, leaders: list[int]) -> UniMMAD:
     return model
 
 
-def products_of(model: UniMMAD) -> LeaderProducts:
-    assert isinstance(model.on_routed, LeaderProducts)
+def products_of(model: UniMMAD) -> KernelCache:
+    assert isinstance(model.on_routed, KernelCache)
     return model.on_routed
 
 

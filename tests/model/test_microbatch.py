@@ -10,9 +10,9 @@ from benchmarks.tensor_memory import StorageWatch
 from unimmad.assembly import new_model
 from unimmad.config import load_recipe
 from unimmad.model.backends import microbatch as parts
-from unimmad.model.backends.microbatch import in_parts
+from unimmad.model.backends.microbatch import in_microbatches
 from unimmad.model.inference import for_inference
-from unimmad.model.unimmad import Reconstruction, UniMMAD, at_once
+from unimmad.model.unimmad import Reconstruction, UniMMAD, whole_batch
 
 SIDE = 64
 
@@ -57,8 +57,8 @@ def test_parts_are_whole_samples_and_give_what_the_batch_gives(model, monkeypatc
     monkeypatch.setattr(parts, "PART_PIXELS", 3 * SIDE**2)
     recorder = Recorder(model)
     with torch.no_grad():
-        ours = in_parts(recorder, *images_of(counts))
-        whole = at_once(model._reconstruct, *images_of(counts))
+        ours = in_microbatches(recorder, *images_of(counts))
+        whole = whole_batch(model._reconstruct, *images_of(counts))
     assert recorder.counts == expected
     assert ours.batch == whole.batch
     assert torch.equal(ours.sample_of_token_T, whole.sample_of_token_T)
@@ -73,7 +73,7 @@ def test_parts_are_whole_samples_and_give_what_the_batch_gives(model, monkeypatc
 def test_elsewhere_than_on_a_processor_a_batch_stays_whole(monkeypatch):
     monkeypatch.setattr(parts, "PART_PIXELS", SIDE**2)
     came = []
-    in_parts(lambda _, counts, __: came.append(counts), *images_of([1, 1, 2], "meta"))
+    in_microbatches(lambda _, counts, __: came.append(counts), *images_of([1, 1, 2], "meta"))
     assert came == [[1, 1, 2]]
 
 

@@ -141,10 +141,10 @@ def dispatched(case: Case, rank: int, group: dist.ProcessGroup) -> dict[str, Ten
     plans = plan_dispatches(leaders_GTK, LEADERS // case.ep_size, group)
     _, assignment, _ = exchange_assignments(plans, routings, group)
     _, plan, _ = plans
-    output, traffic = dispatch(inputs.x, sample_of_token_T, plan, assignment, group, apply_leaders)
+    output, comm_stats = dispatch(inputs.x, sample_of_token_T, plan, assignment, group, apply_leaders)
     loss_of(output, rank).backward()
     facts = {"sent": plan.sent, "received": plan.received, "stay": [len(plan.own_tokens)], "evaluated": evaluated}
-    facts["traffic"] = (traffic.dispatched, traffic.routed)
+    facts["traffic"] = (comm_stats.dispatched, comm_stats.routed)
     return {
         "output": output,
         **gradients(inputs, logits, kernels),

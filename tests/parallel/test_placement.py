@@ -13,7 +13,7 @@ from unimmad.assembly import new_model
 from unimmad.config import ModelSettings, load_recipe
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.moe import LeaderMoE
-from unimmad.parallel.placement import effective_ep_size, place_leaders, placed_parameters, portable_name
+from unimmad.parallel.placement import effective_ep_size, fqn, place_leaders, placed_parameters
 
 COUNTS, SLOTS = (1, 3, 1), (0, 0, 1, 3, 2)
 
@@ -38,7 +38,7 @@ def step(model: UniMMAD) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
     images = torch.randn(sum(COUNTS), 3, 64, 64, generator=torch.Generator().manual_seed(3))
     output = model(images, COUNTS, torch.tensor(SLOTS))
     sum(distance.square().sum() for distance in output.distances).backward()
-    gradients = {portable_name(name): p.grad for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {fqn(name): p.grad for name, p in model.named_parameters() if p.grad is not None}
     return model.maps(output).detach(), [r.leaders_TK for level in output.routings for r in level], gradients
 
 
@@ -92,13 +92,13 @@ def test_placing_keeps_every_number(local):
 @pytest.mark.parametrize("ep_size", [1, 2, 4])
 def test_portable_names_are_those_of_the_local_form_in_its_order(local, ep_size):
     parallel = placed(local, ep_size, rank=1)
-    assert sorted(map(portable_name, parallel.state_dict())) == sorted(local.state_dict())
+    assert sorted(map(fqn, parallel.state_dict())) == sorted(local.state_dict())
     trainable = [name for name, parameter in local.named_parameters() if parameter.requires_grad]
     assert sorted(piece.name for piece in placed_parameters(parallel, ep_size, 1)) == sorted(trainable)
 
 
 def test_local_names_are_portable_already(local):
-    assert all(portable_name(name) == name for name in local.state_dict())
+    assert all(fqn(name) == name for name in local.state_dict())
 
 
 @pytest.mark.parametrize("ep_size", [1, 2, 4])

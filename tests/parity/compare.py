@@ -75,19 +75,21 @@ class Comparison:
         return found
 
 
-def compare(ours: Record, reference: Record, in_parts: Sequence[Record], bound: float = BOUND) -> Comparison:
+def compare(ours: Record, reference: Record, in_microbatches: Sequence[Record], bound: float = BOUND) -> Comparison:
     losses = np.array(reference.facts.losses)
-    own_loss = max(float(np.max(np.abs(np.array(part.facts.losses) - losses) / losses)) for part in in_parts)
+    own_loss = max(float(np.max(np.abs(np.array(part.facts.losses) - losses) / losses)) for part in in_microbatches)
     norm = reference.facts.gradient_norm
-    own_norm = max(abs(part.facts.gradient_norm - norm) / norm for part in in_parts)
+    own_norm = max(abs(part.facts.gradient_norm - norm) / norm for part in in_microbatches)
     routed = ours.facts.routed
     return Comparison(
         loss=float(np.max(np.abs(np.array(ours.facts.losses) - losses) / losses)),
         loss_bound=max(bound, 2 * own_loss),
         gradient_norm=abs(ours.facts.gradient_norm - norm) / norm,
         gradient_norm_bound=max(bound, 2 * own_norm),
-        gradients=worst_by_kind(ours.gradients, reference.gradients, [part.gradients for part in in_parts], bound),
-        weights=worst_by_kind(ours.weights, reference.weights, [part.weights for part in in_parts], bound),
+        gradients=worst_by_kind(
+            ours.gradients, reference.gradients, [part.gradients for part in in_microbatches], bound
+        ),
+        weights=worst_by_kind(ours.weights, reference.weights, [part.weights for part in in_microbatches], bound),
         same_routing=len(ours.routing) == len(reference.routing)
         and all(np.array_equal(a, b) for a, b in zip(ours.routing, reference.routing, strict=True)),
         margin=min(ours.margin, reference.margin),
@@ -99,7 +101,7 @@ def compare(ours: Record, reference: Record, in_parts: Sequence[Record], bound: 
 def worst_by_kind(
     ours: Mapping[str, Tensor],
     reference: Mapping[str, Tensor],
-    in_parts: Sequence[Mapping[str, Tensor]],
+    in_microbatches: Sequence[Mapping[str, Tensor]],
     bound: float = BOUND,
 ) -> dict[str, Worst]:
     """Every kind's worst tensor.
@@ -109,7 +111,7 @@ def worst_by_kind(
     """
     if missing := sorted((ours.keys() ^ reference.keys()) - _counters(reference)):
         raise ValueError(f"only one of the two runs has {', '.join(missing[:5])}")
-    own = [differences(part, reference) for part in in_parts]
+    own = [differences(part, reference) for part in in_microbatches]
     scales = _scales(reference)
     by_kind: dict[str, list[tuple[float, float, float, str]]] = {}
     for name, difference in differences(ours, reference).items():

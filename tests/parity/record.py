@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimmad.checkpoint.pieces import INDEX_NAME, Piece, PieceReader, build_index, write_pieces
+from unimmad.checkpoint.tensor_slices import INDEX_NAME, TensorReader, TensorSlice, build_index, write_pieces
 from unimmad.model.unimmad import Reconstruction
 
 GRADIENTS, WEIGHTS = "gradients", "weights"
@@ -65,8 +65,8 @@ def write_rank(
     folder: Path,
     rank: int,
     *,
-    gradients: Iterable[Piece],
-    weights: Iterable[Piece],
+    gradients: Iterable[TensorSlice],
+    weights: Iterable[TensorSlice],
     routing: list[np.ndarray],
     margin: float,
     facts: Facts,
@@ -102,7 +102,7 @@ def read_record(folder: Path) -> Record:
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     (folder / INDEX_NAME).write_text(json.dumps(build_index(folder)))
-    reader = PieceReader(folder)
+    reader = TensorReader(folder)
     return {name: reader.read(name) for name in reader.names()}
 
 

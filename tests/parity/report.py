@@ -98,8 +98,8 @@ def print_resume(shards: Path, folder: Path, short: bool) -> int:
         good = row.resaved_equal and row.rates_equal and row.loss <= RESUME_BOUND
         good = good and (row.bit_for_bit or row.layout != CONTINUED_AT[0])
         failures += not good
-        words = [_yes(row.resaved_equal), _yes(row.rates_equal), f"{row.loss:.1e}", _yes(row.bit_for_bit)]
-        print(f"{row.layout!s:<24} {words[0]:>10} {words[1]:>11} {words[2]:>10} {words[3]:>11}", flush=True)
+        argv = [_yes(row.resaved_equal), _yes(row.rates_equal), f"{row.loss:.1e}", _yes(row.bit_for_bit)]
+        print(f"{row.layout!s:<24} {argv[0]:>10} {argv[1]:>11} {argv[2]:>10} {argv[3]:>11}", flush=True)
     print()
     return failures
 

@@ -87,20 +87,20 @@ class ResumeTable:
         config.write_text(
             json.dumps({"unimmad": {"ep_size": layout.ep_size}, "zero_optimization": {"stage": layout.zero_stage}})
         )
-        words = ["--deepspeed_config", str(config), "--recipe", "tiny", "--data", str(self.shards)]
-        return _launch(layout, str(SMOOTH_TRAIN), *words, *SETTINGS, "--max-steps", str(steps), folder=folder)
+        argv = ["--deepspeed_config", str(config), "--recipe", "tiny", "--data", str(self.shards)]
+        return _launch(layout, str(SMOOTH_TRAIN), *argv, *SETTINGS, "--max-steps", str(steps), folder=folder)
 
     def _resave(self, folder: Path, layout: Layout) -> dict[str, torch.Tensor]:
         folder.mkdir()
-        words = [str(find_checkpoint(_run(self.folder / "half"))), str(folder)]
+        argv = [str(find_checkpoint(_run(self.folder / "half"))), str(folder)]
         options = ["--ep-size", str(layout.ep_size), "--zero", str(layout.zero_stage)]
-        _launch(layout, str(RESAVE), *words, *options, folder=folder)
+        _launch(layout, str(RESAVE), *argv, *options, folder=folder)
         return weights(folder)
 
 
-def _launch(layout: Layout, *words: str, folder: Path) -> str:
+def _launch(layout: Layout, *argv: str, folder: Path) -> str:
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
-    done = run([*launcher, "--num_accelerators", str(layout.world), *words], folder)
+    done = run([*launcher, "--num_accelerators", str(layout.world), *argv], folder)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
     return done.stderr
 

@@ -101,9 +101,9 @@ def test_in_parts_the_numbers_are_the_same_but_for_rounding():
     x_BCHW = torch.randn(5, 3, 8, 8)
     whole = layers(x_BCHW)
     with InParts(2):
-        in_parts = layers(x_BCHW)
-    assert not torch.equal(whole, in_parts)
-    torch.testing.assert_close(in_parts, whole, rtol=1e-5, atol=1e-6)
+        in_microbatches = layers(x_BCHW)
+    assert not torch.equal(whole, in_microbatches)
+    torch.testing.assert_close(in_microbatches, whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +120,10 @@ def reference(parity_shards) -> Record:
 )
 def test_a_hundredth_too_much_or_another_scale_does_not_pass(overrides, problem, parity_shards, reference):
     small = Problem("small", counts=(1, 3))
-    in_parts = run_reference(parity_shards, small, parts=2)
-    assert compare(in_parts, reference, [in_parts]).problems == []
+    in_microbatches = run_reference(parity_shards, small, parts=2)
+    assert compare(in_microbatches, reference, [in_microbatches]).problems == []
     wrong = run_reference(parity_shards, dataclasses.replace(small, overrides=overrides))
-    assert any(found.startswith(problem) for found in compare(wrong, reference, [in_parts]).problems)
+    assert any(found.startswith(problem) for found in compare(wrong, reference, [in_microbatches]).problems)
 
 
 def test_a_batch_has_the_counts_and_several_classes(parity_shards):

@@ -23,9 +23,9 @@ from parity.problem import Batches, Smooth, starting_model, weights_of_tokens
 from parity.record import Facts, leaders_of, margin_of, write_rank
 from torch import Tensor
 
-from unimmad.checkpoint.pieces import Piece
+from unimmad.checkpoint.tensor_slices import TensorSlice
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
-from unimmad.parallel.dispatch import Traffic
+from unimmad.parallel.dispatch import CommStats
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.world import World, join_world, leave_world
 from unimmad.training.checkpointing import owned_optimizer_pieces, portable_piece, weight_pieces
@@ -53,7 +53,7 @@ class FirstGradients:
     """What the optimizer gets in its first step, whichever rank holds it, as pieces of portable tensors."""
 
     def __init__(self, engine: Engine) -> None:
-        self.pieces: dict[tuple[str, int], Piece] = {}
+        self.pieces: dict[tuple[str, int], TensorSlice] = {}
         self.done = False
         self._engine = engine
         engine.torch_optimizer.register_step_pre_hook(self._take)
@@ -80,7 +80,7 @@ def run_case(case: Case, world: World, shards: Path, folder: Path) -> None:
     gradients = FirstGradients(engine)
     share = len(problem.counts) // world.size
     part_of_rank = slice(world.rank * share, (world.rank + 1) * share)
-    losses, routing, norm, margin, traffic = [], [], 0.0, 1.0, Traffic()
+    losses, routing, norm, margin, comm_stats = [], [], 0.0, 1.0, CommStats()
     for step in range(STEPS):
         engine.gradient_norm.wanted = step == 0
         for part in range(problem.accumulation):
@@ -90,11 +90,11 @@ def run_case(case: Case, world: World, shards: Path, folder: Path) -> None:
             losses.append(mean_over_ranks(loss.total, world))
             routing.append(leaders_of(output))
             margin = min(margin, margin_of(output)) if step == 0 else margin
-            traffic += engine.take_traffic()
+            comm_stats += engine.take_traffic()
         gradients.done = True
         if step == 0:
             norm = sum_over_ranks(engine.gradient_norm.share(engine.deepspeed), world) ** 0.5
-    facts = Facts(losses, norm, traffic.dispatched, traffic.routed, replicas_equal(engine))
+    facts = Facts(losses, norm, comm_stats.dispatched, comm_stats.routed, replicas_equal(engine))
     write_rank(
         folder,
         world.rank,
@@ -129,7 +129,7 @@ def replicas_equal(engine: Engine) -> bool:
             first = tensor.detach().clone()
             dist.broadcast(first, src=0)
             equal = equal and torch.equal(first, tensor.detach())
-    return engine.world.agreed(equal)
+    return engine.world.all_true(equal)
 
 
 if __name__ == "__main__":

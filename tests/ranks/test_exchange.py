@@ -21,7 +21,7 @@ def letters(rank: int, size: int) -> dict[str, torch.Tensor]:
     assert notes == [0, 10, 20]
     assert inbox[before] == [b"first", bytes([before]) * 300_000]
     assert all(not content for sender, content in enumerate(inbox) if sender != before)
-    assert ranks.from_main(f"of {rank}") == "of 0"
+    assert ranks.broadcast_object(f"of {rank}") == "of 0"
     return {}
 
 
@@ -84,7 +84,7 @@ def stopped(rank: int, size: int) -> dict[str, torch.Tensor]:
     with pytest.raises(StoppedError), ranks.together():
         ranks.gather(rank)
     asked.clear()
-    assert ranks.from_main(rank) == 0
+    assert ranks.broadcast_object(rank) == 0
     return {}
 
 
@@ -95,7 +95,7 @@ def test_on_three_ranks(function, tmp_path):
 
 def test_alone_there_is_nobody_to_wait_for():
     assert ALONE.exchange("note") == (["note"], [[]])
-    assert ALONE.from_main(7) == 7
+    assert ALONE.broadcast_object(7) == 7
     with pytest.raises(ValueError, match=r"^the same$") as raised:
         _none_can(ALONE)
     assert type(raised.value) is ValueError

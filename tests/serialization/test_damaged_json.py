@@ -20,8 +20,8 @@ from mutations import damaged
 
 from unimmad.checkpoint.digests import DIGESTS_NAME, file_digest, verify_checkpoint
 from unimmad.checkpoint.folder import LATEST, STATE_NAME, CheckpointFolder, read_state
-from unimmad.checkpoint.pieces import Piece, PieceReader, write_pieces
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
+from unimmad.checkpoint.tensor_slices import TensorReader, TensorSlice, write_pieces
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds, make_thresholds
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import EvaluationSettings, TrainingSettings, load_recipe, parse_recipe
@@ -128,9 +128,9 @@ def _checkpoint_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, 3), "c": torch.tensor(3)}
     checkpoint = folder / "checkpoints" / "step_00000003"
     checkpoint.mkdir(parents=True)
-    write_pieces(checkpoint / "model-00000.safetensors", [Piece("a", (2, 3), 0, tensors["a"].flatten()[:2])])
-    pieces = [Piece("a", (2, 3), 2, tensors["a"].flatten()[2:])]
-    pieces += [Piece(name, tuple(tensors[name].shape), 0, tensors[name]) for name in ("b", "c")]
+    write_pieces(checkpoint / "model-00000.safetensors", [TensorSlice("a", (2, 3), 0, tensors["a"].flatten()[:2])])
+    pieces = [TensorSlice("a", (2, 3), 2, tensors["a"].flatten()[2:])]
+    pieces += [TensorSlice(name, tuple(tensors[name].shape), 0, tensors[name]) for name in ("b", "c")]
     write_pieces(checkpoint / "model-00001.safetensors", pieces)
     state = build_state(
         load_recipe("tiny"),
@@ -148,7 +148,7 @@ def _checkpoint_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
 
     def read_index(data: bytes) -> None:
         (checkpoint / "index.json").write_bytes(data)
-        reader = PieceReader(checkpoint)
+        reader = TensorReader(checkpoint)
         reader.check_fits(tensors)
         for name, tensor in tensors.items():
             assert torch.equal(reader.read(name), tensor), "it is read as it was, or not at all"

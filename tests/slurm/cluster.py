@@ -78,15 +78,15 @@ class LocalCluster:
         self.start_node(name)
         self._wait_for_nodes()
 
-    def command(self, *words: str) -> str:
-        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=SECONDS, check=False)
-        assert done.returncode == 0, f"{words}: {done.stderr}"
+    def command(self, *argv: str) -> str:
+        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert done.returncode == 0, f"{argv}: {done.stderr}"
         return done.stdout
 
     def job(self, job_id: str) -> dict[str, str]:
         """What the controller says of a job."""
-        words = self.command("scontrol", "show", "job", "-o", job_id).splitlines()[0].split()
-        return dict(word.split("=", 1) for word in words if "=" in word)
+        argv = self.command("scontrol", "show", "job", "-o", job_id).splitlines()[0].split()
+        return dict(word.split("=", 1) for word in argv if "=" in word)
 
     def stop(self) -> None:
         """End all that ``start`` started, and what its jobs left."""
@@ -191,12 +191,12 @@ class LocalCluster:
         )
         self._wait(lambda: self._munge_socket.exists(), "munged to open its socket")
 
-    def _run(self, name: str, program: str, *words: str) -> None:
+    def _run(self, name: str, program: str, *argv: str) -> None:
         path = find_program(program)
         assert path is not None
         with (self.folder / "log" / f"{name}.out").open("ab") as log:
             self._daemons[name] = subprocess.Popen(
-                [path, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
+                [path, *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
                 start_new_session=True,
             )  # fmt: skip
 

@@ -78,16 +78,16 @@ def assert_same_weights(submission: Submission, undisturbed: Submission) -> None
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
-def trainer_words(shards: Path, *words: str) -> list[str]:
+def trainer_argv(shards: Path, *argv: str) -> list[str]:
     config = ["--deepspeed_config", str(CONFIGS / "ep1.json")]
-    return ["--", "--recipe", "tiny", *config, "--data", str(shards), *SMALL, *words]
+    return ["--", "--recipe", "tiny", *config, "--data", str(shards), *SMALL, *argv]
 
 
-def submit(cluster: LocalCluster, output: Path, words: Sequence[str], trainer: Sequence[str]) -> Submission:
+def submit(cluster: LocalCluster, output: Path, argv: Sequence[str], trainer: Sequence[str]) -> Submission:
     """Start the launcher in the background; it waits for its job."""
     output.parent.mkdir(parents=True, exist_ok=True)
     said = output.parent / f"{output.name}.said"
-    ours = [sys.executable, str(LAUNCH), "--wait", "--output-dir", str(output), *words, *trainer]
+    ours = [sys.executable, str(LAUNCH), "--wait", "--output-dir", str(output), *argv, *trainer]
     with said.open("w") as file:
         process = subprocess.Popen(
             ours, cwd=output.parent, env=environment(cluster), stdout=file, stderr=subprocess.STDOUT, text=True

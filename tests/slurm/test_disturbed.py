@@ -17,7 +17,7 @@ from submitting import (
     environment,
     on_nodes,
     submit,
-    trainer_words,
+    trainer_argv,
 )
 from training.crashes import newest_step
 
@@ -30,9 +30,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 def slowly(cluster, parity_shards, tmp_path):
     """Starts a training of slow steps, and returns once it has saved some."""
 
-    def start(*words, seconds=1, until_step=2):
-        trainer = trainer_words(parity_shards, "--max-steps", str(STEPS))
-        submission = submit(cluster, tmp_path / "run", [*NODES, *on_nodes(STEP_SECONDS=seconds), *words], trainer)
+    def start(*argv, seconds=1, until_step=2):
+        trainer = trainer_argv(parity_shards, "--max-steps", str(STEPS))
+        submission = submit(cluster, tmp_path / "run", [*NODES, *on_nodes(STEP_SECONDS=seconds), *argv], trainer)
         if until_step:
             submission.until_step(until_step)
         return submission
@@ -116,11 +116,11 @@ def test_requeues_have_an_end(cluster, slowly):
 
 
 def test_other_nodes_continue_and_expert_groups_stay_inside_them(cluster, parity_shards, tmp_path):
-    one = submit(cluster, tmp_path / "run", ["--gpus-per-node", "0"], trainer_words(parity_shards, "--max-steps", "2"))
+    one = submit(cluster, tmp_path / "run", ["--gpus-per-node", "0"], trainer_argv(parity_shards, "--max-steps", "2"))
     assert one.end() == 0, one.everything()
     config = tmp_path / "ep2.json"
     config.write_text(json.dumps({"unimmad": {"ep_size": 2}, "zero_optimization": {"stage": 1}}))
-    more = trainer_words(parity_shards, "--max-steps", "4", "--deepspeed_config", str(config))
+    more = trainer_argv(parity_shards, "--max-steps", "4", "--deepspeed_config", str(config))
     two = submit(cluster, tmp_path / "run", [*NODES, "--tasks-per-node", "2"], more)
     assert two.end() == 0, two.everything()
     log = (two.output / "slurm" / f"{two.job_id}_0_log.err").read_text()
@@ -132,8 +132,8 @@ def test_other_nodes_continue_and_expert_groups_stay_inside_them(cluster, parity
 
 
 def test_sweep_is_a_job_array_with_a_table(cluster, parity_shards, tmp_path):
-    words = ["--gpus-per-node", "0", "--sweep", "model.leaders=4,8"]
-    sweep = submit(cluster, tmp_path / "sweep", words, trainer_words(parity_shards, "--max-steps", "2"))
+    argv = ["--gpus-per-node", "0", "--sweep", "model.leaders=4,8"]
+    sweep = submit(cluster, tmp_path / "sweep", argv, trainer_argv(parity_shards, "--max-steps", "2"))
     assert sweep.end() == 0, sweep.everything()
     table = (sweep.output / "sweep.md").read_text()
     for number, leaders in enumerate((4, 8)):
@@ -146,14 +146,14 @@ def test_sweep_is_a_job_array_with_a_table(cluster, parity_shards, tmp_path):
 
 def test_a_log_that_a_node_cannot_write(cluster, parity_shards, tmp_path):
     elsewhere = ["--slurm-arg", "output=/nowhere/log", "--slurm-arg", "error=/nowhere/log"]
-    submission = submit(cluster, tmp_path / "run", [*NODES, *elsewhere], trainer_words(parity_shards))
+    submission = submit(cluster, tmp_path / "run", [*NODES, *elsewhere], trainer_argv(parity_shards))
     assert submission.end() == 1
     assert "on a file system that all nodes mount" in submission.said.read_text()
 
 
 def test_no_srun_on_the_nodes(cluster, parity_shards, tmp_path):
-    words = [*NODES, "--setup", "export PATH=/nothing"]
-    submission = submit(cluster, tmp_path / "run", words, trainer_words(parity_shards))
+    argv = [*NODES, "--setup", "export PATH=/nothing"]
+    submission = submit(cluster, tmp_path / "run", argv, trainer_argv(parity_shards))
     assert submission.end() == 1
     assert "no srun on compute node unode1" in submission.said.read_text()
 
@@ -167,9 +167,9 @@ def test_no_srun_on_the_nodes(cluster, parity_shards, tmp_path):
         (["--dependency", "nonsense"], "SLURM refuses the job"),
     ],
 )
-def test_what_slurm_would_refuse(cluster, parity_shards, tmp_path, words, said):
-    trainer = trainer_words(parity_shards, "--deepspeed_config", str(CONFIGS / "ep1.json"))
-    ours = [sys.executable, str(LAUNCH), "--output-dir", str(tmp_path / "run"), *words, *trainer]
+def test_what_slurm_would_refuse(cluster, parity_shards, tmp_path, argv, said):
+    trainer = trainer_argv(parity_shards, "--deepspeed_config", str(CONFIGS / "ep1.json"))
+    ours = [sys.executable, str(LAUNCH), "--output-dir", str(tmp_path / "run"), *argv, *trainer]
     done = subprocess.run(
         ours, env=environment(cluster), cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False
     )

@@ -11,16 +11,16 @@ import time
 
 import psutil
 from launches import ROOT, environment
-from submitting import LAUNCH, SECONDS, trainer_words
+from submitting import LAUNCH, SECONDS, trainer_argv
 from training.crashes import newest_step, whole_checkpoints
 
 from unimmad.checkpoint.folder import find_checkpoint, read_state
 
 
 def test_two_ranks_saved_together_and_started_again(parity_shards, tmp_path):
-    words = ["--cluster", "local", "--tasks-per-node", "2", "--follow", "--output-dir", str(tmp_path / "run")]
-    words += ["--signal-delay-s", "1"]  # short steps: else ranks would not ask before all five are done
-    ours = [sys.executable, str(LAUNCH), *words, *trainer_words(parity_shards, "--max-steps", "5")]
+    argv = ["--cluster", "local", "--tasks-per-node", "2", "--follow", "--output-dir", str(tmp_path / "run")]
+    argv += ["--signal-delay-s", "1"]  # short steps: else ranks would not ask before all five are done
+    ours = [sys.executable, str(LAUNCH), *argv, *trainer_argv(parity_shards, "--max-steps", "5")]
     said = tmp_path / "said"
     with said.open("w") as file:
         process = subprocess.Popen(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from submitting import NODES, STEPS, assert_same_weights, submit, trainer_words
+from submitting import NODES, STEPS, assert_same_weights, submit, trainer_argv
 from training.crashes import newest_step, whole_checkpoints
 
 
@@ -17,8 +17,8 @@ def test_a_submission_trains_on_its_nodes_and_says_where_things_are(undisturbed)
 
 
 def test_a_preemption_signal_saves_together_requeues_and_changes_nothing(cluster, parity_shards, undisturbed, tmp_path):
-    words = [*NODES, "--signal-delay-s", "1"]  # short steps: else ranks would not ask before all are done
-    submission = submit(cluster, tmp_path / "run", words, trainer_words(parity_shards, "--max-steps", str(STEPS)))
+    argv = [*NODES, "--signal-delay-s", "1"]  # short steps: else ranks would not ask before all are done
+    submission = submit(cluster, tmp_path / "run", argv, trainer_argv(parity_shards, "--max-steps", str(STEPS)))
     submission.until_step(2)
     cluster.command("scancel", "--signal=USR2", submission.job_id)
     submission.until_restarted()

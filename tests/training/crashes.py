@@ -10,17 +10,17 @@ import psutil
 from launches import CONFIGS, command, environment
 
 from unimmad.checkpoint.folder import CheckpointFolder, read_state
-from unimmad.checkpoint.pieces import PieceReader
+from unimmad.checkpoint.tensor_slices import TensorReader
 
 SECONDS = 120
 
 
-def start(folder: Path, *words: str, ranks: int, config: str = "ep4.json") -> subprocess.Popen[bytes]:
+def start(folder: Path, *argv: str, ranks: int, config: str = "ep4.json") -> subprocess.Popen[bytes]:
     """Train the tiny recipe in the background; what it says goes to ``folder/said.txt``."""
     words_before = [*command("deepspeed", ranks), "--deepspeed_config", str(CONFIGS / config), "--recipe", "tiny"]
     with (folder / "said.txt").open("ab") as said:
         return subprocess.Popen(
-            [*words_before, *words], cwd=folder, env=environment(), stdout=said, stderr=subprocess.STDOUT
+            [*words_before, *argv], cwd=folder, env=environment(), stdout=said, stderr=subprocess.STDOUT
         )
 
 
@@ -57,7 +57,7 @@ def whole_checkpoints(run: Path) -> list[int]:
     """Steps of all checkpoints in sight, every tensor of each read."""
     steps = []
     for path in sorted((run / "checkpoints").glob("step_*")):
-        reader = PieceReader(path)
+        reader = TensorReader(path)
         for name in reader.names():
             reader.read(name)
         steps.append(int(read_state(path)["step"]))
@@ -65,6 +65,6 @@ def whole_checkpoints(run: Path) -> list[int]:
 
 
 def _is_rank(process: psutil.Process) -> bool:
-    words = process.cmdline()
+    argv = process.cmdline()
     # Loader workers and the launcher have the rank's environment or its words, but not both.
-    return any(word.endswith("train.py") for word in words) and any(word.startswith("--local_rank") for word in words)
+    return any(word.endswith("train.py") for word in argv) and any(word.startswith("--local_rank") for word in argv)

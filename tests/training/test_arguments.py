@@ -22,10 +22,10 @@ def test_without_words_it_is_the_demo_on_the_synthetic_set():
 
 
 def test_everything_can_be_said():
-    words = "--recipe tiny --set model.embed_dim=16 --set training.learning_rate=1e-4 --deepspeed_config ep4.json"
-    words += " --data a b/c --output-dir out --max-steps 7 --resume runs/tiny-2 --init-from runs/demo --deterministic"
-    words += " --profile 10:13"
-    assert parse_arguments(words.split()) == TrainArguments(
+    argv = "--recipe tiny --set model.embed_dim=16 --set training.learning_rate=1e-4 --deepspeed_config ep4.json"
+    argv += " --data a b/c --output-dir out --max-steps 7 --resume runs/tiny-2 --init-from runs/demo --deterministic"
+    argv += " --profile 10:13"
+    assert parse_arguments(argv.split()) == TrainArguments(
         recipe=load_recipe("tiny", ["model.embed_dim=16", "training.learning_rate=0.0001"]),
         deepspeed_config=Path("ep4.json"),
         data=(Path("a"), Path("b/c")),
@@ -43,8 +43,8 @@ def test_one_step_can_be_profiled():
 
 
 def test_data_by_url_and_what_to_do_at_a_corrupt_sample():
-    words = ["--data", "data/a", "s3://bucket/set", "pipe:cat /set/{}", "--on-error", "skip"]
-    arguments = parse_arguments(words)
+    argv = ["--data", "data/a", "s3://bucket/set", "pipe:cat /set/{}", "--on-error", "skip"]
+    arguments = parse_arguments(argv)
     assert arguments.data == (Path("data/a"), RemoteFolder("s3://bucket/set"), RemoteFolder("pipe:cat /set/{}"))
     assert arguments.recipe == load_recipe("demo", ["data.on_error=skip"])
 
@@ -73,13 +73,13 @@ def test_what_the_launcher_adds_is_accepted():
         (["--set", "model.embed_dim"], "write it as KEY=VALUE"),
     ],
 )
-def test_what_is_wrong_is_said(words, message):
+def test_what_is_wrong_is_said(argv, message):
     with pytest.raises(ValueError, match=message):
-        parse_arguments(words)
+        parse_arguments(argv)
 
 
 @pytest.mark.parametrize("words", [["--data"], ["--max-steps", "many"], ["--unknown"]])
-def test_words_that_are_no_options_are_one_line(words):
+def test_words_that_are_no_options_are_one_line(argv):
     """Of many ranks only one is to say it."""
-    with pytest.raises(ValueError, match=rf"{words[0]}.*; unimmad/train.py --help lists the options"):
-        parse_arguments(words)
+    with pytest.raises(ValueError, match=rf"{argv[0]}.*; unimmad/train.py --help lists the options"):
+        parse_arguments(argv)

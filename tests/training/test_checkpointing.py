@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from unimmad.checkpoint.pieces import INDEX_NAME, Piece, build_index, write_pieces
+from unimmad.checkpoint.tensor_slices import INDEX_NAME, TensorSlice, build_index, write_pieces
 from unimmad.parallel import engine as engine_module
 from unimmad.parallel.engine import Engine
 from unimmad.parallel.gradient_norm import GradientNorm
@@ -32,7 +32,7 @@ MOMENTS = {
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
     pieces = [
-        Piece(f"optimizer/{key}/{name}", tuple(value.shape), 0, value)
+        TensorSlice(f"optimizer/{key}/{name}", tuple(value.shape), 0, value)
         for key, values in MOMENTS.items()
         for name, value in values.items()
     ]
@@ -118,7 +118,7 @@ def test_state_that_is_not_finite_is_refused_by_name(checkpoint):
     broken = MOMENTS["exp_avg"]["first"].clone()
     broken[1, 2] = torch.nan
     pieces = [
-        Piece(f"optimizer/{key}/{name}", tuple(value.shape), 0, value)
+        TensorSlice(f"optimizer/{key}/{name}", tuple(value.shape), 0, value)
         for key, values in (MOMENTS | {"exp_avg": MOMENTS["exp_avg"] | {"first": broken}}).items()
         for name, value in values.items()
     ]

@@ -35,7 +35,7 @@ def data(parity_shards) -> tuple[str, ...]:
 
 def second_is_refused(run_folder: Path, data: tuple[str, ...], first: subprocess.Popen[bytes]) -> None:
     """A training of this process into the folder of another that goes on."""
-    words = [
+    argv = [
         "--recipe",
         "tiny",
         "--deepspeed_config",
@@ -46,7 +46,7 @@ def second_is_refused(run_folder: Path, data: tuple[str, ...], first: subprocess
     ]
     holder = training_ranks(first)[0].pid
     with pytest.raises(ValueError, match=rf"{LOCK_NAME} is held by process {holder} on {host_name()} since .*; wait"):
-        run_training(parse_arguments(words), World(0, 1, 0, torch.device("cpu")))
+        run_training(parse_arguments(argv), World(0, 1, 0, torch.device("cpu")))
     assert first.poll() is None
 
 
@@ -99,10 +99,10 @@ def test_one_rank_killed_ends_the_job(data, tmp_path):
 
 
 def test_a_rank_that_raises_ends_the_job_with_its_traceback_first(data, tmp_path):
-    words = [str(FAILING_TRAIN) if word.endswith("train.py") else word for word in command("deepspeed", RANKS)]
+    argv = [str(FAILING_TRAIN) if word.endswith("train.py") else word for word in command("deepspeed", RANKS)]
     started = time.monotonic()
     done = subprocess.run(
-        [*words, "--deepspeed_config", str(CONFIGS / "ep4.json"), "--recipe", "tiny", *data],
+        [*argv, "--deepspeed_config", str(CONFIGS / "ep4.json"), "--recipe", "tiny", *data],
         cwd=tmp_path,
         env={**environment(), "FAILING_RANK": "1"},
         capture_output=True,
@@ -125,10 +125,10 @@ def test_a_loss_that_explodes_names_step_classes_and_the_last_good_checkpoint(da
     settings = ("training.optimizer=sgd", "training.learning_rate=100", "training.log_every=50", *weights_of)
     wild = tuple(word for setting in settings for word in ("--set", setting))
     seldom = ("--set", "training.checkpoint_every=4")
-    words = [*command("deepspeed", RANKS), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
-    good = run([*words, *data, *wild, *seldom, "--set", "training.learning_rate=1e-12", "--max-steps", "4"], tmp_path)
+    argv = [*command("deepspeed", RANKS), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    good = run([*argv, *data, *wild, *seldom, "--set", "training.learning_rate=1e-12", "--max-steps", "4"], tmp_path)
     assert good.returncode == 0, good.stderr[-2000:]
-    done = run([*words, *data, *wild, *seldom, "--output-dir", "wild"], tmp_path)
+    done = run([*argv, *data, *wild, *seldom, "--output-dir", "wild"], tmp_path)
     assert done.returncode == 2
     said = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     assert len(said) == 1, "only rank 0 speaks"
@@ -152,8 +152,8 @@ def small_disk(tmp_path):
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
 def test_a_full_disk_is_said_and_the_checkpoint_before_stays_whole(data, small_disk, tmp_path):
-    words = [*command("deepspeed", RANKS), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
-    done = run([*words, *data, "--output-dir", str(small_disk / "run"), "--max-steps", "3"], tmp_path)
+    argv = [*command("deepspeed", RANKS), "--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny"]
+    done = run([*argv, *data, "--output-dir", str(small_disk / "run"), "--max-steps", "3"], tmp_path)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
@@ -166,8 +166,8 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stays_whole(data, small_d
 
 @pytest.mark.parametrize(("config", "said"), [("ep8.json", "using 2"), ("zero2_offload.json", ""), ("bf16.json", "")])
 def test_every_shipped_configuration_runs_as_far_as_a_cpu_can(config, said, data, tmp_path):
-    words = (*data, "--max-steps", "2")
-    heard = train(tmp_path, *words, launcher="deepspeed", ranks=RANKS, config=config)
+    argv = (*data, "--max-steps", "2")
+    heard = train(tmp_path, *argv, launcher="deepspeed", ranks=RANKS, config=config)
     assert heard.count("does not fit") == (1 if said else 0)
     assert said in heard
     assert whole_checkpoints(tmp_path / "runs" / "tiny") == [1, 2]

@@ -24,11 +24,11 @@ class Launch:
 
     def __init__(self, launcher: str, ranks: int, folder: Path, shards: Path, script: Path = RECORDING_TRAIN) -> None:
         self.folder = folder
-        words = [str(script) if word.endswith("train.py") else word for word in command(launcher, ranks)]
+        argv = [str(script) if word.endswith("train.py") else word for word in command(launcher, ranks)]
         usual = ["--deepspeed_config", str(CONFIGS / "ep1.json"), "--recipe", "tiny", "--data", str(shards)]
         with (folder / "said").open("w") as file:
             self.process = subprocess.Popen(
-                [*words, *usual, *SELDOM],
+                [*argv, *usual, *SELDOM],
                 cwd=folder,
                 env={**environment(), "RECORD_FOLDER": str(folder)},
                 stdout=file,
@@ -159,9 +159,9 @@ def test_before_training_it_is_one_line(parity_shards, tmp_path):
 def test_a_signal_of_any_rank_ends_an_evaluation_on_the_way(parity_shards, tmp_path, monkeypatch, launcher, ranks):
     monkeypatch.setenv("INTERRUPT_EVALUATION", str(ranks - 1))
     monkeypatch.setenv("RECORD_FOLDER", str(tmp_path))
-    words = [str(RECORDING_TRAIN) if word == str(TRAIN) else word for word in command(launcher, ranks)]
+    argv = [str(RECORDING_TRAIN) if word == str(TRAIN) else word for word in command(launcher, ranks)]
     options = ["--recipe", "tiny", "--data", str(parity_shards), "--set", "training.evaluate_every=1"]
-    done = run([*words, "--deepspeed_config", str(CONFIGS / "ep1.json"), *options, "--max-steps", "5"], tmp_path)
+    done = run([*argv, "--deepspeed_config", str(CONFIGS / "ep1.json"), *options, "--max-steps", "5"], tmp_path)
     assert done.returncode == (143 if launcher == "python" else 1), done.stderr[-3000:]
     assert done.stderr.count("step 1: asked to stop; tools/evaluate.py --checkpoint") == 1
     assert "train.py: stopped, and saved; the same command continues" in done.stderr

@@ -145,11 +145,11 @@ def test_another_form_is_named(kept):
     [(GPU, [], 1, True), (CPU, [], 1, False), (GPU, ["--deterministic"], 1, False), (GPU, [], 2, False)],
 )
 def test_a_new_run_measures_on_a_gpu_that_has_all_leaders_and_may_choose(
-    parity_shards, monkeypatch, device, words, ep_size, measures
+    parity_shards, monkeypatch, device, argv, ep_size, measures
 ):
     asked = []
     monkeypatch.setattr(run, "new_composing", lambda recipe, world, tokens: asked.append(tokens) or MEASURED)
-    arguments = parse_arguments(["--recipe", "tiny", "--set", "training.global_batch=6", *words])
+    arguments = parse_arguments(["--recipe", "tiny", "--set", "training.global_batch=6", *argv])
     classes = ShardSet.open([parity_shards]).classes("train")
     two_modalities = {name: refs for name, refs in classes.items() if name.startswith("solids/")}
     world = World(0, 4, 0, device)

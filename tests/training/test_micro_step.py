@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unimmad.assembly import empty_model
-from unimmad.checkpoint import pieces
+from unimmad.checkpoint import tensor_slices as pieces
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.loading import fill_model
-from unimmad.checkpoint.pieces import PieceReader
+from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.world import World, join_world, leave_world
@@ -201,7 +201,7 @@ def test_a_resume_reads_and_writes_each_byte_once_and_goes_on_alike(
 
     monkeypatch.setattr(pieces, "safe_open", counting_open)
     with Written() as weights:
-        fill_model(model, PieceReader(checkpoint))
+        fill_model(model, TensorReader(checkpoint))
     assert weights.bytes == sum(tensor.nbytes for tensor in model.state_dict().values())
     engine = build_engine(model, DeepSpeedSettings(stage_of(zero_stage), 1, zero_stage), settings, world, ep_size=1)
     with Written() as state:

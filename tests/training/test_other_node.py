@@ -31,7 +31,7 @@ def nodes(parity_shards, tmp_path):
     return tmp_path / "node0", tmp_path / "node1"
 
 
-def launch(nodes, *words: str, script: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+def launch(nodes, *argv: str, script: str | None = None, **more: str) -> subprocess.CompletedProcess[str]:
     ours = command("torchrun", 2)
     if script is not None:
         ours[-1] = script
@@ -39,7 +39,7 @@ def launch(nodes, *words: str, script: str | None = None, **more: str) -> subpro
     around = environment()
     path = os.pathsep.join([str(ON_NODE_1), *filter(None, [around.get("PYTHONPATH")])])
     return subprocess.run(
-        [*ours, *usual, *words],
+        [*ours, *usual, *argv],
         cwd=nodes[0],
         env={**around, "PYTHONPATH": path, "TEST_OTHER_NODE": str(nodes[1]), **more},
         capture_output=True,

@@ -41,7 +41,7 @@ def data(tmp_path_factory) -> list[Path]:
 
 
 def start(
-    folder: Path, data: Sequence[Path], record: str, *words: str, ranks: int, hold: int = -1
+    folder: Path, data: Sequence[Path], record: str, *argv: str, ranks: int, hold: int = -1
 ) -> subprocess.Popen[bytes]:
     """Train in the background in ``folder``; what each rank draws goes to ``folder/record``."""
     (folder / record).mkdir()
@@ -51,7 +51,7 @@ def start(
     settings = ["--set", "data.modality_dropout=0.3", "--set", f"training.checkpoint_every={SAVED}"]
     with (folder / f"{record}.txt").open("wb") as said:
         return subprocess.Popen(
-            [*launch, *usual, *settings, *words, "--data", *map(str, data)],
+            [*launch, *usual, *settings, *argv, "--data", *map(str, data)],
             cwd=folder,
             env={**environment(), "RECORD_FOLDER": str(folder / record), "HOLD_AT_STEP": str(hold)},
             stdout=said,
@@ -128,5 +128,5 @@ def test_killed_on_four_ranks_and_resumed_on_two_it_draws_what_an_undisturbed_ru
 def _check_dropout_was_on(whole: Drawn, shards: ShardSet) -> None:
     refs = [ref for of_class in shards.classes("train").values() for ref in of_class]
     modalities = {f"{ref.entry.dataset}/{ref.entry.key}": len(ref.entry.images) for ref in refs}
-    thinned = [name for of_step in whole.values() for name, slots in of_step if len(slots) < modalities[name]]
-    assert thinned
+    drop_modalities = [name for of_step in whole.values() for name, slots in of_step if len(slots) < modalities[name]]
+    assert drop_modalities

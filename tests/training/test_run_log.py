@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training.test_loss import LEADERS, output_of
 
 from unimmad.config import load_recipe
-from unimmad.parallel.dispatch import Traffic
+from unimmad.parallel.dispatch import CommStats
 from unimmad.parallel.world import World
 from unimmad.training import run_log, utilisation
 from unimmad.training.loss import Loss
@@ -41,7 +41,7 @@ def run_steps(run: Path, clock: Clock, waits: list[float], loss: float = 1.0, ch
             clock.passes(1.0)
             with log.counting_operations():
                 torch.ones(4, 8) @ torch.ones(8, 16)
-            log.add(output_of(3), Loss(*torch.tensor([loss, 0.75, 0.25])), Traffic())
+            log.add(output_of(3), Loss(*torch.tensor([loss, 0.75, 0.25])), CommStats())
             log.step(step, 1e-3, lambda: torch.tensor(9.0))
             with log.besides():
                 clock.passes(checkpoint)
@@ -83,6 +83,6 @@ def test_the_gradient_is_asked_for_where_a_point_is_due_only(tmp_path, monkeypat
     asked = []
     with RunLog(tmp_path, ALONE, RECIPE, start=0, end=4) as log:
         for step in range(1, 4):
-            log.add(output_of(3), Loss(*torch.ones(3)), Traffic())
+            log.add(output_of(3), Loss(*torch.ones(3)), CommStats())
             log.step(step, 1e-3, lambda step=step: asked.append(step) or torch.ones(()))
     assert asked == [2]

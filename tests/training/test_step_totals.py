@@ -10,7 +10,7 @@ import torch.distributed as dist
 from parallel.ranks import run_on_ranks
 from training.test_loss import LEADERS, output_of
 
-from unimmad.parallel.dispatch import Traffic
+from unimmad.parallel.dispatch import CommStats
 from unimmad.parallel.world import World
 from unimmad.training.loss import Loss
 from unimmad.training.step_totals import StepTotals, leader_usage
@@ -25,10 +25,10 @@ def totals_of_rank(rank: int, world_size: int) -> dict[str, torch.Tensor]:
     for part in range(2):
         output = output_of(3 + rank, seed=part)
         usage_RL = usage_RL + leader_usage(output, LEADERS)
-        totals.add(output, Loss(*torch.tensor([1.0 + rank, 0.5 * part, 0.25])), Traffic(10 + rank, 2**40 + rank))
+        totals.add(output, Loss(*torch.tensor([1.0 + rank, 0.5 * part, 0.25])), CommStats(10 + rank, 2**40 + rank))
     calls = []
     plain = dist.all_reduce
-    with patch.object(dist, "all_reduce", lambda *words, **named: calls.append(1) or plain(*words, **named)):
+    with patch.object(dist, "all_reduce", lambda *argv, **named: calls.append(1) or plain(*argv, **named)):
         world = World(rank, world_size, rank, torch.device("cpu"))
         found = totals.over_ranks(world, 0.1 * rank, torch.tensor(8.0 * (1 + rank)), BYTES if rank else 2**31)
     return {
@@ -36,7 +36,7 @@ def totals_of_rank(rank: int, world_size: int) -> dict[str, torch.Tensor]:
         "usage": found.usage_RL,
         "calls": torch.tensor(len(calls)),
         "numbers": torch.tensor([*found.losses, found.waited, found.gradient_norm], dtype=torch.float64),
-        "counts": torch.tensor([found.tokens, found.traffic.dispatched, found.traffic.routed, found.peak_bytes]),
+        "counts": torch.tensor([found.tokens, found.comm_stats.dispatched, found.comm_stats.routed, found.peak_bytes]),
     }
 
 

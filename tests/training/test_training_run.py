@@ -11,7 +11,7 @@ import pytest
 import torch
 from hand_made import hand_made_checkpoint
 
-from unimmad.checkpoint import pieces
+from unimmad.checkpoint import tensor_slices as pieces
 from unimmad.config import load_recipe
 from unimmad.parallel.world import World
 from unimmad.serialization import folder_lock
@@ -27,43 +27,43 @@ ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
 @pytest.fixture
-def words(parity_shards, tmp_path) -> list[str]:
-    words = ["--recipe", "tiny", "--data", str(parity_shards), "--output-dir", str(tmp_path / "run")]
-    return [*words, "--deepspeed_config", str(CONFIG)]
+def argv(parity_shards, tmp_path) -> list[str]:
+    argv = ["--recipe", "tiny", "--data", str(parity_shards), "--output-dir", str(tmp_path / "run")]
+    return [*argv, "--deepspeed_config", str(CONFIG)]
 
 
-def test_a_weight_of_a_data_set_that_is_not_there_is_an_error_before_anything_is_made(words, tmp_path):
+def test_a_weight_of_a_data_set_that_is_not_there_is_an_error_before_anything_is_made(argv, tmp_path):
     with pytest.raises(
         ValueError, match=r"data.dataset_weights: no data set is called solid; .* did you mean solids\?"
     ):
-        train(parse_arguments([*words, "--set", "data.dataset_weights.solid=2"]), ALONE)
+        train(parse_arguments([*argv, "--set", "data.dataset_weights.solid=2"]), ALONE)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_in_which_another_training_writes(words, tmp_path):
+def test_a_folder_in_which_another_training_writes(argv, tmp_path):
     with FolderLock(LOCK_NAME, "training") as lock:
         lock.take(tmp_path / "run")
         with pytest.raises(ValueError, match=rf"run is in use: {LOCK_NAME} is held by process {os.getpid()} on "):
-            train(parse_arguments(words), ALONE)
+            train(parse_arguments(argv), ALONE)
         assert (tmp_path / "run" / LOCK_NAME).is_file()
 
 
 @pytest.mark.parametrize("option", ["--resume", "--init-from"])
-def test_a_checkpoint_that_changed_unless_asked(words, tmp_path, monkeypatch, option):
+def test_a_checkpoint_that_changed_unless_asked(argv, tmp_path, monkeypatch, option):
     checkpoint, _ = hand_made_checkpoint(tmp_path / "old", load_recipe("tiny"), [])
     content = bytearray((checkpoint / "model-00001.safetensors").read_bytes())
     content[-2] ^= 1
     (checkpoint / "model-00001.safetensors").write_bytes(content)
     monkeypatch.setattr(run, "build_engine", Mock(side_effect=NotImplementedError))
-    words = [*words, option, str(checkpoint)]
+    argv = [*argv, option, str(checkpoint)]
     with pytest.raises(ValueError, match=r"model-00001\.safetensors is not what was saved"):
-        train(parse_arguments(words), ALONE)
+        train(parse_arguments(argv), ALONE)
     with pytest.raises(NotImplementedError):
-        train(parse_arguments([*words, "--no-verify"]), ALONE)
+        train(parse_arguments([*argv, "--no-verify"]), ALONE)
     assert not list(tmp_path.rglob(LOCK_NAME)), "whatever went wrong, the next may begin"
 
 
-def test_what_the_last_start_of_this_job_saved_while_it_was_waited_for_is_continued(words, tmp_path, monkeypatch):
+def test_what_the_last_start_of_this_job_saved_while_it_was_waited_for_is_continued(argv, tmp_path, monkeypatch):
     """A node that was lost may still end its step; the requeued job begins meanwhile, elsewhere."""
     hand_made_checkpoint(tmp_path / "run", load_recipe("tiny"), [], step=3)
     monkeypatch.setenv("SLURM_JOB_ID", "41")
@@ -76,12 +76,12 @@ def test_what_the_last_start_of_this_job_saved_while_it_was_waited_for_is_contin
         (tmp_path / "run" / LOCK_NAME).unlink()
 
     monkeypatch.setattr(run, "build_engine", Mock(side_effect=NotImplementedError))
-    filled = Mock(side_effect=pieces.PieceReader)
+    filled = Mock(side_effect=pieces.TensorReader)
     monkeypatch.setattr(run, "PieceReader", filled)
     timer = threading.Timer(0.5, save_and_end)
     timer.start()
     with pytest.raises(NotImplementedError):
-        train(parse_arguments(words), ALONE)
+        train(parse_arguments(argv), ALONE)
     assert filled.call_args.args[0].name == "step_00000005"
 
 

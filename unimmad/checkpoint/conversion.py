@@ -10,9 +10,9 @@ from typing import Any
 from unimmad.assembly import new_model
 from unimmad.checkpoint.digests import file_digest
 from unimmad.checkpoint.folder import CheckpointFolder
-from unimmad.checkpoint.pieces import Piece, write_pieces
 from unimmad.checkpoint.released import Translation, load_released, read_released
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
+from unimmad.checkpoint.tensor_slices import TensorSlice, write_pieces
 from unimmad.config import Recipe
 from unimmad.model.backbone import load_backbone_weights
 from unimmad.model.unimmad import UniMMAD
@@ -67,7 +67,7 @@ def _write(folder: CheckpointFolder, model: UniMMAD, state: dict[str, Any]) -> P
     partial: Path | None = None
     try:
         partial = folder.begin(STEP)
-        pieces = (Piece(name, tuple(tensor.shape), 0, tensor) for name, tensor in model.state_dict().items())
+        pieces = (TensorSlice(name, tuple(tensor.shape), 0, tensor) for name, tensor in model.state_dict().items())
         file = partial / "model-00000.safetensors"
         write_pieces(file, pieces)
         write_index_and_state(partial, state, {file.name: file_digest(file)})

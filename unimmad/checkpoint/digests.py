@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from unimmad.checkpoint.folder import STATE_NAME
-from unimmad.checkpoint.pieces import INDEX_NAME, PieceReader
+from unimmad.checkpoint.tensor_slices import INDEX_NAME, TensorReader
 from unimmad.serialization.documents import read_json
 from unimmad.serialization.validation import validated
 
@@ -82,7 +82,7 @@ def verify_checkpoint(folder: Path, without: str | None = None, part: tuple[int,
             )
         return
     _check(folder, [STATE_NAME, INDEX_NAME], digests)
-    files = sorted(PieceReader(folder, without).files, key=lambda name: (-(folder / name).stat().st_size, name))
+    files = sorted(TensorReader(folder, without).files, key=lambda name: (-(folder / name).stat().st_size, name))
     rank, size = part
     _check(folder, files[rank::size], digests)
 

@@ -14,7 +14,7 @@ import torch
 from unimmad.assembly import empty_model
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, read_state
-from unimmad.checkpoint.pieces import PieceReader
+from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe, parse_recipe
 from unimmad.model.unimmad import UniMMAD
@@ -75,7 +75,7 @@ def load_checkpoint(folder: Path, *, verify: bool = True, ranks: Ranks = ALONE) 
             verify_checkpoint(folder, OPTIMIZER_PREFIX, (ranks.rank, ranks.size))
     state = read_state(folder)
     recipe = parse_recipe(state["recipe"], origin=f"{folder / STATE_NAME}: recipe")
-    reader = PieceReader(folder, without=OPTIMIZER_PREFIX)
+    reader = TensorReader(folder, without=OPTIMIZER_PREFIX)
     # First without memory: a recipe may ask for more than any machine has, and its tensors would not be there.
     reader.check_fits(_shapes_of(recipe, folder).state_dict())
     model = empty_model(recipe.model)
@@ -93,7 +93,7 @@ def _shapes_of(recipe: Recipe, folder: Path) -> UniMMAD:
         raise ValueError(f"{folder / STATE_NAME}: recipe: no model can have these sizes ({reason})") from None
 
 
-def fill_model(model: UniMMAD, reader: PieceReader) -> None:
+def fill_model(model: UniMMAD, reader: TensorReader) -> None:
     """Load every tensor of a local-form model.
 
     Raises:

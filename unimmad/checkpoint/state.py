@@ -13,7 +13,7 @@ from typing import Any
 from unimmad import __version__
 from unimmad.checkpoint.digests import write_digests
 from unimmad.checkpoint.folder import FORMAT, STATE_NAME
-from unimmad.checkpoint.pieces import INDEX_NAME, build_index
+from unimmad.checkpoint.tensor_slices import INDEX_NAME, build_index
 from unimmad.checkpoint.trained_on import KEY, TrainedOn
 from unimmad.config import Recipe
 

@@ -20,6 +20,7 @@ from unimmad.cli.evaluate_arguments import (
     chosen_workers,
     evaluation_parser,
 )
+from unimmad.cli.renamed import with_new_names
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.evaluation.each_modality import evaluate_each_modality, screen_modalities
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
@@ -42,11 +43,13 @@ from unimmad.serialization.folder_lock import FolderLock
 LOCK_NAME = "evaluation.lock"
 """In the output folder, while an evaluation goes on."""
 
+RENAMED = {"--fresh": "--no-resume", "--spill": "--scratch-dir"}
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Evaluate as ``words`` say (None: those of the command line); 0, or 2 where something given is wrong."""
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate as ``argv`` say (None: those of the command line); 0, or 2 where something given is wrong."""
     parser = evaluation_parser()
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(with_new_names(argv, RENAMED))
     print_any_name()
     ranks = join_ranks()
     try:
@@ -128,8 +131,8 @@ def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: R
         split=arguments.split,
         mask_resize=arguments.mask_resize,
         precision=arguments.precision,
-        fresh=arguments.fresh,
-        spill_to=arguments.spill,
+        no_resume=arguments.no_resume,
+        scratch_dir=arguments.scratch_dir,
         published=arguments.published,
         other=other,
         cache=cache,

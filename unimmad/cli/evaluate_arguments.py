@@ -16,7 +16,7 @@ RUNS = Path("runs")
 TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"
 EACH = "each"
 """Of ``--modalities``: every one alone, and all together."""
-_OF_A_REPORT = frozenset({"split", "fresh", "mask_resize", "modalities", "published", "spill", "compile"})
+_OF_A_REPORT = frozenset({"split", "no_resume", "mask_resize", "modalities", "published", "scratch_dir", "compile"})
 NOT_TO_CALIBRATE = _OF_A_REPORT | {"output_dir", "compare", "report"}
 """Options, by attribute, that ``--calibrate`` has no use for."""
 NOT_TO_SHOW = _OF_A_REPORT | {
@@ -51,7 +51,7 @@ def evaluation_parser() -> argparse.ArgumentParser:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--split", choices=["test", "train"], default="test")
     parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
-    parser.add_argument("--fresh", action="store_true", help="do not go on where an interrupted evaluation ended")
+    parser.add_argument("--no-resume", action="store_true", help="do not go on where an interrupted evaluation ended")
     _add_computing(parser.add_argument_group("computing: but for --precision it changes numbers by rounding at most"))
     _add_rules(parser.add_argument_group("what is measured"))
     _add_comparison(parser.add_argument_group("beside other numbers"))
@@ -73,7 +73,10 @@ def _add_computing(group: argparse._ArgumentGroup) -> None:
         "--cache-dir", type=Path, help="for shards from URLs; default: in $SLURM_TMPDIR, $TMPDIR, or ~/.cache"
     )
     group.add_argument(
-        "--spill", type=Path, metavar="DIR", help="keep pixel scores in files there, for classes larger than memory"
+        "--scratch-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep pixel scores in files there, for classes larger than memory",
     )
 
 
@@ -138,7 +141,7 @@ def chosen_checkpoint(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> Lo
         ValueError: there is none, or it can't be loaded.
     """
     # Rank 0 looks: a run that trains meanwhile may write another between two looks.
-    folder = ranks.from_main(_checkpoint_folder(arguments.checkpoint) if ranks.is_main else Path())
+    folder = ranks.broadcast_object(_checkpoint_folder(arguments.checkpoint) if ranks.is_main else Path())
     checkpoint = load_checkpoint(folder, verify=not arguments.no_verify, ranks=ranks)
     switches = {name: getattr(arguments, name) for name in ("channels_last", "compile")}
     changes = {name: value for name, value in switches.items() if value is not None}

@@ -52,10 +52,10 @@ def _step(run: Path) -> str:
 TABLE_NAME = "sweep.md"
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 submitted (with ``--wait``: completed), 1 a job failed, 2 bad input, 130 interrupted."""
     try:
-        options = parse_options(sys.argv[1:] if words is None else words)
+        options = parse_options(sys.argv[1:] if argv is None else argv)
         plan = make_plan(options)
         print(describe(plan), flush=True)
         if options.dry_run:
@@ -141,7 +141,7 @@ def _train_here(plan: Plan) -> int:
     for task in plan.tasks:
         world = join_world()
         log_from_main(world.is_main)
-        train(parse_arguments(task.words), world)
+        train(parse_arguments(task.argv), world)
     leave_world()
     return 0
 

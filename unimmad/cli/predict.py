@@ -201,8 +201,8 @@ def _samples(options: argparse.Namespace, detector: Detector, notices: Notices) 
 
 
 def _prediction_fingerprint(options: argparse.Namespace, detector: Detector) -> str:
-    words = {name: getattr(options, name) for name in ("class_name", "pictures", "maps", "scale")}
-    return prediction_fingerprint(detector, words)
+    argv = {name: getattr(options, name) for name in ("class_name", "pictures", "maps", "scale")}
+    return prediction_fingerprint(detector, argv)
 
 
 def _predictions(

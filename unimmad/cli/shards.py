@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from unimmad.cli.renamed import with_new_names
 from unimmad.data.index import Index
 from unimmad.data.layouts import LAYOUTS, FoundSet, find_sets, layout_table
 from unimmad.data.layouts.calibration import set_aside
@@ -34,6 +35,7 @@ from unimmad.serialization.validation import printable
 
 SYNTHETIC = "synthetic"
 VERIFY = "verify"
+RENAMED = {"--field": "--domain", "--calibration-share": "--calibration-fraction"}
 NOTES_SHOWN = 100
 MOST_LETTERS = 2000
 """Of a message: names of files and columns may have any length."""
@@ -42,10 +44,10 @@ SAMPLES_PER_WORKER = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    if words[:1] == [VERIFY]:
-        return _verify(words[1:])
-    options = _parser().parse_intermixed_args(words)
+    argv = with_new_names(arguments, RENAMED)
+    if argv[:1] == [VERIFY]:
+        return _verify(argv[1:])
+    options = _parser().parse_intermixed_args(argv)
     started = time.perf_counter()
     try:
         index, notices = _make(options)
@@ -72,12 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action=_ListLayouts, nargs=0, help="show the known layouts and leave")
     parser.add_argument("--target", type=Path, required=True, metavar="DIR", help="the shard folder to make")
     parser.add_argument("--name", help="the data set's name (default: the benchmark's or folder's); one SOURCE only")
-    parser.add_argument("--field", help="industry, medicine, ... (default: the benchmark's, or unspecified)")
+    parser.add_argument("--domain", help="industry, medicine, ... (default: the benchmark's, or unspecified)")
     parser.add_argument("--layout", choices=("auto", *LAYOUTS), default="auto")
     parser.add_argument(
-        "--calibration-share",
+        "--calibration-fraction",
         type=float,
-        metavar="SHARE",
+        metavar="FRACTION",
         help="of each class's train/good, set aside for calibrating thresholds; --seed chooses which "
         f"(default: {OWN_CALIBRATION_SHARE} of one's own images, 0 of benchmarks)",
     )
@@ -103,13 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verify(words: Sequence[str]) -> int:
+def _verify(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"make_shards.py {VERIFY}", description="Hold shard folders against their indexes, byte by byte."
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
     problems = 0
-    for folder in parser.parse_args(words).folders:
+    for folder in parser.parse_args(argv).folders:
         try:
             found = verify_folder(folder)
         except (ValueError, OSError) as error:
@@ -159,7 +161,7 @@ def _find(source: str, options: argparse.Namespace) -> list[FoundSet]:
             raise ValueError(f"--name and --modality do not apply to {SYNTHETIC}")
         from unimmad.data.synthetic import synthetic_sets
 
-        share = options.calibration_share or 0.0
+        share = options.calibration_fraction or 0.0
         sets = synthetic_sets(options.seed)
         return [
             FoundSet(replace(item, samples=tuple(set_aside(item.samples, share, options.seed))), ()) for item in sets
@@ -167,10 +169,10 @@ def _find(source: str, options: argparse.Namespace) -> list[FoundSet]:
     return find_sets(
         Path(source),
         name=options.name,
-        field=options.field,
+        field=options.domain,
         layout=options.layout,
         modalities=[parse_modality(text) for text in options.modality],
-        calibration_share=options.calibration_share,
+        calibration_share=options.calibration_fraction,
         seed=options.seed,
     )
 

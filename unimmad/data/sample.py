@@ -78,7 +78,7 @@ class Batch:
         )
 
 
-class ImageRoom:
+class BatchBuffer:
     """Memory for the images of one batch, taken sample by sample: ``collate`` then has nothing to copy.
 
     Args:
@@ -111,7 +111,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _joined(images: Sequence[Tensor]) -> Tensor:
-    """``torch.cat``; where the images follow each other in one ``ImageRoom``, the memory that they already are."""
+    """``torch.cat``; where the images follow each other in one ``BatchBuffer``, the memory that they already are."""
     first, total = images[0], sum(len(image_MCHW) for image_MCHW in images)
     end = first.data_ptr()
     for image_MCHW in images:

@@ -54,12 +54,12 @@ class ScoredBatch:
 class ClassScores:
     """A class's metrics, image scores and routing, filled batch by batch."""
 
-    def __init__(self, class_name: str, field: str, leaders: int, spill_to: Path | None) -> None:
-        """``class_name`` is ``DATASET/CLASS``; ``leaders`` are those of each gate; ``spill_to``: see
+    def __init__(self, class_name: str, field: str, leaders: int, scratch_dir: Path | None) -> None:
+        """``class_name`` is ``DATASET/CLASS``; ``leaders`` are those of each gate; ``scratch_dir``: see
         ``MetricAccumulator``."""
         self.class_name = class_name
         self.field = field
-        self._metrics = MetricAccumulator(spill_to)
+        self._metrics = MetricAccumulator(scratch_dir)
         self._usage = UsageCounter(class_name, leaders)
         self._image_scores: list[float] = []
         self._samples: list[tuple[str, str, bool]] = []

@@ -70,8 +70,8 @@ def evaluate_checkpoint(
     precision: Precision | None = None,
     modalities: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
-    fresh: bool = False,
-    spill_to: Path | None = None,
+    no_resume: bool = False,
+    scratch_dir: Path | None = None,
     published: bool = False,
     other: OtherReport | None = None,
     cache: ShardCache | None = None,
@@ -116,7 +116,7 @@ def evaluate_checkpoint(
     fingerprint = evaluation_fingerprint(checkpoint.weights_digest, shards, facts)
     ranks.check_same(fingerprint, "another checkpoint, other data, settings, kind of device or library versions")
     results = PartialResults(output, fingerprint)
-    if fresh and ranks.is_main:
+    if no_resume and ranks.is_main:
         results.remove()
     finished = results.load() if ranks.is_main else {}
     if finished and progress:
@@ -136,7 +136,7 @@ def evaluate_checkpoint(
         progress=progress and ranks.is_main,
         precision=precision,
         finished=finished,
-        spill_to=spill_to,
+        scratch_dir=scratch_dir,
         on_error=on_error,
         skip_log=skip_log,
         ranks=ranks,

@@ -45,7 +45,7 @@ def evaluate_classes(
     progress: bool = True,
     precision: Precision = "fp32",
     finished: Mapping[str, ScoredClass] | None = None,
-    spill_to: Path | None = None,
+    scratch_dir: Path | None = None,
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
     ranks: Ranks = ALONE,
@@ -67,7 +67,7 @@ def evaluate_classes(
     _check_slots(model, shards)
     model.eval()
     refs_of = shards.classes(split)
-    finished_names = ranks.from_main(list(finished or {}))
+    finished_names = ranks.broadcast_object(list(finished or {}))
     todo = {name: len(refs) for name, refs in refs_of.items() if name not in finished_names}
     collector_of = {name: place % ranks.size for place, name in enumerate(todo)}
     last_round_of = last_rounds(todo, settings.batch_size, ranks.size)
@@ -87,7 +87,7 @@ def evaluate_classes(
 
     def new_scores(class_name: str) -> ClassScores:
         field = shards.datasets[class_name.partition("/")[0]].field
-        return ClassScores(class_name, field, model.architecture.leaders, spill_to)
+        return ClassScores(class_name, field, model.architecture.leaders, scratch_dir)
 
     label = f"evaluate {split}, {precision} on {device.type}"
     bar = tqdm(total=sum(todo.values()), desc=label, unit="image", disable=None if progress else True)

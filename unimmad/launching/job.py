@@ -34,7 +34,7 @@ def done_mark(jobs_folder: Path, key: str) -> Path:
 class TrainingJob:
     """One training; its pickle holds words and paths only, and what is heavy is imported on the node."""
 
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
     """The trainer's."""
     jobs_folder: Path
     max_requeues: int
@@ -102,7 +102,7 @@ class TrainingJob:
         nodes = node_of_ranks(world, place)
         world.together(lambda: check_neighbours(nodes, self.ranks_a_node))
         check_shared(self.jobs_folder / f"{self.key}.{place.restarts}.seen", world, nodes)
-        arguments = world.together(lambda: parse_arguments(self.words))
+        arguments = world.together(lambda: parse_arguments(self.argv))
         asked = world.together(lambda: read_deepspeed_config(arguments.deepspeed_config)).ep_size
         with warnings.catch_warnings():
             # The trainer will say it.

@@ -52,17 +52,17 @@ class LaunchOptions:
     follow: bool
     sweep: tuple[str, ...]
     """``KEY=VALUE,VALUE`` each; every combination is trained."""
-    trainer_words: tuple[str, ...]
+    trainer_argv: tuple[str, ...]
     """Everything behind ``--``."""
 
 
-def parse_options(words: Sequence[str]) -> LaunchOptions:
+def parse_options(argv: Sequence[str]) -> LaunchOptions:
     """Read the command line over the site's defaults.
 
     Raises:
         ValueError: an unknown or ill-formed option, there or in the site file; names it.
     """
-    ours, trainer_words = _split(words)
+    ours, trainer_argv = _split(argv)
     parser = _parser()
     site_file = parser.parse_known_args(ours)[0].site
     given = parser.parse_args([*_site_words(site_file, parser), *ours])
@@ -72,7 +72,7 @@ def parse_options(words: Sequence[str]) -> LaunchOptions:
         "sweep": tuple(given.sweep),
         "srun_args": tuple(given.srun_arg),
         "slurm_args": tuple(_key_and_value(text) for text in given.slurm_arg),
-        "trainer_words": tuple(trainer_words),
+        "trainer_words": tuple(trainer_argv),
         "wait": given.wait or given.follow,
     }
     return LaunchOptions(**values)
@@ -146,11 +146,11 @@ def _add_job(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    if TRAINER_MARK not in words:
-        return list(words), []
-    place = list(words).index(TRAINER_MARK)
-    return list(words[:place]), list(words[place + 1 :])
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    if TRAINER_MARK not in argv:
+        return list(argv), []
+    place = list(argv).index(TRAINER_MARK)
+    return list(argv[:place]), list(argv[place + 1 :])
 
 
 def _whole_from(least: int) -> Any:

@@ -36,7 +36,7 @@ class Task:
     """One training of the submission."""
 
     name: str
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
     output_dir: Path
     ep_size: int
 
@@ -94,7 +94,7 @@ def describe(plan: Plan) -> str:
         f"output: {plan.output_dir}",
     ]
     lines += [f"task {number}: {task.name} in {task.output_dir}" for number, task in enumerate(plan.tasks) if task.name]
-    lines.append(f"trainer: {' '.join(plan.tasks[0].words)}")
+    lines.append(f"trainer: {' '.join(plan.tasks[0].argv)}")
     return "\n".join(lines)
 
 
@@ -179,21 +179,21 @@ def _choose_deepspeed_config(tasks_per_node: int, banks: int) -> tuple[list[str]
 def _tasks(options: LaunchOptions, tasks_per_node: int) -> tuple[tuple[Task, ...], Path, list[str]]:
     """The trainings, the output folder of all, and what was decided for them."""
     variants = expand_sweep(options.sweep) if options.sweep else [Variant("", ())]
-    words = options.trainer_words
-    first = parse_arguments([*words, *variants[0].words])
+    argv = options.trainer_argv
+    first = parse_arguments([*argv, *variants[0].argv])
     output_dir = (options.output_dir or _default_output_dir(first, bool(options.sweep))).absolute()
     # No other option of the trainer begins so, and argparse takes any unambiguous beginning.
-    chosen = any(word.startswith("--dee") for word in words)
+    chosen = any(word.startswith("--dee") for word in argv)
     tasks, notes = [], []
     for variant in variants:
         config: list[str] = []
         if not chosen:
-            recipe = parse_arguments([*words, *variant.words]).recipe
+            recipe = parse_arguments([*argv, *variant.argv]).recipe
             config, why = _choose_deepspeed_config(tasks_per_node, recipe.model.banks)
             notes += why
         folder = output_dir / variant.name
         # The folder comes last, so that it wins over one among the trainer's words.
-        ours = (*config, *words, *variant.words, "--output-dir", str(folder))
+        ours = (*config, *argv, *variant.argv, "--output-dir", str(folder))
         arguments = parse_arguments(ours)
         settings = read_deepspeed_config(arguments.deepspeed_config)
         engine_config(settings, arguments.recipe.training, options.nodes * tasks_per_node)
@@ -207,7 +207,7 @@ def _default_output_dir(arguments: TrainArguments, sweeping: bool) -> Path:
 
 
 def recipe_of(plan: Plan) -> Recipe:
-    return parse_arguments(plan.tasks[0].words).recipe
+    return parse_arguments(plan.tasks[0].argv).recipe
 
 
 def _check_free(folder: Path) -> None:

@@ -138,18 +138,18 @@ def requeue(job_id: str) -> None:
     _ask("scontrol", "requeue", job_id)
 
 
-def _ask(*words: str) -> str:
-    done = _call(*words)
+def _ask(*argv: str) -> str:
+    done = _call(*argv)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise ValueError(f"{' '.join(words[:2])}: {said[-1]}")
+        raise ValueError(f"{' '.join(argv[:2])}: {said[-1]}")
     return done.stdout
 
 
-def _call(*words: str) -> subprocess.CompletedProcess[str]:
+def _call(*argv: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False)
     except OSError as error:
-        return subprocess.CompletedProcess(words, 127, "", f"{words[0]}: {error.strerror}")
+        return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]}: {error.strerror}")
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(words, 124, "", f"{words[0]} did not answer in {SECONDS} s")
+        return subprocess.CompletedProcess(argv, 124, "", f"{argv[0]} did not answer in {SECONDS} s")

@@ -83,7 +83,7 @@ def batch_script(plan: Plan) -> str:
 
 def _training_job(plan: Plan, task: Task) -> TrainingJob:
     return TrainingJob(
-        task.words,
+        task.argv,
         plan.jobs_folder,
         plan.options.max_requeues,
         plan.tasks_per_node,
@@ -144,11 +144,11 @@ def slurm_parameters(plan: Plan) -> dict[str, Any]:
 
 def _srun_words(plan: Plan) -> list[str]:
     # One rank that ends badly ends the job at once. Neighbouring ranks share a node, whatever the site's habit.
-    words = ["--kill-on-bad-exit=1", "--distribution=block"]
+    argv = ["--kill-on-bad-exit=1", "--distribution=block"]
     if plan.options.cpus_per_task is not None:
         # srun does not take it over from the batch script since SLURM 22.05.
-        words.append(f"--cpus-per-task={plan.options.cpus_per_task}")
-    return [*words, *plan.options.srun_args]
+        argv.append(f"--cpus-per-task={plan.options.cpus_per_task}")
+    return [*argv, *plan.options.srun_args]
 
 
 def _further_parameters(plan: Plan) -> dict[str, Any]:

@@ -13,7 +13,7 @@ class Variant:
 
     name: str
     """Of its folder, such as ``model.leaders=8``; several settings joined by ``,``."""
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
     """For the trainer."""
 
 

@@ -91,12 +91,12 @@ def _look(one: _Watched, out: TextIO) -> None:
 
 
 def _in_words(state: JobState) -> str:
-    words = state.state.lower()
+    argv = state.state.lower()
     if state.state == "PENDING" and state.reason not in ("", "None"):
-        words += f" ({state.reason})"
+        argv += f" ({state.reason})"
     if state.state == "RUNNING" and state.nodes not in ("", "(null)"):
-        words += f" on {state.nodes}"
-    return words + (f", restart {state.restarts}" if state.restarts else "")
+        argv += f" on {state.nodes}"
+    return argv + (f", restart {state.restarts}" if state.restarts else "")
 
 
 def _local_state(job: SubmittedJob) -> JobState:

@@ -66,7 +66,7 @@ def evaluate(
 class MetricAccumulator:
     """Collects the test images of one class, one at a time, in about 4 bytes a normal pixel."""
 
-    def __init__(self, spill_to: Path | None = None) -> None:
+    def __init__(self, scratch_dir: Path | None = None) -> None:
         """Args:
         spill_to: a folder where pixel scores are kept in files, for classes larger than memory: about 4 bytes a
             pixel there, some megabytes of memory whatever the number of images, and the same numbers. The files
@@ -77,10 +77,10 @@ class MetricAccumulator:
         """
         self._image_scores: list[float] = []
         self._image_labels: list[bool] = []
-        self._normal_pixels = GrowingArray(np.float32, spill_to)
-        self._anomalous_pixels = GrowingArray(np.float32, spill_to)
-        self._pixel_regions = GrowingArray(np.int32, spill_to)
-        self._region_sizes = GrowingArray(np.int64, spill_to)
+        self._normal_pixels = GrowingArray(np.float32, scratch_dir)
+        self._anomalous_pixels = GrowingArray(np.float32, scratch_dir)
+        self._pixel_regions = GrowingArray(np.int32, scratch_dir)
+        self._region_sizes = GrowingArray(np.int64, scratch_dir)
         self._all_have_masks = True
         self._normal_pixels_sorted = True
 

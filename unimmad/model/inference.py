@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from unimmad.model.backends.convolution import fast_convolution, use_fast_convolutions
-from unimmad.model.backends.microbatch import in_parts
+from unimmad.model.backends.microbatch import in_microbatches
 from unimmad.model.blocks import BasicBlock, DecoderBottleneck
 from unimmad.model.cross_moe import CrossMoE, LocalRouting, MiMoEBranch, over_joined_maps
 from unimmad.model.folding import fold_batchnorm
@@ -42,7 +42,7 @@ def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Uni
         model: in its local form, on its device. Of one that has the inference form already, the cache is resized.
         cache_bytes: what the leaders' products may take; beyond it the least recently used go.
     """
-    if isinstance(model.on_routed, LeaderProducts):
+    if isinstance(model.on_routed, KernelCache):
         model.on_routed.resize(cache_bytes)
         return model
     model.eval().requires_grad_(False)
@@ -59,8 +59,8 @@ def for_inference(model: UniMMAD, cache_bytes: int = DEFAULT_CACHE_BYTES) -> Uni
         fast = [InferenceBranch(cast(MiMoEBranch, branch)) for branch in level.branches]
         level.branches = nn.ModuleList(fast)
         branches += fast
-    model.on_routed = LeaderProducts(branches, cache_bytes)
-    model.divide = in_parts
+    model.on_routed = KernelCache(branches, cache_bytes)
+    model.split_batch = in_microbatches
     return model
 
 
@@ -184,7 +184,7 @@ class InferenceBranch(nn.Module):
         return convolve_tokens(x_1Ehw, kernels_NEEkk, [len(kernels_NEEkk)])
 
 
-class LeaderProducts:
+class KernelCache:
     """The leaders' products of all branches, least recently used ones dropped beyond a number of bytes.
 
     Called with all gates' decisions, it gives every branch what its tokens need: one read back to the host a pass.

@@ -90,12 +90,12 @@ class Reconstruction:
     batch: int
 
 
-Pass = Callable[[Tensor, Sequence[int], Tensor], Reconstruction]
+ForwardPass = Callable[[Tensor, Sequence[int], Tensor], Reconstruction]
 """As ``UniMMAD.forward``."""
 
 
-def at_once(
-    compute: Pass, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor
+def whole_batch(
+    compute: ForwardPass, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor
 ) -> Reconstruction:
     """The whole batch in one pass."""
     return compute(images_TCHW, tokens_per_sample, slot_of_token_T)
@@ -138,7 +138,7 @@ class UniMMAD(nn.Module):
         self.on_routed: Callable[[Sequence[Routing]], Sequence[Routing]] | None = None
         """Told all gates' decisions, level by level, before any expert computes: what comes to where is then known.
         Gives them back, each with what its branch needs besides."""
-        self.divide: Callable[[Pass, Tensor, Sequence[int], Tensor], Reconstruction] = at_once
+        self.split_batch: Callable[[ForwardPass, Tensor, Sequence[int], Tensor], Reconstruction] = whole_batch
         """How a batch goes through the network: whole, or in parts whose results are joined."""
         self.folded_teacher: FoldedTeacher | None = None
         """Gives the teacher's maps in its place, once its weights are final."""
@@ -168,7 +168,7 @@ class UniMMAD(nn.Module):
         tokens_per_sample: B counts, on the host, each 1 or more, summing to T.
         slot_of_token_T: int64, the input slot of each token's modality.
         """
-        return self.divide(self._reconstruct, images_TCHW, tokens_per_sample, slot_of_token_T)
+        return self.split_batch(self._reconstruct, images_TCHW, tokens_per_sample, slot_of_token_T)
 
     def _reconstruct(
         self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor

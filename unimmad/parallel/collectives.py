@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 BYTES_OF_ID_AND_SCORE = 8
-"""What ``exchange_scores`` sends for each pair."""
+"""What ``all_to_all_scores`` sends for each pair."""
 
 
 class _ExchangeRows(torch.autograd.Function):
@@ -48,7 +48,7 @@ class _ExchangeScores(torch.autograd.Function):
         return None, _all_to_all(gradients[1], context.received, context.sent, context.group), None, None, None
 
 
-def exchange_rows(rows: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+def all_to_all(rows: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """Uneven all-to-all, differentiable: the first ``sent[0]`` rows go to rank 0 of the group, and so on.
 
     Returns:
@@ -57,10 +57,10 @@ def exchange_rows(rows: Tensor, sent: Sequence[int], received: Sequence[int], gr
     return _ExchangeRows.apply(rows, sent, received, group)
 
 
-def exchange_scores(
+def all_to_all_scores(
     ids_SK: Tensor, scores_SK: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor]:
-    """As ``exchange_rows``, of int64 ids below 2^31 and float32 scores together; only the scores have a gradient.
+    """As ``all_to_all``, of int64 ids below 2^31 and float32 scores together; only the scores have a gradient.
 
     They travel side by side as 32-bit integers, a score's bits as they are, so nothing is rounded.
     """

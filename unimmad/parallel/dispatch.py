@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unimmad.model.routing import Routing
-from unimmad.parallel.collectives import BYTES_OF_ID_AND_SCORE, exchange_rows, exchange_scores
+from unimmad.parallel.collectives import BYTES_OF_ID_AND_SCORE, all_to_all, all_to_all_scores
 
 LeaderFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(maps [S, E, h, w], local leader ids [S, K], scores [S, K]) -> outputs [S, E, h, w]."""
@@ -23,7 +23,7 @@ Counts = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Traffic:
+class CommStats:
     """Bytes that this rank's forward passes handed over, counted from the buffers."""
 
     dispatched: int = 0
@@ -31,8 +31,8 @@ class Traffic:
     routed: int = 0
     """The maps alone: one for each distinct token and remote rank that owns a leader of it."""
 
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(self.dispatched + other.dispatched, self.routed + other.routed)
+    def __add__(self, other: CommStats) -> CommStats:
+        return CommStats(self.dispatched + other.dispatched, self.routed + other.routed)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def exchange_assignments(
         stays.append(_for_rank(routing, plan.own_tokens, here, plan.leaders_per_rank))
     sent_GR, received_GR = [plan.sent for plan in plans], [plan.received for plan in plans]
     ids_SK, scores_SK = (_by_rank(of_gates, sent_GR) for of_gates in zip(*ids_and_scores, strict=True))
-    came = exchange_scores(ids_SK, scores_SK, _of_all_gates(sent_GR), _of_all_gates(received_GR), group)
+    came = all_to_all_scores(ids_SK, scores_SK, _of_all_gates(sent_GR), _of_all_gates(received_GR), group)
     ids, scores = (_by_gate(rows_SK, received_GR) for rows_SK in came)
     return [
         Assignment(torch.cat([came_ids, own_ids]), torch.cat([came_scores, own_scores]))
@@ -129,22 +129,22 @@ def dispatch(
     assignment: Assignment,
     group: dist.ProcessGroup,
     apply_leaders: LeaderFunction,
-) -> tuple[Tensor, Traffic]:
+) -> tuple[Tensor, CommStats]:
     """Routed output of this rank's tokens, [T, E, h, w], wherever their leaders live; and what was sent for it.
 
     Every rank of the group takes part in every exchange, also one that sends or receives nothing: in the backward
     pass too, since its outputs depend on the (empty) rows that it received.
     """
     maps_SEhw = x_BEhw.index_select(0, sample_of_token_T[plan.token_S])
-    came = exchange_rows(maps_SEhw, plan.sent, plan.received, group)
+    came = all_to_all(maps_SEhw, plan.sent, plan.received, group)
     inputs = torch.cat([came, x_BEhw.index_select(0, sample_of_token_T[plan.own_tokens])])
     outputs = apply_leaders(inputs, assignment.ids_SK, assignment.scores_SK)
     for_others, own = outputs.split([came.shape[0], len(plan.own_tokens)])
-    home = exchange_rows(for_others, plan.received, plan.sent, group)
+    home = all_to_all(for_others, plan.received, plan.sent, group)
     result = outputs.new_zeros(len(sample_of_token_T), *outputs.shape[1:])
     result = result.index_add(0, plan.token_S, home).index_add(0, plan.own_tokens, own)
     pairs = len(maps_SEhw) * assignment.ids_SK.shape[1]
-    return result, Traffic(
+    return result, CommStats(
         dispatched=plan.announced + maps_SEhw.nbytes + pairs * BYTES_OF_ID_AND_SCORE, routed=maps_SEhw.nbytes
     )
 

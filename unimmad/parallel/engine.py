@@ -22,7 +22,7 @@ from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.batchnorm import synchronise_batchnorm
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config
-from unimmad.parallel.dispatch import Traffic
+from unimmad.parallel.dispatch import CommStats
 from unimmad.parallel.gradient_norm import GradientNorm, clip_whole_gradient
 from unimmad.parallel.moe import LeaderMOELayer
 from unimmad.parallel.placement import PlacedParameter, place_leaders, placed_parameters
@@ -44,12 +44,12 @@ class Engine:
         for group in self.torch_optimizer.param_groups:
             group["lr"] = rate
 
-    def take_traffic(self) -> Traffic:
+    def take_traffic(self) -> CommStats:
         """What this rank's dispatches sent in forward passes since the last call."""
         layers = _expert_layers(self.model)
-        total = sum((layer.traffic for layer in layers), Traffic())
+        total = sum((layer.comm_stats for layer in layers), CommStats())
         for layer in layers:
-            layer.traffic = Traffic()
+            layer.comm_stats = CommStats()
         return total
 
     def parameters(self) -> Iterator[PlacedParameter]:

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from unimmad.model.cross_moe import LocalRouting
 from unimmad.model.leaders import convolve_tokens, mix_kernels
 from unimmad.model.routing import Routing, route
-from unimmad.parallel.dispatch import Assignment, DispatchPlan, Traffic, dispatch, exchange_assignments, plan_dispatches
+from unimmad.parallel.dispatch import (
+    Assignment,
+    CommStats,
+    DispatchPlan,
+    dispatch,
+    exchange_assignments,
+    plan_dispatches,
+)
 
 
 class LeaderMoE(MoE):
@@ -87,7 +94,7 @@ class LeaderMOELayer(MOELayer):
 
     decided: tuple[DispatchPlan, Assignment] | None = None
     """For the forward pass that is going on."""
-    traffic = Traffic()
+    comm_stats = CommStats()
     """Of all forward passes since somebody reset it."""
 
     def forward(self, x_BEhw: Tensor, sample_of_token_T: Tensor, kernels_GNEEkk: Tensor) -> Tensor:
@@ -97,8 +104,8 @@ class LeaderMOELayer(MOELayer):
         def apply_leaders(maps_SEhw: Tensor, ids_SK: Tensor, scores_SK: Tensor) -> Tensor:
             return self.experts(maps_SEhw, ids_SK, scores_SK, kernels_GNEEkk)
 
-        output_TEhw, traffic = dispatch(x_BEhw, sample_of_token_T, *decided, self.ep_group, apply_leaders)
-        self.traffic += traffic
+        output_TEhw, comm_stats = dispatch(x_BEhw, sample_of_token_T, *decided, self.ep_group, apply_leaders)
+        self.comm_stats += comm_stats
         return output_TEhw
 
 

@@ -77,7 +77,7 @@ def place_leaders(model: UniMMAD, ep_size: int, rank: int) -> None:
         model.on_routed = partial(plan_all, layers)
 
 
-def portable_name(name: str) -> str:
+def fqn(name: str) -> str:
     """The name of a parameter or buffer in the local form."""
     for parallel, local in _PORTABLE:
         name = name.replace(parallel, local)
@@ -95,4 +95,4 @@ def placed_parameters(model: UniMMAD, ep_size: int, rank: int) -> Iterator[Place
         if expert_parallel:
             offset = (rank % ep_size) * parameter.numel()
             shape = (shape[0] * ep_size, *shape[1:])
-        yield PlacedParameter(portable_name(name), parameter, shape, offset, expert_parallel)
+        yield PlacedParameter(fqn(name), parameter, shape, offset, expert_parallel)

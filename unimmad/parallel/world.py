@@ -44,7 +44,7 @@ class World:
         """The same processes, to tell each other what is no tensor."""
         return Ranks(self.rank, self.size, self.host_group)
 
-    def agreed(self, value: bool) -> bool:
+    def all_true(self, value: bool) -> bool:
         """Whether ``value`` holds on every rank."""
         flag = torch.tensor(int(value))
         if self.size > 1:
@@ -74,7 +74,7 @@ class World:
             SharedError: as ``together``.
         """
         with self.ranks.together():
-            return self.ranks.from_main(action() if self.is_main else None)  # type: ignore[return-value]
+            return self.ranks.broadcast_object(action() if self.is_main else None)  # type: ignore[return-value]
 
     def say_failed(self) -> None:
         """Before this rank leaves: the others may wait for it for a long time."""

@@ -69,7 +69,7 @@ class Ranks:
         """
         return self.exchange(note)[0]
 
-    def from_main(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """Rank 0's ``value``; raises as ``gather``."""
         return self.gather(value)[0]
 

@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; unimmad/train.py --help lists the options")
 
 
-def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
+def parse_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
     """
     Raises:
         ValueError: an option is unknown or ill-formed; the recipe, an override, a number or a data URL is wrong.
@@ -79,7 +79,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> TrainArguments:
         "--profile", metavar="STEPS", help="write a trace of this step, or of these (10:13), counted from 1"
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
-    given = parser.parse_args(words)
+    given = parser.parse_args(argv)
     if given.max_steps is not None and given.max_steps < 1:
         raise ValueError(f"--max-steps {given.max_steps} must be 1 or more")
     overrides = [*given.overrides, *([f"data.on_error={given.on_error}"] if given.on_error else [])]

@@ -14,12 +14,12 @@ from torch import Tensor
 from unimmad.checkpoint.digests import file_digest
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX
-from unimmad.checkpoint.pieces import Piece, PieceReader, write_pieces
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
+from unimmad.checkpoint.tensor_slices import TensorReader, TensorSlice, write_pieces
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe
 from unimmad.parallel.engine import Engine, OptimizerPiece
-from unimmad.parallel.placement import portable_name
+from unimmad.parallel.placement import fqn
 from unimmad.training.composing import Composing
 
 
@@ -71,7 +71,7 @@ def restore_optimizer(engine: Engine, checkpoint: Path, step: int) -> None:
     Raises:
         ValueError: the checkpoint holds none, or of another optimizer.
     """
-    reader = PieceReader(checkpoint)
+    reader = TensorReader(checkpoint)
     _check_optimizer_fits(engine, reader)
     keys = sorted({name.split("/")[1] for name in reader.names(OPTIMIZER_PREFIX)})
     if not keys:
@@ -93,7 +93,7 @@ def restore_optimizer(engine: Engine, checkpoint: Path, step: int) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _state_tensor(reader: PieceReader, key: str, like: Tensor, pieces: Sequence[OptimizerPiece]) -> Tensor:
+def _state_tensor(reader: TensorReader, key: str, like: Tensor, pieces: Sequence[OptimizerPiece]) -> Tensor:
     """The state ``key`` of an optimizer tensor, beside it and of its type; zero where ZeRO pads a partition."""
     state = torch.empty_like(like)
     flat, filled = state.view(-1), 0
@@ -105,7 +105,7 @@ def _state_tensor(reader: PieceReader, key: str, like: Tensor, pieces: Sequence[
     return state
 
 
-def _check_optimizer_fits(engine: Engine, reader: PieceReader) -> None:
+def _check_optimizer_fits(engine: Engine, reader: TensorReader) -> None:
     """Shapes and types of this rank's part, before any of it is read."""
     keys = {name.split("/")[1] for name in reader.names(OPTIMIZER_PREFIX)}
     reader.check_fits(
@@ -128,28 +128,28 @@ def _write_tensors(partial: Path, engine: Engine) -> dict[str, str]:
     return digests
 
 
-def weight_pieces(engine: Engine) -> Iterator[Piece]:
+def weight_pieces(engine: Engine) -> Iterator[TensorSlice]:
     """Experts from the first rank that holds them, everything else (buffers and teacher too) from rank 0."""
     rank = engine.world.rank
     placed = {piece.name: piece for piece in engine.parameters()}
     for raw_name, tensor in engine.model.state_dict().items():
-        name = portable_name(raw_name)
+        name = fqn(raw_name)
         expert_parallel = name in placed and placed[name].expert_parallel
         if rank >= (engine.ep_size if expert_parallel else 1):
             continue
         if expert_parallel:
-            yield Piece(
+            yield TensorSlice(
                 name, placed[name].shape, placed[name].offset, tensor.reshape(_piece_shape(placed[name].shape, tensor))
             )
         else:
-            yield Piece(name, tuple(tensor.shape), 0, tensor)
+            yield TensorSlice(name, tuple(tensor.shape), 0, tensor)
 
 
 def _piece_shape(whole: tuple[int, ...], tensor: Tensor) -> tuple[int, ...]:
     return whole if tensor.numel() == torch.Size(whole).numel() else (tensor.numel(),)
 
 
-def _optimizer_pieces(engine: Engine) -> Iterator[Piece]:
+def _optimizer_pieces(engine: Engine) -> Iterator[TensorSlice]:
     for piece in owned_optimizer_pieces(engine):
         for key, value in engine.optimizer_state(piece.key).items():
             if isinstance(value, Tensor) and value.shape == piece.key.shape:
@@ -166,10 +166,10 @@ def owned_optimizer_pieces(engine: Engine) -> Iterator[OptimizerPiece]:
             yield piece
 
 
-def portable_piece(name: str, piece: OptimizerPiece, like_key: Tensor) -> Piece:
+def portable_piece(name: str, piece: OptimizerPiece, like_key: Tensor) -> TensorSlice:
     """What a tensor of the form of ``piece.key`` (state, gradient) holds for ``piece``, to be written as ``name``."""
     flat = like_key.reshape(-1)[piece.start : piece.start + piece.numel]
-    return Piece(name, piece.shape, piece.offset, flat.reshape(_piece_shape(piece.shape, flat)))
+    return TensorSlice(name, piece.shape, piece.offset, flat.reshape(_piece_shape(piece.shape, flat)))
 
 
 def _finish(

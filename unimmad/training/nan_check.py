@@ -39,4 +39,4 @@ class LossGuard:
         keys = {id(piece.key): piece.key for piece in engine.optimizer_pieces()}.values()
         state = [value for key in keys for value in engine.optimizer_state(key).values() if isinstance(value, Tensor)]
         tensors = (*weights, *engine.model.buffers(), *state)
-        return engine.world.agreed(all(all_finite(tensor) for tensor in tensors))
+        return engine.world.all_true(all(all_finite(tensor) for tensor in tensors))

@@ -19,7 +19,7 @@ from unimmad.assembly import empty_model, new_model
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model
-from unimmad.checkpoint.pieces import PieceReader
+from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe, check_dataset_weights
 from unimmad.data.location import DataFolder
@@ -214,7 +214,7 @@ def _stored_model(arguments: TrainArguments, run: RunFolder, world: World) -> tu
     without = None if run.resume_from else OPTIMIZER_PREFIX
     if arguments.verify:
         verify_checkpoint(source, without, (world.rank, world.size))
-    fill_model(model, PieceReader(source, without))
+    fill_model(model, TensorReader(source, without))
     if run.resume_from is None:
         logger.info("weights from %s", source)
     elif arguments.init_from is not None:

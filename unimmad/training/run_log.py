@@ -24,7 +24,7 @@ from unimmad.config import Recipe
 from unimmad.evaluation.evaluate import Evaluation
 from unimmad.model.anomaly_map import anomaly_maps
 from unimmad.model.unimmad import Reconstruction
-from unimmad.parallel.dispatch import Traffic
+from unimmad.parallel.dispatch import CommStats
 from unimmad.parallel.world import World
 from unimmad.profiling.machine import peak_bytes
 from unimmad.training.loss import Loss
@@ -106,9 +106,9 @@ class RunLog:
         """What runs inside is a micro-batch; the run's first one is counted."""
         return self._utilisation.counting()
 
-    def add(self, output: Reconstruction, loss: Loss, traffic: Traffic) -> None:
+    def add(self, output: Reconstruction, loss: Loss, comm_stats: CommStats) -> None:
         """Take in one micro-batch; nothing is fetched from the device."""
-        self._totals.add(output, loss, traffic)
+        self._totals.add(output, loss, comm_stats)
         self._utilisation.saw(len(output.sample_of_token_T))
         self._last_output = output
 
@@ -137,7 +137,7 @@ class RunLog:
         self._bar.set_postfix_str(_line(rate, totals, speed))
         if self._writer is not None:
             self._write(step, rate, totals, speed)
-            self._write_traffic(step, totals.traffic)
+            self._write_traffic(step, totals.comm_stats)
             self._draw(step, totals.usage_RL)
         self._since, self._waited, self._steps_since = time.monotonic(), 0.0, 0
 
@@ -156,14 +156,14 @@ class RunLog:
             for key, value in known.items():
                 self._writer.add_scalar(f"test/{key}", value, step)
 
-    def _write_traffic(self, step: int, traffic: Traffic) -> None:
+    def _write_traffic(self, step: int, comm_stats: CommStats) -> None:
         """Of all ranks since the last point; the ratio is 1 where nothing but routed feature maps is sent."""
         writer = self._writer
         assert writer is not None
-        writer.add_scalar("experts/dispatched_bytes", traffic.dispatched, step)
-        writer.add_scalar("experts/routed_bytes", traffic.routed, step)
-        if traffic.routed:
-            writer.add_scalar("experts/dispatched_over_routed", traffic.dispatched / traffic.routed, step)
+        writer.add_scalar("experts/dispatched_bytes", comm_stats.dispatched, step)
+        writer.add_scalar("experts/routed_bytes", comm_stats.routed, step)
+        if comm_stats.routed:
+            writer.add_scalar("experts/dispatched_over_routed", comm_stats.dispatched / comm_stats.routed, step)
 
     def _write(self, step: int, rate: float, totals: Totals, speed: Speed) -> None:
         assert self._writer is not None

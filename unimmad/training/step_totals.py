@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from unimmad.model.unimmad import Reconstruction
-from unimmad.parallel.dispatch import Traffic
+from unimmad.parallel.dispatch import CommStats
 from unimmad.parallel.world import World
 from unimmad.training.loss import Loss
 
@@ -28,7 +28,7 @@ class Totals:
     gradient_norm: float
     """Of the last step."""
     tokens: int
-    traffic: Traffic
+    comm_stats: CommStats
     peak_bytes: int
     """Of the rank that holds most."""
     usage_RL: Tensor
@@ -42,15 +42,15 @@ class StepTotals:
         self._leaders = leaders
         self._losses: list[Tensor] = []
         self._usage_RL: Tensor | None = None
-        self._traffic = Traffic()
+        self._traffic = CommStats()
         self._tokens = 0
 
-    def add(self, output: Reconstruction, loss: Loss, traffic: Traffic) -> None:
+    def add(self, output: Reconstruction, loss: Loss, comm_stats: CommStats) -> None:
         """Take in one micro-batch."""
         self._losses.append(torch.stack([loss.total.detach(), loss.reconstruction.detach(), loss.balance.detach()]))
         usage_RL = leader_usage(output, self._leaders)
         self._usage_RL = usage_RL if self._usage_RL is None else self._usage_RL + usage_RL
-        self._traffic += traffic
+        self._traffic += comm_stats
         self._tokens += len(output.sample_of_token_T)
 
     def over_ranks(self, world: World, waited: float, squared_norm: Tensor, peak_bytes: int) -> Totals:
@@ -77,7 +77,7 @@ class StepTotals:
         )
         if world.size > 1:
             dist.all_reduce(sums)
-        self._losses, self._usage_RL, self._traffic, self._tokens = [], None, Traffic(), 0
+        self._losses, self._usage_RL, self._traffic, self._tokens = [], None, CommStats(), 0
         on_host = sums.cpu()
         total, reconstruction, balance, square, waits, tokens, dispatched, routed, *rest = on_host.tolist()
         return Totals(
@@ -85,7 +85,7 @@ class StepTotals:
             waited=waits / world.size,
             gradient_norm=square**0.5,
             tokens=int(tokens),
-            traffic=Traffic(int(dispatched), int(routed)),
+            comm_stats=CommStats(int(dispatched), int(routed)),
             peak_bytes=int(max(rest[: world.size])),
             usage_RL=on_host[-usage_RL.numel() :].reshape(usage_RL.shape).long(),
         )

@@ -124,8 +124,8 @@ def _echo_s() -> float:
     return TORCHRUN_ECHO_S if TORCHRUN_MARK in os.environ else ECHO_S
 
 
-def _say(words: str) -> None:
+def _say(argv: str) -> None:
     """From rank 0 alone; on a line of its own beside a progress bar."""
     if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"\ntrain.py: {words}\n")
+        sys.stderr.write(f"\ntrain.py: {argv}\n")
         sys.stderr.flush()

@@ -18,7 +18,7 @@ class Purpose(IntEnum):
     MODALITY_DROPOUT = 4
 
 
-def random_words(seed: int, purpose: Purpose, epoch: int, number: int, count: int) -> NDArray[np.uint64]:
+def counter_rng(seed: int, purpose: Purpose, epoch: int, number: int, count: int) -> NDArray[np.uint64]:
     """Uniform 64-bit integers of one purpose; ``number`` is that of a class or a position, as the purpose has it.
 
     Philox's key is the seed and the upper three words of its counter say what the numbers are for, so two

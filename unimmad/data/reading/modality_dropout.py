@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from unimmad.data.reading.counter_rng import Purpose, below, random_words
+from unimmad.data.reading.counter_rng import Purpose, below, counter_rng
 from unimmad.data.reading.shard_set import SampleRef
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class ModalityDropout:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"a modality dropout of {self.probability} is no probability; choose 0 to 1")
 
-    def thinned(self, ref: SampleRef, epoch: int, position: int) -> SampleRef:
+    def drop_modalities(self, ref: SampleRef, epoch: int, position: int) -> SampleRef:
         """The sample at a position without the images that are left out; what is not listed is not read."""
         names = self.kept(tuple(ref.entry.images), epoch, position)
         images = {name: ref.entry.images[name] for name in names}
@@ -42,7 +42,7 @@ class ModalityDropout:
 
     def kept(self, modalities: Sequence[T], epoch: int, position: int) -> list[T]:
         """Those that stay at a position, in their order: at least one, drawn evenly where all would go."""
-        first, *others = random_words(self.seed, Purpose.MODALITY_DROPOUT, epoch, position, 1 + len(modalities))
+        first, *others = counter_rng(self.seed, Purpose.MODALITY_DROPOUT, epoch, position, 1 + len(modalities))
         threshold = self.probability * 2**_WORD_BITS
         kept = [one for one, word in zip(modalities, others, strict=True) if int(word) >= threshold]
         return kept or [modalities[int(below(first, len(modalities)))]]

@@ -21,7 +21,7 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unimmad.data.reading.counter_rng import Purpose, below, random_words
+from unimmad.data.reading.counter_rng import Purpose, below, counter_rng
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ class TrainingOrder(Generic[T]):
         """
         epoch, position = self.position(step, place)
         own = self._class_of(int(self._epoch(epoch)[position]))
-        for attempt, raw in enumerate(random_words(self.seed, Purpose.SUBSTITUTE, epoch, position, SUBSTITUTES)):
+        for attempt, raw in enumerate(counter_rng(self.seed, Purpose.SUBSTITUTE, epoch, position, SUBSTITUTES)):
             if attempt < SUBSTITUTES // 2:
                 yield self._samples[own.first + int(below(raw, len(own.shard_of_sample)))]
             else:
@@ -177,7 +177,7 @@ def _describe(samples: Sequence[T], shard_of: Callable[[T], Hashable], first: in
 
 
 def _draw_classes(seed: int, epoch: int, positions: int, classes: int) -> NDArray[np.int64]:
-    raw_P = random_words(seed, Purpose.CLASS_OF_POSITION, epoch, 0, positions)
+    raw_P = counter_rng(seed, Purpose.CLASS_OF_POSITION, epoch, 0, positions)
     return below(raw_P, classes).astype(np.int64)
 
 
@@ -185,7 +185,7 @@ def _permute_classes(seed: int, epoch: int, positions: int, sizes: Sequence[int]
     """Each class as often as it has samples, shuffled; again and again where the positions are more than samples."""
     total = sum(sizes)
     rounds = -(-positions // total)
-    key_RT = random_words(seed, Purpose.CLASS_OF_POSITION, epoch, 0, rounds * total).reshape(rounds, total)
+    key_RT = counter_rng(seed, Purpose.CLASS_OF_POSITION, epoch, 0, rounds * total).reshape(rounds, total)
     class_T = np.repeat(np.arange(len(sizes)), sizes)
     return class_T[np.argsort(key_RT, axis=-1, kind="stable")].reshape(-1)[:positions]
 
@@ -194,8 +194,8 @@ def _draw_visits(seed: int, epoch: int, number: int, described: _Class, draws: i
     """The samples (numbered within the class) of a class's first ``draws`` draws of an epoch."""
     samples, shards = len(described.shard_of_sample), len(described.samples_of_shard)
     rounds = -(-draws // samples)
-    key_RN = random_words(seed, Purpose.PLACE_OF_SAMPLE, epoch, number, rounds * samples).reshape(rounds, samples)
-    key_RS = random_words(seed, Purpose.PLACE_OF_SHARD, epoch, number, rounds * shards).reshape(rounds, shards)
+    key_RN = counter_rng(seed, Purpose.PLACE_OF_SAMPLE, epoch, number, rounds * samples).reshape(rounds, samples)
+    key_RS = counter_rng(seed, Purpose.PLACE_OF_SHARD, epoch, number, rounds * shards).reshape(rounds, shards)
     window_RN = _windows(key_RS, described.samples_of_shard)[:, described.shard_of_sample]
     return np.lexsort((key_RN, window_RN), axis=-1).reshape(-1)[:draws]
 

@@ -41,7 +41,7 @@ from unimmad.data.prepare import model_input, resized_pixels
 from unimmad.data.reading.download import FetchError, fetch
 from unimmad.data.reading.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.reading.shard_cache import GB, ShardCache
-from unimmad.data.sample import ImageRoom, Sample
+from unimmad.data.sample import BatchBuffer, Sample
 from unimmad.data.writing.tar_headers import is_header_of
 from unimmad.serialization.validation import one_line
 
@@ -141,7 +141,7 @@ class ShardSet:
         ref: SampleRef,
         image_size: int,
         mask_resize: Literal["nearest", "bilinear"] = "nearest",
-        room: ImageRoom | None = None,
+        buffer: BatchBuffer | None = None,
         with_mask: bool = True,
     ) -> Sample:
         """Read, decode and prepare one sample.
@@ -158,7 +158,7 @@ class ShardSet:
             ValueError: the shard cannot be fetched.
         """
         try:
-            sample, shape = self._read_images(ref, image_size, room)
+            sample, shape = self._read_images(ref, image_size, buffer)
             mask_HW = self._read_mask(ref, image_size, shape, mask_resize) if with_mask else None
         except (FetchError, CorruptSampleError):
             raise
@@ -166,12 +166,14 @@ class ShardSet:
             raise CorruptSampleError(self._shard_name(ref), str(error)) from None
         return replace(sample, mask_HW=mask_HW)
 
-    def _read_images(self, ref: SampleRef, image_size: int, room: ImageRoom | None) -> tuple[Sample, tuple[int, ...]]:
+    def _read_images(
+        self, ref: SampleRef, image_size: int, buffer: BatchBuffer | None
+    ) -> tuple[Sample, tuple[int, ...]]:
         """The sample without its mask, and its images' stored shape."""
         entry = ref.entry
         present = [m for m in self.datasets[entry.dataset].modalities if m.name in entry.images]
         present.sort(key=lambda modality: modality.slot)
-        images_MCHW = (room or ImageRoom(len(present), image_size)).take(len(present))
+        images_MCHW = (buffer or BatchBuffer(len(present), image_size)).take(len(present))
         shape: tuple[int, ...] = ()
         for modality, image_CHW in zip(present, images_MCHW, strict=True):
             member = entry.images[modality.name]

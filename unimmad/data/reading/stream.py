@@ -23,7 +23,7 @@ from unimmad.data.reading.parcel import WAY_OUT
 from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog, Skipped
 from unimmad.data.reading.worker_pool import Pipeline, errors_as_items, load, start_worker_server
-from unimmad.data.sample import Batch, ImageRoom, Sample, collate
+from unimmad.data.sample import Batch, BatchBuffer, Sample, collate
 
 T = TypeVar("T")
 
@@ -224,7 +224,9 @@ def _place(
     if not dropout.probability:
         return ref, others
     epoch, position = order.position(step, place)
-    return dropout.thinned(ref, epoch, position), (dropout.thinned(other, epoch, position) for other in others)
+    return dropout.drop_modalities(ref, epoch, position), (
+        dropout.drop_modalities(other, epoch, position) for other in others
+    )
 
 
 def _without_substitutes(numbered: Iterable[tuple[int, Sequence[SampleRef]]]) -> Iterator[_Request]:
@@ -237,8 +239,8 @@ def _read(
 ) -> Iterator[_Answer]:
     for request in requests:
         skipped: list[Skipped] = []
-        room = ImageRoom(sum(len(ref.entry.images) for ref, _ in request.places), image_size)
-        read_there = partial(read, room=room)
+        buffer = BatchBuffer(sum(len(ref.entry.images) for ref, _ in request.places), image_size)
+        read_there = partial(read, buffer=buffer)
         found = (_first_readable(chain([ref], others), read_there, on_error, skipped) for ref, others in request.places)
         samples = [sample for sample in found if sample is not None]
         yield _Answer(

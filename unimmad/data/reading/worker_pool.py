@@ -105,8 +105,8 @@ def _check_room(workers: int) -> None:
     pages = SEMAPHORES_OF_WORKER * workers + SEMAPHORES_OF_LOADER
     if not os.access(SEMAPHORE_FOLDER, os.W_OK):
         lack = "is not there or can't be written to"
-    elif (room := os.statvfs(SEMAPHORE_FOLDER)).f_bavail < pages:
-        lack = f"has {room.f_bavail * room.f_frsize // 1000} kB free; a container gets more by --shm-size"
+    elif (buffer := os.statvfs(SEMAPHORE_FOLDER)).f_bavail < pages:
+        lack = f"has {buffer.f_bavail * buffer.f_frsize // 1000} kB free; a container gets more by --shm-size"
     else:
         return
     raise ValueError(

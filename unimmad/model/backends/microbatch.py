@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from unimmad.model.routing import Routing
-from unimmad.model.unimmad import Pass, Reconstruction
+from unimmad.model.unimmad import ForwardPass, Reconstruction
 
 PART_PIXELS = 2**17
 """Of all tokens of a part: two of the paper's 256 x 256 images."""
 
 
-def in_parts(
-    compute: Pass, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor
+def in_microbatches(
+    compute: ForwardPass, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor
 ) -> Reconstruction:
     """As ``compute``, which on a processor gets whole samples of at most ``PART_PIXELS``, but at least one of them."""
     height, width = images_TCHW.shape[2:]

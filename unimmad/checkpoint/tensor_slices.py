@@ -27,7 +27,7 @@ _SHAPES = "shapes"
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorSlice:
     """Part (or all) of the tensor called ``name``, from element ``offset`` of its flattened form."""
 
     name: str
@@ -37,7 +37,7 @@ class Piece:
     values: Tensor
 
 
-def write_pieces(path: Path, pieces: Iterable[Piece]) -> None:
+def write_pieces(path: Path, pieces: Iterable[TensorSlice]) -> None:
     """Write one rank's pieces.
 
     Raises:
@@ -78,7 +78,7 @@ def build_index(folder: Path) -> dict[str, Any]:
     return tensors
 
 
-class PieceReader:
+class TensorReader:
     """Reads tensors, or ranges of them, from a folder of pieces.
 
     A file is opened and mapped into memory once, when something of it is first asked for, and stays so as long as the
