@@ -11,7 +11,8 @@ from typing import Any, Literal, NoReturn
 
 from unimmad.serialization.documents import MAX_YAML_BYTES, parse_yaml, read_limited
 
-SITE_FILE = Path(__file__).parents[2] / "slurm" / "site.yaml"
+SITE_FILE = Path(__file__).with_name("site.yaml")
+"""In a checkout a link to slurm/site.yaml."""
 TRAINER_MARK = "--"
 Cluster = Literal["auto", "slurm", "local", "debug"]
 

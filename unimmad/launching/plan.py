@@ -17,13 +17,12 @@ from unimmad.launching.slurm_commands import (
     why_no_slurm,
 )
 from unimmad.launching.sweep import Variant, expand_sweep
-from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_config
+from unimmad.parallel.deepspeed_config import SHIPPED_CONFIGS, engine_config, read_deepspeed_config
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.training.arguments import TrainArguments, parse_arguments
 
 CONFIGS = Path("ds_configs")
-"""Looked for where the user stands, then in the project."""
-PROJECT = Path(__file__).parents[2]
+"""Looked for where the user stands, then among those that are shipped."""
 JOBS_FOLDER = "slurm"
 """Inside the output folder: logs, batch script, what a job remembers."""
 
@@ -158,7 +157,7 @@ def _choose_deepspeed_config(tasks_per_node: int, banks: int) -> tuple[list[str]
     With one bank every rank holds it anyway, and spreading the leaders only costs sending; banks are spread as far as
     a node reaches, in groups that fill it evenly.
     """
-    folder = CONFIGS if CONFIGS.is_dir() else PROJECT / CONFIGS
+    folder = CONFIGS if CONFIGS.is_dir() else SHIPPED_CONFIGS
     sizes = {
         int(path.stem.removeprefix("ep")): path
         for path in folder.glob("ep*.json")

@@ -16,6 +16,8 @@ from unimmad.config import TrainingSettings
 from unimmad.serialization.documents import read_json, shown
 
 OUR_SECTION = "unimmad"
+SHIPPED_CONFIGS = Path(__file__).parent / "ds_configs"
+"""In a checkout a link to the folder of that name."""
 
 # Key of a DeepSpeed JSON -> the setting that decides it here.
 _RECIPE_KEYS = {
@@ -45,6 +47,13 @@ class DeepSpeedSettings:
     """Whether it asks for ``training.precision`` bf16; otherwise the recipe decides."""
 
 
+def find_deepspeed_config(name_or_path: str) -> Path:
+    """A shipped configuration's file by its name (``ep4``), any other by its path; a file that is there comes first."""
+    path = Path(name_or_path)
+    shipped = SHIPPED_CONFIGS / f"{path.name.removesuffix('.json')}.json"
+    return shipped if not path.exists() and path.parent == Path() and shipped.is_file() else path
+
+
 def read_deepspeed_config(path: Path) -> DeepSpeedSettings:
     """Read and check a DeepSpeed JSON.
 
@@ -55,7 +64,10 @@ def read_deepspeed_config(path: Path) -> DeepSpeedSettings:
     try:
         values = read_json(path)
     except OSError as error:
-        raise ValueError(f"--deepspeed_config {path} can't be read: {error.strerror}") from None
+        names = ", ".join(sorted(file.stem for file in SHIPPED_CONFIGS.glob("*.json")))
+        raise ValueError(
+            f"--deepspeed_config {path} can't be read: {error.strerror}; give a file, or one of {names}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"--deepspeed_config {error}") from None
     if not isinstance(values, dict):

@@ -12,8 +12,9 @@ from typing import NoReturn
 from unimmad.checkpoint.folder import NO_VERIFY_HELP
 from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
 from unimmad.data.location import DataFolder, parse_data_folder
+from unimmad.parallel.deepspeed_config import find_deepspeed_config
 
-DEFAULT_DEEPSPEED_CONFIG = Path("ds_configs/ep1.json")
+DEFAULT_DEEPSPEED_CONFIG = "ep1"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one setting"
     )
-    parser.add_argument("--deepspeed_config", "--deepspeed-config", type=Path, default=DEFAULT_DEEPSPEED_CONFIG)
+    parser.add_argument(
+        "--deepspeed_config",
+        "--deepspeed-config",
+        type=find_deepspeed_config,
+        default=DEFAULT_DEEPSPEED_CONFIG,
+        metavar="FILE",
+        help="DeepSpeed's JSON, or the name of a shipped one (default: %(default)s)",
+    )
     parser.add_argument(
         "--data",
         nargs="+",

@@ -1,0 +1,47 @@
+"""The command ``unimmad``: one word more says what to do, and the rest is that command's own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
+
+COMMANDS = {
+    "shards": "make a folder of shards from data sets on disk, and verify one",
+    "train": "train a model on shards; on several GPUs by deepspeed or torchrun",
+    "evaluate": "a checkpoint's metrics: tables, pictures and a page",
+    "calibrate": "thresholds at a false-alarm rate, from normal images set aside",
+    "predict": "score one's own images: scores, decisions, heat maps",
+    "export": "a checkpoint as one ONNX or torch.export file",
+    "convert": "the weights that the paper's authors released, as a checkpoint",
+    "launch": "train on a SLURM cluster, or on this machine, through submitit",
+}
+"""Each is a module of this package with ``main()``, and its line of the help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that ``argv`` (None: the command line's) names; 2 where it names none."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    name, *rest = argv
+    if name == "--version":
+        print(f"unimmad {version('unimmad')}")
+        return 0
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        print(f"unimmad: no command {name!r}" + (f"; did you mean {near[0]}?" if near else ""), file=sys.stderr)
+        print("unimmad --help lists them", file=sys.stderr)
+        return 2
+    # Each command reads its options from here, as it does behind tools/*.py; a launcher's ranks do, too.
+    sys.argv = [f"unimmad {name}", *rest]
+    return int(import_module(f"unimmad.cli.{name}").main())
+
+
+def _help() -> str:
+    widest = max(map(len, COMMANDS))
+    lines = [f"  {name:{widest}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: unimmad COMMAND ...", "", *lines, "", "unimmad COMMAND --help says its options"])
