@@ -47,6 +47,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # build/ may hold modules that are no more, which would get into the wheel.
 wheel: $(INSTALLED)

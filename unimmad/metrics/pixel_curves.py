@@ -6,11 +6,9 @@ Letters: N normal scores, A anomalous scores, R regions, P points, T thresholds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from unimmad.metrics.append_buffer import blocks
 from unimmad.metrics.curve_points import (
@@ -22,7 +20,6 @@ from unimmad.metrics.curve_points import (
     share_at_or_above,
     spread_thresholds,
 )
-from unimmad.serialization.validation import Entry, Share
 
 
 @dataclass(frozen=True)
@@ -38,16 +35,6 @@ class PixelCurves:
     histogram: Histogram
     threshold: float
     """The pixel score at which P-F1max is reached; the lowest where there are several."""
-
-
-class CurvesEntry(Entry):
-    """The curves in JSON's types."""
-
-    fpr: list[Share]
-    tpr: list[Share]
-    pro: list[Share]
-    histogram: Annotated[list[list[float]], Field(min_length=3, max_length=3)]
-    threshold: float
 
 
 def pixel_curves(
@@ -73,28 +60,6 @@ def pixel_curves(
         pro=from_zero(_overlaps(anomalous_A, region_A, size_R, threshold_T)),
         histogram=histogram(normal_N, sorted_A),
         threshold=f1max_threshold(normal_N, sorted_A),
-    )
-
-
-def curves_entry(curves: PixelCurves) -> dict[str, Any]:
-    """The curves in JSON's types, exactly."""
-    return {
-        "fpr": curves.fpr.tolist(),
-        "tpr": curves.tpr.tolist(),
-        "pro": curves.pro.tolist(),
-        "histogram": [values.tolist() for values in curves.histogram],
-        "threshold": curves.threshold,
-    }
-
-
-def read_curves(entry: CurvesEntry) -> PixelCurves:
-    """What :func:`curves_entry` gave."""
-    return PixelCurves(
-        fpr=np.array(entry.fpr, dtype=np.float64),
-        tpr=np.array(entry.tpr, dtype=np.float64),
-        pro=np.array(entry.pro, dtype=np.float64),
-        histogram=Histogram(*(np.array(values, dtype=np.float64) for values in entry.histogram)),
-        threshold=entry.threshold,
     )
 
 

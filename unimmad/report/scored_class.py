@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
-from unimmad.metrics.pixel_curves import CurvesEntry, PixelCurves, curves_entry, read_curves
+from unimmad.metrics.curve_points import Histogram
+from unimmad.metrics.pixel_curves import PixelCurves
 from unimmad.report.expert_usage import ClassUsage, UsageEntry, read_usage, usage_entry
 from unimmad.report.report import ClassEntry, ClassResult, class_entry, read_class
-from unimmad.serialization.validation import Entry, validated
+from unimmad.serialization.validation import Entry, Share, validated
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,30 @@ def scored_entry(scored: ScoredClass) -> dict[str, Any]:
         "labels": scored.labels.tolist(),
         "keys": scored.keys,
         "defects": scored.defects,
-        "curves": None if scored.curves is None else curves_entry(scored.curves),
+        "curves": None if scored.curves is None else _curves_entry(scored.curves),
         "usage": usage_entry(scored.usage),
     }
+
+
+def _curves_entry(curves: PixelCurves) -> dict[str, Any]:
+    """The curves in JSON's types, exactly."""
+    return {
+        "fpr": curves.fpr.tolist(),
+        "tpr": curves.tpr.tolist(),
+        "pro": curves.pro.tolist(),
+        "histogram": [values.tolist() for values in curves.histogram],
+        "threshold": curves.threshold,
+    }
+
+
+class _CurvesEntry(Entry):
+    """The curves in JSON's types."""
+
+    fpr: list[Share]
+    tpr: list[Share]
+    pro: list[Share]
+    histogram: Annotated[list[list[float]], Field(min_length=3, max_length=3)]
+    threshold: float
 
 
 class _ScoredEntry(Entry):
@@ -68,7 +90,7 @@ class _ScoredEntry(Entry):
     labels: list[bool]
     keys: list[str]
     defects: list[str]
-    curves: CurvesEntry | None
+    curves: _CurvesEntry | None
     usage: UsageEntry
 
 
@@ -87,6 +109,17 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
         labels=np.array(entry.labels, dtype=bool),
         keys=tuple(entry.keys),
         defects=tuple(entry.defects),
-        curves=None if entry.curves is None else read_curves(entry.curves),
+        curves=None if entry.curves is None else _read_curves(entry.curves),
         usage=read_usage(entry.usage),
+    )
+
+
+def _read_curves(entry: _CurvesEntry) -> PixelCurves:
+    """What :func:`_curves_entry` gave."""
+    return PixelCurves(
+        fpr=np.array(entry.fpr, dtype=np.float64),
+        tpr=np.array(entry.tpr, dtype=np.float64),
+        pro=np.array(entry.pro, dtype=np.float64),
+        histogram=Histogram(*(np.array(values, dtype=np.float64) for values in entry.histogram)),
+        threshold=entry.threshold,
     )
