@@ -27,6 +27,10 @@ ROUNDINGS = (
     {"parts": 8, "backwards": True},
     {"parts": 3},
     {"parts": 3, "backwards": True},
+    {"parts": 5},
+    {"parts": 5, "backwards": True},
+    {"parts": 7},
+    {"parts": 7, "backwards": True},
 )
 """The reference is computed as it is, and again in these ways: the first, and others where a bound hangs on it."""
 
