@@ -358,13 +358,6 @@ def test_evaluation_names_an_unknown_class_or_an_empty_split(shards: Any) -> Non
         evaluation_rounds(shards, "train", image_size=SIZE, batch_size=0, workers=0)
 
 
-def test_masks_from_workers_hold_no_shared_memory(shards: Any) -> None:
-    stream = evaluation_rounds(shards, "train", image_size=SIZE, batch_size=4, workers=1)
-    masks = [cast(torch.Tensor, sample.mask_HW) for batch in stream for sample in batch.samples]
-    assert len(masks) == sum(COUNTS.values())
-    assert not any(mask_HW.is_shared() for mask_HW in masks)
-
-
 def make_real_shards(tmp_path: Path, shard_bytes: int) -> ShardSet:
     """Two classes of one grey modality, eight samples each."""
     samples = tuple(

@@ -8,8 +8,9 @@ import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import BaseContext
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -68,6 +69,7 @@ def load(dataset: Dataset[Any], workers: int, preload: str, pin_memory: bool = F
         batch_size=None,
         num_workers=workers,
         collate_fn=handed_over if workers else None,
+        worker_init_fn=_end_with_main if workers else None,
         prefetch_factor=PREFETCHED_ITEMS if workers else None,
         multiprocessing_context=_worker_context(preload) if workers else None,
         pin_memory=pin_memory and torch.cuda.is_available(),
@@ -147,6 +149,18 @@ def errors_as_items(items: Iterable[T]) -> Iterator[T | Failure]:
         yield from items
     except ValueError as error:
         yield Failure(str(error))
+
+
+def _end_with_main(_: int) -> None:
+    """However the main process ends. Torch's worker watches its parent alone: the server, which ends after it."""
+    main = parent_process()
+    assert main is not None
+
+    def watch() -> None:
+        main.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 class _Made(Dataset[Any]):
