@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from unimmad.assembly import new_model
 from unimmad.config import EvaluationSettings, load_recipe
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
@@ -20,6 +19,7 @@ from unimmad.evaluation.scoring import default_precision, score_batch
 from unimmad.evaluation.shared_drawing import chosen_samples
 from unimmad.metrics.metrics import METRIC_KEYS, MetricAccumulator, evaluate
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
+from unimmad.model.unimmad import new_model
 from unimmad.report.figures import SamplePicture
 from unimmad.report.scored_class import ScoredClass
 

@@ -22,11 +22,11 @@ from parity.problem import Batches, Smooth, starting_model, weights_of_tokens
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unimmad.assembly import empty_model
 from unimmad.checkpoint import tensor_slices as pieces
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.loading import fill_model
 from unimmad.checkpoint.tensor_slices import TensorReader
+from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.world import World, join_world, leave_world
@@ -191,7 +191,7 @@ def test_a_resume_reads_and_writes_each_byte_once_and_goes_on_alike(
     step(saved, 0)
     facts = RunFacts(problem.recipe, "none", [], zero_stage)
     checkpoint = save_checkpoint(CheckpointFolder(tmp_path), saved, facts, 1, finished=False)
-    model = empty_model(problem.recipe.model)
+    model = UniMMAD(problem.recipe.model)
     opened: Counter[str] = Counter()
     real_open = pieces.safe_open
 

@@ -32,7 +32,7 @@ def sample_picture(
     Raises:
         ValueError: the sample can't be read.
     """
-    sample = shards.read(ref, model.architecture.image_size, mask_resize)
+    sample = shards.read(ref, model.settings.image_size, mask_resize)
     maps_BHW, scores_B = score_batch(model, collate([sample]), settings, device, precision)
     images = tuple(
         (name, denormalise(image_CHW, kind))

@@ -62,7 +62,7 @@ class ModelEngine:
 
     @property
     def image_size(self) -> int:
-        return self.model.architecture.image_size
+        return self.model.settings.image_size
 
     @property
     def precision(self) -> Precision:
@@ -70,7 +70,7 @@ class ModelEngine:
 
     def check(self, sample: PreparedSample) -> None:
         highest = max(modality.slot for modality in sample.modalities)
-        available = self.model.architecture.modality_slots
+        available = self.model.settings.modality_slots
         if highest >= available:
             raise ValueError(
                 f"{sample.name}: an image of slot {highest}; the model has slots 0 to {available - 1} only"
