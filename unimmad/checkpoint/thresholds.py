@@ -20,7 +20,8 @@ from unimmad.config import Precision
 from unimmad.data.index import ClassName, DatasetEntry, Name
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_json
-from unimmad.serialization.validation import first_problem, one_line
+from unimmad.serialization.text import one_line
+from unimmad.serialization.validation import first_problem
 
 THRESHOLDS_NAME = "thresholds.json"
 FORMAT: Literal[1] = 1

@@ -31,7 +31,7 @@ from unimmad.data.layouts.source_set import SourceSet
 from unimmad.data.modality import parse_modality
 from unimmad.data.writing.shards import SHARD_BYTES, write_shards
 from unimmad.data.writing.verify import verify_folder
-from unimmad.serialization.validation import printable
+from unimmad.serialization.text import printable
 
 SYNTHETIC = "synthetic"
 VERIFY = "verify"

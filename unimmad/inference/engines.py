@@ -22,7 +22,7 @@ from unimmad.evaluation.scoring import chosen_precision, score_images, scoring_f
 from unimmad.inference.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
 from unimmad.inference.reading import PreparedSample
 from unimmad.model.unimmad import UniMMAD
-from unimmad.serialization.validation import one_line
+from unimmad.serialization.text import one_line
 
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 

@@ -23,7 +23,7 @@ from unimmad.data.modality import (
     guess_kind,
     resolve_modality,
 )
-from unimmad.serialization.validation import listed
+from unimmad.serialization.text import listed
 
 UNSPECIFIED = "unspecified"
 

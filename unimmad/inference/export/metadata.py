@@ -12,7 +12,8 @@ from unimmad.checkpoint.thresholds import Thresholds
 from unimmad.config import EvaluationSettings
 from unimmad.data.index import ClassName, DatasetEntry, Modalities, Name
 from unimmad.serialization.documents import parse_json
-from unimmad.serialization.validation import Count, first_problem, one_line
+from unimmad.serialization.text import one_line
+from unimmad.serialization.validation import Count, first_problem
 
 FORMAT: Literal[1] = 1
 IMAGES_INPUT = "images"
