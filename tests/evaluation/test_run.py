@@ -14,9 +14,8 @@ from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
 from unimmad.evaluation import run
 from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.sample_picture import sample_picture
 from unimmad.evaluation.scoring import default_precision, score_batch
-from unimmad.evaluation.shared_drawing import chosen_samples
+from unimmad.evaluation.shared_drawing import chosen_samples, sample_picture
 from unimmad.metrics.metrics import METRIC_KEYS, MetricAccumulator, evaluate
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.unimmad import new_model
