@@ -62,7 +62,8 @@ class ExportMetadata(BaseModel):
 
     def to_strings(self) -> dict[str, str]:
         """For a file format whose metadata are strings."""
-        return {key: json.dumps(value, ensure_ascii=False) for key, value in self.model_dump(mode="json").items()}
+        values = self.model_dump(mode="json", by_alias=True)
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str], where: str) -> ExportMetadata:
