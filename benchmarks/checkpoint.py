@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.markdown import markdown_table
-from unimmad.assembly import empty_model
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint
 from unimmad.checkpoint.loading import fill_model
@@ -87,7 +86,7 @@ def save(recipe_name: str, stage: int, folder: Path) -> Cost:
     from unimmad.training.checkpointing import RunFacts, save_checkpoint  # DeepSpeed is needed here alone
 
     recipe = load_recipe(recipe_name)
-    engine = _engine(recipe_name, stage, empty_model(recipe.model))
+    engine = _engine(recipe_name, stage, UniMMAD(recipe.model))
     for group in engine.torch_optimizer.param_groups:
         for tensor in group["params"]:
             tensor.grad = torch.zeros_like(tensor)
@@ -111,7 +110,7 @@ def resume(recipe_name: str, stage: int, folder: Path) -> Cost:
     from unimmad.training.checkpointing import restore_optimizer
 
     checkpoint = find_checkpoint(folder)
-    model = empty_model(load_recipe(recipe_name).model)
+    model = UniMMAD(load_recipe(recipe_name).model)
     started = time.perf_counter()
     fill_model(model, TensorReader(checkpoint))
     weights = time.perf_counter() - started

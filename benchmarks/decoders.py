@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unimmad.assembly import empty_model
 from unimmad.config import ModelSettings
 from unimmad.model.backbone import STRIDES
 from unimmad.model.backends.private_torch import with_own_members
@@ -35,24 +34,9 @@ class Given(nn.Module):
 def decoder_model(settings: ModelSettings, device: torch.device, levels: Sequence[int] = LEVELS) -> UniMMAD:
     """A model of which only the decoders of ``levels`` (0 is the finest) take memory; the rest is on ``meta``."""
     with torch.device("meta"):
-        model = empty_model(settings)
+        model = UniMMAD(settings)
     with device:
-        model.levels = nn.ModuleList(
-            [
-                CrossMoE(
-                    model.encoder.channels[level],
-                    settings.embed_dim,
-                    settings.kernel_sizes,
-                    settings.leaders,
-                    settings.base_experts,
-                    settings.top_k,
-                    settings.banks,
-                    settings.initial_leader_std,
-                    settings.initial_output_bias,
-                )
-                for level in levels
-            ]
-        )
+        model.levels = nn.ModuleList([CrossMoE(model.encoder.channels[level], settings) for level in levels])
     return model
 
 
@@ -75,7 +59,7 @@ def invented_maps(
     generator = torch.Generator().manual_seed(1)
     shared, teacher = [], []
     for level in levels:
-        side = model.architecture.image_size // STRIDES[level]
+        side = model.settings.image_size // STRIDES[level]
         shape = (model.encoder.channels[level], side, side)
         shared.append(torch.randn(samples, *shape, generator=generator).to(device))
         teacher.append(torch.randn(tokens, *shape, generator=generator).relu().to(device))

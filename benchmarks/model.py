@@ -28,9 +28,9 @@ from benchmarks.growth import growth_tables
 from benchmarks.longest import longest_tables
 from benchmarks.markdown import markdown_table
 from benchmarks.workbench import VARIANTS
-from unimmad.assembly import empty_model
 from unimmad.config import Precision, load_recipe
 from unimmad.evaluation.scoring import named_device, score_images, scoring_form
+from unimmad.model.unimmad import UniMMAD
 from unimmad.profiling.flops import counted
 from unimmad.profiling.machine import peak_bytes
 from unimmad.profiling.timing import Work
@@ -165,7 +165,7 @@ def measure(case: Case) -> Cost:
             f"--modalities {case.modalities}: recipe {recipe.name} has {recipe.model.modality_slots} slots"
         )
     device = named_device(case.device)
-    model = empty_model(recipe.model).to(device)
+    model = UniMMAD(recipe.model).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     settings, size = recipe.evaluation, recipe.model.image_size

@@ -34,7 +34,7 @@ class ReferenceUniMMAD(nn.Module):
 
     def __init__(self, model: UniMMAD) -> None:
         super().__init__()
-        self.architecture = model.architecture
+        self.settings = model.settings
         self.teacher = WholeBackbone(model.teacher)
         self.teacher.requires_grad_(False)
         self.input_embedding = model.input_embedding
@@ -47,7 +47,7 @@ class ReferenceUniMMAD(nn.Module):
         """Training mode never reaches the teacher, nor a frozen encoder's BatchNorm."""
         super().train(mode)
         self.teacher.eval()
-        if self.architecture.frozen_encoder_batchnorm:
+        if self.settings.encoder_batchnorm == "frozen":
             freeze_batchnorm(self.encoder)
         return self
 
@@ -76,7 +76,7 @@ class ReferenceUniMMAD(nn.Module):
             reconstruction.distances,
             reconstruction.sample_of_token_T,
             reconstruction.batch,
-            self.architecture.image_size,
+            self.settings.image_size,
         )
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from benchmarks.decoders import decoder_model, invented_maps, joined_distances, with_given_maps
 from benchmarks.reference import ReferenceUniMMAD
-from unimmad.assembly import empty_model
 from unimmad.config import Precision, Recipe
 from unimmad.evaluation.scoring import score_images
 from unimmad.model.backbone import calibrate_batchnorm
@@ -84,7 +83,7 @@ class Workbench:
         settings = recipe.model.model_copy(update={"initial_leader_std": LEADER_STD})
         with torch.random.fork_rng(), device:
             torch.manual_seed(0)
-            self.model = decoder_model(settings, device) if decoders_only else empty_model(settings)
+            self.model = decoder_model(settings, device) if decoders_only else UniMMAD(settings)
 
     def inputs(self, batch: int) -> Inputs:
         """The same at every call; a smaller batch is the beginning of a larger one."""

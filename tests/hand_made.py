@@ -8,7 +8,6 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from unimmad.assembly import new_model
 from unimmad.checkpoint.digests import file_digest, write_digests
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
@@ -17,7 +16,7 @@ from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe
 from unimmad.data.synthetic import synthetic_sets
 from unimmad.data.writing.shards import write_shards
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.unimmad import UniMMAD, new_model
 
 
 def hand_made_shards(folder: Path, sets: Sequence[str]) -> Path:

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from benchmarks import fit
 from benchmarks.fit import StepMemory, add_arguments, largest_batch, run, simulated_steps
 from benchmarks.tensor_memory import StorageWatch
-from unimmad.assembly import empty_model
 from unimmad.config import load_recipe
+from unimmad.model.unimmad import UniMMAD
 
 IMAGE_BYTES = 3 * 64 * 64 * 4
 SLOT_BYTES = 8
@@ -31,7 +31,7 @@ def size(tensors) -> int:
 
 def test_a_step_reads_no_value_back_to_the_host_and_what_it_leaves_is_right_to_the_byte():
     """Fake tensors have no values: whatever reads one raises."""
-    model = empty_model(load_recipe("tiny").model)
+    model = UniMMAD(load_recipe("tiny").model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.fold_teacher()
     on_device = (model.input_embedding, model.encoder, model.compression, model.levels, model.folded_teacher.network)

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks import model as benchmark
 from benchmarks.model import Case, Cost, add_arguments, measure, table
-from unimmad.assembly import empty_model
 from unimmad.config import load_recipe
+from unimmad.model.unimmad import UniMMAD
 
 
 def case(**changes) -> Case:
@@ -22,7 +22,7 @@ def cost() -> Cost:
 
 
 def test_parameters_are_those_of_the_recipes_model(cost):
-    model = empty_model(load_recipe("tiny").model)
+    model = UniMMAD(load_recipe("tiny").model)
     teacher = sum(parameter.numel() for parameter in model.teacher.parameters())
     assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert cost.trained_parameters == cost.parameters - teacher
@@ -31,7 +31,7 @@ def test_parameters_are_those_of_the_recipes_model(cost):
 def test_operations_grow_by_the_teachers_and_the_decoders_with_each_modality(cost):
     """What is done once a sample (encoder, compression) is not done again."""
     two = measure(case(modalities=2, repeats=1))
-    model = empty_model(load_recipe("tiny").model).eval()
+    model = UniMMAD(load_recipe("tiny").model).eval()
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         model.teacher(torch.zeros(1, 3, 64, 64))
     assert counter.get_total_flops() < two.flops - cost.flops < cost.flops

@@ -9,7 +9,6 @@ import torch
 from model.test_official_fixtures import Official, assert_close_to_largest, official  # noqa: F401
 
 from benchmarks.reference import LAST_STRIDE, ReferenceUniMMAD
-from unimmad.assembly import architecture_of
 from unimmad.config import load_recipe
 from unimmad.model.unimmad import UniMMAD
 from unimmad.training.loss import unimmad_loss
@@ -19,10 +18,10 @@ SLOTS = torch.tensor([0, 1, 2, 0, 1, 3])
 
 
 def tiny_model(banks: int = 1) -> UniMMAD:
-    settings = load_recipe("tiny", [f"model.banks={banks}"]).model
-    torch.manual_seed(3)
     # At the paper's value leaders are almost equal, and a wrong route would not show.
-    return UniMMAD(replace(architecture_of(settings), initial_leader_std=2.0))
+    settings = load_recipe("tiny", [f"model.banks={banks}", "model.initial_leader_std=2.0"]).model
+    torch.manual_seed(3)
+    return UniMMAD(settings)
 
 
 def images() -> torch.Tensor:
@@ -82,7 +81,7 @@ def test_the_last_stage_is_computed():
 
 def test_a_frozen_encoder_stays_frozen():
     settings = load_recipe("tiny", ["model.encoder_batchnorm=frozen"]).model
-    reference = ReferenceUniMMAD(UniMMAD(architecture_of(settings))).train()
+    reference = ReferenceUniMMAD(UniMMAD(settings)).train()
     layers = [module for module in reference.encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert layers
     assert not any(layer.training for layer in layers)

@@ -16,7 +16,6 @@ import torch
 from hand_made import hand_made_checkpoint, spoil_weight
 from safetensors.torch import load_file, save_file
 
-from unimmad.assembly import empty_model
 from unimmad.checkpoint.digests import DIGESTS_NAME
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.loading import fill_model, load_checkpoint
@@ -67,7 +66,7 @@ def test_the_saved_model_comes_back_with_its_facts(saved):
     ],
 )
 def test_another_recipes_model_is_refused_naming_tensor_and_shapes(saved, override, name, theirs, ours):
-    model = empty_model(load_recipe("tiny", [override]).model)
+    model = UniMMAD(load_recipe("tiny", [override]).model)
     with pytest.raises(ValueError, match=rf"is of another recipe: {name} is {theirs} there and {ours} in this one"):
         fill_model(model, TensorReader(saved[0]))
 

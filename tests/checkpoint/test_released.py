@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unimmad.assembly import empty_model
 from unimmad.checkpoint.released import FILES, load_released, our_name, read_released, translate
 from unimmad.config import load_recipe
 from unimmad.model.unimmad import UniMMAD
@@ -30,7 +29,7 @@ LEFT_OUT = (
 @pytest.fixture(scope="module")
 def model() -> UniMMAD:
     torch.manual_seed(0)
-    return empty_model(SETTINGS)
+    return UniMMAD(SETTINGS)
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def write(folder: Path, released: dict[str, Tensor], prefix: str = "") -> None:
 
 def test_names_map_one_to_one_onto_the_paper_models_with_its_shapes():
     with torch.device("meta"):
-        model = empty_model(load_recipe("paper", ["model.image_size=64"]).model)
+        model = UniMMAD(load_recipe("paper", ["model.image_size=64"]).model)
     wanted = {name: list(t.shape) for name, t in model.state_dict().items() if "num_batches_tracked" not in name}
     translated = {}
     for name, shape in OFFICIAL_SHAPES.items():

@@ -31,23 +31,23 @@ def test_the_threshold_is_the_score_of_the_conformal_rank(count, rate, rank):
     scores = np.random.default_rng(count).permutation(count) + 1.0
     found = conformal_threshold(list(scores), rate)
     assert found.value == rank
-    assert found.promised_rate == pytest.approx(1 - rank / (count + 1))
-    assert found.promised_rate <= rate
+    assert found.fpr_bound == pytest.approx(1 - rank / (count + 1))
+    assert found.fpr_bound <= rate
 
 
 @pytest.mark.parametrize(("count", "rate"), [(1, 0.01), (98, 0.01), (18, 0.05)])
 def test_too_few_scores_give_the_largest_and_the_rate_that_they_can_promise(count, rate):
     found = conformal_threshold([float(n) for n in range(count)], rate)
     assert found.value == count - 1
-    assert found.promised_rate == pytest.approx(1 / (count + 1))
-    assert found.promised_rate > rate
+    assert found.fpr_bound == pytest.approx(1 / (count + 1))
+    assert found.fpr_bound > rate
 
 
 @pytest.mark.parametrize(("rate", "needed"), [(0.01, 99), (0.05, 19), (0.3, 3), (0.001, 999)])
 def test_the_number_of_images_needed_is_the_smallest_that_promises_the_rate(rate, needed):
     assert images_needed(rate) == needed
-    assert conformal_threshold([1.0] * needed, rate).promised_rate <= rate
-    assert needed == 1 or conformal_threshold([1.0] * (needed - 1), rate).promised_rate > rate
+    assert conformal_threshold([1.0] * needed, rate).fpr_bound <= rate
+    assert needed == 1 or conformal_threshold([1.0] * (needed - 1), rate).fpr_bound > rate
 
 
 def test_false_alarms_on_new_normal_scores_are_as_many_as_promised_on_average():
@@ -85,6 +85,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     path = save_thresholds(made(), tmp_path)
     assert [found.name for found in tmp_path.iterdir()] == [path.name] == [THRESHOLDS_NAME]
     assert load_thresholds(tmp_path) == made()
+    assert json.loads(path.read_text())["all_classes"].keys() == {"value", "images", "promised_rate"}
 
 
 def test_a_digit_that_changed_is_noticed_in_one_line_that_says_what_to_do(tmp_path):

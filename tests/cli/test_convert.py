@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unimmad.assembly import empty_model
 from unimmad.checkpoint.folder import find_checkpoint, read_state
 from unimmad.checkpoint.loading import fill_model, load_checkpoint
 from unimmad.checkpoint.released import FILES, our_name
@@ -56,7 +55,7 @@ LEFT_OUT = {
 def source() -> UniMMAD:
     """The model whose weights were released; no norm, bias or running statistic has its starting value."""
     torch.manual_seed(0)
-    model = empty_model(load_recipe("paper", SMALL).model).eval()
+    model = UniMMAD(load_recipe("paper", SMALL).model).eval()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.dim() == 1 and not name.endswith("num_batches_tracked"):
@@ -154,7 +153,7 @@ def test_the_state_is_that_of_a_finished_run_at_step_0(released: Path, run: tupl
 def test_training_can_start_from_it_and_its_teacher_is_the_backbone_files(
     source: UniMMAD, run: tuple[Path, str]
 ) -> None:
-    model = empty_model(load_recipe("paper", SMALL).model)
+    model = UniMMAD(load_recipe("paper", SMALL).model)
     fill_model(model, TensorReader(find_checkpoint(run[0])))
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert not torch.equal(model.teacher.network.conv1.weight, model.encoder.network.conv1.weight)

@@ -102,7 +102,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str, dict[tuple[str, str], int], 
 @pytest.mark.parametrize("name", CASES)
 def test_recognised_and_written(name: str, tmp_path: Path) -> None:
     make, folder, parts, modalities = CASES[name]
-    found = find_set(make(tmp_path / folder), calibration_share=None)
+    found = find_set(make(tmp_path / folder), calibration_fraction=None)
     source, info = found.source, LAYOUTS[name].info
     assert (source.name, source.entry.field) == (name, info.field)
     assert any(f"read as {info.title}" in notice for notice in found.notices)
@@ -157,7 +157,7 @@ def test_mvtec_ad_needs_half_of_its_classes(tmp_path: Path) -> None:
     assert find_set(tmp_path).source.name == tmp_path.name
     for part in ("train/good", "test/good"):
         save(make_mvtec(tmp_path, MVTEC_CLASSES[7]) / MVTEC_CLASSES[7] / part / "gray.png", mask())
-    found = find_set(tmp_path, calibration_share=None)
+    found = find_set(tmp_path, calibration_fraction=None)
     assert (found.source.name, found.source.entry.field) == ("mvtec_ad", "industry")
     assert {name for sample in found.source.samples for name in sample.images} == {"rgb"}
     assert {sample.split for sample in found.source.samples} == {"train", "test"}

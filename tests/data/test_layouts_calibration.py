@@ -53,6 +53,6 @@ def test_shares_that_are_none(share: float) -> None:
 def test_own_images_give_a_tenth_by_default(tmp_path: Path) -> None:
     for number in range(20):
         save(make_mvtec(tmp_path) / "bolt/train/good" / f"more{number}.png", rgb(number))
-    assert len(aside(list(find_set(tmp_path, calibration_share=None).source.samples))) == 2
+    assert len(aside(list(find_set(tmp_path, calibration_fraction=None).source.samples))) == 2
     assert len(aside(list(find_set(tmp_path).source.samples))) == 0
-    assert len(aside(list(find_set(tmp_path, calibration_share=0.5).source.samples))) == 12
+    assert len(aside(list(find_set(tmp_path, calibration_fraction=0.5).source.samples))) == 12

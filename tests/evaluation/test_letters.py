@@ -21,9 +21,8 @@ from unimmad.evaluation.letters import (
     read_drawn,
 )
 from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.sample_picture import sample_picture
 from unimmad.evaluation.scoring import score_on_device
-from unimmad.evaluation.shared_drawing import chosen_samples
+from unimmad.evaluation.shared_drawing import chosen_samples, sample_picture
 from unimmad.report.class_pictures import draw_class
 from unimmad.report.scored_class import scored_entry
 

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from unimmad.assembly import new_model
 from unimmad.config import EvaluationSettings, load_recipe
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
 from unimmad.evaluation import run
 from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.sample_picture import sample_picture
 from unimmad.evaluation.scoring import default_precision, score_batch
-from unimmad.evaluation.shared_drawing import chosen_samples
+from unimmad.evaluation.shared_drawing import chosen_samples, sample_picture
 from unimmad.metrics.metrics import METRIC_KEYS, MetricAccumulator, evaluate
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
+from unimmad.model.unimmad import new_model
 from unimmad.report.figures import SamplePicture
 from unimmad.report.scored_class import ScoredClass
 

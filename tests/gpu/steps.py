@@ -9,38 +9,16 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from dtype_watch import CONVOLUTIONS, PRODUCTS, DtypeWatch
 from gpu.check import CheckError, Found, Setting
 from gpu.runs import arguments, curve, make_shards, train_here
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from unimmad.training import loop
 
 STEPS = 30
 WATCHED_STEP = 2
 """The first one's operations are counted."""
-aten = torch.ops.aten
-COMPUTING = {
-    "convolutions": {aten.convolution, aten.convolution_backward},
-    "products": {aten.mm, aten.addmm, aten.bmm, aten.baddbmm},
-}
-
-
-class DtypeWatch(TorchDispatchMode):
-    """Counts the dtypes of what convolutions and matrix products multiply, backward passes included."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[str, Counter[str]] = {kind: Counter() for kind in COMPUTING}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        for kind, operations in COMPUTING.items():
-            if func.overloadpacket in operations:
-                dtypes = {str(arg.dtype).removeprefix("torch.") for arg in args[:2] if isinstance(arg, Tensor)}
-                self.seen[kind]["+".join(sorted(dtypes))] += 1
-        return func(*args, **(kwargs or {}))
+COMPUTING = {"convolutions": CONVOLUTIONS, "products": PRODUCTS}
 
 
 def steps_in(precision: str) -> Callable[[Setting], Found]:
@@ -69,8 +47,12 @@ def steps_in(precision: str) -> Callable[[Setting], Found]:
         losses = curve(run, "loss/total")
         if not all(map(math.isfinite, losses.values())):
             raise CheckError(f"a loss is not finite: {losses}")
-        facts = {kind: dict(seen) for kind, seen in watch.seen.items()}
-        _require(precision, watch)
+        seen = {kind: sum((watch.seen[name] for name in names), Counter()) for kind, names in COMPUTING.items()}
+        facts = {
+            kind: {str(dtype).removeprefix("torch."): count for dtype, count in counts.items()}
+            for kind, counts in seen.items()
+        }
+        _require(precision, seen)
         last = {name: curve(run, name)[STEPS] for name in ("step_seconds", "samples_per_second", "mfu")}
         return Found(
             {
@@ -87,10 +69,10 @@ def steps_in(precision: str) -> Callable[[Setting], Found]:
     return check
 
 
-def _require(precision: str, watch: DtypeWatch) -> None:
+def _require(precision: str, seen: dict[str, Counter[torch.dtype]]) -> None:
     """C-MoE's scores and the loss are fp32 in bf16, too, but most of both kinds is not."""
-    for kind, seen in watch.seen.items():
-        if precision == "fp32" and set(seen) != {"float32"}:
-            raise CheckError(f"{kind} of training in fp32 computed in {dict(seen)}")
-        if precision == "bf16" and seen["bfloat16"] <= sum(seen.values()) / 2:
-            raise CheckError(f"{kind} of training in bf16 computed in {dict(seen)}: most should be bfloat16")
+    for kind, counts in seen.items():
+        if precision == "fp32" and set(counts) != {torch.float32}:
+            raise CheckError(f"{kind} of training in fp32 computed in {dict(counts)}")
+        if precision == "bf16" and counts[torch.bfloat16] <= sum(counts.values()) / 2:
+            raise CheckError(f"{kind} of training in bf16 computed in {dict(counts)}: most should be bfloat16")

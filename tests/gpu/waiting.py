@@ -14,9 +14,9 @@ from gpu.check import CheckError, Found, Setting
 from gpu.runs import arguments, make_shards, the_world
 from training.host_reads import host_reads
 
-from unimmad.assembly import new_model
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import Batch, collate
+from unimmad.model.unimmad import new_model
 from unimmad.parallel.deepspeed_config import read_deepspeed_config
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.training.micro_step import micro_step

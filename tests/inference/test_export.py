@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "try:\n"
-        "    files.write_torch(None, SimpleNamespace(model_dump=lambda mode: {}), Path(sys.argv[1]))\n"
+        "    files.write_torch(None, SimpleNamespace(model_dump=lambda **_: {}), Path(sys.argv[1]))\n"
         "except ValueError as error:\n"
         "    print(error)\n"
     )

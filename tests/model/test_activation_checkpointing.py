@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 
-from unimmad.assembly import new_model
 from unimmad.config import load_recipe
 from unimmad.model.backends.activation_checkpointing import recompute_activations
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.unimmad import UniMMAD, new_model
 
 COUNTS = (1, 3)
 
@@ -33,7 +32,7 @@ def test_backbones_that_work_in_place_have_the_same_gradients(backbone):
 
 def kept_bytes(model: UniMMAD) -> int:
     """What a training step keeps between forward and backward; does the step."""
-    size = model.architecture.image_size
+    size = model.settings.image_size
     images = torch.randn(sum(COUNTS), 3, size, size, generator=torch.Generator().manual_seed(1))
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
@@ -69,7 +68,7 @@ def test_evaluation_is_untouched(model):
     plain, recomputing = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     recompute_activations(recomputing)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    size = plain.architecture.image_size
+    size = plain.settings.image_size
     images = torch.nn.functional.interpolate(images, size=(size, size))
     with torch.no_grad():
         ours, theirs = (form(images, (2,), torch.tensor([0, 1])) for form in (recomputing, plain))

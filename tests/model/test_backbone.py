@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from unimmad.assembly import new_model
 from unimmad.config import load_recipe
 from unimmad.model import backbone as backbone_module
 from unimmad.model.backbone import Backbone, freeze_batchnorm, load_backbone_weights, read_state_dict
+from unimmad.model.unimmad import new_model
 
 
 @pytest.fixture

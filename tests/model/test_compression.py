@@ -10,14 +10,16 @@ from naive_moe import randomise
 from torch import nn
 from torch.nn import functional as F
 
+from unimmad.config import ModelSettings
 from unimmad.model.blocks import group_norm
 from unimmad.model.compression import Decoder, FeatureCompression
 
 CHANNELS, DIM, BOTTLENECK, PLANES, BLOCKS = (6, 10, 14), 12, 16, (5, 4, 3), (2, 1, 3)
+SETTINGS = ModelSettings(fcm_dim=DIM, bottleneck_dim=BOTTLENECK, decoder_planes=PLANES, decoder_blocks=BLOCKS)
 
 
 def make(training: bool) -> FeatureCompression:
-    module = FeatureCompression(CHANNELS, DIM, BOTTLENECK, PLANES, BLOCKS)
+    module = FeatureCompression(CHANNELS, SETTINGS)
     randomise(module, seed=2)
     return module.train(training)
 

@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+from typing import Any
+
 import naive_moe as naive
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from unimmad.config import ModelSettings
 from unimmad.model.cross_moe import CrossCondition, CrossMoE, MiMoEBranch, composing_is_cheaper
 
 CHANNELS, EMBED, LEADERS = 6, 4, 5
 
 
+def sizes(**others: Any) -> ModelSettings:
+    return ModelSettings(**{"embed_dim": EMBED, "leaders": LEADERS, "base_experts": 3, **others})
+
+
 def make_level(banks: int = 1, kernel_sizes: tuple[int, ...] = (1, 3, 5), seed: int = 3) -> CrossMoE:
-    leaders = LEADERS * banks
-    level = CrossMoE(CHANNELS, EMBED, kernel_sizes, leaders, base_experts=3, top_k=2, banks=banks)
+    level = CrossMoE(CHANNELS, sizes(banks=banks, leaders=LEADERS * banks, kernel_sizes=kernel_sizes))
     naive.randomise(level, seed)
     return level
 
@@ -41,7 +47,7 @@ def test_the_cross_condition_is_that_of_key_and_query_joined(training):
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_a_branch_is_the_fixed_expert_beside_the_routed_ones(size, composing):
     counts = [1, 2]
-    branch = MiMoEBranch(EMBED, size, LEADERS, base_experts=3, top_k=2, banks=1)
+    branch = MiMoEBranch(size, sizes())
     naive.randomise(branch, seed=size)
     keys_BEhw, condition_TE = maps(2, EMBED, 4), torch.randn(3, EMBED, generator=torch.Generator().manual_seed(6))
     order = sample_of_token(counts)
@@ -58,7 +64,7 @@ def test_a_branch_is_the_fixed_expert_beside_the_routed_ones(size, composing):
 @pytest.mark.parametrize(("embed", "side"), [(4, 12), (8, 6), (32, 5)])
 def test_composing_is_chosen_where_it_needs_fewer_multiplications(embed, side, size):
     """Both ways counted as they run."""
-    branch = MiMoEBranch(embed, size, LEADERS, base_experts=3, top_k=2, banks=1)
+    branch = MiMoEBranch(size, sizes(embed_dim=embed))
     keys_BEhw = torch.zeros(1, embed, side, side)
     routing = branch.routed.route(torch.zeros(1, embed))
     needed = {}
@@ -103,7 +109,7 @@ def test_a_token_sees_its_own_teacher_features_through_the_router_alone():
 
 
 def test_the_fixed_expert_begins_as_the_identity():
-    branch = MiMoEBranch(EMBED, 5, LEADERS, base_experts=3, top_k=2, banks=1)
+    branch = MiMoEBranch(5, sizes())
     x = maps(1, EMBED, 1)
     torch.testing.assert_close(torch.nn.functional.conv2d(x, branch.fixed_EEkk, padding=2), x)
 

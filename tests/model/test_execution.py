@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from unimmad.assembly import new_model
 from unimmad.config import load_recipe
 from unimmad.model.backbone import calibrate_batchnorm
 from unimmad.model.backends import convolution, execution
 from unimmad.model.backends.execution import check_compiling, compile_networks, use_channels_last
 from unimmad.model.inference import for_inference
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.unimmad import UniMMAD, new_model
 from unimmad.training.loss import unimmad_loss
 
 CPU = torch.device("cpu")

@@ -6,7 +6,6 @@ import naive_moe as naive
 import pytest
 import torch
 
-from unimmad.assembly import empty_model
 from unimmad.config import load_recipe
 from unimmad.model.fixed_modalities import FixedModalities, convolve_by_products
 from unimmad.model.leaders import convolve_tokens
@@ -14,7 +13,7 @@ from unimmad.model.unimmad import UniMMAD
 
 
 def random_model(banks: int) -> UniMMAD:
-    model = empty_model(load_recipe("tiny", [f"model.banks={banks}"]).model)
+    model = UniMMAD(load_recipe("tiny", [f"model.banks={banks}"]).model)
     naive.randomise(model, seed=banks)
     return model.eval()
 

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from unimmad.assembly import new_model
 from unimmad.config import load_recipe
 from unimmad.model.backbone import Backbone, calibrate_batchnorm
 from unimmad.model.folding import FoldedTeacher
 from unimmad.model.inference import for_inference
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.unimmad import UniMMAD, new_model
 from unimmad.training.loss import unimmad_loss
 
 COUNTS = (1, 3)

@@ -12,14 +12,13 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from unimmad.assembly import new_model
 from unimmad.config import load_recipe
 from unimmad.model.backends import convolution
 from unimmad.model.backends.convolution import FastConv2d, fast_convolution
 from unimmad.model.cross_moe import over_joined_maps
 from unimmad.model.inference import InferenceBranch, KernelCache, for_inference, over_maps_in_turn
 from unimmad.model.routing import Routing
-from unimmad.model.unimmad import Reconstruction, UniMMAD
+from unimmad.model.unimmad import Reconstruction, UniMMAD, new_model
 
 COUNTS = (1, 4, 2)
 
@@ -35,7 +34,7 @@ def model() -> UniMMAD:
 
 
 def score(model: UniMMAD, counts=COUNTS, seed: int = 1) -> Reconstruction:
-    size = model.architecture.image_size
+    size = model.settings.image_size
     images = torch.randn(sum(counts), 3, size, size, generator=torch.Generator().manual_seed(seed))
     slots = torch.tensor([slot for count in counts for slot in range(count)])
     with torch.no_grad():

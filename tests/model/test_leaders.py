@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from unimmad.config import ModelSettings
 from unimmad.model.leaders import BaseKernelBank, LocalLeaders, convolve_tokens, mix_kernels
 from unimmad.model.routing import route
 
@@ -14,7 +15,7 @@ LEADERS, BASES, EMBED = 8, 3, 4
 def make(size: int, banks: int, tokens: int, top_k: int = 2):
     generator = torch.Generator().manual_seed(size * 100 + banks * 10 + tokens)
     bank = BaseKernelBank(banks, BASES, EMBED, size)
-    leaders = LocalLeaders(LEADERS, BASES, EMBED, banks)
+    leaders = LocalLeaders(ModelSettings(leaders=LEADERS, base_experts=BASES, embed_dim=EMBED, banks=banks))
     with torch.no_grad():
         bank.kernels_GNEEkk.normal_(generator=generator)
         leaders.logits_LNE.normal_(generator=generator)
@@ -136,5 +137,5 @@ def test_maps_have_one_dtype_under_autocast_with_and_without_tokens(tokens):
 
 def test_new_leaders_and_bases_have_the_papers_spread():
     torch.manual_seed(0)
-    assert LocalLeaders(32, 8, 64, 1).logits_LNE.std().item() == pytest.approx(0.02, rel=0.03)
+    assert LocalLeaders(ModelSettings()).logits_LNE.std().item() == pytest.approx(0.02, rel=0.03)
     assert BaseKernelBank(1, 8, 32, 3).kernels_GNEEkk.std().item() == pytest.approx(0.05, rel=0.03)

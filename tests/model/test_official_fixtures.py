@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from unimmad.assembly import architecture_of
 from unimmad.checkpoint.released import load_released, our_name, translate
 from unimmad.config import load_recipe
 from unimmad.model.backends import convolution
@@ -74,8 +73,7 @@ def official() -> Official:
     state = json.loads((FOLDER / "official_state.json").read_text())
     outputs = dict(np.load(FOLDER / "official_outputs.npz"))
     released = {name: rebuild(name, shape, state["seed"]) for name, shape in state["shapes"].items()}
-    architecture = replace(architecture_of(load_recipe("paper").model), image_size=state["size"])
-    model = UniMMAD(architecture)
+    model = UniMMAD(load_recipe("paper", [f"model.image_size={state['size']}"]).model)
     load_released(model, translate(released))
     # Theirs lists tokens modality by modality, ours sample by sample.
     by_sample = np.lexsort(outputs["token_order"].T[::-1])

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unimmad.assembly import empty_model, new_model
 from unimmad.config import load_recipe
 from unimmad.model import backbone
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.unimmad import UniMMAD, new_model
 
 SETTINGS = load_recipe("tiny").model
 COUNTS = (1, 3, 2)
@@ -120,6 +119,6 @@ def test_autocast_keeps_distances_and_gates_in_float32(model):
     assert {routing.logits_TL.dtype for level in output.routings for routing in level} == {torch.float32}
 
 
-def test_an_empty_model_of_a_backbone_that_does_not_exist_is_refused():
+def test_a_model_of_a_backbone_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="no_such_network"):
-        empty_model(SETTINGS.model_copy(update={"backbone": "no_such_network"}))
+        UniMMAD(SETTINGS.model_copy(update={"backbone": "no_such_network"}))

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unimmad.assembly import new_model
 from unimmad.config import ModelSettings, load_recipe
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.unimmad import UniMMAD, new_model
 from unimmad.parallel.moe import LeaderMoE
 from unimmad.parallel.placement import effective_ep_size, fqn, place_leaders, placed_parameters
 

@@ -12,13 +12,12 @@ from parity.cases import Problem
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from unimmad.assembly import new_model
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
 from unimmad.data.sample import Batch, collate
 from unimmad.data.synthetic import synthetic_sets
 from unimmad.data.writing.shards import write_shards
 from unimmad.model.backbone import calibrate_batchnorm
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.unimmad import UniMMAD, new_model
 
 FAVOUR = 20.0
 """Added to a gate's bias: more than any logit differs by."""

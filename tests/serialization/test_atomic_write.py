@@ -7,13 +7,8 @@ import sys
 
 import pytest
 
-from unimmad.serialization.atomic_write import (
-    remove_leftovers,
-    temporary_beside,
-    utf8_name,
-    write_aside,
-    write_text_aside,
-)
+from unimmad.serialization.atomic_write import remove_leftovers, temporary_beside, write_aside, write_text_aside
+from unimmad.serialization.text import utf8_name
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

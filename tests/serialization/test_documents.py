@@ -6,7 +6,8 @@ import yaml
 from unimmad.checkpoint.folder import read_state
 from unimmad.config import load_recipe, parse_recipe
 from unimmad.serialization import documents
-from unimmad.serialization.documents import MAX_DEPTH, parse_json, parse_yaml, read_json, shown
+from unimmad.serialization.documents import MAX_DEPTH, parse_json, parse_yaml, read_json
+from unimmad.serialization.text import shown
 
 
 def aliases_of_aliases(line: str, levels: int = 9) -> str:

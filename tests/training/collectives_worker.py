@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.counted_collectives import counted_collectives
 
-from unimmad.assembly import new_model
 from unimmad.config import Recipe, load_recipe
 from unimmad.data.sample import Batch, Sample, collate
+from unimmad.model.unimmad import new_model
 from unimmad.parallel.batchnorm import GlobalBatchNorm2d
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
 from unimmad.parallel.engine import build_engine

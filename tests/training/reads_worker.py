@@ -24,8 +24,7 @@ from unimmad.parallel import moe
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
 from unimmad.parallel.engine import build_engine
 from unimmad.parallel.world import World, join_world, leave_world
-from unimmad.training.micro_step import micro_step
-from unimmad.training.nan_check import LossGuard
+from unimmad.training.micro_step import LossGuard, micro_step
 
 ZERO_STAGES = (0, 1, 2)
 STEPS = 2

@@ -18,7 +18,7 @@ from unimmad.parallel.gradient_norm import GradientNorm
 from unimmad.parallel.private_deepspeed import Fragment
 from unimmad.parallel.world import World
 from unimmad.training.checkpointing import restore_optimizer
-from unimmad.training.nan_check import LossGuard
+from unimmad.training.micro_step import LossGuard
 
 STEP = 7
 SHAPES = {"first": (4, 3), "second": (5,)}

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from unimmad.assembly import new_model
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, read_state
 from unimmad.config import load_recipe
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.model.cross_moe import MiMoEBranch, composing_is_cheaper
+from unimmad.model.unimmad import new_model
 from unimmad.parallel.world import World
 from unimmad.training import run
 from unimmad.training.arguments import parse_arguments
@@ -141,7 +141,7 @@ def test_another_form_is_named(kept):
 
 
 @pytest.mark.parametrize(
-    ("device", "words", "ep_size", "measures"),
+    ("device", "argv", "ep_size", "measures"),
     [(GPU, [], 1, True), (CPU, [], 1, False), (GPU, ["--deterministic"], 1, False), (GPU, [], 2, False)],
 )
 def test_a_new_run_measures_on_a_gpu_that_has_all_leaders_and_may_choose(

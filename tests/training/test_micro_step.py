@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
@@ -15,18 +15,19 @@ import pytest
 import torch
 from deepspeed.runtime.torch_autocast import has_comm_dtype
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from dtype_watch import DtypeWatch
 from host_reads import host_reads
 from launches import free_port, run
 from parity.cases import Problem
 from parity.problem import Batches, Smooth, starting_model, weights_of_tokens
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unimmad.assembly import empty_model
 from unimmad.checkpoint import tensor_slices as pieces
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.loading import fill_model
 from unimmad.checkpoint.tensor_slices import TensorReader
+from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.world import World, join_world, leave_world
@@ -37,13 +38,11 @@ from unimmad.training.checkpointing import (
     save_checkpoint,
     weight_pieces,
 )
-from unimmad.training.micro_step import micro_step
-from unimmad.training.nan_check import LossGuard
+from unimmad.training.micro_step import LossGuard, micro_step
 from unimmad.training.step_totals import leader_usage
 
 WARM_UP_STEPS = 3
 aten = torch.ops.aten
-PRODUCTS = {aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
 WRITING = {
     *(aten.copy_, aten.zero_, aten.fill_, aten._to_copy, aten.clone, aten.cat),
     *(aten.zeros, aten.zeros_like, aten.new_zeros, aten.ones, aten.full, aten.full_like),
@@ -153,27 +152,14 @@ def test_convolutions_and_products_are_in_the_precision_asked_for(
     of_device = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": of_device(device))
     batch = batches.at(0)
-    with Products() as products:
+    with DtypeWatch() as watch:
         output, loss = micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
-    assert products.dtypes["convolution"] == products.dtypes["convolution_backward"] == {expected}
-    assert products.dtypes["bmm"] == {expected}
-    assert products.dtypes["addmm"] == {torch.float32}, "gates decide in fp32"
+    dtypes = {name: set(counts) for name, counts in watch.seen.items()}
+    assert dtypes["convolution"] == dtypes["convolution_backward"] == dtypes["bmm"] == {expected}
+    assert dtypes["addmm"] == {torch.float32}, "gates decide in fp32"
     assert {distance.dtype for distance in output.distances} | {loss.total.dtype} == {torch.float32}
     assert engine.deepspeed.communication_data_type == torch.float32
     assert not any(has_comm_dtype(parameter) for parameter in engine.model.parameters())
-
-
-class Products(TorchDispatchMode):
-    """The types of what convolutions and matrix products are given, by operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dtypes: dict[str, set[torch.dtype]] = defaultdict(set)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in PRODUCTS:
-            self.dtypes[func.overloadpacket.__name__] |= {given.dtype for given in args if isinstance(given, Tensor)}
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
@@ -191,7 +177,7 @@ def test_a_resume_reads_and_writes_each_byte_once_and_goes_on_alike(
     step(saved, 0)
     facts = RunFacts(problem.recipe, "none", [], zero_stage)
     checkpoint = save_checkpoint(CheckpointFolder(tmp_path), saved, facts, 1, finished=False)
-    model = empty_model(problem.recipe.model)
+    model = UniMMAD(problem.recipe.model)
     opened: Counter[str] = Counter()
     real_open = pieces.safe_open
 

@@ -11,8 +11,7 @@ import time
 import pytest
 from launches import hear_interrupts
 
-from unimmad.training.stop_poll import StopPoll
-from unimmad.training.stop_request import KILLED_AFTER_S, SLURM_SIGNALS, StopRequest
+from unimmad.training.stop_request import KILLED_AFTER_S, SLURM_SIGNALS, StopPoll, StopRequest
 
 SECONDS = 20
 

@@ -77,7 +77,7 @@ def test_what_the_last_start_of_this_job_saved_while_it_was_waited_for_is_contin
 
     monkeypatch.setattr(run, "build_engine", Mock(side_effect=NotImplementedError))
     filled = Mock(side_effect=pieces.TensorReader)
-    monkeypatch.setattr(run, "PieceReader", filled)
+    monkeypatch.setattr(run, "TensorReader", filled)
     timer = threading.Timer(0.5, save_and_end)
     timer.start()
     with pytest.raises(NotImplementedError):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unimmad.assembly import new_model
 from unimmad.checkpoint.digests import file_digest
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.released import Translation, load_released, read_released
@@ -15,7 +14,7 @@ from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
 from unimmad.checkpoint.tensor_slices import TensorSlice, write_pieces
 from unimmad.config import Recipe
 from unimmad.model.backbone import load_backbone_weights
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.unimmad import UniMMAD, new_model
 
 STEP = 0
 

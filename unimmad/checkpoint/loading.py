@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from unimmad.assembly import empty_model
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.tensor_slices import TensorReader
@@ -78,7 +77,7 @@ def load_checkpoint(folder: Path, *, verify: bool = True, ranks: Ranks = ALONE) 
     reader = TensorReader(folder, without=OPTIMIZER_PREFIX)
     # First without memory: a recipe may ask for more than any machine has, and its tensors would not be there.
     reader.check_fits(_shapes_of(recipe, folder).state_dict())
-    model = empty_model(recipe.model)
+    model = UniMMAD(recipe.model)
     fill_model(model, reader)
     return LoadedCheckpoint(folder, recipe, model.eval(), state, _digest(model))
 
@@ -87,7 +86,7 @@ def _shapes_of(recipe: Recipe, folder: Path) -> UniMMAD:
     """The recipe's model on the meta device."""
     try:
         with torch.device("meta"):
-            return empty_model(recipe.model)
+            return UniMMAD(recipe.model)
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder / STATE_NAME}: recipe: no model can have these sizes ({reason})") from None

@@ -161,7 +161,7 @@ def load_released(model: UniMMAD, translation: Translation) -> None:
             or infinite; each is named.
     """
     embedding = translation.state.get("input_embedding.embedding_CHW")
-    size = model.architecture.image_size
+    size = model.settings.image_size
     if embedding is not None and embedding.dim() == 3 and embedding.shape[-1] != size:
         raise ValueError(
             f"the checkpoint was trained at image size {embedding.shape[-1]} and the recipe says {size}: its input "

@@ -15,7 +15,8 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors import safe_open
 from typing_extensions import TypedDict
 
-from unimmad.serialization.validation import one_line, validated
+from unimmad.serialization.text import one_line
+from unimmad.serialization.validation import validated
 
 _STORED_TYPES = {
     torch.float64: "F64",

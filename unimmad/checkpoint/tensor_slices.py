@@ -140,16 +140,7 @@ class TensorReader:
             ValueError: the checkpoint has none of that name, its file is damaged, or a value NaN or infinite.
         """
         shape = self.shape(name)
-        return self.read_range(name, 0, int(torch.Size(shape).numel())).reshape(shape)
-
-    def read_range(self, name: str, offset: int, numel: int) -> Tensor:
-        """Elements ``offset`` to ``offset + numel`` of the flattened tensor.
-
-        Raises:
-            ValueError: as ``read``.
-        """
-        parts = [values for _, values in self._parts(name, offset, numel)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat([values for _, values in self._parts(name, 0, torch.Size(shape).numel())]).reshape(shape)
 
     def read_into(self, target: Tensor, name: str, offset: int) -> None:
         """Fill ``target``, of one dimension, with the elements from ``offset`` on, in its own type, on its own device.

@@ -20,7 +20,8 @@ from unimmad.config import Precision
 from unimmad.data.index import ClassName, DatasetEntry, Name
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_json
-from unimmad.serialization.validation import first_problem, one_line
+from unimmad.serialization.text import one_line
+from unimmad.serialization.validation import first_problem
 
 THRESHOLDS_NAME = "thresholds.json"
 FORMAT: Literal[1] = 1
@@ -30,7 +31,7 @@ _DIGEST = "sha256"
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
 
 class Threshold(_Frozen):
@@ -39,8 +40,9 @@ class Threshold(_Frozen):
     value: float
     images: Annotated[int, Field(gt=0)]
     """Normal images that it was taken from."""
-    promised_rate: Annotated[float, Field(ge=0, le=1)]
-    """At most this share of normal images is called anomalous, on average over sets of calibration images."""
+    fpr_bound: Annotated[float, Field(ge=0, le=1, alias="promised_rate")]
+    """At most this fraction of normal images is called anomalous, on average over sets of calibration images. Files
+    call it by its alias."""
 
 
 class ClassThreshold(Threshold):
@@ -75,7 +77,7 @@ class Thresholds(_Frozen):
 
     def too_few(self) -> list[str]:
         """The classes whose images can't promise the rate asked for."""
-        return [name for name, found in self.classes.items() if found.promised_rate > self.false_alarm_rate]
+        return [name for name, found in self.classes.items() if found.fpr_bound > self.false_alarm_rate]
 
     def only(self, dataset: str) -> Thresholds:
         """Without the classes of other data sets; the threshold of all classes stays."""
@@ -93,7 +95,7 @@ def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> Thr
     """The ceil((n + 1)(1 - rate))-th smallest of n normal scores (split conformal prediction's quantile).
 
     A further normal image, exchangeable with these, lies above it with probability ``false_alarm_rate`` at most.
-    With fewer than 1 / rate - 1 scores there is none: then it is the largest, and the promised rate is 1 / (n + 1).
+    With fewer than 1 / rate - 1 scores there is none: then it is the largest, and the bound is 1 / (n + 1).
 
     Raises:
         ValueError: no score, one that is not finite, or a rate that is not between 0 and 1.
@@ -104,7 +106,7 @@ def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> Thr
     count = len(scores)
     # As a fraction, since (n + 1)(1 - 0.05) in floating point can lie just above a whole number.
     rank = min(count, math.ceil((count + 1) * (1 - Fraction(repr(false_alarm_rate)))))
-    return Threshold(value=sorted(scores)[rank - 1], images=count, promised_rate=float(1 - Fraction(rank, count + 1)))
+    return Threshold(value=sorted(scores)[rank - 1], images=count, fpr_bound=float(1 - Fraction(rank, count + 1)))
 
 
 def check_rate(false_alarm_rate: float) -> None:
@@ -165,7 +167,7 @@ def save_thresholds(thresholds: Thresholds, checkpoint: Path) -> Path:
         ValueError: the folder cannot be written to.
     """
     path = checkpoint / THRESHOLDS_NAME
-    values = thresholds.model_dump(mode="json")
+    values = thresholds.model_dump(mode="json", by_alias=True)
     write_text_aside(path, json.dumps({_DIGEST: _digest(values), **values}, indent=2) + "\n")
     return path
 

@@ -30,7 +30,7 @@ from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector, OnSkip, Pre
 from unimmad.inference.inputs import InputSample, find_samples, sample_of_modalities
 from unimmad.inference.output import PredictionFolder, screen_table
 from unimmad.inference.resume import prediction_fingerprint, sample_fingerprints
-from unimmad.serialization.validation import one_line
+from unimmad.serialization.text import one_line
 
 RUNS = Path("runs")
 MOST_SKIPPED = 10

@@ -26,12 +26,12 @@ from unimmad.cli.renamed import with_new_names
 from unimmad.data.index import Index
 from unimmad.data.layouts import LAYOUTS, FoundSet, find_sets, layout_table
 from unimmad.data.layouts.calibration import set_aside
-from unimmad.data.layouts.layout import OWN_CALIBRATION_SHARE
+from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION
 from unimmad.data.layouts.source_set import SourceSet
 from unimmad.data.modality import parse_modality
 from unimmad.data.writing.shards import SHARD_BYTES, write_shards
 from unimmad.data.writing.verify import verify_folder
-from unimmad.serialization.validation import printable
+from unimmad.serialization.text import printable
 
 SYNTHETIC = "synthetic"
 VERIFY = "verify"
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="FRACTION",
         help="of each class's train/good, set aside for calibrating thresholds; --seed chooses which "
-        f"(default: {OWN_CALIBRATION_SHARE} of one's own images, 0 of benchmarks)",
+        f"(default: {OWN_CALIBRATION_FRACTION} of one's own images, 0 of benchmarks)",
     )
     parser.add_argument(
         "--modality",
@@ -172,7 +172,7 @@ def _find(source: str, options: argparse.Namespace) -> list[FoundSet]:
         field=options.domain,
         layout=options.layout,
         modalities=[parse_modality(text) for text in options.modality],
-        calibration_share=options.calibration_fraction,
+        calibration_fraction=options.calibration_fraction,
         seed=options.seed,
     )
 

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from unimmad.config.recipe import Recipe
-from unimmad.serialization.documents import MAX_YAML_BYTES, parse_yaml, read_limited, short, shown
-from unimmad.serialization.validation import one_line
+from unimmad.serialization.documents import MAX_YAML_BYTES, parse_yaml, read_limited
+from unimmad.serialization.text import one_line, short, shown
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 

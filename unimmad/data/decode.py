@@ -15,7 +15,7 @@ from torch import Tensor
 from unimmad.data.decode_limits import check_decoded, check_encoded, check_npy, check_tiff
 from unimmad.data.image_structure import check_png_or_jpeg, check_tiff_directories, check_tiff_parts
 from unimmad.serialization.documents import parse_json
-from unimmad.serialization.validation import one_line
+from unimmad.serialization.text import one_line
 
 PILLOW_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})

@@ -16,7 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from unimmad.data.gc_pause import collector_paused
 from unimmad.serialization.documents import read_limited
-from unimmad.serialization.validation import first_problem, one_line
+from unimmad.serialization.text import one_line
+from unimmad.serialization.validation import first_problem
 
 INDEX_NAME = "index.json"
 FORMAT: Literal[1] = 1

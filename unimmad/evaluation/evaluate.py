@@ -26,9 +26,8 @@ from unimmad.evaluation.header import report_header
 from unimmad.evaluation.modalities import keep_modalities
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.sample_picture import sample_picture
 from unimmad.evaluation.scoring import MaskRule, chosen_precision, scoring_form
-from unimmad.evaluation.shared_drawing import chosen_samples, draw_classes
+from unimmad.evaluation.shared_drawing import chosen_samples, draw_classes, sample_picture
 from unimmad.model.backends.convolution import transforms_are_used
 from unimmad.ranks.exchange import ALONE, Ranks
 from unimmad.report.comparison import Comparison, OtherReport, compare, write_comparison

@@ -76,7 +76,7 @@ def evaluate_classes(
         split,
         rank=ranks.rank,
         world_size=ranks.size,
-        image_size=model.architecture.image_size,
+        image_size=model.settings.image_size,
         batch_size=settings.batch_size,
         workers=workers,
         classes=list(todo),
@@ -87,7 +87,7 @@ def evaluate_classes(
 
     def new_scores(class_name: str) -> ClassScores:
         field = shards.datasets[class_name.partition("/")[0]].field
-        return ClassScores(class_name, field, model.architecture.leaders, scratch_dir)
+        return ClassScores(class_name, field, model.settings.leaders, scratch_dir)
 
     label = f"evaluate {split}, {precision} on {device.type}"
     bar = tqdm(total=sum(todo.values()), desc=label, unit="image", disable=None if progress else True)
@@ -122,6 +122,6 @@ def _one_ahead(items: Iterable[T]) -> Iterator[T]:
 
 
 def _check_slots(model: UniMMAD, shards: ShardSet) -> None:
-    slots = model.architecture.modality_slots
+    slots = model.settings.modality_slots
     if shards.max_slot >= slots:
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")

@@ -2,6 +2,8 @@
 
 Maps are not kept while a class is scored: which samples are worth a picture is known only once all of them have their
 score, and a few more forward passes cost less than the memory of all maps.
+
+Letters: H x W pixels.
 """
 
 from __future__ import annotations
@@ -10,12 +12,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import torch
 from tqdm import tqdm
 
-from unimmad.data.reading.shard_set import SampleRef
+from unimmad.config import EvaluationSettings, Precision
+from unimmad.data.index import ModalityKind
+from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.sample import Sample, collate
 from unimmad.evaluation.letters import class_letter, drawn_letter, read_class_letter, read_drawn
+from unimmad.evaluation.scoring import MaskRule, score_batch
+from unimmad.model.unimmad import UniMMAD
 from unimmad.ranks.exchange import Letter, Ranks
 from unimmad.report.class_pictures import DrawnClass, draw_class
+from unimmad.report.drawing import denormalise
 from unimmad.report.figures import SamplePicture
 from unimmad.report.scored_class import ScoredClass
 from unimmad.report.selection import failures_first
@@ -35,6 +44,43 @@ def chosen_samples(
     by_key = {ref.entry.key: ref for ref in refs}
     chosen = failures_first(scored.image_scores, scored.labels, scored.defects, count)
     return [replace(picture_of(by_key[scored.keys[choice.index]]), note=choice.note) for choice in chosen]
+
+
+def sample_picture(
+    model: UniMMAD,
+    shards: ShardSet,
+    ref: SampleRef,
+    settings: EvaluationSettings,
+    device: torch.device,
+    *,
+    precision: Precision = "fp32",
+    mask_resize: MaskRule = "nearest",
+) -> SamplePicture:
+    """Read one sample, score it alone, and give what is drawn of it. The model must be in eval mode, on ``device``.
+
+    Raises:
+        ValueError: the sample can't be read.
+    """
+    sample = shards.read(ref, model.settings.image_size, mask_resize)
+    maps_BHW, scores_B = score_batch(model, collate([sample]), settings, device, precision)
+    images = tuple(
+        (name, denormalise(image_CHW, kind))
+        for name, image_CHW, kind in zip(sample.modalities, sample.images_MCHW, _kinds(shards, sample), strict=True)
+    )
+    return SamplePicture(
+        class_name=sample.class_name,
+        key=sample.key,
+        defect=sample.defect,
+        score=scores_B.item(),
+        images=images,
+        map_HW=maps_BHW[0].numpy(),
+        mask_HW=None if sample.mask_HW is None else sample.mask_HW.numpy(),
+    )
+
+
+def _kinds(shards: ShardSet, sample: Sample) -> list[ModalityKind]:
+    by_name = {modality.name: modality.kind for modality in shards.datasets[sample.dataset].modalities}
+    return [by_name[name] for name in sample.modalities]
 
 
 def draw_classes(

@@ -67,7 +67,7 @@ def calibrate(
         evaluation_fingerprint(checkpoint.weights_digest, shards, computed),
         "another checkpoint, other data, another kind of device or another precision",
     )
-    slots = checkpoint.model.architecture.modality_slots
+    slots = checkpoint.model.settings.modality_slots
     if shards.max_slot >= slots:
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
     scores: dict[str, list[float]] = {name: [] for name in references}
@@ -123,7 +123,7 @@ def describe(thresholds: Thresholds) -> str:
     widest = max(len(name) for name in ["all classes", *thresholds.classes])
     lines = [f"{'class':{widest}}  images  threshold  false alarms at most"]
     for name, found in [*thresholds.classes.items(), ("all classes", thresholds.all_classes)]:
-        lines.append(f"{name:{widest}}  {found.images:6d}  {found.value:9.4g}  {found.promised_rate:.3%}")
+        lines.append(f"{name:{widest}}  {found.images:6d}  {found.value:9.4g}  {found.fpr_bound:.3%}")
     lines.append(f"scored in {thresholds.precision}")
     few = thresholds.too_few()
     if few:

@@ -275,8 +275,8 @@ class Detector:
         threshold = of_class or self.thresholds.all_classes
         if note := self.thresholds.precision_note(self.engine.precision):
             notes.append(note)
-        if threshold.promised_rate > self.thresholds.false_alarm_rate:
-            rate = f"{threshold.promised_rate:.3g}"
+        if threshold.fpr_bound > self.thresholds.false_alarm_rate:
+            rate = f"{threshold.fpr_bound:.3g}"
             notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
         return threshold, known if of_class else ALL_CLASSES, notes
 

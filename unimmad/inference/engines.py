@@ -22,7 +22,7 @@ from unimmad.evaluation.scoring import chosen_precision, score_images, scoring_f
 from unimmad.inference.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
 from unimmad.inference.reading import PreparedSample
 from unimmad.model.unimmad import UniMMAD
-from unimmad.serialization.validation import one_line
+from unimmad.serialization.text import one_line
 
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -62,7 +62,7 @@ class ModelEngine:
 
     @property
     def image_size(self) -> int:
-        return self.model.architecture.image_size
+        return self.model.settings.image_size
 
     @property
     def precision(self) -> Precision:
@@ -70,7 +70,7 @@ class ModelEngine:
 
     def check(self, sample: PreparedSample) -> None:
         highest = max(modality.slot for modality in sample.modalities)
-        available = self.model.architecture.modality_slots
+        available = self.model.settings.modality_slots
         if highest >= available:
             raise ValueError(
                 f"{sample.name}: an image of slot {highest}; the model has slots 0 to {available - 1} only"

@@ -11,7 +11,7 @@ import numpy as np
 
 from unimmad.data.decode import IMAGE_SUFFIXES
 from unimmad.data.layouts.scan import Notices, images_by_stem, visible_folders
-from unimmad.serialization.atomic_write import utf8_name
+from unimmad.serialization.text import utf8_name
 
 ImageSource = Path | str | np.ndarray
 """A file, or an image already decoded: H x W or H x W x channels, of the number type that a file would have."""

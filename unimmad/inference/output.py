@@ -25,8 +25,9 @@ from unimmad.checkpoint.thresholds import Thresholds
 from unimmad.inference.detector import Prediction
 from unimmad.inference.pictures import save_heat_map
 from unimmad.report.drawing import colour_limits
-from unimmad.serialization.atomic_write import utf8_name, write_aside
-from unimmad.serialization.validation import Entry, one_line
+from unimmad.serialization.atomic_write import write_aside
+from unimmad.serialization.text import one_line, utf8_name
+from unimmad.serialization.validation import Entry
 
 LINES_NAME = "predictions.jsonl"
 PARTIAL_NAME = "predictions.partial.jsonl"

@@ -29,7 +29,7 @@ def prediction_fingerprint(detector: Detector, settings: Mapping[str, Any]) -> s
         detector.engine.precision,
         {name: entry.model_dump(mode="json") for name, entry in detector.catalogue.datasets.items()},
         detector.catalogue.classes,
-        None if thresholds is None else thresholds.model_dump(mode="json"),
+        None if thresholds is None else thresholds.model_dump(mode="json", by_alias=True),
         settings,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

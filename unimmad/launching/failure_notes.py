@@ -15,10 +15,11 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from unimmad.ranks.errors import problems_to_tell
+from unimmad.ranks.errors import Problem, problems_to_tell
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_json
-from unimmad.serialization.validation import Count, first_problem, one_line
+from unimmad.serialization.text import one_line
+from unimmad.serialization.validation import first_problem
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +27,11 @@ _SUFFIX = ".failure.json"
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What went wrong on one rank."""
+class Failure(Problem):
+    """A problem, and when it was met."""
 
-    rank: Count
-    node: str
     time: Annotated[float, Field(allow_inf_nan=False)]
     """Seconds since 1970, by the node's clock."""
-    message: str
-    trace: str
-    """The traceback; empty where the message is for users and says it all."""
 
 
 _NOTE = TypeAdapter(Failure)
@@ -45,7 +41,7 @@ def note_failures(folder: Path, key: str, restarts: int, rank: int, error: BaseE
     """Leave a note of each problem that is ``rank``'s to tell."""
     now = time.time()
     for problem in problems_to_tell(error, rank):
-        note = Failure(problem.rank, problem.host, now, problem.message, problem.trace)
+        note = Failure(**asdict(problem), time=now)
         write_text_aside(folder / f"{key}.{restarts}.rank{note.rank:05d}{_SUFFIX}", json.dumps(asdict(note)) + "\n")
 
 

@@ -17,7 +17,8 @@ from unimmad.checkpoint.folder import CheckpointFolder, read_state
 from unimmad.parallel.world import World
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_json
-from unimmad.serialization.validation import Count, Entry, one_line, validated
+from unimmad.serialization.text import one_line
+from unimmad.serialization.validation import Count, Entry, validated
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.run_folder import choose_run_folder
 

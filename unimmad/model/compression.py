@@ -6,6 +6,7 @@ Letters: B samples, C_l channels of level l, h x w positions at strides 4, 8, 16
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +21,18 @@ from unimmad.model.blocks import (
     pointwise,
 )
 
+if TYPE_CHECKING:
+    from unimmad.config import ModelSettings
+
 INNER_KERNEL_SIZES = (1, 3, 5)
 
 
 class FeatureCompression(nn.Module):
     """Stages at strides 4, 8, 16 -> the shared features f_l at the same strides and channels."""
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        dim: int,
-        bottleneck_dim: int,
-        decoder_planes: Sequence[int],
-        decoder_blocks: Sequence[int],
-    ) -> None:
+    def __init__(self, channels: Sequence[int], settings: ModelSettings) -> None:
         super().__init__()
+        dim, bottleneck_dim, planes = settings.fcm_dim, settings.bottleneck_dim, settings.decoder_planes
         self.to_stride_8 = nn.ModuleList(
             [
                 BasicBlock(channels[0], dim, stride=2),
@@ -49,8 +47,8 @@ class FeatureCompression(nn.Module):
             group_norm(bottleneck_dim),
             nn.ReLU(inplace=True),
         )
-        self.decoder = Decoder(bottleneck_dim, decoder_planes, decoder_blocks)
-        widths = [planes * BOTTLENECK_EXPANSION for planes in reversed(decoder_planes)]
+        self.decoder = Decoder(bottleneck_dim, planes, settings.decoder_blocks)
+        widths = [stage_planes * BOTTLENECK_EXPANSION for stage_planes in reversed(planes)]
         self.heads = nn.ModuleList(
             [nn.Conv2d(width, level, 1, bias=False) for width, level in zip(widths, channels, strict=True)]
         )

@@ -12,7 +12,7 @@ K routed leaders, J channels of all branches, h x w positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,11 @@ from torch.nn import functional as F
 
 from unimmad.model.backends.convolution import SameConvolution, plain_convolution
 from unimmad.model.blocks import group_norm, pointwise
-from unimmad.model.leaders import INITIAL_LEADER_STD, BaseKernelBank, LocalLeaders, convolve_tokens
+from unimmad.model.leaders import BaseKernelBank, LocalLeaders, convolve_tokens
 from unimmad.model.routing import Gate, Routing
+
+if TYPE_CHECKING:
+    from unimmad.config import ModelSettings
 
 TokenConvolution = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 """As ``convolve_tokens``."""
@@ -32,32 +35,17 @@ LastConvolution = Callable[[Iterator[Tensor], nn.Conv2d], Tensor]
 class CrossMoE(nn.Module):
     """All of one level: condition, branches, reconstruction."""
 
-    def __init__(
-        self,
-        channels: int,
-        embed_dim: int,
-        kernel_sizes: Sequence[int],
-        leaders: int,
-        base_experts: int,
-        top_k: int,
-        banks: int,
-        initial_leader_std: float = INITIAL_LEADER_STD,
-        initial_output_bias: float = 0.0,
-    ) -> None:
+    def __init__(self, channels: int, settings: ModelSettings) -> None:
         super().__init__()
+        embed_dim, kernel_sizes = settings.embed_dim, settings.kernel_sizes
         self.key = pointwise(channels, embed_dim)
         self.query = pointwise(channels, embed_dim)
         self.condition = CrossCondition(embed_dim)
-        self.branches = nn.ModuleList(
-            [
-                MiMoEBranch(embed_dim, size, leaders, base_experts, top_k, banks, initial_leader_std)
-                for size in kernel_sizes
-            ]
-        )
+        self.branches = nn.ModuleList([MiMoEBranch(size, settings) for size in kernel_sizes])
         self.out = pointwise(embed_dim * len(kernel_sizes), channels)
         output_norm = self.out[1]
         assert isinstance(output_norm, nn.GroupNorm)
-        nn.init.constant_(output_norm.bias, initial_output_bias)
+        nn.init.constant_(output_norm.bias, settings.initial_output_bias)
         self.convolve_last: LastConvolution = over_joined_maps
 
     def forward(
@@ -140,23 +128,15 @@ class RoutedExperts(Protocol):
 class MiMoEBranch(nn.Module):
     """One kernel size: the fixed expert beside the routed leaders. ``routed`` has a local and a parallel form."""
 
-    def __init__(
-        self,
-        embed_dim: int,
-        kernel_size: int,
-        leaders: int,
-        base_experts: int,
-        top_k: int,
-        banks: int,
-        initial_leader_std: float = INITIAL_LEADER_STD,
-    ) -> None:
+    def __init__(self, kernel_size: int, settings: ModelSettings) -> None:
         super().__init__()
+        embed_dim = settings.embed_dim
         self.kernel_size = kernel_size
         self.pre = pointwise(embed_dim, embed_dim)
         self.fixed_EEkk = nn.Parameter(torch.empty(embed_dim, embed_dim, kernel_size, kernel_size))
         nn.init.dirac_(self.fixed_EEkk)
-        self.bank = BaseKernelBank(banks, base_experts, embed_dim, kernel_size)
-        self.routed: RoutedExperts = LocalRouting(embed_dim, leaders, base_experts, top_k, banks, initial_leader_std)
+        self.bank = BaseKernelBank(settings.banks, settings.base_experts, embed_dim, kernel_size)
+        self.routed: RoutedExperts = LocalRouting(settings)
         self.post = nn.Conv2d(2 * embed_dim, embed_dim, 1, bias=False)
         self.norm = group_norm(embed_dim)
         self.convolve: TokenConvolution = convolve_tokens
@@ -221,18 +201,10 @@ class LocalRouting(nn.Module):
 
     leaders_are_here = True
 
-    def __init__(
-        self,
-        embed_dim: int,
-        leaders: int,
-        base_experts: int,
-        top_k: int,
-        banks: int,
-        initial_leader_std: float = INITIAL_LEADER_STD,
-    ) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.gate = Gate(embed_dim, leaders, top_k)
-        self.leaders = LocalLeaders(leaders, base_experts, embed_dim, banks, initial_leader_std)
+        self.gate = Gate(settings.embed_dim, settings.leaders, settings.top_k)
+        self.leaders = LocalLeaders(settings)
 
     def route(self, condition_TE: Tensor) -> Routing:
         return self.gate(condition_TE)

@@ -33,7 +33,7 @@ class FixedModalities(nn.Module):
             ValueError: a slot that the model does not have, or one twice.
         """
         super().__init__()
-        available = model.architecture.modality_slots
+        available = model.settings.modality_slots
         if not slots or len(set(slots)) < len(slots) or not set(slots) <= set(range(available)):
             raise ValueError(f"slots {list(slots)} must differ and lie in 0 to {available - 1}, those of the model")
         self.model = model.eval()
@@ -47,7 +47,7 @@ class FixedModalities(nn.Module):
     def forward(self, images_BMCHW: Tensor) -> Tensor:
         """Normalised images, modalities in the order of ``slots`` -> maps before blurring, float32 [B, H, W]."""
         model, modalities = self.model, len(self.slots)
-        size = model.architecture.image_size
+        size = model.settings.image_size
         images_TCHW = images_BMCHW.flatten(0, 1)
         batch = images_BMCHW.shape[0]
         # Not repeat_interleave, whose result has a size that a tracer does not know.
@@ -68,7 +68,7 @@ class FixedModalities(nn.Module):
         nothing_BCHW = torch.zeros_like(images_BMCHW[:, 0])
         placed = [
             images_BMCHW[:, self.slots.index(slot)] if slot in self.slots else nothing_BCHW
-            for slot in range(self.model.architecture.modality_slots)
+            for slot in range(self.model.settings.modality_slots)
         ]
         return torch.stack(placed, dim=1)
 

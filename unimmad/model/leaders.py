@@ -10,6 +10,7 @@ Letters: B samples, T tokens, L leaders, K routed leaders, G banks, N base kerne
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ from torch.nn import functional as F
 from unimmad.model.backends.convolution import SameConvolution, plain_convolution
 from unimmad.model.routing import Routing
 
-INITIAL_LEADER_STD = 0.02
-"""The paper's standard deviation of the leaders' logits at the start."""
+if TYPE_CHECKING:
+    from unimmad.config import ModelSettings
 
 
 class BaseKernelBank(nn.Module):
@@ -34,12 +35,11 @@ class BaseKernelBank(nn.Module):
 class LocalLeaders(nn.Module):
     """All leaders of a branch at hand: the local form of the routed experts."""
 
-    def __init__(
-        self, leaders: int, base_experts: int, embed_dim: int, banks: int, initial_std: float = INITIAL_LEADER_STD
-    ) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.logits_LNE = nn.Parameter(torch.randn(leaders, base_experts, embed_dim) * initial_std)
-        self.leaders_per_bank = leaders // banks
+        shape = (settings.leaders, settings.base_experts, settings.embed_dim)
+        self.logits_LNE = nn.Parameter(torch.randn(shape) * settings.initial_leader_std)
+        self.leaders_per_bank = settings.leaders // settings.banks
 
     def forward(self, routing: Routing, kernels_GNEEkk: Tensor, projection_EE: Tensor | None = None) -> Tensor:
         """Every token's mixed kernel: [T, E, E, k, k]."""

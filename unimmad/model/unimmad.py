@@ -11,18 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.model.anomaly_map import anomaly_maps, cosine_distance
-from unimmad.model.backbone import Backbone, freeze_batchnorm
+from unimmad.model.backbone import Backbone, freeze_batchnorm, load_backbone_weights
 from unimmad.model.compression import FeatureCompression
 from unimmad.model.cross_moe import CrossMoE
 from unimmad.model.folding import FoldedTeacher
 from unimmad.model.routing import Routing
+
+if TYPE_CHECKING:
+    from unimmad.config import ModelSettings
 
 
 class InputEmbedding(nn.Module):
@@ -57,28 +60,6 @@ class InputEmbedding(nn.Module):
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """What the network is built from; config.ModelSettings documents each."""
-
-    image_size: int
-    modality_slots: int
-    backbone: str
-    frozen_encoder_batchnorm: bool
-    fcm_dim: int
-    bottleneck_dim: int
-    decoder_planes: tuple[int, ...]
-    decoder_blocks: tuple[int, ...]
-    embed_dim: int
-    kernel_sizes: tuple[int, ...]
-    leaders: int
-    base_experts: int
-    top_k: int
-    banks: int
-    initial_leader_std: float
-    initial_output_bias: float
-
-
-@dataclass(frozen=True)
 class Reconstruction:
     """What a forward pass gives: how far every token is from its reconstruction, and how it was routed."""
 
@@ -104,37 +85,21 @@ def whole_batch(
 class UniMMAD(nn.Module):
     """One model for all classes and modalities."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
+        """The model with random weights, to be filled from a checkpoint.
+
+        Raises:
+            ValueError: the backbone does not exist or does not fit.
+        """
         super().__init__()
-        self.architecture = architecture
-        self.teacher = Backbone(architecture.backbone)
+        self.settings = settings
+        self.teacher = Backbone(settings.backbone)
         self.teacher.requires_grad_(False)
-        self.input_embedding = InputEmbedding(architecture.modality_slots, architecture.image_size)
-        self.encoder = Backbone(architecture.backbone)
+        self.input_embedding = InputEmbedding(settings.modality_slots, settings.image_size)
+        self.encoder = Backbone(settings.backbone)
         channels = self.encoder.channels
-        self.compression = FeatureCompression(
-            channels,
-            architecture.fcm_dim,
-            architecture.bottleneck_dim,
-            architecture.decoder_planes,
-            architecture.decoder_blocks,
-        )
-        self.levels = nn.ModuleList(
-            [
-                CrossMoE(
-                    level_channels,
-                    architecture.embed_dim,
-                    architecture.kernel_sizes,
-                    architecture.leaders,
-                    architecture.base_experts,
-                    architecture.top_k,
-                    architecture.banks,
-                    architecture.initial_leader_std,
-                    architecture.initial_output_bias,
-                )
-                for level_channels in channels
-            ]
-        )
+        self.compression = FeatureCompression(channels, settings)
+        self.levels = nn.ModuleList([CrossMoE(of_level, settings) for of_level in channels])
         self.on_routed: Callable[[Sequence[Routing]], Sequence[Routing]] | None = None
         """Told all gates' decisions, level by level, before any expert computes: what comes to where is then known.
         Gives them back, each with what its branch needs besides."""
@@ -150,7 +115,7 @@ class UniMMAD(nn.Module):
         """Training mode never reaches the teacher, nor a frozen encoder's BatchNorm."""
         super().train(mode)
         self.teacher.eval()
-        if self.architecture.frozen_encoder_batchnorm:
+        if self.settings.encoder_batchnorm == "frozen":
             freeze_batchnorm(self.encoder)
         return self
 
@@ -208,8 +173,22 @@ class UniMMAD(nn.Module):
             reconstruction.distances,
             reconstruction.sample_of_token_T,
             reconstruction.batch,
-            self.architecture.image_size,
+            self.settings.image_size,
         )
+
+
+def new_model(settings: ModelSettings, seed: int) -> tuple[UniMMAD, str]:
+    """The model at the start of training, the same for the same seed; and in words what its backbone was loaded with.
+
+    Raises:
+        ValueError: as ``UniMMAD``, or the backbone's weights can't be had.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = UniMMAD(settings)
+    origin = load_backbone_weights(model.teacher, settings.backbone_weights)
+    model.copy_teacher_into_encoder()
+    return model, origin
 
 
 def _unit_features(features_NChw: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from unimmad.config import TrainingSettings
-from unimmad.serialization.documents import read_json, shown
+from unimmad.serialization.documents import read_json
+from unimmad.serialization.text import shown
 
 OUR_SECTION = "unimmad"
 SHIPPED_CONFIGS = Path(__file__).parent / "ds_configs"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unimmad.serialization.atomic_write import host_name
+from unimmad.serialization.validation import Count
 
 LOST_RANK_SIGNS = (
     "Connection closed by peer",
@@ -25,8 +26,8 @@ LOST_RANK_SIGNS = (
 class Problem:
     """What went wrong on one rank."""
 
-    rank: int
-    host: str
+    rank: Count
+    node: str
     message: str
     trace: str
     """The traceback; empty where the message is for users and says it all."""
@@ -78,7 +79,7 @@ class SharedError(ValueError):
     def _line(self, first: Problem) -> str:
         ranks = sum(problem.message == first.message for problem in self.problems)
         others = f" and {ranks - 1} more" if ranks > 1 else ""
-        where = "" if ranks == self.size else f"rank {first.rank} ({first.host}){others}"
+        where = "" if ranks == self.size else f"rank {first.rank} ({first.node}){others}"
         if first.trace:
             return f"{where} failed: {first.message}".lstrip()
         return f"{where}: {first.message}" if where else first.message

@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +13,6 @@ from pathlib import Path
 _STEM_BYTES = 100
 """Of the stem in a temporary name: file systems allow 255 bytes in all."""
 _OLD_S = 3600
-_NO_UTF8 = re.compile("[\ud800-\udfff]")
-"""Lone surrogates, of which the lower byte of the upper ones is the name's own (PEP 383)."""
 
 
 def temporary_beside(path: Path) -> Path:
@@ -33,7 +30,7 @@ def remove_leftovers(path: Path) -> None:
     for found in path.parent.iterdir() if path.parent.is_dir() else ():
         if left.fullmatch(found.name):
             with suppress(OSError):
-                if time.time() - found.stat().st_mtime > _OLD_S:
+                if time_of(path.parent) - found.stat().st_mtime > _OLD_S:
                     found.unlink()
 
 
@@ -60,11 +57,6 @@ def time_of(folder: Path) -> float:
         return probe.stat().st_mtime
     finally:
         probe.unlink(missing_ok=True)
-
-
-def utf8_name(name: str) -> str:
-    """A name with each byte that is no UTF-8 as ``\\xNN``: Python has them as letters that no text file takes."""
-    return _NO_UTF8.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:

@@ -7,11 +7,12 @@ holds: its aliases share them, but whoever walks through the result (a check, a 
 from __future__ import annotations
 
 import json
-import reprlib
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from unimmad.serialization.text import MAX_SHOWN, short, shown
 
 MAX_JSON_BYTES = 2**26
 """A report of a million samples, or the index of a checkpoint of a million tensors, stays below."""
@@ -20,17 +21,6 @@ MAX_YAML_BYTES = 2**16
 MAX_DEPTH = 64
 MAX_YAML_VALUES = 2**14
 """With every alias counted as what it stands for."""
-MAX_SHOWN = 100
-
-
-def shown(value: object) -> str:
-    """A value for messages: its ``repr``, at most ``MAX_SHOWN`` characters, of nested values only the outer ones."""
-    return short(_SHOWN.repr(value))
-
-
-def short(text: str, limit: int = MAX_SHOWN) -> str:
-    """A text for messages, cut to ``limit`` characters."""
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def read_limited(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
@@ -129,12 +119,3 @@ def _check_values(text: str) -> None:
             raise ValueError(f"it stands for more than {MAX_YAML_VALUES} values, each alias (*NAME) counted in full")
         if len(open_) > MAX_DEPTH:
             raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
-
-
-def _short_repr() -> reprlib.Repr:
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 3, MAX_SHOWN, MAX_SHOWN, MAX_SHOWN
-    return short
-
-
-_SHOWN = _short_repr()

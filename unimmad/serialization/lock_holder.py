@@ -13,7 +13,8 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from unimmad.serialization.atomic_write import host_name
-from unimmad.serialization.validation import Count, Entry, one_line
+from unimmad.serialization.text import one_line
+from unimmad.serialization.validation import Count, Entry
 
 STALE_S = 60.0
 """A holder that was not heard of for so long is gone, where nothing better is known."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from unimmad.serialization.text import one_line
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 """What JSON's readers all take for the same number."""
@@ -40,20 +41,3 @@ def first_problem(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(one_line(part, 80) for part in first["loc"]) or "the file"
     return f"{where}: {one_line(first['msg'].removeprefix('Value error, '))}"
-
-
-def listed(names: Sequence[str], most: int = 20) -> str:
-    """Names for a message, with commas; of many only the first ``most``, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def printable(text: str) -> str:
-    """``text`` with what would steer a terminal, break a line or is no UTF-8 escaped: names may hold anything."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
-def one_line(text: object, most_letters: int = 800) -> str:
-    """For messages that hold a file's words: no letter that breaks a line or steers a terminal, and not endless."""
-    shown = str(text) if str(text).isprintable() else ascii(text)
-    return shown if len(shown) <= most_letters else f"{shown[:most_letters]}..."

@@ -183,12 +183,4 @@ def _branch(settings: ModelSettings, place: Place) -> MiMoEBranch:
     """The same weights at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(place.kernel_size)
-        return MiMoEBranch(
-            settings.embed_dim,
-            place.kernel_size,
-            settings.leaders,
-            settings.base_experts,
-            settings.top_k,
-            settings.banks,
-            LEADER_STD,
-        )
+        return MiMoEBranch(place.kernel_size, settings.model_copy(update={"initial_leader_std": LEADER_STD}))

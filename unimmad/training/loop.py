@@ -24,13 +24,11 @@ from unimmad.parallel.engine import Engine
 from unimmad.ranks.errors import SharedError, StoppedError
 from unimmad.serialization.folder_lock import FolderLock
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
-from unimmad.training.micro_step import micro_step
-from unimmad.training.nan_check import LossGuard
+from unimmad.training.micro_step import LossGuard, micro_step
 from unimmad.training.profiling import profiling
 from unimmad.training.run_log import RunLog
 from unimmad.training.schedule import Schedule
-from unimmad.training.stop_poll import StopPoll
-from unimmad.training.stop_request import StopRequest
+from unimmad.training.stop_request import StopPoll, StopRequest
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,19 @@
-"""Forward, loss and backward of one micro-batch through the engine."""
+"""Forward, loss and backward of one micro-batch through the engine, and whether all is finite afterwards."""
 
 from __future__ import annotations
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from unimmad.config import TrainingSettings
 from unimmad.data.sample import Batch
+from unimmad.model.finite import all_finite
 from unimmad.model.unimmad import Reconstruction
 from unimmad.parallel.engine import Engine
 from unimmad.training.loss import Loss, unimmad_loss
+
+_NEVER = torch.iinfo(torch.int64).max
 
 
 def micro_step(
@@ -23,3 +28,36 @@ def micro_step(
     engine.deepspeed.backward(loss.total)
     engine.deepspeed.step()
     return output, loss
+
+
+class LossGuard:
+    """Notices a loss, weights or optimizer state that are no longer finite, before a checkpoint is made of them.
+
+    The first step with a bad loss is remembered on the device; only ``first_bad_step`` waits for it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._first_bad = torch.tensor(_NEVER, device=engine.world.device)
+
+    def watch(self, step: int, loss: Tensor) -> None:
+        """Take in the loss of a micro-batch of optimizer step ``step`` (counted from 0)."""
+        here = torch.full_like(self._first_bad, _NEVER).masked_fill_(~loss.detach().isfinite(), step)
+        self._first_bad = torch.minimum(self._first_bad, here)
+
+    def first_bad_step(self) -> int | None:
+        """The first step whose loss was NaN or infinite on any rank; None where all were good. Collective."""
+        first = self._first_bad.clone()
+        if self._engine.world.size > 1:
+            dist.all_reduce(first, dist.ReduceOp.MIN)
+        return None if int(first) == _NEVER else int(first)
+
+    def weights_are_finite(self) -> bool:
+        """Whether what a checkpoint would hold is finite on all ranks: trained weights, running statistics, optimizer
+        state. Collective."""
+        engine = self._engine
+        weights = [placed.parameter.detach() for placed in engine.parameters()]
+        keys = {id(piece.key): piece.key for piece in engine.optimizer_pieces()}.values()
+        state = [value for key in keys for value in engine.optimizer_state(key).values() if isinstance(value, Tensor)]
+        tensors = (*weights, *engine.model.buffers(), *state)
+        return engine.world.all_true(all(all_finite(tensor) for tensor in tensors))

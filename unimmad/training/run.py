@@ -15,7 +15,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from unimmad.assembly import empty_model, new_model
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model
@@ -32,7 +31,7 @@ from unimmad.data.synthetic.default_set import ensure_synthetic_shards
 from unimmad.model.backbone import RANDOM_WEIGHTS, calibrate_batchnorm
 from unimmad.model.backends.execution import check_compiling
 from unimmad.model.backends.tf32 import choose_for_training
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.unimmad import UniMMAD, new_model
 from unimmad.parallel.batchnorm import check_batchnorm
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config, read_deepspeed_config
 from unimmad.parallel.engine import Engine, build_engine
@@ -209,7 +208,7 @@ def _starting_model(
 def _stored_model(arguments: TrainArguments, run: RunFolder, world: World) -> tuple[UniMMAD, str]:
     """Of the checkpoint to continue, or of ``--init-from``; the ranks share the verification."""
     source = run.resume_from or find_checkpoint(cast(Path, arguments.init_from))
-    model = empty_model(arguments.recipe.model)
+    model = UniMMAD(arguments.recipe.model)
     # A run that continues needs the optimizer's state, too: better to miss it now than after DeepSpeed's set-up.
     without = None if run.resume_from else OPTIMIZER_PREFIX
     if arguments.verify:

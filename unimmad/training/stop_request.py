@@ -1,4 +1,4 @@
-"""Signals that ask training to stop, heard whatever the main thread does.
+"""Signals that ask training to stop: heard whatever the main thread does, and told to all ranks.
 
 SLURM sends USR2 (submitit's choice) a while before the time limit and, where the site has it so, at a preemption: save
 and requeue. It sends TERM when it is about to kill: at a preemption, ``scontrol requeue``, ``scancel``, or the limit
@@ -15,7 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from unimmad.parallel.world import World
 
 REQUEUE_SIGNAL = signal.SIGUSR2
 SLURM_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
@@ -29,6 +32,8 @@ TORCHRUN_MARK = "TORCHELASTIC_RUN_ID"
 """A variable that torchrun alone sets."""
 DEEPSPEED_MARK = "LOCAL_SIZE"
 """A variable that DeepSpeed's launcher alone sets."""
+FRACTION_OF_DELAY = 0.1
+"""Of the time between a signal and the end; the rest is for the step, the save, and steps that become slower."""
 
 
 class StopRequest:
@@ -118,6 +123,50 @@ class TerminalStop(StopRequest):
             _say(f"{name} before the first step: there is nothing to save")
             os._exit(128 + number)
         _say(f"{name}: training saves and stops after this step; a second signal ends it at once")
+
+
+class StopPoll:
+    """Asks all ranks whether one of them was told to stop: as seldom as the time that a signal leaves allows.
+
+    Rank 0 chooses after how many steps all ask again, by how long the last ones took; all hear it as they ask.
+
+    Args:
+        stop: None: nobody asks.
+        now: seconds of a clock.
+    """
+
+    def __init__(self, stop: StopRequest | None, world: World, now: Callable[[], float] = time.monotonic) -> None:
+        self._stop = stop
+        self._world = world
+        self._now = now
+        self._asked_at = now()
+        self._steps = 0
+        self._next = 1
+
+    def after_step(self) -> bool:
+        """Whether all stop now. Every rank calls it after each step and gets the same answer."""
+        if self._stop is not None and self._world.size == 1:
+            return self.ask()
+        self._steps += 1
+        return self._steps >= self._next and self.ask()
+
+    def ask(self) -> bool:
+        """As ``after_step``, now and for certain."""
+        if self._stop is None:
+            return False
+        if self._world.size == 1:
+            return self._stop.first != 0
+        number, self._next = self._world.largest([self._stop.first, self._choose() if self._world.is_main else 0])
+        self._steps, self._asked_at = 0, self._now()
+        if number:
+            self._stop.hear_from_others(number)
+        return number != 0
+
+    def _choose(self) -> int:
+        """Steps until the next question."""
+        assert self._stop is not None
+        seconds_a_step = max((self._now() - self._asked_at) / max(self._steps, 1), 1e-6)
+        return max(1, int(FRACTION_OF_DELAY * self._stop.delay_s / seconds_a_step))
 
 
 def _echo_s() -> float:

@@ -23,7 +23,7 @@ from unimmad.data.modality import (
     guess_kind,
     resolve_modality,
 )
-from unimmad.serialization.validation import listed
+from unimmad.serialization.text import listed
 
 UNSPECIFIED = "unspecified"
 
@@ -44,7 +44,7 @@ class _Wishes:
     field: str | None
     choices: dict[str, ModalityChoice]
     max_modalities: int
-    calibration_share: float | None
+    calibration_fraction: float | None
     seed: int
 
 
@@ -56,7 +56,7 @@ def find_set(
     layout: str = "auto",
     modalities: Sequence[ModalityChoice] = (),
     max_modalities: int = MAX_MODALITIES,
-    calibration_share: float | None = 0.0,
+    calibration_fraction: float | None = 0.0,
     seed: int = 0,
 ) -> FoundSet:
     """:func:`find_sets` where there is one; nothing is set aside for calibration unless asked for.
@@ -71,7 +71,7 @@ def find_set(
         layout=layout,
         modalities=modalities,
         max_modalities=max_modalities,
-        calibration_share=calibration_share,
+        calibration_fraction=calibration_fraction,
         seed=seed,
     )
     if len(found) > 1:
@@ -87,7 +87,7 @@ def find_sets(
     layout: str = "auto",
     modalities: Sequence[ModalityChoice] = (),
     max_modalities: int = MAX_MODALITIES,
-    calibration_share: float | None = None,
+    calibration_fraction: float | None = None,
     seed: int = 0,
 ) -> list[FoundSet]:
     """Read the data sets in ``root``: one, or several where an index of many lists them.
@@ -101,7 +101,7 @@ def find_sets(
         layout: a name in ``LAYOUTS``, or ``auto``.
         modalities: what the user said of modalities; the others are as the layout declares, or judged by their names.
         max_modalities: more are refused.
-        calibration_share: see ``calibration.set_aside``; None: the layout's own.
+        calibration_fraction: see ``calibration.set_aside``; None: the layout's own.
         seed: of the calibration samples' choice.
 
     Raises:
@@ -110,7 +110,7 @@ def find_sets(
     """
     notices = Notices()
     chosen = _choose_layout(root, layout, notices)
-    wishes = _Wishes(name, field, _choices_by_name(modalities), max_modalities, calibration_share, seed)
+    wishes = _Wishes(name, field, _choices_by_name(modalities), max_modalities, calibration_fraction, seed)
     read = chosen.read(root, wishes.choices, notices)
     if len(read) > 1 and name:
         raise ValueError(f"{root} holds {len(read)} data sets, which --name cannot name; leave it out")
@@ -152,7 +152,7 @@ def _source_set(root: Path, info: LayoutInfo, read: ReadSet, wishes: _Wishes, no
     samples = unique_keys(_without_skipped(read.samples, wishes.choices))
     _check_twice(samples)
     _check_classes(root, info, samples, notices)
-    share = info.calibration_share if wishes.calibration_share is None else wishes.calibration_share
+    share = info.calibration_fraction if wishes.calibration_fraction is None else wishes.calibration_fraction
     declared = read.modalities or info.modalities
     return SourceSet(
         name=wishes.name or read.name or (info.name if info.classes else _stem(root)),

@@ -11,7 +11,7 @@ from unimmad.data.layouts.scan import Notices
 from unimmad.data.layouts.source_set import SourceSample
 from unimmad.data.modality import ModalityChoice
 
-OWN_CALIBRATION_SHARE = 0.1
+OWN_CALIBRATION_FRACTION = 0.1
 """Of one's own images; the benchmarks train on all that they publish for it."""
 
 
@@ -29,7 +29,7 @@ class LayoutInfo:
     modalities: tuple[Modality, ...] = ()
     """In slot order; empty where the files or the user tell."""
     citation: str = ""
-    calibration_share: float = 0.0
+    calibration_fraction: float = 0.0
     """Share of train/good set aside by default, see ``calibration``."""
 
 

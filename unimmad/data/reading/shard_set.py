@@ -43,7 +43,7 @@ from unimmad.data.reading.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.reading.shard_cache import GB, ShardCache
 from unimmad.data.sample import BatchBuffer, Sample
 from unimmad.data.writing.tar_headers import is_header_of
-from unimmad.serialization.validation import one_line
+from unimmad.serialization.text import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from unimmad.data.decode import IMAGE_SUFFIXES
 from unimmad.data.index import NAME
 from unimmad.data.layouts.source_set import SourceSample, SourceSet
-from unimmad.serialization.documents import short
+from unimmad.serialization.text import short
 
 
 def check_sets(sets: Sequence[SourceSet], allow_missing: bool) -> None:

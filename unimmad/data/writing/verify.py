@@ -13,8 +13,8 @@ from tqdm import tqdm
 from unimmad.data.index import Index, Member, SampleEntry, ShardEntry, load_index
 from unimmad.data.writing.shard_notes import sha256_of
 from unimmad.data.writing.tar_headers import header_problems
-from unimmad.serialization.documents import parse_json, shown
-from unimmad.serialization.validation import printable
+from unimmad.serialization.documents import parse_json
+from unimmad.serialization.text import printable, shown
 
 MAX_DESCRIPTION_BYTES = 2**16
 _DESCRIBED = ("key", "dataset", "class_name", "split", "defect", "anomalous")

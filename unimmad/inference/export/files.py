@@ -31,7 +31,7 @@ def write_torch(program: ExportProgram, metadata: ExportMetadata, target: Path) 
         ValueError: the target cannot be written.
     """
     traced = trace(program, metadata)
-    description = json.dumps(metadata.model_dump(mode="json"), ensure_ascii=False)
+    description = json.dumps(metadata.model_dump(mode="json", by_alias=True), ensure_ascii=False)
 
     # In memory first: where the disk is full, PyTorch's own writer ends the process.
     archive = io.BytesIO()

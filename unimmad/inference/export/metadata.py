@@ -12,7 +12,8 @@ from unimmad.checkpoint.thresholds import Thresholds
 from unimmad.config import EvaluationSettings
 from unimmad.data.index import ClassName, DatasetEntry, Modalities, Name
 from unimmad.serialization.documents import parse_json
-from unimmad.serialization.validation import Count, first_problem, one_line
+from unimmad.serialization.text import one_line
+from unimmad.serialization.validation import Count, first_problem
 
 FORMAT: Literal[1] = 1
 IMAGES_INPUT = "images"
@@ -61,7 +62,8 @@ class ExportMetadata(BaseModel):
 
     def to_strings(self) -> dict[str, str]:
         """For a file format whose metadata are strings."""
-        return {key: json.dumps(value, ensure_ascii=False) for key, value in self.model_dump(mode="json").items()}
+        values = self.model_dump(mode="json", by_alias=True)
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str], where: str) -> ExportMetadata:

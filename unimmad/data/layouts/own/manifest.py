@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import get_args
 
 from unimmad.data.index import Split
-from unimmad.data.layouts.layout import OWN_CALIBRATION_SHARE, LayoutInfo, ReadSet
+from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION, LayoutInfo, ReadSet
 from unimmad.data.layouts.own.mvtec import PROBED_IMAGES, single_modality
 from unimmad.data.layouts.own.rows import Row, existing, read_rows
 from unimmad.data.layouts.scan import GOOD, Notices, sample_key
@@ -39,7 +39,9 @@ PREFIX = "image."
 class ManifestLayout:
     """Modalities as the columns name them; a single ``image`` is called as in the MVTec-AD layout."""
 
-    info = LayoutInfo(name="manifest", title="manifest (CSV or JSON lines)", calibration_share=OWN_CALIBRATION_SHARE)
+    info = LayoutInfo(
+        name="manifest", title="manifest (CSV or JSON lines)", calibration_fraction=OWN_CALIBRATION_FRACTION
+    )
 
     def recognises(self, root: Path) -> bool:
         return root.is_file() and root.suffix.lower() in SUFFIXES

@@ -16,7 +16,7 @@ import numpy as np
 from unimmad.data.index import Split
 from unimmad.data.layouts.benchmarks.positions import read_positions
 from unimmad.data.layouts.encode import npy_bytes
-from unimmad.data.layouts.layout import OWN_CALIBRATION_SHARE, LayoutInfo, ReadSet
+from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION, LayoutInfo, ReadSet
 from unimmad.data.layouts.scan import (
     GOOD,
     Notices,
@@ -40,7 +40,9 @@ class MultimodalLayout:
     """One to several modalities, called as their folders."""
 
     info = LayoutInfo(
-        name="multimodal", title="multi-modal layout (a folder a modality)", calibration_share=OWN_CALIBRATION_SHARE
+        name="multimodal",
+        title="multi-modal layout (a folder a modality)",
+        calibration_fraction=OWN_CALIBRATION_FRACTION,
     )
 
     def recognises(self, root: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from unimmad.data.decode import decode_image
 from unimmad.data.index import Split
-from unimmad.data.layouts.layout import OWN_CALIBRATION_SHARE, LayoutInfo, ReadSet
+from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION, LayoutInfo, ReadSet
 from unimmad.data.layouts.scan import (
     GOOD,
     Notices,
@@ -36,7 +36,7 @@ PROBED_IMAGES = 3
 class MVTecLayout:
     """One modality: ``rgb``, or ``gray`` where every class's first images have one channel, or as the user names it."""
 
-    info = LayoutInfo(name="mvtec", title="MVTec-AD layout", calibration_share=OWN_CALIBRATION_SHARE)
+    info = LayoutInfo(name="mvtec", title="MVTec-AD layout", calibration_fraction=OWN_CALIBRATION_FRACTION)
 
     def recognises(self, root: Path) -> bool:
         return any(images_by_stem(folder / "train" / GOOD, Notices()) for folder in visible_folders(root))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unimmad.serialization.documents import parse_json, read_limited
-from unimmad.serialization.validation import listed
+from unimmad.serialization.text import listed
 
 MAX_TABLE_BYTES = 2**30
 MAX_COLUMNS = 256
