@@ -105,7 +105,7 @@ def test_checkpoint_data_and_output_can_be_named(typed, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["--checkpoint", "nowhere"], "nowhere is no checkpoint and no run folder with one"),
         (["--checkpoint", "data/small"], "data/small is no checkpoint and no run folder with one"),

@@ -124,7 +124,7 @@ def test_calibration_beside_the_checkpoint_brings_decisions(typed, place, monkey
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         ([], "give either files and folders, or --modality"),
         (["sets/x", "--modality", "rgb=sets/x/rgb/1.png"], "give either files and folders, or --modality"),

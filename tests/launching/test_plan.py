@@ -93,7 +93,7 @@ def test_expert_groups_fill_nodes_evenly(slurm):
 
 
 @pytest.mark.parametrize(
-    ("words", "trainer", "said"),
+    ("argv", "trainer", "said"),
     [
         (["--partition", "gone"], [], "no such partition, but cpu, gpu"),
         (["--nodes", "3"], [], "--nodes 3: partition cpu has 2"),

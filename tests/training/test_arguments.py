@@ -59,7 +59,7 @@ def test_what_the_launcher_adds_is_accepted():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["--data", "pipe:cat x"], r"pipe:cat x: a pipe: command needs"),
         (["--max-steps", "0"], "--max-steps 0 must be 1 or more"),
@@ -78,7 +78,7 @@ def test_what_is_wrong_is_said(argv, message):
         parse_arguments(argv)
 
 
-@pytest.mark.parametrize("words", [["--data"], ["--max-steps", "many"], ["--unknown"]])
+@pytest.mark.parametrize("argv", [["--data"], ["--max-steps", "many"], ["--unknown"]])
 def test_words_that_are_no_options_are_one_line(argv):
     """Of many ranks only one is to say it."""
     with pytest.raises(ValueError, match=rf"{argv[0]}.*; unimmad/train.py --help lists the options"):

@@ -141,7 +141,7 @@ def test_another_form_is_named(kept):
 
 
 @pytest.mark.parametrize(
-    ("device", "words", "ep_size", "measures"),
+    ("device", "argv", "ep_size", "measures"),
     [(GPU, [], 1, True), (CPU, [], 1, False), (GPU, ["--deterministic"], 1, False), (GPU, [], 2, False)],
 )
 def test_a_new_run_measures_on_a_gpu_that_has_all_leaders_and_may_choose(
