@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,19 +16,11 @@ from hand_made import hand_made_checkpoint, hand_made_shards
 from PIL import Image
 
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME
+from unimmad.cli.evaluate import main as evaluate_main
 from unimmad.cli.predict import main
 from unimmad.config import load_recipe
 
 TOOLS = Path(__file__).parents[2] / "tools"
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_tool", TOOLS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +89,7 @@ def test_one_sample_by_its_modalities(typed, place):
 def test_calibration_beside_the_checkpoint_brings_decisions(typed, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--calibrate", "--false-alarm-rate", "0.4", "--device", "cpu"])
-    assert load_tool("evaluate").main() == 0
+    assert evaluate_main() == 0
     said = capsys.readouterr().out
     file = place / "runs/tiny/checkpoints/step_00000003" / THRESHOLDS_NAME
     try:

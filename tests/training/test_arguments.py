@@ -81,5 +81,5 @@ def test_what_is_wrong_is_said(argv, message):
 @pytest.mark.parametrize("argv", [["--data"], ["--max-steps", "many"], ["--unknown"]])
 def test_words_that_are_no_options_are_one_line(argv):
     """Of many ranks only one is to say it."""
-    with pytest.raises(ValueError, match=rf"{argv[0]}.*; unimmad/train.py --help lists the options"):
+    with pytest.raises(ValueError, match=rf"{argv[0]}.*; unimmad train --help lists the options"):
         parse_arguments(argv)
