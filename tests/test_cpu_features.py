@@ -64,7 +64,7 @@ def settled(program: str, preset: Mapping[str, str] | None = None) -> dict[str, 
     [
         ("", {}, TUNED),
         ("import numpy; ", {}, {SPIN_VARIABLE: SHORT_SPIN}),
-        ("import torch; ", {}, {}),  # imports NumPy, too
+        ("import numpy, torch; ", {}, {}),
         ("", {VARIABLE: "AVX512F", SPIN_VARIABLE: "7"}, {VARIABLE: "AVX512F", SPIN_VARIABLE: "7"}),
         ("", {WAIT_VARIABLE: "ACTIVE"}, {VARIABLE: AVX512, WAIT_VARIABLE: "ACTIVE"}),
         ("", {SWITCH: "0"}, {SWITCH: "0"}),
@@ -104,3 +104,12 @@ def test_every_script_is_the_command_of_its_name(entry):
         "print(json.dumps(dict(os.environ, NAME=names[0])))"
     )
     assert settled(program) == ({} if entry == "slurm/launch.py" else TUNED)
+
+
+def test_a_jobs_task_is_tuned_on_its_node_before_numpy_is_there():
+    program = (
+        "from pathlib import Path; from unimmad.launching import job\n"
+        f"def begin(*_): {SAY}; sys.exit('numpy' in sys.modules)\n"
+        "job.StopRequest = begin; job.TrainingJob((), Path(), 1, 1, 1, 'key')()"
+    )
+    assert settled(program) == TUNED

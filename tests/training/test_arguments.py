@@ -6,13 +6,14 @@ import pytest
 
 from unimmad.config import load_recipe
 from unimmad.data.location import RemoteFolder
+from unimmad.parallel.deepspeed_config import SHIPPED_CONFIGS
 from unimmad.training.arguments import TrainArguments, parse_arguments
 
 
 def test_without_words_it_is_the_demo_on_the_synthetic_set():
     assert parse_arguments([]) == TrainArguments(
         recipe=load_recipe("demo"),
-        deepspeed_config=Path("ds_configs/ep1.json"),
+        deepspeed_config=SHIPPED_CONFIGS / "ep1.json",
         data=(),
         output_dir=Path("runs/demo"),
         max_steps=None,
@@ -27,7 +28,7 @@ def test_everything_can_be_said():
     argv += " --profile 10:13"
     assert parse_arguments(argv.split()) == TrainArguments(
         recipe=load_recipe("tiny", ["model.embed_dim=16", "training.learning_rate=0.0001"]),
-        deepspeed_config=Path("ep4.json"),
+        deepspeed_config=SHIPPED_CONFIGS / "ep4.json",
         data=(Path("a"), Path("b/c")),
         output_dir=Path("out"),
         max_steps=7,
