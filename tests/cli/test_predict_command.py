@@ -227,13 +227,14 @@ def test_a_signal_in_the_middle_leaves_what_was_done_and_the_same_command_goes_o
     argv = ["--output-dir", str(tmp_path / "out"), str(five)]
     dying = (
         "import os, sys\n"
-        "from unimmad.inference import command, output\n"
+        "from unimmad.cli import predict\n"
+        "from unimmad.inference import output\n"
         "add = output.PredictionFolder.add\n"
         "def add_and_die(folder, prediction):\n"
         "    add(folder, prediction)\n"
         f"    if len(folder.rows) == 3: os.kill(os.getpid(), {int(number)})\n"
         "output.PredictionFolder.add = add_and_die\n"
-        "sys.exit(command.main(sys.argv[1:]))\n"
+        "sys.exit(predict.main(sys.argv[1:]))\n"
     )
     died = subprocess.run(
         [sys.executable, "-c", dying, *argv], cwd=place, capture_output=True, text=True, timeout=300, check=False
