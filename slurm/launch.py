@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 
-from unimmad.cli.launch import main
+from unimmad.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("launch"))

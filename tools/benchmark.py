@@ -19,12 +19,15 @@ import importlib
 import sys
 from pathlib import Path
 
+from unimmad.cpu_features import tune_cpu
+
 SUBCOMMANDS = ("data", "scaling", "metrics", "model", "fit", "checkpoint")
 """Modules of ``benchmarks``."""
 
 
 def main() -> int:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measurements are not part of the package
+    tune_cpu()
     modules = {name: importlib.import_module(f"benchmarks.{name}") for name in SUBCOMMANDS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(dest="subcommand", required=True)

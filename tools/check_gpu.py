@@ -22,6 +22,7 @@ def main() -> int:
     # From a checkout: checks share code with the tests, and the package need not be installed.
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    importlib.import_module("unimmad.cpu_features").tune_cpu()
     return int(importlib.import_module("gpu.command").main(description=__doc__))
 
 

@@ -1,4 +1,4 @@
-"""Report a checkpoint's metrics; the same as the command unimmad-evaluate. See docs/evaluation.md, or --help.
+"""Report a checkpoint's metrics; the same as the command ``unimmad evaluate``. See docs/evaluation.md, or --help.
 
 python tools/evaluate.py --checkpoint runs/demo
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from unimmad.cli.evaluate import main
+from unimmad.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("evaluate"))

@@ -1,4 +1,4 @@
-"""Score one's own images; the same as the command unimmad-predict. See docs/predict.md, or --help.
+"""Score one's own images; the same as the command ``unimmad predict``. See docs/predict.md, or --help.
 
 python tools/predict.py --checkpoint runs/demo PATH...
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from unimmad.cli.predict import main
+from unimmad.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("predict"))

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unimmad.cpu_features import let_idle_threads_sleep, prefer_fast_sort
-
 if TYPE_CHECKING:
     from unimmad.inference.detector import Detector, Prediction
 
 __all__ = ["Detector", "Prediction", "__version__"]
 __version__ = "0.2.0"
 """Stated here alone: pyproject.toml reads it, CHANGELOG.md and CITATION.cff are held to it by a test."""
-
-prefer_fast_sort()
-let_idle_threads_sleep()
 
 
 def __getattr__(name: str) -> Any:

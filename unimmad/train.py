@@ -17,9 +17,9 @@ from pathlib import Path
 def main() -> int:
     """As the command ``unimmad train``."""
     _leave_package_folder_off_the_path()
-    from unimmad.cli.train import main as train_main
+    from unimmad.cli.main import run
 
-    return train_main()
+    return run("train")
 
 
 def _leave_package_folder_off_the_path() -> None:

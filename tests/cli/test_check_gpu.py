@@ -75,7 +75,7 @@ def test_what_is_not_measured_is_no_failure():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["--device", "cpu", "--only", "nonsense"], "no check is called nonsense; --list names them"),
         (["--device", "cpu", "--minutes", "0"], "--minutes 0 must be above 0"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import shutil
 import subprocess
@@ -21,6 +21,7 @@ from unimmad.checkpoint.folder import find_checkpoint, read_state
 from unimmad.checkpoint.loading import fill_model, load_checkpoint
 from unimmad.checkpoint.released import FILES, our_name
 from unimmad.checkpoint.tensor_slices import TensorReader
+from unimmad.cli.evaluate import main as evaluate_main
 from unimmad.config import load_recipe
 from unimmad.data.layouts import find_set
 from unimmad.data.writing.shards import write_shards
@@ -96,16 +97,7 @@ def released_tensors(model: UniMMAD) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    return load_tool("convert")
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("unimmad.cli.convert")
 
 
 def options(*settings: str) -> list[str]:
@@ -200,7 +192,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--device", "cpu", *(str(word) for word in argv)])
-    return load_tool("evaluate").main()
+    return evaluate_main()
 
 
 def test_evaluation_scores_it_on_the_data_given(

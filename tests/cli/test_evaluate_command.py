@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import shutil
@@ -20,17 +20,12 @@ from unimmad.evaluation import scoring
 from unimmad.serialization.folder_lock import FolderLock
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "evaluate.py"
-TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"
+TRAINING_COMMAND = "unimmad train"
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_tool", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("unimmad.cli.evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +100,7 @@ def test_checkpoint_data_and_output_can_be_named(typed, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["--checkpoint", "nowhere"], "nowhere is no checkpoint and no run folder with one"),
         (["--checkpoint", "data/small"], "data/small is no checkpoint and no run folder with one"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,19 +16,11 @@ from hand_made import hand_made_checkpoint, hand_made_shards
 from PIL import Image
 
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME
+from unimmad.cli.evaluate import main as evaluate_main
 from unimmad.cli.predict import main
 from unimmad.config import load_recipe
 
 TOOLS = Path(__file__).parents[2] / "tools"
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_tool", TOOLS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +89,7 @@ def test_one_sample_by_its_modalities(typed, place):
 def test_calibration_beside_the_checkpoint_brings_decisions(typed, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--calibrate", "--false-alarm-rate", "0.4", "--device", "cpu"])
-    assert load_tool("evaluate").main() == 0
+    assert evaluate_main() == 0
     said = capsys.readouterr().out
     file = place / "runs/tiny/checkpoints/step_00000003" / THRESHOLDS_NAME
     try:
@@ -124,7 +114,7 @@ def test_calibration_beside_the_checkpoint_brings_decisions(typed, place, monkey
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         ([], "give either files and folders, or --modality"),
         (["sets/x", "--modality", "rgb=sets/x/rgb/1.png"], "give either files and folders, or --modality"),
@@ -237,13 +227,14 @@ def test_a_signal_in_the_middle_leaves_what_was_done_and_the_same_command_goes_o
     argv = ["--output-dir", str(tmp_path / "out"), str(five)]
     dying = (
         "import os, sys\n"
-        "from unimmad.inference import command, output\n"
+        "from unimmad.cli import predict\n"
+        "from unimmad.inference import output\n"
         "add = output.PredictionFolder.add\n"
         "def add_and_die(folder, prediction):\n"
         "    add(folder, prediction)\n"
         f"    if len(folder.rows) == 3: os.kill(os.getpid(), {int(number)})\n"
         "output.PredictionFolder.add = add_and_die\n"
-        "sys.exit(command.main(sys.argv[1:]))\n"
+        "sys.exit(predict.main(sys.argv[1:]))\n"
     )
     died = subprocess.run(
         [sys.executable, "-c", dying, *argv], cwd=place, capture_output=True, text=True, timeout=300, check=False

@@ -183,7 +183,7 @@ def test_evaluation_on_the_way_and_tensorboard(shards, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "said"),
     [
         (("--set", "model.embed_dm=3"), "did you mean model.embed_dim?"),
         (("--recipe", "dmo"), "demo"),

@@ -284,7 +284,7 @@ def test_a_class_that_is_corrupt_as_a_whole_gives_its_places_to_others(shards: A
 
 def test_nothing_readable_is_an_error_in_the_end(shards: Any) -> None:
     shards.spoil(*(ref.entry.key for refs in shards.classes("train").values() for ref in refs))
-    with pytest.raises(ValueError, match=r"step 0: neither .*make_shards[.]py verify"):
+    with pytest.raises(ValueError, match=r"step 0: neither .*unimmad shards verify"):
         listed(train(shards, 0, 1, on_error="skip"))
 
 

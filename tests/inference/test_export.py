@@ -196,7 +196,7 @@ def test_a_file_that_is_no_onnx_or_not_of_this_package_is_named(tmp_path):
     (tmp_path / "other.onnx").write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"other.onnx can't be run by ONNX Runtime"):
         Detector.from_onnx(tmp_path / "other.onnx")
-    with pytest.raises(ValueError, match=r"gone.onnx does not exist; make it with tools/export.py"):
+    with pytest.raises(ValueError, match=r"gone.onnx does not exist; make it with unimmad export"):
         Detector.from_onnx(tmp_path / "gone.onnx")
     with pytest.raises(ValueError, match=r"other.onnx: its metadata do not say"):
         ExportMetadata.from_strings({"format": "1"}, "other.onnx")

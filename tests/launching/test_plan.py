@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from launches import ROOT
 from launching.fake_slurm import install
@@ -19,6 +21,7 @@ def slurm(tmp_path, monkeypatch):
     """A SLURM with partitions cpu (the default) and gpu; the folder is the project's."""
     install(tmp_path / "bin", monkeypatch)
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["launch.py"])
     return tmp_path / "out"
 
 
@@ -93,7 +96,7 @@ def test_expert_groups_fill_nodes_evenly(slurm):
 
 
 @pytest.mark.parametrize(
-    ("words", "trainer", "said"),
+    ("argv", "trainer", "said"),
     [
         (["--partition", "gone"], [], "no such partition, but cpu, gpu"),
         (["--nodes", "3"], [], "--nodes 3: partition cpu has 2"),

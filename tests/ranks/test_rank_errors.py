@@ -58,22 +58,22 @@ def test_lines_come_in_the_order_of_ranks_each_message_once():
 
 def test_rank_0_tells_what_all_know_and_each_its_own(capsys):
     shared = SharedError(PLACES, size=16)
-    tell(shared, 3, 16)
+    tell(shared, 3, 16, "train.py")
     assert capsys.readouterr().err == ""
-    tell(shared, 0, 16)
+    tell(shared, 0, 16, "train.py")
     assert capsys.readouterr().err == "train.py: rank 1 (n1): no data\ntrain.py: rank 8 (n2) and 1 more: no cache\n"
-    tell(ValueError("a sample is damaged"), 3, 16)
+    tell(ValueError("a sample is damaged"), 3, 16, "train.py")
     assert capsys.readouterr().err == f"\ntrain.py: rank 3 ({host_name()}): a sample is damaged\n"
-    tell(ValueError("a sample is damaged"), 0, 1)
+    tell(ValueError("a sample is damaged"), 0, 1, "train.py")
     assert capsys.readouterr().err == "train.py: a sample is damaged\n"
-    tell(RuntimeError("Connection closed by peer"), 3, 16)
+    tell(RuntimeError("Connection closed by peer"), 3, 16, "train.py")
     assert "lost another rank" in capsys.readouterr().err
 
 
 def test_a_traceback_is_shown_once_and_ends_with_rank_and_host(capsys):
     trace = "Traceback (most recent call last):\nKeyError: 'x'\n"
     shared = SharedError([Problem(rank, "n1", "KeyError('x')", trace) for rank in (1, 2)], size=4)
-    tell(shared, 0, 4)
+    tell(shared, 0, 4, "train.py")
     assert capsys.readouterr().err == f"{trace}train.py: rank 1 (n1) and 1 more failed: KeyError('x')\n"
     assert exit_status(shared) == 1
     assert exit_status(SharedError(PLACES, size=16)) == 2

@@ -159,7 +159,7 @@ def test_no_srun_on_the_nodes(cluster, parity_shards, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "said"),
     [
         (["--partition", "gone"], "--partition gone: SLURM has no such partition, but debug, urgent"),
         (["--nodes", "9"], "--nodes 9: partition debug has 4"),

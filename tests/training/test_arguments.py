@@ -6,13 +6,14 @@ import pytest
 
 from unimmad.config import load_recipe
 from unimmad.data.location import RemoteFolder
+from unimmad.parallel.deepspeed_config import SHIPPED_CONFIGS
 from unimmad.training.arguments import TrainArguments, parse_arguments
 
 
 def test_without_words_it_is_the_demo_on_the_synthetic_set():
     assert parse_arguments([]) == TrainArguments(
         recipe=load_recipe("demo"),
-        deepspeed_config=Path("ds_configs/ep1.json"),
+        deepspeed_config=SHIPPED_CONFIGS / "ep1.json",
         data=(),
         output_dir=Path("runs/demo"),
         max_steps=None,
@@ -27,7 +28,7 @@ def test_everything_can_be_said():
     argv += " --profile 10:13"
     assert parse_arguments(argv.split()) == TrainArguments(
         recipe=load_recipe("tiny", ["model.embed_dim=16", "training.learning_rate=0.0001"]),
-        deepspeed_config=Path("ep4.json"),
+        deepspeed_config=SHIPPED_CONFIGS / "ep4.json",
         data=(Path("a"), Path("b/c")),
         output_dir=Path("out"),
         max_steps=7,
@@ -59,7 +60,7 @@ def test_what_the_launcher_adds_is_accepted():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["--data", "pipe:cat x"], r"pipe:cat x: a pipe: command needs"),
         (["--max-steps", "0"], "--max-steps 0 must be 1 or more"),
@@ -78,8 +79,8 @@ def test_what_is_wrong_is_said(argv, message):
         parse_arguments(argv)
 
 
-@pytest.mark.parametrize("words", [["--data"], ["--max-steps", "many"], ["--unknown"]])
+@pytest.mark.parametrize("argv", [["--data"], ["--max-steps", "many"], ["--unknown"]])
 def test_words_that_are_no_options_are_one_line(argv):
     """Of many ranks only one is to say it."""
-    with pytest.raises(ValueError, match=rf"{argv[0]}.*; unimmad/train.py --help lists the options"):
+    with pytest.raises(ValueError, match=rf"{argv[0]}.*; unimmad train --help lists the options"):
         parse_arguments(argv)

@@ -98,7 +98,7 @@ def test_the_first_signal_saves_and_the_same_command_continues(number, status, p
     assert launch.end() == status, launch.said()[-3000:]
     said = launch.said()
     assert f"train.py: {number.name}: training saves and stops after this step" in said
-    assert said.splitlines()[-1] == "train.py: stopped, and saved; the same command continues"
+    assert said.splitlines()[-1] == "recording_train.py: stopped, and saved; the same command continues"
     assert "Traceback" not in said
     assert 3 <= whole_checkpoints(launch.run)[0] < STEPS
     assert_continues(launch, "python", 1, parity_shards, undisturbed("python", 1))
@@ -163,7 +163,7 @@ def test_a_signal_of_any_rank_ends_an_evaluation_on_the_way(parity_shards, tmp_p
     options = ["--recipe", "tiny", "--data", str(parity_shards), "--set", "training.evaluate_every=1"]
     done = run([*argv, "--deepspeed_config", str(CONFIGS / "ep1.json"), *options, "--max-steps", "5"], tmp_path)
     assert done.returncode == (143 if launcher == "python" else 1), done.stderr[-3000:]
-    assert done.stderr.count("step 1: asked to stop; tools/evaluate.py --checkpoint") == 1
+    assert done.stderr.count("step 1: asked to stop; unimmad evaluate --checkpoint") == 1
     assert "train.py: stopped, and saved; the same command continues" in done.stderr
     assert newest_step(tmp_path / "runs" / "tiny") == 1
     assert not list(tmp_path.glob("runs/tiny/evaluations/*/report.json"))

@@ -60,7 +60,7 @@ def test_data_that_one_node_lacks(nodes):
     shutil.rmtree(nodes[1] / "data")
     started = time.monotonic()
     lines = said(launch(nodes))
-    assert lines == [f"{NODE_1}data folder data does not exist; make one with tools/make_shards.py"]
+    assert lines == [f"{NODE_1}data folder data does not exist; make one with unimmad shards"]
     assert time.monotonic() - started < 60
 
 
@@ -82,7 +82,7 @@ def test_a_file_that_one_node_lacks(nodes, name, line):
 @pytest.mark.long
 def test_what_no_node_has_is_said_without_rank(nodes):
     lines = said(launch(nodes, "--data", "nowhere", "--unknown", "5"))
-    assert lines == ["train.py: unrecognized arguments: --unknown 5; unimmad/train.py --help lists the options"]
+    assert lines == ["train.py: unrecognized arguments: --unknown 5; unimmad train --help lists the options"]
 
 
 @pytest.mark.long
@@ -122,6 +122,6 @@ def test_ranks_that_a_failed_one_leaves_waiting_end_at_once(nodes):
     started = time.monotonic()
     done = launch(nodes, script=str(FAILING_TRAIN), FAILING_RANK="1", WAITING_RANK="0")
     ended = time.time()
-    assert "train.py: rank 1 (node1) failed: RuntimeError('the fault of the test')" in said(done)
+    assert "failing_train.py: rank 1 (node1) failed: RuntimeError('the fault of the test')" in done.stderr
     failed = json.loads((nodes[1] / "failed.json").read_text())
     assert ended - failed < 15, time.monotonic() - started

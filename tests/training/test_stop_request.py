@@ -48,7 +48,8 @@ def test_signals_are_remembered_and_only_one_asks_to_requeue(slurm_stop):
 def waiting(*lines: str) -> subprocess.Popen[str]:
     """A process that heeds signals as training does, with its main thread where handlers do not run."""
     program = [
-        "import ctypes",
+        "import ctypes, sys",
+        "sys.argv = ['unimmad train']",
         "from unimmad.training.stop_request import TerminalStop",
         "stop = TerminalStop()",
         *lines,
@@ -74,7 +75,7 @@ def test_before_training_a_signal_is_one_line_and_ends_the_process(number, statu
     process.send_signal(number)
     said = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == status
-    assert said.split() == f"train.py: {number.name} before the first step: there is nothing to save".split()
+    assert said.split() == f"unimmad train: {number.name} before the first step: there is nothing to save".split()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

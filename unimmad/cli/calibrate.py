@@ -1,13 +1,48 @@
-"""The command ``unimmad calibrate``: the same as ``unimmad evaluate --calibrate``."""
+"""The command ``unimmad calibrate``: thresholds at a false-alarm rate, from normal images set aside."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
+from functools import partial
 
-from unimmad.cli.evaluate import main as evaluate_main
+from unimmad.checkpoint.thresholds import save_thresholds
+from unimmad.cli.console import print_any_name
+from unimmad.cli.evaluate_arguments import calibration_parser, chosen_checkpoint, chosen_data, chosen_workers
+from unimmad.cli.on_ranks import on_ranks
+from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.evaluation.scoring import named_device
+from unimmad.inference.calibration import calibrate, describe
+from unimmad.ranks.exchange import Ranks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Thresholds from the split ``calibration``; 0, or 2 where something given is wrong."""
-    return evaluate_main(["--calibrate", *(sys.argv[1:] if argv is None else argv)])
+    """Calibrate as ``argv`` say (None: those of the command line); 0, or 2 where something given is wrong."""
+    parser = calibration_parser()
+    arguments = parser.parse_args(argv)
+    print_any_name()
+    return on_ranks(partial(write_thresholds, arguments), parser.prog)
+
+
+def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    """Score the calibration split, write the thresholds beside the checkpoint, and print both.
+
+    Raises:
+        ValueError: an option, the checkpoint or the data are wrong.
+    """
+    checkpoint = chosen_checkpoint(arguments, ranks)
+    thresholds = calibrate(
+        checkpoint,
+        chosen_data(arguments, checkpoint),
+        arguments.false_alarm_rate,
+        device=named_device(arguments.device),
+        precision=arguments.precision,
+        workers=chosen_workers(arguments, checkpoint),
+        cache=ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
+        on_error=arguments.on_error,
+        ranks=ranks,
+    )
+    if ranks.is_main:
+        path = save_thresholds(thresholds, checkpoint.folder)
+        print(describe(thresholds))
+        print(f"thresholds {path}")

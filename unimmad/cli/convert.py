@@ -1,12 +1,12 @@
 """Turn the weights that UniMMAD's authors released into a checkpoint of this package.
 
-    python tools/convert.py RELEASED_DIR
-    python tools/convert.py RELEASED_DIR --output-dir runs/released --set model.backbone_weights=FILE
+    unimmad convert RELEASED_DIR
+    unimmad convert RELEASED_DIR --output-dir runs/released --set model.backbone_weights=FILE
 
 RELEASED_DIR holds model.safetensors (encoder and compression), model_1.safetensors (input embedding) and
 model_2.safetensors (C-MoE). The frozen teacher is not among them: it is the backbone with the weights that
-model.backbone_weights names, ImageNet's by default. The checkpoint serves tools/evaluate.py --checkpoint and
-unimmad/train.py --init-from.
+model.backbone_weights names, ImageNet's by default. The checkpoint serves unimmad evaluate --checkpoint and
+unimmad train --init-from.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from unimmad.config import load_recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     print_any_name()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         conversion = convert_released(options.released, options.output_dir, recipe)
     except ValueError as error:
-        print(f"convert.py: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     _print(conversion, options.output_dir)
     return 0
@@ -57,8 +58,4 @@ def _print(conversion: Conversion, run: Path) -> None:
     for part, count in conversion.dropped.items():
         print(f"dropped {part}: {count} tensors")
     print(f"written {conversion.checkpoint}")
-    print(f"next: python tools/evaluate.py --checkpoint {run} --data DIR")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(f"next: unimmad evaluate --checkpoint {run} --data DIR")

@@ -1,15 +1,13 @@
-"""The command ``unimmad-evaluate``, which ``tools/evaluate.py`` is too: from words typed to a report."""
+"""The command ``unimmad evaluate``: from words typed to a report."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from unimmad.checkpoint.thresholds import save_thresholds
+from unimmad.cli.calibrate import write_thresholds
 from unimmad.cli.console import print_any_name
 from unimmad.cli.evaluate_arguments import (
     EACH,
@@ -20,14 +18,13 @@ from unimmad.cli.evaluate_arguments import (
     chosen_workers,
     evaluation_parser,
 )
+from unimmad.cli.on_ranks import on_ranks
 from unimmad.cli.renamed import with_new_names
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.evaluation.each_modality import evaluate_each_modality, screen_modalities
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
 from unimmad.evaluation.scoring import named_device
-from unimmad.inference.calibration import calibrate, describe
-from unimmad.ranks.errors import exit_status, tell
-from unimmad.ranks.exchange import LostRankError, Ranks, join_ranks, leave_ranks
+from unimmad.ranks.exchange import Ranks
 from unimmad.report.comparison import (
     Comparison,
     OtherReport,
@@ -51,49 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = evaluation_parser()
     arguments = parser.parse_args(with_new_names(argv, RENAMED))
     print_any_name()
-    ranks = join_ranks()
-    try:
-        with ranks.together():
-            check_together(parser, arguments)
-            if arguments.calibrate:
-                _calibrate(arguments, ranks)
-            else:
-                _report(arguments, ranks)
-    except ValueError as error:
-        if ranks.is_main:
-            tell(error, ranks.rank, ranks.size, parser.prog)
-        with suppress(LostRankError):
-            ranks.gather(None)  # a launcher ends the others when the first has ended: not before rank 0 has said it
-        return exit_status(error)
-    except LostRankError as error:
-        tell(error, ranks.rank, ranks.size, parser.prog)
-        return 1
-    except KeyboardInterrupt:
-        again = "" if arguments.calibrate else "; the same command goes on behind the last finished class"
-        if ranks.is_main:
-            print(f"{parser.prog}: interrupted{again}", file=sys.stderr)
-        return 130
-    leave_ranks()
-    return 0
 
+    def work(ranks: Ranks) -> None:
+        check_together(parser, arguments)
+        (write_thresholds if arguments.calibrate else _report)(arguments, ranks)
 
-def _calibrate(arguments: argparse.Namespace, ranks: Ranks) -> None:
-    checkpoint = chosen_checkpoint(arguments, ranks)
-    thresholds = calibrate(
-        checkpoint,
-        chosen_data(arguments, checkpoint),
-        arguments.false_alarm_rate,
-        device=named_device(arguments.device),
-        precision=arguments.precision,
-        workers=chosen_workers(arguments, checkpoint),
-        cache=ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
-        on_error=arguments.on_error,
-        ranks=ranks,
-    )
-    if ranks.is_main:
-        path = save_thresholds(thresholds, checkpoint.folder)
-        print(describe(thresholds))
-        print(f"thresholds {path}")
+    again = "" if arguments.calibrate else "; the same command goes on behind the last finished class"
+    return on_ranks(work, parser.prog, again)
 
 
 def _report(arguments: argparse.Namespace, ranks: Ranks) -> None:

@@ -1,4 +1,4 @@
-"""What is typed after ``tools/evaluate.py`` (``unimmad-evaluate``), and what it means."""
+"""What is typed after ``unimmad evaluate`` and ``unimmad calibrate``, and what it means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unimmad.data.location import DataFolder, parse_data_folder, recorded_data_f
 from unimmad.ranks.exchange import ALONE, Ranks
 
 RUNS = Path("runs")
-TRAINING_COMMAND = "deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json"
+TRAINING_COMMAND = "unimmad train"
 EACH = "each"
 """Of ``--modalities``: every one alone, and all together."""
 _OF_A_REPORT = frozenset({"split", "no_resume", "mask_resize", "modalities", "published", "scratch_dir", "compile"})
@@ -30,15 +30,53 @@ _EXAMPLES = """Report a checkpoint's metrics on screen, as CSV, JSON, Markdown, 
     %(prog)s --checkpoint runs/demo --data data/synthetic data/pothole
     %(prog)s --modalities each                            what each sensor is worth
     %(prog)s --compare runs/other/evaluation              differences to another report
-    torchrun --nproc-per-node 8 tools/evaluate.py         by eight GPUs
-    %(prog)s --calibrate --false-alarm-rate 0.01          thresholds for tools/predict.py instead of a report
+    torchrun --nproc-per-node 8 --no-python unimmad evaluate         by eight GPUs
 """
+_CALIBRATION_EXAMPLES = """Score the calibration split, normal images that training never saw, and write thresholds
+beside the checkpoint, for unimmad predict and unimmad export.
+
+    %(prog)s                                              the newest run, on the data it was trained on
+    %(prog)s --checkpoint runs/demo --false-alarm-rate 0.01
+    torchrun --nproc-per-node 8 --no-python unimmad calibrate         by eight GPUs
+"""
+_COMPUTING = "computing: but for --precision it changes numbers by rounding at most"
 
 
 def evaluation_parser() -> argparse.ArgumentParser:
     """All options; their names are the attributes of what it parses."""
     parser = argparse.ArgumentParser(description=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_what(parser)
+    parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation")
+    parser.add_argument("--split", choices=["test", "train"], default="test")
+    parser.add_argument("--no-resume", action="store_true", help="do not go on where an interrupted evaluation ended")
+    computing = parser.add_argument_group(_COMPUTING)
+    _add_computing(computing)
+    _add_computing_of_a_report(computing)
+    _add_rules(parser.add_argument_group("what is measured"))
+    _add_comparison(parser.add_argument_group("beside other numbers"))
+    thresholds = parser.add_argument_group("thresholds")
+    thresholds.add_argument(
+        "--calibrate", action="store_true", help="instead of a report: thresholds, as unimmad calibrate writes them"
+    )
+    _add_false_alarm_rate(thresholds, "with --calibrate: ")
+    return parser
+
+
+def calibration_parser() -> argparse.ArgumentParser:
+    """The options of ``unimmad calibrate``: those of an evaluation that have an effect on thresholds."""
+    parser = argparse.ArgumentParser(
+        description=_CALIBRATION_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _add_what(parser)
+    _add_false_alarm_rate(parser)
+    _add_computing(parser.add_argument_group(_COMPUTING))
+    parser.set_defaults(compile=None)
+    return parser
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="run or checkpoint folder; default: the newest of runs/")
+    parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
     parser.add_argument(
         "--data",
         nargs="+",
@@ -46,17 +84,23 @@ def evaluation_parser() -> argparse.ArgumentParser:
         metavar="DIR|URL",
         help="shard folders, or their URLs (s3://..., https://..., 'pipe:COMMAND {}'); default: the trained ones",
     )
-    parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation")
+    parser.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="skip: leave corrupt samples out and say so (default: stop)",
+    )
     # DeepSpeed's launcher adds it; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--split", choices=["test", "train"], default="test")
-    parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
-    parser.add_argument("--no-resume", action="store_true", help="do not go on where an interrupted evaluation ended")
-    _add_computing(parser.add_argument_group("computing: but for --precision it changes numbers by rounding at most"))
-    _add_rules(parser.add_argument_group("what is measured"))
-    _add_comparison(parser.add_argument_group("beside other numbers"))
-    _add_calibration(parser.add_argument_group("thresholds"))
-    return parser
+
+
+def _add_false_alarm_rate(group: argparse._ActionsContainer, when: str = "") -> None:
+    group.add_argument(
+        "--false-alarm-rate",
+        type=float,
+        default=DEFAULT_FALSE_ALARM_RATE,
+        help=f"{when}share of normal images that may be called anomalous (default: %(default)s)",
+    )
 
 
 def _add_computing(group: argparse._ArgumentGroup) -> None:
@@ -66,11 +110,17 @@ def _add_computing(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 on a GPU that has it, else fp32")
     group.add_argument("--batch-size", type=int, help="images at a time; default: the recipe's")
     group.add_argument("--workers", type=int, help="loader processes of each rank; default: the recipe's")
-    switch = argparse.BooleanOptionalAction
-    group.add_argument("--channels-last", action=switch, help="another layout of maps in memory")
-    group.add_argument("--compile", action=switch, help="torch.compile; the first images take minutes")
+    group.add_argument(
+        "--channels-last", action=argparse.BooleanOptionalAction, help="another layout of maps in memory"
+    )
     group.add_argument(
         "--cache-dir", type=Path, help="for shards from URLs; default: in $SLURM_TMPDIR, $TMPDIR, or ~/.cache"
+    )
+
+
+def _add_computing_of_a_report(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="torch.compile; the first images take minutes"
     )
     group.add_argument(
         "--scratch-dir",
@@ -90,32 +140,12 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--modalities", help="evaluate with these only, as rgb,depth; each: every one alone and all together"
     )
-    group.add_argument(
-        "--on-error",
-        choices=["stop", "skip"],
-        default="stop",
-        help="skip: leave corrupt samples out and say so in the report (default: stop)",
-    )
 
 
 def _add_comparison(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--published", action="store_true", help="put the paper's published rows beside ours")
     group.add_argument("--compare", type=Path, metavar="REPORT", help="show differences to another report.json")
     group.add_argument("--report", type=Path, help="show this report.json; evaluate nothing")
-
-
-def _add_calibration(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--calibrate",
-        action="store_true",
-        help="instead of a report: score the calibration split and write thresholds beside the checkpoint",
-    )
-    group.add_argument(
-        "--false-alarm-rate",
-        type=float,
-        default=DEFAULT_FALSE_ALARM_RATE,
-        help="with --calibrate: share of normal images that may be called anomalous (default: %(default)s)",
-    )
 
 
 def check_together(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

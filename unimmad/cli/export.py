@@ -1,9 +1,9 @@
 """Export a checkpoint for the images of one data set, as one file for other runtimes.
 
-    python tools/export.py --checkpoint runs/demo --dataset solids --format onnx --target solids.onnx
+    unimmad export --checkpoint runs/demo --dataset solids --format onnx --target solids.onnx
 
 Inside are normalisation, network, map, blur and score; thresholds, classes and modalities are in the file's metadata.
-The batch may be of any size. Images come decoded and resized (see docs/predict.md); tools/predict.py does that.
+The batch may be of any size. Images come decoded and resized (see docs/predict.md); unimmad predict does that.
 """
 
 from __future__ import annotations
@@ -86,4 +86,4 @@ def _print(metadata: ExportMetadata, options: argparse.Namespace) -> None:
         print(f"note: the file's samples are {note}")
     print(f"written  {options.target} ({options.target.stat().st_size / 2**20:.1f} MiB)")
     if options.format == "onnx":
-        print(f"next: python tools/predict.py --checkpoint {options.target} PATH")
+        print(f"next: unimmad predict --checkpoint {options.target} PATH")

@@ -17,6 +17,7 @@ from unimmad.launching.plan import Plan, Task, describe, make_plan
 from unimmad.launching.slurm_commands import JobState
 from unimmad.launching.submission import SubmittedJob, batch_script, submit
 from unimmad.launching.watch import verdict, watch
+from unimmad.ranks.launcher import program
 from unimmad.serialization.atomic_write import write_text_aside
 
 SHOWN = ("loss/total", "loss/reconstruction", "test/I-AUROC", "test/P-AUROC", "test/AUPRO")
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _train_here(plan)
         return _submit_and_wait(plan)
     except ValueError as error:
-        print(f"launch.py: {error}", file=sys.stderr)
+        print(f"{program()}: {error}", file=sys.stderr)
         return 2
 
 

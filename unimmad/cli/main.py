@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+
+from unimmad.cpu_features import SWITCH, tune_cpu
 
 COMMANDS = {
     "shards": "make a folder of shards from data sets on disk, and verify one",
@@ -19,6 +22,8 @@ COMMANDS = {
     "launch": "train on a SLURM cluster, or on this machine, through submitit",
 }
 """Each is a module of this package with ``main()``, and its line of the help."""
+SUBMITS = "launch"
+"""The command whose work is done in jobs: they tune the processors of their own nodes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,12 +41,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"unimmad: no command {name!r}" + (f"; did you mean {near[0]}?" if near else ""), file=sys.stderr)
         print("unimmad --help lists them", file=sys.stderr)
         return 2
-    # Each command reads its options from here, as it does behind tools/*.py; a launcher's ranks do, too.
     sys.argv = [f"unimmad {name}", *rest]
+    return run(name)
+
+
+def run(name: str) -> int:
+    """Run the command ``name`` by ``sys.argv``, whose first word is what its messages begin with.
+
+    ``unimmad NAME``, tools/*.py and unimmad/train.py all come through here, before NumPy and PyTorch are imported.
+    """
+    if name != SUBMITS:
+        tune_cpu()
     return int(import_module(f"unimmad.cli.{name}").main())
+
+
+evaluate = partial(run, "evaluate")
+"""The command ``unimmad-evaluate``."""
+predict = partial(run, "predict")
+"""The command ``unimmad-predict``."""
 
 
 def _help() -> str:
     widest = max(map(len, COMMANDS))
     lines = [f"  {name:{widest}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: unimmad COMMAND ...", "", *lines, "", "unimmad COMMAND --help says its options"])
+    return "\n".join(
+        [
+            *("usage: unimmad COMMAND ...", "", *lines, ""),
+            "unimmad COMMAND --help says its options.",
+            f"Commands set variables for NumPy and OpenMP on CPUs (docs/speed.md) unless {SWITCH}=0.",
+        ]
+    )

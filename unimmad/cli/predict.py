@@ -1,12 +1,12 @@
 """Score one's own images: files, folders of images, or folders with one folder a modality.
 
-    unimmad-predict --checkpoint runs/demo part.png more_parts/
-    unimmad-predict --checkpoint runs/demo --class cookie test/crumbs        test/crumbs/rgb/*, test/crumbs/depth/*
-    unimmad-predict --checkpoint runs/demo --modality rgb=a.png --modality depth=b.png
-    unimmad-predict --checkpoint model.onnx more_parts/
+    unimmad predict --checkpoint runs/demo part.png more_parts/
+    unimmad predict --checkpoint runs/demo --class cookie test/crumbs        test/crumbs/rgb/*, test/crumbs/depth/*
+    unimmad predict --checkpoint runs/demo --modality rgb=a.png --modality depth=b.png
+    unimmad predict --checkpoint model.onnx more_parts/
 
 Writes predictions.jsonl and a heat map for each sample, and prints the highest scores. Decisions need thresholds, which
-evaluation with --calibrate writes beside the checkpoint. An interrupted prediction keeps what it has scored, and the
+unimmad calibrate writes beside the checkpoint. An interrupted prediction keeps what it has scored, and the
 same command goes on with the others.
 """
 

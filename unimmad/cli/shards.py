@@ -1,9 +1,9 @@
 """Make a folder of shards from data sets on disk, or from the synthetic set.
 
-    python tools/make_shards.py SOURCE... --target DIR
-    python tools/make_shards.py --list
-    python tools/make_shards.py synthetic --target DIR
-    python tools/make_shards.py verify DIR
+    unimmad shards SOURCE... --target DIR
+    unimmad shards --list
+    unimmad shards synthetic --target DIR
+    unimmad shards verify DIR
 
 SOURCE is a benchmark's folder as its authors publish it (--list shows which), or one's own images: a folder of
 classes in the layout of MVTec-AD (CLASS/train/good/*, CLASS/test/DEFECT/*, CLASS/ground_truth/DEFECT/*) or its
@@ -32,6 +32,8 @@ from unimmad.data.modality import parse_modality
 from unimmad.data.writing.shards import SHARD_BYTES, write_shards
 from unimmad.data.writing.verify import verify_folder
 from unimmad.serialization.text import printable
+from unimmad.ranks.launcher import program
+from unimmad.serialization.validation import printable
 
 SYNTHETIC = "synthetic"
 VERIFY = "verify"
@@ -47,12 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = with_new_names(arguments, RENAMED)
     if argv[:1] == [VERIFY]:
         return _verify(argv[1:])
-    options = _parser().parse_intermixed_args(argv)
+    parser = _parser()
+    options = parser.parse_intermixed_args(argv)
     started = time.perf_counter()
     try:
         index, notices = _make(options)
     except (ValueError, OSError) as error:
-        print(f"make_shards: {_line(error)}", file=sys.stderr)
+        print(f"{parser.prog}: {_line(error)}", file=sys.stderr)
         return 2
     _print_summary(index, notices, options.target, time.perf_counter() - started)
     return 0
@@ -107,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _verify(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog=f"make_shards.py {VERIFY}", description="Hold shard folders against their indexes, byte by byte."
+        prog=f"{program()} {VERIFY}", description="Hold shard folders against their indexes, byte by byte."
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
     problems = 0
@@ -117,7 +120,7 @@ def _verify(argv: Sequence[str]) -> int:
         except (ValueError, OSError) as error:
             found = [str(error)]
         for problem in found:
-            print(f"make_shards: {_line(problem)}", file=sys.stderr)
+            print(f"{parser.prog}: {_line(problem)}", file=sys.stderr)
         if not found:
             print(f"{folder}: every shard, sample and member is as the index says")
         problems += len(found)
@@ -202,8 +205,4 @@ def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: 
         print(f"note: and {len(notices) - NOTES_SHOWN} more")
     size = sum(shard.bytes for shard in index.shards) / 2**20
     print(f"{target}: {len(index.samples)} samples, {len(index.shards)} shards, {size:.1f} MiB, {seconds:.1f} s")
-    print(f"next: deepspeed unimmad/train.py --deepspeed_config ds_configs/ep1.json --data {target}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(f"next: unimmad train --data {target}")

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from unimmad.ranks.launcher import log_from_main, rank_and_size
+from unimmad.ranks.launcher import log_from_main, program, rank_and_size
 
 if TYPE_CHECKING:
     from unimmad.parallel.world import World
@@ -27,7 +27,7 @@ def main() -> int:
 
         complete = train(arguments, world, stop)
     except Exception as error:
-        tell(error, *rank_and_size())
+        tell(error, *rank_and_size(), program())
         from unimmad.ranks.exchange import wait_until_told
 
         wait_until_told(error, *rank_and_size())
@@ -38,7 +38,7 @@ def main() -> int:
         from unimmad.training.run_folder import how_to_continue
 
         if world.is_main:
-            print(f"train.py: stopped, and saved; {how_to_continue(arguments.resume)}", file=sys.stderr, flush=True)
+            print(f"{program()}: stopped, and saved; {how_to_continue(arguments.resume)}", file=sys.stderr, flush=True)
         os._exit(stop.exit_status)
     from unimmad.parallel.world import leave_world
 
@@ -51,11 +51,11 @@ def arguments_and_world() -> tuple[TrainArguments, World]:
     from unimmad.training.arguments import parse_arguments
 
     if rank_and_size()[1] == 1:
-        arguments = parse_arguments()
+        arguments = parse_arguments(prog=program())
         from unimmad.parallel.world import join_world
 
         return arguments, join_world()
     from unimmad.parallel.world import join_world
 
     world = join_world()
-    return world.together(parse_arguments), world
+    return world.together(lambda: parse_arguments(prog=program())), world

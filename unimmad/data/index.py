@@ -148,9 +148,9 @@ def load_index(folder: Path) -> Index:
     """
     path = folder / INDEX_NAME
     if not folder.is_dir():
-        raise ValueError(f"data folder {folder} does not exist; make one with tools/make_shards.py")
+        raise ValueError(f"data folder {folder} does not exist; make one with unimmad shards")
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is no shard folder; make one with tools/make_shards.py")
+        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is no shard folder; make one with unimmad shards")
     return parse_index(read_limited(path, MAX_INDEX_BYTES), str(path))
 
 
@@ -170,7 +170,7 @@ def parse_index(data: bytes, origin: str) -> Index:
     return index
 
 
-_REMEDY = "write the shards anew with tools/make_shards.py"
+_REMEDY = "write the shards again with unimmad shards"
 
 
 def _contradiction(index: Index) -> str:

@@ -1,4 +1,4 @@
-"""A checkpoint's report: tables and pictures in a folder. What ``tools/evaluate.py`` and the trainer call."""
+"""A checkpoint's report: tables and pictures in a folder. What ``unimmad evaluate`` and the trainer call."""
 
 from __future__ import annotations
 

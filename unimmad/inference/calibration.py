@@ -21,7 +21,7 @@ from unimmad.evaluation.scoring import check_scored
 from unimmad.inference.engines import ModelEngine
 from unimmad.ranks.exchange import ALONE, Ranks
 
-MAKE_SHARDS = "python tools/make_shards.py SOURCE --target DIR --calibration-fraction 0.2"
+MAKE_SHARDS = "unimmad shards SOURCE --target DIR --calibration-fraction 0.2"
 MOST_NAMES = 3
 """Classes that a note lists."""
 

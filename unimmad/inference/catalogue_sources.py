@@ -46,6 +46,6 @@ def checkpoint_catalogue(
         raise ValueError(
             f"{checkpoint.folder} was trained on {', '.join(map(str, folders))}, and {missing[0]} is not here to say "
             "which modalities there are; give the shard folders with --data DIR, or calibrate where they are "
-            "(tools/evaluate.py --calibrate)"
+            "(unimmad calibrate)"
         )
     return Catalogue.of_indexes(load_index(folder) for folder in folders if isinstance(folder, Path))

@@ -153,7 +153,7 @@ class Detector:
 
     @classmethod
     def from_onnx(cls, file: Path | str, *, device: str | None = None) -> Detector:
-        """Open a file that ``tools/export.py --format onnx`` made; needs ONNX Runtime.
+        """Open a file that ``unimmad export --format onnx`` made; needs ONNX Runtime.
 
         Args:
             file: which.

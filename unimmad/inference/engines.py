@@ -105,7 +105,7 @@ class OnnxEngine:
     def __init__(self, file: Path, device: str | None = None) -> None:
         """
         Args:
-            file: written by ``tools/export.py --format onnx``.
+            file: written by ``unimmad export --format onnx``.
             device: as for ``onnx_providers``.
 
         Raises:
@@ -113,7 +113,7 @@ class OnnxEngine:
                 the device can't be used.
         """
         if not file.is_file():
-            raise ValueError(f"{file} does not exist; make it with tools/export.py")
+            raise ValueError(f"{file} does not exist; make it with unimmad export")
         runtime = _onnx_runtime()
         providers = onnx_providers(device, runtime.get_available_providers())
         try:
@@ -145,7 +145,7 @@ class OnnxEngine:
         if inputs != expected or not {MAPS_OUTPUT, SCORES_OUTPUT} <= outputs:
             raise ValueError(
                 f"{file}: it takes {one_line(inputs)} and gives {one_line(sorted(outputs))}, which is not what its "
-                "metadata say; make it anew with tools/export.py"
+                "metadata say; make it again with unimmad export"
             )
 
     def check(self, sample: PreparedSample) -> None:
@@ -172,7 +172,7 @@ class OnnxEngine:
         for output, shape in zip(outputs, [(count, size, size), (count,)], strict=True):
             if not isinstance(output, np.ndarray) or output.dtype != np.float32 or output.shape != shape:
                 found = f"{output.dtype} {output.shape}" if isinstance(output, np.ndarray) else type(output).__name__
-                raise ValueError(f"{self.file} gave {found} for float32 {shape}; make it anew with tools/export.py")
+                raise ValueError(f"{self.file} gave {found} for float32 {shape}; make it again with unimmad export")
         return outputs
 
 

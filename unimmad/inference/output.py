@@ -205,7 +205,7 @@ def _summary(rows: Sequence[Row], thresholds: Thresholds | None) -> str:
     if thresholds is None:
         return (
             f"{len(rows)} scored. No thresholds lie beside the checkpoint, so there is no decision: calibrate with "
-            "tools/evaluate.py --calibrate"
+            "unimmad calibrate"
         )
     anomalous, normal = (sum(row.anomalous is wanted for row in rows) for wanted in (True, False))
     undecided = len(rows) - anomalous - normal

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from submitit.helpers import DelayedSubmission
 
+from unimmad.cpu_features import tune_cpu
 from unimmad.training.stop_request import SLURM_SIGNALS, StopRequest
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class TrainingJob:
     """Unlike a job id (locally, a process id) never used again."""
 
     def __call__(self) -> None:
+        tune_cpu()  # before anything imports NumPy or PyTorch
         stop = StopRequest(SLURM_SIGNALS, self.signal_delay_s).listen()
         from unimmad.launching.run_record import RunRecord
         from unimmad.launching.task_env import Place
@@ -118,8 +120,9 @@ class TrainingJob:
         from unimmad.launching.failure_notes import note_failures
         from unimmad.ranks.errors import exit_status, tell
         from unimmad.ranks.exchange import wait_until_told
+        from unimmad.training.arguments import TRAINER
 
-        tell(error, place.rank, place.size)
+        tell(error, place.rank, place.size, TRAINER)
         note_failures(self.jobs_folder, self.key, place.restarts, place.rank, error)
         wait_until_told(error, place.rank, place.size)
         os._exit(exit_status(error))

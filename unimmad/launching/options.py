@@ -1,4 +1,4 @@
-"""The options of ``slurm/launch.py``: the command line, and a site's defaults below it."""
+"""The options of ``unimmad launch``: the command line, and a site's defaults below it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def parse_options(argv: Sequence[str]) -> LaunchOptions:
         "sweep": tuple(given.sweep),
         "srun_args": tuple(given.srun_arg),
         "slurm_args": tuple(_key_and_value(text) for text in given.slurm_arg),
-        "trainer_words": tuple(trainer_argv),
+        "trainer_argv": tuple(trainer_argv),
         "wait": given.wait or given.follow,
     }
     return LaunchOptions(**values)
@@ -86,9 +86,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="launch.py",
-        description="Train on a SLURM cluster. Everything behind -- goes to the trainer (unimmad/train.py --help).",
-        usage="launch.py [options] [-- trainer's options]",
+        description="Train on a SLURM cluster. Everything behind -- goes to the trainer (unimmad train --help).",
+        usage="%(prog)s [options] [-- trainer's options]",
         allow_abbrev=False,
     )
     _add_size(parser.add_argument_group("size"))
@@ -126,7 +125,7 @@ def _add_environment(group: argparse._ArgumentGroup) -> None:
         "--slurm-arg", action="append", default=[], metavar="KEY=VALUE", help="sbatch --KEY=VALUE; repeatable"
     )
     group.add_argument(
-        "--site", type=Path, default=SITE_FILE, metavar="FILE", help="defaults of the site (slurm/site.yaml)"
+        "--site", type=Path, default=SITE_FILE, metavar="FILE", help="defaults of the site (default: %(default)s)"
     )
 
 

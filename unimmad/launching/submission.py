@@ -161,8 +161,8 @@ def _further_parameters(plan: Plan) -> dict[str, Any]:
 
 def _checks_of_node() -> list[str]:
     return [
-        "command -v srun >/dev/null || { echo \"launch.py: no srun on compute node $SLURMD_NODENAME: install SLURM's "
-        'client commands there, or put them on the PATH by --setup" >&2; exit 127; }'
+        'command -v srun >/dev/null || { echo "unimmad launch: no srun on compute node $SLURMD_NODENAME: install '
+        "SLURM's client commands there, or put them on the PATH by --setup\" >&2; exit 127; }"
     ]
 
 

@@ -85,7 +85,7 @@ class SharedError(ValueError):
         return f"{where}: {first.message}" if where else first.message
 
 
-def tell(error: BaseException, rank: int, size: int, program: str = "train.py") -> None:
+def tell(error: BaseException, rank: int, size: int, program: str) -> None:
     """Print what went wrong in ``program``: one line a problem, after a traceback where it is no message for users.
 
     A rank that only noticed that another is gone says so.

@@ -7,6 +7,11 @@ import os
 import sys
 
 
+def program() -> str:
+    """What was typed to start this process, as argparse calls it: ``train.py``, or ``unimmad train``."""
+    return os.path.basename(sys.argv[0])
+
+
 def rank_and_size() -> tuple[int, int]:
     """As the launcher says; a process without one is alone."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -12,8 +12,8 @@ TIMEOUT = timedelta(minutes=30)
 
 
 def ranks_here(size: int) -> int:
-    """How many of ``size`` ranks this machine has: torchrun and slurm/launch.py say the first, DeepSpeed's launcher the
-    second."""
+    """How many of ``size`` ranks this machine has: torchrun and ``unimmad launch`` say the first, DeepSpeed's launcher
+    the second."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
 
 

@@ -15,6 +15,15 @@ from unimmad.data.location import DataFolder, parse_data_folder
 from unimmad.parallel.deepspeed_config import find_deepspeed_config
 
 DEFAULT_DEEPSPEED_CONFIG = "ep1"
+TRAINER = "unimmad train"
+"""The command that takes these options."""
+
+DESCRIPTION = """Train UniMMAD, on one process or on several that a launcher starts; SLURM: unimmad launch.
+
+    unimmad train --recipe paper --data shards/mvtec shards/visa
+    deepspeed --module unimmad.train --deepspeed_config ep4       on all GPUs of this machine
+    torchrun --nproc-per-node 2 -m unimmad.train                  the same by torchrun
+"""
 
 
 @dataclass(frozen=True)
@@ -40,17 +49,19 @@ class TrainArguments:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Each of many ranks would print the usage."""
-        raise ValueError(f"{message}; unimmad/train.py --help lists the options")
+        raise ValueError(f"{message}; {TRAINER} --help lists the options")
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
+def parse_arguments(argv: Sequence[str] | None = None, prog: str = TRAINER) -> TrainArguments:
     """
+    Args:
+        argv: None: the command line's.
+        prog: what the help calls the program.
+
     Raises:
         ValueError: an option is unknown or ill-formed; the recipe, an override, a number or a data URL is wrong.
     """
-    parser = _Parser(
-        prog="train.py", description="Train UniMMAD. Started by deepspeed, torchrun, SLURM or plain python."
-    )
+    parser = _Parser(prog=prog, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--recipe", default=DEFAULT_RECIPE, help="a shipped recipe's name or a YAML file (default: demo)"
     )

@@ -209,7 +209,7 @@ class Trainer:
                     ranks=ranks,
                 )
         except StoppedError:
-            log.message(f"step {step}: asked to stop; tools/evaluate.py --checkpoint {checkpoint} makes its report")
+            log.message(f"step {step}: asked to stop; unimmad evaluate --checkpoint {checkpoint} makes its report")
             return False
         finally:
             torch.cuda.empty_cache()

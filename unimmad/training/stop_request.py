@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from unimmad.parallel.world import World
 
+from unimmad.ranks.launcher import program
+
 REQUEUE_SIGNAL = signal.SIGUSR2
 SLURM_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 KILLED_AFTER_S = 30.0
@@ -173,8 +175,8 @@ def _echo_s() -> float:
     return TORCHRUN_ECHO_S if TORCHRUN_MARK in os.environ else ECHO_S
 
 
-def _say(argv: str) -> None:
+def _say(text: str) -> None:
     """From rank 0 alone; on a line of its own beside a progress bar."""
     if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"\ntrain.py: {argv}\n")
+        sys.stderr.write(f"\n{program()}: {text}\n")
         sys.stderr.flush()

@@ -17,7 +17,7 @@ OWN_CALIBRATION_FRACTION = 0.1
 
 @dataclass(frozen=True)
 class LayoutInfo:
-    """A layout's entry in the table of ``tools/make_shards.py --list``."""
+    """A layout's entry in the table of ``unimmad shards --list``."""
 
     name: str
     """What ``--layout`` calls it; a benchmark's data set is called so, too (recipes weigh data sets by name)."""

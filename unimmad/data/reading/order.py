@@ -124,7 +124,7 @@ class TrainingOrder(Generic[T]):
                 yield self._samples[int(below(raw, len(self._samples)))]
         raise ValueError(
             f"step {step}: neither a sample nor any of {SUBSTITUTES} drawn in its place can be read; "
-            "see which shards are damaged with tools/make_shards.py verify"
+            "see which shards are damaged with unimmad shards verify"
         )
 
     def _class_of(self, sample: int) -> _Class:

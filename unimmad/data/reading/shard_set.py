@@ -2,7 +2,7 @@
 
 What is checked: the size of local shards when the set is opened, size and sha256 of a shard that is fetched from a URL,
 and each member's header in the tar, so that a shard that is replaced while it is in use is noticed. A local shard's
-sha256 is not (it would be read whole): that is ``tools/make_shards.py verify``.
+sha256 is not (it would be read whole): that is ``unimmad shards verify``.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class ShardSet:
                 name in two folders.
         """
         if not folders:
-            raise ValueError("no data folder given; make one with tools/make_shards.py")
+            raise ValueError("no data folder given; make one with unimmad shards")
         indexes = [_index_of(folder) for folder in folders]
         _check_names(folders, indexes)
         for folder, index in zip(folders, indexes, strict=True):

@@ -1,4 +1,4 @@
-"""A shard folder held against its index, byte by byte: what ``tools/make_shards.py verify`` prints."""
+"""A shard folder held against its index, byte by byte: what ``unimmad shards verify`` prints."""
 
 from __future__ import annotations
 

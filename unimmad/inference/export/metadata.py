@@ -79,5 +79,5 @@ class ExportMetadata(BaseModel):
         except ValueError as error:
             reason = first_problem(error) if isinstance(error, ValidationError) else one_line(error)
             raise ValueError(
-                f"{where}: its metadata do not say what it needs ({reason}); make it anew with tools/export.py"
+                f"{where}: its metadata do not say what it needs ({reason}); make it again with unimmad export"
             ) from None
