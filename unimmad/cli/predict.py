@@ -1,9 +1,9 @@
 """Score one's own images: files, folders of images, or folders with one folder a modality.
 
-    unimmad-predict --checkpoint runs/demo part.png more_parts/
-    unimmad-predict --checkpoint runs/demo --class cookie test/crumbs        test/crumbs/rgb/*, test/crumbs/depth/*
-    unimmad-predict --checkpoint runs/demo --modality rgb=a.png --modality depth=b.png
-    unimmad-predict --checkpoint model.onnx more_parts/
+    unimmad predict --checkpoint runs/demo part.png more_parts/
+    unimmad predict --checkpoint runs/demo --class cookie test/crumbs        test/crumbs/rgb/*, test/crumbs/depth/*
+    unimmad predict --checkpoint runs/demo --modality rgb=a.png --modality depth=b.png
+    unimmad predict --checkpoint model.onnx more_parts/
 
 Writes predictions.jsonl and a heat map for each sample, and prints the highest scores. Decisions need thresholds, which
 evaluation with --calibrate writes beside the checkpoint. An interrupted prediction keeps what it has scored, and the
@@ -38,7 +38,7 @@ MOST_SKIPPED = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
+    parser = prediction_parser()
     options = parser.parse_args(arguments)
     print_any_name()
     try:
@@ -125,7 +125,8 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _parser() -> argparse.ArgumentParser:
+def prediction_parser() -> argparse.ArgumentParser:
+    """All options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="image files and folders")
     parser.add_argument(

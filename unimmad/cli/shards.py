@@ -1,9 +1,9 @@
 """Make a folder of shards from data sets on disk, or from the synthetic set.
 
-    python tools/make_shards.py SOURCE... --target DIR
-    python tools/make_shards.py --list
-    python tools/make_shards.py synthetic --target DIR
-    python tools/make_shards.py verify DIR
+    unimmad shards SOURCE... --target DIR
+    unimmad shards --list
+    unimmad shards synthetic --target DIR
+    unimmad shards verify DIR
 
 SOURCE is a benchmark's folder as its authors publish it (--list shows which), or one's own images: a folder of
 classes in the layout of MVTec-AD (CLASS/train/good/*, CLASS/test/DEFECT/*, CLASS/ground_truth/DEFECT/*) or its
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = with_new_names(arguments, RENAMED)
     if argv[:1] == [VERIFY]:
         return _verify(argv[1:])
-    options = _parser().parse_intermixed_args(argv)
+    options = shards_parser().parse_intermixed_args(argv)
     started = time.perf_counter()
     try:
         index, notices = _make(options)
@@ -66,7 +66,8 @@ class _ListLayouts(argparse.Action):
         parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
+def shards_parser() -> argparse.ArgumentParser:
+    """All options but those of ``verify``."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
