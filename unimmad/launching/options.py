@@ -73,7 +73,7 @@ def parse_options(argv: Sequence[str]) -> LaunchOptions:
         "sweep": tuple(given.sweep),
         "srun_args": tuple(given.srun_arg),
         "slurm_args": tuple(_key_and_value(text) for text in given.slurm_arg),
-        "trainer_words": tuple(trainer_argv),
+        "trainer_argv": tuple(trainer_argv),
         "wait": given.wait or given.follow,
     }
     return LaunchOptions(**values)
