@@ -24,7 +24,7 @@ def test_words_for_slurm_and_srun():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "said"),
     [
         (["--node", "4"], "--node"),
         (["--nodes", "0"], "'0' is no whole number from 1 up"),

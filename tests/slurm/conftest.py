@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from cluster import LocalCluster, missing
-from submitting import NODES, STEPS, Submission, submit, trainer_words
+from submitting import NODES, STEPS, Submission, submit, trainer_argv
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,6 @@ def cluster(tmp_path_factory) -> Iterator[LocalCluster]:
 def undisturbed(cluster, parity_shards, tmp_path_factory) -> Submission:
     """A submission on two nodes that nothing disturbs."""
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    submission = submit(cluster, output, NODES, trainer_words(parity_shards, "--max-steps", str(STEPS)))
+    submission = submit(cluster, output, NODES, trainer_argv(parity_shards, "--max-steps", str(STEPS)))
     assert submission.end() == 0, submission.everything()
     return submission
