@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from unimmad import Detector
+from unimmad.cli.main import main
 
 # ## A folder of images
 #
@@ -59,8 +60,9 @@ for place, count, scratched in (("train/good", 24, False), ("test/good", 6, Fals
 
 
 def unimmad(command: str) -> None:
-    """As typed in a shell; an error ends the tutorial."""
-    subprocess.run(["unimmad", *shlex.split(command)], check=True)
+    """As `unimmad COMMAND` in a shell; an error ends the tutorial."""
+    if status := main(shlex.split(command)):
+        raise SystemExit(status)
 
 
 unimmad(
@@ -71,8 +73,10 @@ unimmad(
 #
 # The recipe `tiny` is the smallest model there is, without ImageNet weights: it shows the way, not what UniMMAD can do.
 # For your own images take `--recipe paper`, a GPU, and `deepspeed` or `torchrun` in front ([Train](training.md)).
+# Training has a process of its own, since DeepSpeed keeps what it starts.
 
-unimmad("train --recipe tiny --data shards --output-dir run --set training.epochs=2 --set training.learning_rate=0.003")
+train = "unimmad train --recipe tiny --data shards --output-dir run --set training.epochs=2"
+subprocess.run([*shlex.split(train), "--set", "training.learning_rate=0.003"], check=True)
 
 # ## Report and thresholds
 #
