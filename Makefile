@@ -4,7 +4,8 @@
 #   make test-long  the full matrices
 #   make parity     tables: what ranks, expert parallelism, ZeRO and a resume change (nothing), from real launches
 #   make check-gpu  on one GPU: that all of it works there, and how fast (8 minutes)
-#   make lint       ruff and mypy
+#   make lint       ruff, mypy and the import rules
+#   make docs       the documentation as a site, in site/
 #   make wheel      the package as a wheel, in dist/
 # CONSTRAINTS=constraints-lowest.txt installs the oldest versions allowed, CONSTRAINTS=/dev/null the newest.
 
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-long parity check-gpu lint wheel install clean
+.PHONY: demo test test-long parity check-gpu lint docs wheel install clean
 .DEFAULT_GOAL := demo
 
 install: $(INSTALLED)
@@ -24,7 +25,7 @@ install: $(INSTALLED)
 $(INSTALLED): Makefile pyproject.toml $(CONSTRAINTS)
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; give another with PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,export,dev]"
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,export,dev,docs]"
 	touch $@
 
 demo: $(INSTALLED)
@@ -49,10 +50,13 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # build/ may hold modules that are no more, which would get into the wheel.
 wheel: $(INSTALLED)
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) runs data build dist *.egg-info
+	rm -rf $(VENV) runs data build dist site *.egg-info

@@ -69,7 +69,7 @@ def test_changelog_and_citation_have_the_version_and_one_date() -> None:
 
 def test_the_pins_are_versions_that_pyproject_allows() -> None:
     pinned = pins("constraints.txt")
-    for name, needed in requirements("train", "export", "dev").items():
+    for name, needed in requirements("train", "export", "docs", "dev").items():
         assert name in pinned, f"{name} is not pinned"
         assert needed.specifier.contains(pinned[name]), f"{name} {pinned[name]} is outside {needed.specifier}"
 
@@ -97,11 +97,11 @@ def test_workflows_call_targets_that_exist(workflow: Path) -> None:
 def test_workflows_and_the_other_ci_run_the_same_tests() -> None:
     called = {target for path in WORKFLOWS for step in steps(path) for target in targets_called(step.get("run", ""))}
     assert targets_called((ROOT / ".ci" / "run").read_text()) == {"test"}
-    assert called >= {"test", "lint", "wheel"}
+    assert called >= {"test", "lint", "docs", "wheel"}
 
 
 def test_pages_name_targets_that_exist() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))):
         code = re.findall(r"^```\n(.*?)^```|`(make [^`]*)`", page.read_text(), re.MULTILINE | re.DOTALL)
         for block, span in code:
             called = targets_called(re.sub("#.*", "", block or span))

@@ -5,8 +5,8 @@
 
 RELEASED_DIR holds model.safetensors (encoder and compression), model_1.safetensors (input embedding) and
 model_2.safetensors (C-MoE). The frozen teacher is not among them: it is the backbone with the weights that
-model.backbone_weights names, ImageNet's by default. The checkpoint serves unimmad evaluate --checkpoint and
-unimmad train --init-from.
+model.backbone_weights names, ImageNet's by default. The checkpoint serves ``unimmad evaluate
+--checkpoint`` and ``unimmad train --init-from``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unimmad.config import load_recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
+    parser = conversion_parser()
     options = parser.parse_args(arguments)
     print_any_name()
     try:
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def conversion_parser() -> argparse.ArgumentParser:
+    """All options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("released", type=Path, metavar="RELEASED_DIR", help="folder of the three released files")
     parser.add_argument(

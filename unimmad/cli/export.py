@@ -3,7 +3,7 @@
     unimmad export --checkpoint runs/demo --dataset solids --format onnx --target solids.onnx
 
 Inside are normalisation, network, map, blur and score; thresholds, classes and modalities are in the file's metadata.
-The batch may be of any size. Images come decoded and resized (see docs/predict.md); unimmad predict does that.
+The batch may be of any size. Images come decoded and resized (see docs/predict.md); ``unimmad predict`` does that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
+    parser = export_parser()
     options = parser.parse_args(arguments)
     print_any_name()
     try:
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def export_parser() -> argparse.ArgumentParser:
+    """All options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="run or checkpoint folder")
     parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)

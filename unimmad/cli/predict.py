@@ -38,7 +38,7 @@ MOST_SKIPPED = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
+    parser = prediction_parser()
     options = parser.parse_args(arguments)
     print_any_name()
     try:
@@ -125,7 +125,8 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _parser() -> argparse.ArgumentParser:
+def prediction_parser() -> argparse.ArgumentParser:
+    """All options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="image files and folders")
     parser.add_argument(

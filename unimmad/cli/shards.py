@@ -31,8 +31,8 @@ from unimmad.data.layouts.source_set import SourceSet
 from unimmad.data.modality import parse_modality
 from unimmad.data.writing.shards import SHARD_BYTES, write_shards
 from unimmad.data.writing.verify import verify_folder
-from unimmad.serialization.text import printable
 from unimmad.ranks.launcher import program
+from unimmad.serialization.text import printable
 from unimmad.serialization.validation import printable
 
 SYNTHETIC = "synthetic"
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = with_new_names(arguments, RENAMED)
     if argv[:1] == [VERIFY]:
         return _verify(argv[1:])
-    parser = _parser()
+    parser = shards_parser()
     options = parser.parse_intermixed_args(argv)
     started = time.perf_counter()
     try:
@@ -69,7 +69,8 @@ class _ListLayouts(argparse.Action):
         parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
+def shards_parser() -> argparse.ArgumentParser:
+    """All options but those of ``verify``."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -1,0 +1,1 @@
+"""From data sets on disk to batches of a model: layouts, shards, stream, resized and normalised input."""

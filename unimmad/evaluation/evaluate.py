@@ -88,8 +88,8 @@ def evaluate_checkpoint(
         precision: None: ``default_precision``.
         modalities: names of those to evaluate with; None: all.
         classes: with ``modalities``, the ``DATASET/CLASS`` names to evaluate; None: all.
-        fresh: begin anew even where an interrupted evaluation could go on.
-        spill_to: see ``MetricAccumulator``.
+        no_resume: begin anew even where an interrupted evaluation could go on.
+        scratch_dir: see ``MetricAccumulator``.
         published: put published rows beside ours.
         other: a report to compare with.
         cache: for shards from URLs; None: the default one.

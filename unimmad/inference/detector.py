@@ -70,11 +70,13 @@ class Detector:
     Any number of threads may share a detector and call ``predict`` and ``predict_all`` at once: each gets the numbers
     that it would get alone. An iterator that ``predict_all`` gave belongs to one thread.
 
-    >>> from unimmad import Detector
-    >>> detector = Detector.from_checkpoint("runs/demo")                                    # doctest: +SKIP
-    >>> found = detector.predict({"rgb": "part.png", "depth": "part_depth.png"}, class_name="cookie")  # doctest: +SKIP
-    >>> print(found.score, found.anomalous, found.map_HW.shape)                             # doctest: +SKIP
-    0.41 True (128, 128)
+    Examples:
+        >>> from unimmad import Detector
+        >>> detector = Detector.from_checkpoint("runs/demo")  # doctest: +SKIP
+        >>> images = {"rgb": "part.png", "depth": "part_depth.png"}
+        >>> found = detector.predict(images, class_name="cookie")  # doctest: +SKIP
+        >>> print(found.score, found.anomalous, found.map_HW.shape)  # doctest: +SKIP
+        0.41 True (128, 128)
     """
 
     def __init__(

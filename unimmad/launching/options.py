@@ -64,7 +64,7 @@ def parse_options(argv: Sequence[str]) -> LaunchOptions:
         ValueError: an unknown or ill-formed option, there or in the site file; names it.
     """
     ours, trainer_argv = _split(argv)
-    parser = _parser()
+    parser = launch_parser()
     site_file = parser.parse_known_args(ours)[0].site
     given = parser.parse_args([*_site_words(site_file, parser), *ours])
     values = {key: value for key, value in vars(given).items() if key not in ("site", "srun_arg", "slurm_arg")}
@@ -84,7 +84,8 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help lists the options, those of the trainer go behind --")
 
 
-def _parser() -> argparse.ArgumentParser:
+def launch_parser() -> argparse.ArgumentParser:
+    """All options but those of the trainer behind ``--``."""
     parser = _Parser(
         description="Train on a SLURM cluster. Everything behind -- goes to the trainer (unimmad train --help).",
         usage="%(prog)s [options] [-- trainer's options]",

@@ -46,7 +46,7 @@ def evaluate(
         image_labels: N times 0 (normal) or 1 (anomalous).
 
     Raises:
-        ValueError: lengths differ, or an image that :meth:`MetricAccumulator.add` refuses.
+        ValueError: lengths differ, or an image that ``MetricAccumulator.add`` refuses.
     """
     lengths = {
         "maps": len(maps),
@@ -67,10 +67,11 @@ class MetricAccumulator:
     """Collects the test images of one class, one at a time, in about 4 bytes a normal pixel."""
 
     def __init__(self, scratch_dir: Path | None = None) -> None:
-        """Args:
-        spill_to: a folder where pixel scores are kept in files, for classes larger than memory: about 4 bytes a
-            pixel there, some megabytes of memory whatever the number of images, and the same numbers. The files
-            have no names and go with the accumulator.
+        """
+        Args:
+            scratch_dir: a folder where pixel scores are kept in files, for classes larger than memory: about 4 bytes a
+                pixel there, some megabytes of memory whatever the number of images, and the same numbers. The files
+                have no names and go with the accumulator.
 
         Raises:
             ValueError: the folder can't be written to.

@@ -61,6 +61,27 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str = TRAINER) -> T
     Raises:
         ValueError: an option is unknown or ill-formed; the recipe, an override, a number or a data URL is wrong.
     """
+    given = training_parser(prog).parse_args(argv)
+    if given.max_steps is not None and given.max_steps < 1:
+        raise ValueError(f"--max-steps {given.max_steps} must be 1 or more")
+    overrides = [*given.overrides, *([f"data.on_error={given.on_error}"] if given.on_error else [])]
+    recipe = load_recipe(given.recipe, overrides)
+    return TrainArguments(
+        recipe=recipe,
+        deepspeed_config=given.deepspeed_config,
+        data=tuple(parse_data_folder(text) for text in given.data),
+        output_dir=given.output_dir or Path("runs") / recipe.name,
+        max_steps=given.max_steps,
+        resume=given.resume,
+        init_from=given.init_from,
+        deterministic=given.deterministic,
+        verify=not given.no_verify,
+        profile=None if given.profile is None else _profiled_steps(given.profile),
+    )
+
+
+def training_parser(prog: str = TRAINER) -> argparse.ArgumentParser:
+    """All options."""
     parser = _Parser(prog=prog, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--recipe", default=DEFAULT_RECIPE, help="a shipped recipe's name or a YAML file (default: demo)"
@@ -98,23 +119,7 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str = TRAINER) -> T
         "--profile", metavar="STEPS", help="write a trace of this step, or of these (10:13), counted from 1"
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
-    given = parser.parse_args(argv)
-    if given.max_steps is not None and given.max_steps < 1:
-        raise ValueError(f"--max-steps {given.max_steps} must be 1 or more")
-    overrides = [*given.overrides, *([f"data.on_error={given.on_error}"] if given.on_error else [])]
-    recipe = load_recipe(given.recipe, overrides)
-    return TrainArguments(
-        recipe=recipe,
-        deepspeed_config=given.deepspeed_config,
-        data=tuple(parse_data_folder(text) for text in given.data),
-        output_dir=given.output_dir or Path("runs") / recipe.name,
-        max_steps=given.max_steps,
-        resume=given.resume,
-        init_from=given.init_from,
-        deterministic=given.deterministic,
-        verify=not given.no_verify,
-        profile=None if given.profile is None else _profiled_steps(given.profile),
-    )
+    return parser
 
 
 def _profiled_steps(text: str) -> range:

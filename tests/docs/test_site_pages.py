@@ -1,0 +1,84 @@
+"""What the documentation says of commands, settings and folders is all that there is of them."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools import site_pages
+from unimmad.cli.main import COMMANDS
+from unimmad.config import Recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    return site_pages.generated_pages()
+
+
+def test_every_command_has_its_page_in_the_site(pages) -> None:
+    navigation = str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert set(site_pages.PARSERS) == set(COMMANDS)
+    assert all(f"commands/{name}.md" in pages and f"commands/{name}.md" in navigation for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_page_has_each_of_its_options_and_their_help(pages, name) -> None:
+    options = [
+        action
+        for action in site_pages.PARSERS[name]()._actions
+        if action.help != argparse.SUPPRESS and action.dest != "help"
+    ]
+    assert options
+    rows = re.findall(r"^\| .* \|$", pages[f"commands/{name}.md"], re.MULTILINE)
+    for action in options:
+        [row] = [row for row in rows if (f"`{(action.option_strings or [action.metavar])[0]}`") in row.split(" | ")[0]]
+        assert (action.help or "").split("%")[0].replace("|", r"\|") in row
+
+
+def test_a_help_text_with_a_bar_stays_in_its_cell() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", metavar="DIR|URL", default=3, help="a|b, %(default)s of %(prog)s")
+    page = site_pages.command_page("shards", parser)
+    assert r"| `--data` `DIR\|URL` | a\|b, 3 of unimmad shards |" in page
+
+
+def test_the_settings_page_has_every_setting_with_its_docstring(pages) -> None:
+    for section, field in Recipe.model_fields.items():
+        if section != "name":
+            keys = type(field.default).model_fields
+            assert all(f"`{section}.{key}`" in pages["settings.md"] for key in keys)
+    # A docstring of two lines, a default, and what shipped recipes say instead.
+    assert re.search(
+        r"^\| `model.backbone_weights` \| `imagenet` \| .*tiny: `none`.* \| .*\(.pth, \.safetensors\)\. \|$",
+        pages["settings.md"],
+        re.MULTILINE,
+    )
+
+
+def test_the_tree_has_a_line_for_every_folder(pages) -> None:
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "unimmad").rglob("*.py")}
+    shown = set(re.findall(r"^\| `(\S+)/` \| \S", pages["tree.md"], re.MULTILINE))
+    assert folders <= shown
+    assert all((ROOT / folder).is_dir() for folder in shown)
+
+
+def test_a_package_without_a_docstring_is_an_error(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(site_pages, "ROOT", tmp_path)
+    (tmp_path / "__init__.py").write_text("from x import y\n")
+    with pytest.raises(ValueError, match=r"__init__\.py has no docstring"):
+        site_pages._first_sentence(tmp_path / "__init__.py")
+
+
+def test_the_tutorials_page_has_all_of_the_scripts_code(pages) -> None:
+    script = (ROOT / "docs" / "tutorial.py").read_text()
+    shown = "\n".join(re.findall(r"^```python\n(.*?)^```", pages["tutorial.md"], re.MULTILINE | re.DOTALL))
+    assert ast.dump(ast.parse(shown)) == ast.dump(ast.Module(ast.parse(script).body[1:], []))
+    assert "# Tutorial" in pages["tutorial.md"].splitlines()[0]
+    assert "## Training" in pages["tutorial.md"].splitlines()
