@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from unimmad.config import RECIPES_FOLDER, Recipe, check_dataset_weights, load_recipe
+from unimmad.config import RECIPES_FOLDER, EvaluationSettings, Recipe, check_dataset_weights, load_recipe
 from unimmad.model.anomaly_map import gaussian_blur
 
 SHIPPED = sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
@@ -28,6 +28,20 @@ def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 512])
+def test_a_blur_in_pixels_is_the_same_at_every_image_size(size):
+    for given in ({}, {"blur_sigma": 4}, {"blur_kernel": 15}, {"blur_sigma": None, "blur_sigma_at_256": None}):
+        assert EvaluationSettings.model_validate(given).blur(size) == (15, 4.0)
+    assert load_recipe("paper").evaluation.blur(size) == (15, 4.0)
+    assert load_recipe("tiny").evaluation.blur(size) == (5, 1.0)
+
+
+@pytest.mark.parametrize(("size", "blur"), [(64, (9, 1.0)), (128, (17, 2.0)), (256, (33, 4.0)), (512, (65, 8.0))])
+def test_a_blur_at_256_follows_the_image_size_and_its_window_reaches_four_sigma(size, blur):
+    assert EvaluationSettings(blur_sigma_at_256=4).blur(size) == blur
+    assert EvaluationSettings(blur_sigma_at_256=0).blur(size) == (1, 0)
 
 
 def test_demo_is_the_default():
@@ -130,6 +144,7 @@ def test_a_wrong_override_names_itself_and_what_was_meant(override, says):
         "data.dataset_weights.brats=0",
         *("data.dataset_weights.brats=1e-300", "data.dataset_weights.brats=1e300"),
         *("evaluation.blur_sigma=1e-300", "evaluation.blur_sigma=0.05", "evaluation.blur_sigma=-1"),
+        *("evaluation.blur_sigma_at_256=0.05", "evaluation.blur_sigma_at_256=257", "evaluation.blur_sigma_at_256=true"),
         *("evaluation.blur_sigma=.inf", "evaluation.blur_sigma=nan", "evaluation.blur_sigma=1e300"),
         *("training.learning_rate=1e-300", "training.learning_rate=1e300"),
         *("training.gradient_clipping=1e-300", "training.gradient_clipping=-1", "training.gradient_clipping=1e300"),
@@ -156,6 +171,8 @@ def test_a_bad_value_is_refused_by_key_and_shown(override):
         (["training.global_batch=10", "training.accumulation=4"], ["global_batch 10", "accumulation 4"]),
         (["training.compile=true", "training.activation_checkpointing=true"], ["compile and activation_checkpointing"]),
         (["evaluation.blur_kernel=6"], ["blur_kernel 6", "odd"]),
+        (["evaluation.blur_sigma_at_256=4"], ["blur_kernel", "blur_sigma_at_256", "null"]),
+        (["evaluation.blur_sigma_at_256=4", "evaluation.blur_kernel=null"], ["blur_sigma is", "blur_sigma_at_256"]),
     ],
 )
 def test_values_that_do_not_go_together_are_refused_by_name(overrides, names):
@@ -255,11 +272,17 @@ def test_what_is_off_or_just_on_is_read(override):
     load_recipe("tiny", [override])
 
 
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 256.0])
+def test_the_smallest_and_the_largest_blur_that_follows_the_size_are_finite(sigma):
+    maps_BHW = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert gaussian_blur(maps_BHW, *EvaluationSettings(blur_sigma_at_256=sigma).blur(64)).isfinite().all()
+
+
 @pytest.mark.parametrize("sigma", [0.0, 0.1, 4095.0])
 def test_the_smallest_and_the_largest_blur_are_finite(sigma):
     maps_BHW = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0))
     settings = load_recipe("tiny", [f"evaluation.blur_sigma={sigma}"]).evaluation
-    blurred_BHW = gaussian_blur(maps_BHW, 255, settings.blur_sigma)
+    blurred_BHW = gaussian_blur(maps_BHW, 255, settings.blur(64).sigma)
     assert blurred_BHW.isfinite().all()
     if sigma < 1:
         torch.testing.assert_close(blurred_BHW, maps_BHW)

@@ -85,7 +85,7 @@ def test_the_metrics_are_those_of_the_samples_read_and_scored_by_hand(checkpoint
             tokens = len(sample.slots)
             with torch.no_grad():
                 output = model(sample.images_MCHW, (tokens,), torch.tensor(sample.slots))
-                map_BHW = gaussian_blur(model.maps(output), rules.blur_kernel, rules.blur_sigma)
+                map_BHW = gaussian_blur(model.maps(output), *rules.blur(64))
             maps.append(map_BHW[0].numpy())
             masks.append(sample.mask_HW.numpy())
             scores.append(image_scores(map_BHW, rules.top_share).item())
@@ -104,6 +104,14 @@ def test_maps_are_blurred_and_the_image_score_is_the_mean_of_the_largest_values(
     assert not torch.allclose(blurred_BHW, sharp_BHW, atol=1e-3)
     expected = sharp_BHW.flatten(1).sort(dim=1, descending=True).values[:, :40].mean(dim=1)
     torch.testing.assert_close(sharp_scores, expected)
+
+
+def test_a_blur_that_follows_the_image_size_is_a_quarter_as_wide_at_a_quarter_of_256(checkpoint, shards):
+    batch = collate([shards.read(ref, 64) for ref in shards.classes("test")["solids/cookie"]])
+    sharp_BHW, _ = score_batch(checkpoint.model, batch, EvaluationSettings(blur_sigma=0), CPU)
+    blurred_BHW, scores_B = score_batch(checkpoint.model, batch, EvaluationSettings(blur_sigma_at_256=4), CPU)
+    torch.testing.assert_close(blurred_BHW, gaussian_blur(sharp_BHW, 9, 1.0))
+    torch.testing.assert_close(scores_B, image_scores(blurred_BHW, 0.001))
 
 
 def test_scores_keys_and_labels_of_every_sample_come_with_the_class(checkpoint, shards, one_by_one):

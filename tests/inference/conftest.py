@@ -37,13 +37,15 @@ def checkpoint_folder(tmp_path_factory, calibration_shards) -> Path:
 
 
 CLASSES = ("solids/cookie", "solids/rope")
+BLUR = {"blur_kernel": "null", "blur_sigma": "null", "blur_sigma_at_256": "8"}
+OVERRIDES = ["model.kernel_sizes=[1, 3]", *(f"evaluation.{name}={value}" for name, value in BLUR.items())]
 
 
 @pytest.fixture(scope="session")
 def calibrated(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     shards = hand_made_shards(folder / "shards", ["solids"])
-    checkpoint, _ = hand_made_checkpoint(folder / "run", load_recipe("tiny", ["model.kernel_sizes=[1, 3]"]), [shards])
+    checkpoint, _ = hand_made_checkpoint(folder / "run", load_recipe("tiny", OVERRIDES), [shards])
     _give_every_leader_its_own_kernel(checkpoint)
     scores = {"solids/cookie": [0.3, 0.4, 0.2], "solids/rope": [0.5]}
     modalities = dict.fromkeys(CLASSES, ("rgb", "depth"))

@@ -95,6 +95,7 @@ def test_its_metadata_have_thresholds_classes_and_modalities(onnx_file, calibrat
     metadata = ExportMetadata.from_strings(strings, "file")
     assert metadata.thresholds == load_thresholds(calibrated)
     assert (metadata.image_size, metadata.recipe, metadata.step, metadata.dataset) == (64, "tiny", 3, "solids")
+    assert (metadata.evaluation.blur_sigma, metadata.evaluation.blur_sigma_at_256) == (None, 8)
 
 
 def test_it_computes_in_fp32_and_says_so(onnx_file, calibrated, tmp_path, capsys):

@@ -7,7 +7,7 @@ A recipe is a YAML file with the sections ``model``, ``data``, ``training`` and 
 from __future__ import annotations
 
 from unimmad.config.data import DataSettings
-from unimmad.config.evaluation import MAX_BLUR, EvaluationSettings, Precision
+from unimmad.config.evaluation import MAX_BLUR, Blur, EvaluationSettings, Precision
 from unimmad.config.fields import Integer, NotNegative, Positive, Real
 from unimmad.config.loading import (
     DEFAULT_RECIPE,
@@ -27,6 +27,7 @@ __all__ = [
     "MAX_BLUR",
     "MAX_PROBLEMS",
     "RECIPES_FOLDER",
+    "Blur",
     "DataSettings",
     "EvaluationSettings",
     "Integer",

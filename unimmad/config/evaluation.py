@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,20 +11,39 @@ from unimmad.config.fields import Integer, NotNegative, Positive, Real, Section,
 MAX_BLUR = 4095
 """Pixels."""
 
+REFERENCE_SIZE = 256
+"""Pixels; the side of the images that ``blur_sigma_at_256`` speaks of."""
+
 
 Precision = Literal["fp32", "bf16"]
 """Of scoring. ``fp32``: without TF32, so that numbers are the same on every device, to rounding; ``bf16``: autocast of
 the network over fp32 weights, while routing scores, distances, maps and image scores stay fp32."""
 
 
+_PAPERS_BLUR = {"blur_kernel": 15, "blur_sigma": 4.0}
+
+
+class Blur(NamedTuple):
+    """A Gaussian in pixels, as maps are blurred by it."""
+
+    kernel: int
+    """Side of the square window; odd. Zero padding."""
+    sigma: float
+    """Standard deviation; 0 leaves a map as it is."""
+
+
 class EvaluationSettings(Section):
     """What turns maps into scores; printed with every table, since this is where papers differ."""
 
     batch_size: Positive = 8
-    blur_kernel: Annotated[Integer, Field(gt=0, le=MAX_BLUR)] = 15
-    """Side of the Gaussian's window in pixels; odd. Zero padding."""
-    blur_sigma: Annotated[Real, AfterValidator(off_or_from(0.1)), Field(le=MAX_BLUR)] = 4.0
-    """Standard deviation in pixels; 0 leaves the map as it is, and so would one below 0.1."""
+    blur_kernel: Annotated[Integer, Field(gt=0, le=MAX_BLUR)] | None = None
+    """Side of the Gaussian's window in pixels, at any image size; odd. 15 where nothing is said about the blur."""
+    blur_sigma: Annotated[Real, AfterValidator(off_or_from(0.1)), Field(le=MAX_BLUR)] | None = None
+    """Standard deviation in pixels, at any image size; 0 leaves the map as it is, and so would one below 0.1. 4 where
+    nothing is said about the blur."""
+    blur_sigma_at_256: Annotated[Real, AfterValidator(off_or_from(0.1)), Field(le=REFERENCE_SIZE)] | None = None
+    """In place of the two above: the standard deviation at 256 x 256, which follows the image size (at 64 x 64 it is a
+    quarter of that many pixels); the window reaches four of them to each side."""
     top_share: Annotated[Real, Field(gt=0, le=1)] = 0.001
     """An image's score is the mean of this share of its map's largest values (at least one)."""
     pictures_per_class: NotNegative = 8
@@ -36,8 +55,29 @@ class EvaluationSettings(Section):
     compile: bool = False
     """As ``training.compile``; in reports, not in prediction."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_papers_blur(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("blur_sigma_at_256") is not None:
+            return values
+        return values | {name: default for name, default in _PAPERS_BLUR.items() if values.get(name) is None}
+
     @model_validator(mode="after")
     def _check(self) -> EvaluationSettings:
-        if self.blur_kernel % 2 == 0:
+        if self.blur_sigma_at_256 is not None:
+            if given := [name for name in _PAPERS_BLUR if getattr(self, name) is not None]:
+                raise ValueError(
+                    f"{given[0]} is in pixels and blur_sigma_at_256 follows the image size: set one of them to null"
+                )
+        elif self.blur_kernel is not None and self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel {self.blur_kernel} must be odd")
         return self
+
+    def blur(self, image_size: int) -> Blur:
+        """What maps of ``image_size`` x ``image_size`` pixels are blurred by."""
+        if self.blur_sigma_at_256 is None:
+            assert self.blur_kernel is not None
+            assert self.blur_sigma is not None
+            return Blur(self.blur_kernel, self.blur_sigma)
+        sigma = self.blur_sigma_at_256 * image_size / REFERENCE_SIZE
+        return Blur(2 * round(4 * sigma) + 1, sigma)

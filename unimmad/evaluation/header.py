@@ -10,7 +10,7 @@ import torch
 
 from unimmad.checkpoint.folder import STATE_NAME
 from unimmad.checkpoint.loading import LoadedCheckpoint
-from unimmad.config import Precision
+from unimmad.config import Blur, Precision
 from unimmad.data.index import Split, load_index
 from unimmad.data.location import DataFolder, recorded_data_folder, shown
 from unimmad.data.reading.shard_set import ShardSet
@@ -32,14 +32,13 @@ def report_header(
     settings = recipe.evaluation
     size = recipe.model.image_size
     top = max(1, int(size * size * settings.top_share))
-    blur = f"Gaussian {settings.blur_kernel} x {settings.blur_kernel}, sigma {settings.blur_sigma:g}, zero padding"
     header = {
         "checkpoint": _relative(checkpoint.folder),
         "recipe": recipe.name,
         "backbone": f"{recipe.model.backbone}, weights: {checkpoint.backbone_weights}",
         "data": f"{', '.join(map(_data_name, data))} ({split} split)",
         "image size": f"{size} x {size}",
-        "blur": blur if settings.blur_sigma else "none",
+        "blur": _in_words(settings.blur(size)),
         "image score": f"mean of the map's top {top} of {size * size} values",
         "masks": f"resized {mask_resize}, anomalous where > 0",
         "precision": numerics(precision, device),
@@ -49,6 +48,12 @@ def report_header(
     if unseen := _unseen_classes(checkpoint, shards, split):
         header["not trained on"] = f"{', '.join(unseen)}; the router chooses experts for them all the same"
     return header
+
+
+def _in_words(blur: Blur) -> str:
+    if not blur.sigma:
+        return "none"
+    return f"Gaussian {blur.kernel} x {blur.kernel}, sigma {blur.sigma:g}, zero padding"
 
 
 def _unseen_classes(checkpoint: LoadedCheckpoint, shards: ShardSet, split: Split) -> list[str]:

@@ -31,7 +31,7 @@ class ExportProgram(nn.Module):
     def __init__(self, network: FixedModalities, modalities: Sequence[Modality], settings: EvaluationSettings) -> None:
         super().__init__()
         self.network = network
-        self.settings = settings
+        self.blur, self.top_share = settings.blur(network.model.architecture.image_size), settings.top_share
         means, stds = zip(*(normalisation(modality.kind) for modality in modalities), strict=True)
         self.register_buffer("mean_MC11", torch.tensor(means)[:, :, None, None])
         self.register_buffer("std_MC11", torch.tensor(stds)[:, :, None, None])
@@ -40,8 +40,8 @@ class ExportProgram(nn.Module):
         """[B, M, C, H, W], float32, RGB and gray in 0-1 and depth as ``data.prepare.resize`` gives it -> maps
         [B, H, W] and scores [B]."""
         maps_BHW = self.network((images - self.get_buffer("mean_MC11")) / self.get_buffer("std_MC11"))
-        maps_BHW = gaussian_blur(maps_BHW, self.settings.blur_kernel, self.settings.blur_sigma)
-        return maps_BHW, image_scores(maps_BHW, self.settings.top_share)
+        maps_BHW = gaussian_blur(maps_BHW, *self.blur)
+        return maps_BHW, image_scores(maps_BHW, self.top_share)
 
 
 def build_program(
