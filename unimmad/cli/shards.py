@@ -33,7 +33,6 @@ from unimmad.data.writing.shards import SHARD_BYTES, write_shards
 from unimmad.data.writing.verify import verify_folder
 from unimmad.ranks.launcher import program
 from unimmad.serialization.text import printable
-from unimmad.serialization.validation import printable
 
 SYNTHETIC = "synthetic"
 VERIFY = "verify"

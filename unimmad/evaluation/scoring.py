@@ -140,5 +140,5 @@ def score_images(
     with without_tf32():
         with torch.autocast(images_TCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
             output = model(images_TCHW, tokens_per_sample, slot_of_token_T)
-        maps_BHW = gaussian_blur(model.maps(output), *settings.blur(model.architecture.image_size))
+        maps_BHW = gaussian_blur(model.maps(output), *settings.blur(model.settings.image_size))
     return BatchScores(maps_BHW, image_scores(maps_BHW, settings.top_share), output.routings)

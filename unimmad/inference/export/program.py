@@ -31,7 +31,7 @@ class ExportProgram(nn.Module):
     def __init__(self, network: FixedModalities, modalities: Sequence[Modality], settings: EvaluationSettings) -> None:
         super().__init__()
         self.network = network
-        self.blur, self.top_share = settings.blur(network.model.architecture.image_size), settings.top_share
+        self.blur, self.top_share = settings.blur(network.model.settings.image_size), settings.top_share
         means, stds = zip(*(normalisation(modality.kind) for modality in modalities), strict=True)
         self.register_buffer("mean_MC11", torch.tensor(means)[:, :, None, None])
         self.register_buffer("std_MC11", torch.tensor(stds)[:, :, None, None])
