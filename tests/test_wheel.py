@@ -109,6 +109,7 @@ def test_help_and_a_dry_run_from_an_empty_folder(programs: Path, tmp_path: Path)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # eight commands, each of which imports PyTorch
 def test_every_command_from_an_empty_folder(programs: Path, tmp_path: Path) -> None:
     def unimmad(*argv: str) -> str:
         return call(programs, tmp_path, "unimmad", *argv)
@@ -123,7 +124,7 @@ def test_every_command_from_an_empty_folder(programs: Path, tmp_path: Path) -> N
     unimmad("launch", "--cluster", "local", "--wait", "--output-dir", "runs/own", "--", *options)
     assert "report.html" in unimmad("evaluate", "--checkpoint", "runs/own")
     assert "thresholds.json" in unimmad("calibrate", "--checkpoint", "runs/own")
-    assert "nut/test/hole" in unimmad("predict", "--checkpoint", "runs/own", str(own / "nut" / "test"))
+    assert "hole/0" in unimmad("predict", "--checkpoint", "runs/own", str(own / "nut" / "test" / "hole"))
     unimmad("export", "--checkpoint", "runs/own", "--format", "torch", "--target", "own.pt2")
 
 
