@@ -2,7 +2,6 @@
 
 import json
 import time
-import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from unimmad.data.sample import Sample
 from unimmad.evaluation.collecting import ClassScores, ScoredBatch
@@ -41,7 +41,7 @@ def test_the_overlap_of_many_classes_is_no_larger_picture(tmp_path: Path, monkey
         sides.append(max(figure.get_size_inches()))
 
     monkeypatch.setattr(expert_map, "save_figure", saved)
-    for count in (60, 200, 2000):
+    for count in (60, 200, 300):
         names = [f"parts/class_{number}" for number in range(count)]
         expert_map.save_class_overlap(names, np.eye(count), tmp_path / "overlap.png")
     assert 60 * 0.2 < sides[0] < sides[1] <= sides[2] < 25
@@ -50,23 +50,21 @@ def test_the_overlap_of_many_classes_is_no_larger_picture(tmp_path: Path, monkey
 def test_the_expert_map_of_many_data_sets_is_no_larger_picture() -> None:
     frequency_GL = np.full((2, 8), 1 / 8)
     heights = []
-    for count in (10, 60, 300):
+    for count in (10, 60, 200):
         rows = [UsageRow(f"set_{number}", "rgb", frequency_GL) for number in range(count)]
         heights.append(expert_map.expert_map_figure(rows, ("level 1, 1 x 1", "level 1, 3 x 3"), 2).get_figheight())
     assert heights[0] < heights[1] < heights[2] < 25
 
 
-def cpu_seconds_of_overview(count: int, path: Path) -> float:
-    pictures = [picture(number) for number in range(count)]
-    started = time.process_time()
-    save_overview(pictures, path)
-    return time.process_time() - started
+def test_no_layout_is_solved_for_the_overview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes time which grows faster than the number of classes."""
 
+    def solved(*_: object) -> None:
+        raise AssertionError("a layout was solved")
 
-def test_the_overview_takes_time_in_proportion_to_the_classes(tmp_path: Path) -> None:
-    cpu_seconds_of_overview(2, tmp_path / "first.png")  # loads fonts
-    few, many = (cpu_seconds_of_overview(count, tmp_path / f"{count}.png") for count in (10, 60))
-    assert many < 9 * few
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", solved)
+    save_overview([picture(number) for number in range(3)], tmp_path / "overview.png")
+    assert (tmp_path / "overview.png").is_file()
 
 
 def dots(side: int) -> np.ndarray:
@@ -124,10 +122,7 @@ def _sample(number: int) -> Sample:
 def test_20_000_images_of_one_class(tmp_path: Path) -> None:
     """Their metrics, curves, table, and what is chosen of them for pictures."""
     started = time.process_time()
-    tracemalloc.start()
     scored = scores_of(20_000).scored()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
     again = read_scored(json.loads(json.dumps(scored_entry(scored))))
     assert (again.image_scores == scored.image_scores).all()
     write_image_scores([scored], tmp_path)
@@ -135,8 +130,7 @@ def test_20_000_images_of_one_class(tmp_path: Path) -> None:
     chosen = failures_first(scored.image_scores, scored.labels, scored.defects, 8)
     assert len(chosen) == 8
     draw_class(scored, ())
-    assert time.process_time() - started < 60
-    assert peak < 100 * 2**20
+    assert time.process_time() - started < 20
 
 
 def classes(count: int) -> list[ScoredClass]:

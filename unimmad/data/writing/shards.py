@@ -74,7 +74,9 @@ def write_shards(
     with replaced_folder(target, overwrite) as working:
         writer = _Writer(working.new, ShardNotes(working.notes, working.new, shard_bytes), shard_bytes, workers)
         total = sum(len(found.samples) for found in sets)
-        with tqdm(total=total, desc=f"writing {target}", unit=" samples", disable=None if progress else True) as bar:
+        with tqdm(
+            total=total, desc=f"writing {target.name}", unit=" samples", disable=None if progress else True
+        ) as bar:
             try:
                 index = writer.write(sets, bar)
             except OSError as error:

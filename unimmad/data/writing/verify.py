@@ -36,7 +36,7 @@ def verify_folder(folder: Path, progress: bool = True) -> list[str]:
         of_shard[sample.shard].append(sample)
     with tqdm(
         total=sum(shard.bytes for shard in index.shards),
-        desc=f"verify {folder}",
+        desc=f"verify {folder.name}",
         unit="B",
         unit_scale=True,
         disable=None if progress else True,
