@@ -13,6 +13,7 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parents[1]
+HELP_COLUMNS = 100
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "shards": shards_parser,
     "train": training_parser,
@@ -75,31 +77,12 @@ def generated_pages() -> dict[str, str]:
 
 
 def command_page(name: str, parser: argparse.ArgumentParser) -> str:
-    """What the command is for, and a table of each group of its options."""
+    """What the command is for, and its help."""
     parser.prog = f"unimmad {name}"
+    parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=HELP_COLUMNS)
     summary = COMMANDS[name]
-    about = (parser.description or "") % {"prog": parser.prog}
-    lines = [f"# unimmad {name}", "", f"{summary[0].upper()}{summary[1:]}.", "", "```text", about.strip(), "```", ""]
-    for group in parser._action_groups:
-        rows = [_option_row(action, parser.prog) for action in group._group_actions if _is_shown(action)]
-        if rows:
-            title = "arguments" if group.title == "positional arguments" else group.title or "options"
-            lines += [f"## {title[0].upper()}{title[1:]}", "", *_table(("option", "what it does"), rows), ""]
-    return "\n".join(lines)
-
-
-def _is_shown(action: argparse.Action) -> bool:
-    return action.help != argparse.SUPPRESS and action.dest != "help"
-
-
-def _option_row(action: argparse.Action, program: str) -> tuple[str, str]:
-    value = "" if action.nargs == 0 else action.metavar or (action.dest.upper() if action.choices is None else "")
-    if not value and action.choices is not None:
-        value = "{" + ",".join(map(str, action.choices)) + "}"
-    names = ", ".join(f"`{option}`" for option in action.option_strings)
-    said = (action.help or "") % {**vars(action), "prog": program}
-    needed = ["**Needed.**"] if action.required and action.option_strings else []
-    return f"{names} `{value}`".strip() if value else names, " ".join([*needed, said]).strip()
+    said = parser.format_help().strip()
+    return "\n".join([f"# unimmad {name}", "", f"{summary[0].upper()}{summary[1:]}.", "", "```text", said, "```", ""])
 
 
 def settings_page() -> str:
