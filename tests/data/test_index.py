@@ -68,7 +68,7 @@ def merged(index: dict[str, Any]) -> None:
         (lambda index: index.update(datasets={}), "at least 1 item"),
         (lambda index: modalities(index)[1].update(scale=float("nan")), "scale: Input should be a finite number"),
         (lambda index: modalities(index)[1].update(scale=0), "scale: Input should be greater than"),
-        (lambda index: index["datasets"].update({"a\nb": 5}), r"'a\\nb'"),
+        (lambda index: index["datasets"].update({"a\nb": 5}), r"datasets\.a\\nb\."),
     ],
 )
 def test_what_is_at_odds_with_itself_is_refused_in_one_line(
