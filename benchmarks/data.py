@@ -42,11 +42,11 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 RESIZED_BYTES = 10**10
 """More than any of these measurements keeps; the folder goes with its end."""
 
-OURS = "the stream, shards opened anew"
+OURS = "the stream, shards opened again"
 STREAM, KEPT = "the stream", "the stream, resized images kept"
 
 Contestant = Callable[[], Iterator[object]]
-"""Makes the same batches anew at each call."""
+"""Makes the same batches again at each call."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> str:
 def contestants(task: Task, kept: Task, plain: PlainDataset) -> dict[str, Contestant]:
     """All in one process; ``kept`` is ``task`` with resized images kept.
 
-    The first two have the files' bytes in memory and make no batches' tensors anew.
+    The first two have the files' bytes in memory and make no batches' tensors again.
     """
     encoded = [[(file, file.path.read_bytes()) for file in files] for files in plain.samples]
     largest = max(len(files) for files in encoded)

@@ -16,7 +16,7 @@ def untrue(page: str) -> list[str]:
     wrong = []
     for line in page.splitlines():
         where = list(SOURCES)
-        for path, test in re.findall(r"`([\w/]+\.py)`|`(test_\w+)`", line):
+        for path, test in re.findall(r"`(\w+/[\w/]+\.py|test_\w+\.py)`|`(test_\w+)`", line):
             if path:
                 where = [path]
                 wrong += [path] if path not in SOURCES and not (TESTS.parent / path).is_file() else []

@@ -97,7 +97,7 @@ def test_other_data_differ_in_classes_then_modalities_then_samples(shards, solid
     assert solids_only.difference(both) == says
     entry = shards.datasets["solids"]
     flat = dataclasses.replace(solids_only, datasets={"solids": entry.model_copy(update={"modalities": ()})})
-    assert solids_only.difference(flat) == "data set solids has other modalities"
+    assert solids_only.difference(flat) == "dataset solids has other modalities"
     again = [drawn for drawn in synthetic_sets(seed=1, train_per_class=2) if drawn.name == "solids"]
     write_shards(again, tmp_path, progress=False)
     redrawn = trained_on(ShardSet.open([tmp_path]))

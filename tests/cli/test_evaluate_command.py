@@ -106,13 +106,13 @@ def test_checkpoint_data_and_output_can_be_named(typed, trained, tmp_path):
         (["--checkpoint", "data/small"], "data/small is no checkpoint and no run folder with one"),
         (["--data", "nowhere"], "data folder nowhere does not exist"),
         (["--data", "runs"], "runs holds no index.json: it is no shard folder"),
-        (["--data", "data/small", "data/small"], "data set solids is in both"),
+        (["--data", "data/small", "data/small"], "dataset solids is in both"),
         (["--output-dir", "data/small/index.json/x"], "cannot write data/small/index.json/x"),
         (["--device", "gpu"], "device gpu can't be used here"),
         (["--device", "cuda:99"], "device cuda:99 can't be used here"),
         (["--workers", "-1"], "--workers -1"),
         (["--batch-size", "0"], "--batch-size 0"),
-        (["--modalities", "sonar"], "no data set has a modality 'sonar'"),
+        (["--modalities", "sonar"], "no dataset has a modality 'sonar'"),
         (["--modalities", ","], "--modalities names none"),
         (["--compare", "nowhere.json"], "nowhere.json can't be read as a report"),
         (
@@ -242,7 +242,7 @@ def test_an_interruption_is_one_line(typed, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("unimmad.cli.evaluate.evaluate_checkpoint", interrupted)
     code, out, err = typed(trained, "--output-dir", str(tmp_path))
     assert (code, out) == (130, "")
-    assert err == "evaluate.py: interrupted; the same command goes on behind the last finished class\n"
+    assert err == "evaluate.py: interrupted; the same command continues after the last finished class\n"
 
 
 def test_a_checkpoint_of_another_recipe_is_one_line(typed, trained, tmp_path):

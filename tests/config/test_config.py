@@ -235,7 +235,7 @@ def test_a_weight_may_be_of_the_data_or_of_those_that_a_shipped_recipe_weighs(we
 @pytest.mark.parametrize(("name", "hint"), [("solid", "; did you mean solids"), ("bratz", "$"), ("Eyecandies", "$")])
 def test_a_weight_of_a_data_set_that_nobody_knows_is_an_error(name, hint):
     recipe = load_recipe("paper", [f"data.dataset_weights.{name}=2"])
-    with pytest.raises(ValueError, match=f"no data set is called {name}; there are solids, materials{hint}"):
+    with pytest.raises(ValueError, match=f"no dataset is called {name}; there are solids, materials{hint}"):
         check_dataset_weights(recipe.data.dataset_weights, ["solids", "materials"])
 
 

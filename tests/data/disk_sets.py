@@ -1,4 +1,4 @@
-"""Small data sets on disk, in every layout: real files in the published folders."""
+"""Small datasets on disk, in every layout: real files in the published folders."""
 
 from __future__ import annotations
 

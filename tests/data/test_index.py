@@ -17,7 +17,7 @@ from unimmad.data.writing.shards import write_shards
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The index of two data sets, food (rgb, depth) and parts (rgb)."""
+    """The index of two datasets, food (rgb, depth) and parts (rgb)."""
     root = tmp_path_factory.mktemp("sets")
     sets = [find_set(make(root / name)).source for name, make in (("food", make_multimodal), ("parts", make_mvtec))]
     write_shards(sets, root / "shards", progress=False)
@@ -37,7 +37,7 @@ def modalities(index: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def merged(index: dict[str, Any]) -> None:
-    """Class ``bagel/x`` of a data set ``food`` and class ``x`` of a data set ``food/bagel`` would be one."""
+    """Class ``bagel/x`` of a dataset ``food`` and class ``x`` of a dataset ``food/bagel`` would be one."""
     index["datasets"]["food/bagel"] = index["datasets"]["food"]
     for entry in index["samples"][:2]:
         entry.update(dataset="food/bagel", class_name="x")
@@ -50,7 +50,7 @@ def merged(index: dict[str, Any]) -> None:
         (lambda index: modalities(index)[1].update(slot=0), "two modalities share a slot"),
         (lambda index: sample(index)["images"].update(depth=rgb(index)), "has one member twice"),
         (lambda index: sample(index).update(mask=rgb(index)), "has one member twice"),
-        (lambda index: sample(index)["images"].update(ir=rgb(index)), "has a modality ir that data set food does not"),
+        (lambda index: sample(index)["images"].update(ir=rgb(index)), "has a modality ir that dataset food does not"),
         (lambda index: index["samples"].append(sample(index)), "the key bagel-train-good-000 .* is listed twice"),
         (lambda index: index["shards"].append(index["shards"][0]), "shard train-000000.tar is listed twice"),
         (merged, "String should match pattern"),
@@ -68,7 +68,7 @@ def merged(index: dict[str, Any]) -> None:
         (lambda index: index.update(datasets={}), "at least 1 item"),
         (lambda index: modalities(index)[1].update(scale=float("nan")), "scale: Input should be a finite number"),
         (lambda index: modalities(index)[1].update(scale=0), "scale: Input should be greater than"),
-        (lambda index: index["datasets"].update({"a\nb": 5}), r"'a\\nb'"),
+        (lambda index: index["datasets"].update({"a\nb": 5}), r"datasets\.a\\nb\."),
     ],
 )
 def test_what_is_at_odds_with_itself_is_refused_in_one_line(

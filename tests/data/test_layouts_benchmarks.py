@@ -146,7 +146,7 @@ def test_66_classes_in_nine_benchmarks() -> None:
     }
     assert len({(name, found) for name, all_ in classes.items() for found in all_}) == 66
     lines = layout_table().splitlines()
-    assert lines[-1] == "66 classes in 9 benchmark data sets"
+    assert lines[-1] == "66 classes in 9 benchmark datasets"
     assert [line.split()[0] for line in lines[1:-1]] == list(LAYOUTS)
     assert next(line for line in lines if line.startswith("mulsen_ad")).split()[1:4] == ["15", "rgb,", "infrared"]
 

@@ -1,4 +1,4 @@
-"""Data sets that a file lists: manifests, and the released index."""
+"""Datasets that a file lists: manifests, and the released index."""
 
 import json
 from pathlib import Path
@@ -181,7 +181,7 @@ def test_index_of_other_content(tmp_path: Path) -> None:
 
 def test_several_sets_are_not_one(tmp_path: Path) -> None:
     path = make_mmad_index(tmp_path)
-    with pytest.raises(ValueError, match="holds 3 data sets: mvtec_3d, brats, eyecandies"):
+    with pytest.raises(ValueError, match="holds 3 datasets: mvtec_3d, brats, eyecandies"):
         find_set(path)
     with pytest.raises(ValueError, match="which --name cannot name"):
         find_sets(path, name="x")

@@ -1,4 +1,4 @@
-"""Data sets of many samples, classes, notices and workers: time and memory grow no faster than they do."""
+"""Datasets of many samples, classes, notices and workers: time and memory grow no faster than they do."""
 
 import os
 import pickle

@@ -206,7 +206,7 @@ def test_a_shard_that_cannot_be_fetched_is_no_corrupt_sample(folders: list[Path]
 
 
 def test_folders_that_cannot_join(folders: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data set food is in both"):
+    with pytest.raises(ValueError, match="dataset food is in both"):
         ShardSet.open([folders[0], folders[0]])
     with pytest.raises(ValueError, match="no data folder"):
         ShardSet.open([])

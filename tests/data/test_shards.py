@@ -300,9 +300,9 @@ def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
     parts = found(make_mvtec(tmp_path / "parts"))
     first, *others = parts.samples
     cases = [
-        ([], "no data set"),
-        ([parts, parts], "2 data sets are called parts"),
-        ([replace(parts, name="a/b")], "cannot name a data set"),
+        ([], "no dataset"),
+        ([parts, parts], "2 datasets are called parts"),
+        ([replace(parts, name="a/b")], "cannot name a dataset"),
         ([replace(parts, samples=(first, first))], "have the key"),
         ([replace(parts, samples=(replace(first, key="a.b"), *others))], "cuts keys at a dot"),
         ([replace(parts, samples=(replace(first, key="a/b"), *others))], "paths end at a slash"),

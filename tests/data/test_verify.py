@@ -120,6 +120,6 @@ def test_an_index_names_no_path_outside_its_folder(folder: Path, name: str) -> N
 def test_a_sample_of_an_unlisted_shard_or_set(folder: Path) -> None:
     edit_index(folder, lambda index: index["samples"][0].update(shard=7))
     with pytest.raises(
-        ValueError, match="sample bagel-train-good-000 lies in shard 7 of data set food, which is not listed"
+        ValueError, match="sample bagel-train-good-000 lies in shard 7 of dataset food, which is not listed"
     ):
         verify_folder(folder, progress=False)

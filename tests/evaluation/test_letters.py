@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def batch(checkpoint, small_shards) -> ScoredBatch:
-    """Of two data sets; one mask is missing."""
+    """Of two datasets; one mask is missing."""
     shards = ShardSet.open([small_shards])
     refs_of = shards.classes("test")
     samples = [

@@ -83,7 +83,7 @@ def test_a_sample_with_none_of_them_names_class_and_modalities(shards):
     [("dept", r"'dept'; did you mean depth\?"), ("sonar", r"there are depth, flair, rgb, t1, t1ce, t2")],
 )
 def test_an_unknown_modality_is_refused(shards, name, hint):
-    with pytest.raises(ValueError, match=f"no data set has a modality .*{hint}"):
+    with pytest.raises(ValueError, match=f"no dataset has a modality .*{hint}"):
         keep_modalities(shards, "test", ["rgb", name])
 
 

@@ -1,4 +1,4 @@
-"""An interrupted evaluation goes on behind its last finished class, where nothing has changed."""
+"""An interrupted evaluation continues after its last finished class, where nothing has changed."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def _timed(command: Callable[[list[str]], int], argv: list[str]) -> float:
 
 
 def _images() -> list[dict[str, Any]]:
-    """Two samples of the data set's modalities."""
+    """Two samples of the dataset's modalities."""
     rng = np.random.default_rng(0)
     return [
         {

@@ -84,7 +84,7 @@ def test_an_image_without_a_name_is_not_enough_for_several_modalities():
     [
         (["x-ray"], None, r"modality x-ray is not known; known are rgb, depth, infrared, t1, t2"),
         (["infrared"], "cookie", r"modality infrared is not known; known are rgb, depth$"),
-        (["rgb", "t1"], None, r"no data set has all of the modalities rgb, t1"),
+        (["rgb", "t1"], None, r"no dataset has all of the modalities rgb, t1"),
         ([], None, r"modality \(none\) is not known"),
     ],
 )

@@ -97,7 +97,7 @@ def test_a_problem_that_all_ranks_know_is_noted_as_that_of_the_rank_that_met_it(
 )
 def test_a_damaged_record_is_refused_in_one_line(tmp_path, content, says):
     (tmp_path / "key.run.json").write_bytes(content)
-    record, message = RunRecord(tmp_path, "key"), rf"key\.run\.json.*{says}.*; remove it to let the job begin anew"
+    record, message = RunRecord(tmp_path, "key"), rf"key\.run\.json.*{says}.*; remove it to let the job begin again"
     for read in (record.starts, lambda: record.settle(asked(tmp_path), ALONE)):
         with pytest.raises(ValueError, match=message) as refused:
             read()

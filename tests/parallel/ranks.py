@@ -32,7 +32,7 @@ def run_on_ranks(function: RankFunction, world_size: int, folder: Path) -> list[
         if time.monotonic() > deadline:
             for process in context.processes:
                 process.kill()
-            pytest.fail(f"{function.__module__}.{function.__name__} hangs on {world_size} ranks")
+            pytest.fail(f"{function.__module__}.{function.__name__} depends on {world_size} ranks")
     return [_load(folder / f"rank{rank}.npz") for rank in range(world_size)]
 
 

@@ -32,7 +32,7 @@ ROUNDINGS = (
     {"parts": 7},
     {"parts": 7, "backwards": True},
 )
-"""The reference is computed as it is, and again in these ways: the first, and others where a bound hangs on it."""
+"""The reference is computed as it is, and again in these ways: the first, and others where a bound depends on it."""
 
 
 def compared(cases: Sequence[Case], shards: Path, folder: Path) -> Iterator[tuple[Case, Comparison]]:

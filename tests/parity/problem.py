@@ -64,7 +64,7 @@ def starting_model(problem: Problem, batches: Batches) -> UniMMAD:
 
 
 def weights_of_tokens(batch: Batch) -> Tensor:
-    """Another loss weight for each number of modalities, as a recipe may give its data sets."""
+    """Another loss weight for each number of modalities, as a recipe may give its datasets."""
     return torch.tensor([0.5 * len(sample.slots) for sample in batch.samples for _ in sample.slots])
 
 

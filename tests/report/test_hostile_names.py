@@ -1,4 +1,4 @@
-"""Names of data sets, classes, defects and files are anybody's: no table may be more than text because of them."""
+"""Names of datasets, classes, defects and files are anybody's: no table may be more than text because of them."""
 
 from __future__ import annotations
 

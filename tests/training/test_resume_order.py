@@ -29,7 +29,7 @@ Drawn = dict[int, list[list[object]]]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> list[Path]:
-    """Each layout's copy as shards; the released index holds data sets of the others' names, and is left out."""
+    """Each layout's copy as shards; the released index holds datasets of the others' names, and is left out."""
     root = tmp_path_factory.mktemp("layouts")
     folders = []
     for layout in COPIES.keys() - {"mmad_index"}:

@@ -33,9 +33,7 @@ def argv(parity_shards, tmp_path) -> list[str]:
 
 
 def test_a_weight_of_a_data_set_that_is_not_there_is_an_error_before_anything_is_made(argv, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"data.dataset_weights: no data set is called solid; .* did you mean solids\?"
-    ):
+    with pytest.raises(ValueError, match=r"data.dataset_weights: no dataset is called solid; .* did you mean solids\?"):
         train(parse_arguments([*argv, "--set", "data.dataset_weights.solid=2"]), ALONE)
     assert not (tmp_path / "run").exists()
 

@@ -63,9 +63,9 @@ class Thresholds(_Frozen):
     all_classes: Threshold
     """For a class that is not known or not given: all classes' scores together."""
     datasets: dict[Name, DatasetEntry]
-    """Modalities of each data set, so that predictions need the shards no more."""
+    """Modalities of each dataset, so that predictions need the shards no more."""
     trained_classes: tuple[ClassName, ...]
-    """``DATASET/CLASS`` of all data sets, calibrated or not."""
+    """``DATASET/CLASS`` of all datasets, calibrated or not."""
     precision: Precision | None = None
     """What the scores were computed in; None: made before that was written down."""
 
@@ -80,7 +80,7 @@ class Thresholds(_Frozen):
         return [name for name, found in self.classes.items() if found.fpr_bound > self.false_alarm_rate]
 
     def only(self, dataset: str) -> Thresholds:
-        """Without the classes of other data sets; the threshold of all classes stays."""
+        """Without the classes of other datasets; the threshold of all classes stays."""
         inside = f"{dataset}/"
         return self.model_copy(
             update={

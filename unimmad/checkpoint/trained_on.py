@@ -28,7 +28,7 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Classes that training drew from, and their data sets with modalities, slots and kinds."""
+    """Classes that training drew from, and their datasets with modalities, slots and kinds."""
 
     datasets: dict[str, DatasetEntry]
     classes: tuple[str, ...]
@@ -62,7 +62,7 @@ class TrainedOn:
             return f"the data given have class {added[0]}{_more(added)}, which it has not seen"
         for name, entry in self.datasets.items():
             if name not in given.datasets or given.datasets[name].modalities != entry.modalities:
-                return f"data set {name} has other modalities"
+                return f"dataset {name} has other modalities"
         changed = sorted(name for name, digest in self.digests.items() if given.digests.get(name) != digest)
         return f"class {changed[0]}{_more(changed)} has other training samples" if changed else ""
 

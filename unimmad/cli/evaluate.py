@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_together(parser, arguments)
         (write_thresholds if arguments.calibrate else _report)(arguments, ranks)
 
-    again = "" if arguments.calibrate else "; the same command goes on behind the last finished class"
+    again = "" if arguments.calibrate else "; the same command continues after the last finished class"
     return on_ranks(work, parser.prog, again)
 
 

@@ -1,4 +1,4 @@
-"""Export a checkpoint for the images of one data set, as one file for other runtimes.
+"""Export a checkpoint for the images of one dataset, as one file for other runtimes.
 
     unimmad export --checkpoint runs/demo --dataset solids --format onnx --target solids.onnx
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from unimmad.cpu_features import SWITCH, tune_cpu
 
 COMMANDS = {
-    "shards": "make a folder of shards from data sets on disk, and verify one",
+    "shards": "make a folder of shards from datasets on disk, and verify one",
     "train": "train a model on shards; on several GPUs by deepspeed or torchrun",
     "evaluate": "a checkpoint's metrics: tables, pictures and a page",
     "calibrate": "thresholds at a false-alarm rate, from normal images set aside",

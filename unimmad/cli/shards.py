@@ -1,4 +1,4 @@
-"""Make a folder of shards from data sets on disk, or from the synthetic set.
+"""Make a folder of shards from datasets on disk, or from the synthetic set.
 
     unimmad shards SOURCE... --target DIR
     unimmad shards --list
@@ -73,10 +73,10 @@ def shards_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"a data set's folder or table, or {SYNTHETIC!r}")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=f"a dataset's folder or table, or {SYNTHETIC!r}")
     parser.add_argument("--list", action=_ListLayouts, nargs=0, help="show the known layouts and leave")
     parser.add_argument("--target", type=Path, required=True, metavar="DIR", help="the shard folder to make")
-    parser.add_argument("--name", help="the data set's name (default: the benchmark's or folder's); one SOURCE only")
+    parser.add_argument("--name", help="the dataset's name (default: the benchmark's or folder's); one SOURCE only")
     parser.add_argument("--domain", help="industry, medicine, ... (default: the benchmark's, or unspecified)")
     parser.add_argument("--layout", choices=("auto", *LAYOUTS), default="auto")
     parser.add_argument(

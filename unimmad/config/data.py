@@ -15,7 +15,7 @@ class DataSettings(Section):
     workers: Annotated[Integer, Field(ge=0, le=256)] = 2
     """Loader processes of each rank; 0 decodes in the trainer itself."""
     dataset_weights: dict[str, Annotated[Real, Field(ge=1e-6, le=1e6)]] = Field(default={})
-    """Loss weight of each data set, by its name; others weigh 1. A name that is not among the data is an error, unless
+    """Loss weight of each dataset, by its name; others weigh 1. A name that is not among the data is an error, unless
     a shipped recipe has it."""
     sampling: Literal["balanced", "natural"] = "balanced"
     """``balanced``: every class equally likely at each draw, with replacement (the paper). ``natural``: every sample

@@ -45,7 +45,7 @@ def load_recipe(name_or_file: str = DEFAULT_RECIPE, overrides: Sequence[str] = (
 
 
 def check_dataset_weights(weights: Mapping[str, float], datasets: Collection[str]) -> None:
-    """Check that each weight is of a data set at hand, or of one that a shipped recipe (``paper``) weighs.
+    """Check that each weight is of a dataset at hand, or of one that a shipped recipe (``paper``) weighs.
 
     Raises:
         ValueError: one is of neither; names those at hand, and the nearest.
@@ -54,7 +54,7 @@ def check_dataset_weights(weights: Mapping[str, float], datasets: Collection[str
     known = {*datasets, *(name for of_recipe in shipped for name in of_recipe)}
     if unknown := [name for name in weights if name not in known]:
         raise ValueError(
-            f"data.dataset_weights: no data set is called {unknown[0]}; there are {', '.join(datasets)}"
+            f"data.dataset_weights: no dataset is called {unknown[0]}; there are {', '.join(datasets)}"
             f"{_nearest(unknown[0], list(datasets))}"
         )
 

@@ -1,1 +1,1 @@
-"""From data sets on disk to batches of a model: layouts, shards, stream, resized and normalised input."""
+"""From datasets on disk to batches of a model: layouts, shards, stream, resized and normalised input."""

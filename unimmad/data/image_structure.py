@@ -50,7 +50,7 @@ def _check_png(data: bytes) -> None:
     while position + 8 <= len(data):
         chunks += 1
         if chunks > MAX_PNG_CHUNKS:
-            raise ValueError(f"it has more than {MAX_PNG_CHUNKS} chunks; save it anew with image software")
+            raise ValueError(f"it has more than {MAX_PNG_CHUNKS} chunks; save it again with image software")
         position += int.from_bytes(data[position : position + 4], "big") + 12
 
 
@@ -60,11 +60,11 @@ def check_jpeg(data: bytes) -> None:
     while (marker := _JPEG_MARKER.search(data, position)) and (kind := data[marker.end() - 1]) != _END:
         scans += kind == _SCAN
         if scans > MAX_JPEG_SCANS:
-            raise ValueError(f"it has more than {MAX_JPEG_SCANS} scans; save it anew with image software")
+            raise ValueError(f"it has more than {MAX_JPEG_SCANS} scans; save it again with image software")
         # Between scans lie the pixels.
         junk += 1 + (marker.start() - position if scans == 0 else 0)
         if junk > MAX_JPEG_JUNK:
-            raise ValueError(f"it has more than {MAX_JPEG_JUNK} segments and stray bytes; save it anew")
+            raise ValueError(f"it has more than {MAX_JPEG_JUNK} segments and stray bytes; save it again")
         position = marker.end()
         if kind >= _FIRST_WITH_LENGTH:
             position += int.from_bytes(data[position : position + 2], "big")
@@ -80,7 +80,7 @@ def check_tiff_directories(data: bytes) -> None:
         if directories > MAX_TIFF_DIRECTORIES:
             raise ValueError(f"it has more than {MAX_TIFF_DIRECTORIES} directories; save one picture alone")
         if len(entries) > MAX_TIFF_TAGS:
-            raise ValueError(f"it has {len(entries)} tags, more than the limit of {MAX_TIFF_TAGS}; save it anew")
+            raise ValueError(f"it has {len(entries)} tags, more than the limit of {MAX_TIFF_TAGS}; save it again")
         for kind, count in entries:
             size = count * (_TIFF_TYPE_BYTES[kind] if kind < len(_TIFF_TYPE_BYTES) else 0)
             total += size
@@ -88,7 +88,7 @@ def check_tiff_directories(data: bytes) -> None:
         if numbers > MAX_TIFF_TAG_BYTES or total > len(data):
             raise ValueError(
                 f"its tags claim {numbers} bytes of numbers and text and {total} in all, more than "
-                f"{MAX_TIFF_TAG_BYTES}, or than the file has; save it anew"
+                f"{MAX_TIFF_TAG_BYTES}, or than the file has; save it again"
             )
 
 
@@ -116,7 +116,7 @@ def check_tiff_parts(page: tifffile.TiffPage, pages: int, data: bytes) -> None:
     """Raise ValueError where a TIFF's picture has too many strips or tiles, or JPEG parts of too many scans."""
     parts = pages * len(page.dataoffsets)
     if parts > MAX_TIFF_PARTS:
-        raise ValueError(f"it has {parts} strips or tiles, more than the limit of {MAX_TIFF_PARTS}; save it anew")
+        raise ValueError(f"it has {parts} strips or tiles, more than the limit of {MAX_TIFF_PARTS}; save it again")
     if page.compression in (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG):
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
             check_jpeg(data[offset : offset + count])

@@ -1,7 +1,7 @@
 """index.json: what a folder of shards holds.
 
 A shard is a plain WebDataset tar: ``key.json`` + one member a modality (``key.0.png``, ``key.1.npy``, numbered by
-slot) + ``key.mask.png``. The index beside the shards names every data set, class, modality, sample and member, with
+slot) + ``key.mask.png``. The index beside the shards names every dataset, class, modality, sample and member, with
 offset and length, so that one sample can be read without scanning its shard.
 """
 
@@ -45,7 +45,7 @@ class _Frozen(BaseModel):
 
 
 class Modality(_Frozen):
-    """One imaging modality of a data set."""
+    """One imaging modality of a dataset."""
 
     name: Name
     slot: Annotated[int, Field(ge=0, le=MAX_SLOT)]
@@ -69,7 +69,7 @@ Modalities = Annotated[tuple[Modality, ...], Field(min_length=1), AfterValidator
 
 
 class DatasetEntry(_Frozen):
-    """One data set: its field (industry, medicine, ...) and the modalities its samples may have."""
+    """One dataset: its field (industry, medicine, ...) and the modalities its samples may have."""
 
     field: str
     modalities: Modalities
@@ -95,10 +95,10 @@ class SampleEntry:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     key: Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f]+$")]
-    """Unique in its data set; without dots, at which WebDataset cuts it, and slashes."""
+    """Unique in its dataset; without dots, at which WebDataset cuts it, and slashes."""
     dataset: Name
     class_name: Name
-    """Without the data set's name."""
+    """Without the dataset's name."""
     split: Split
     """``calibration``: normal samples kept out of training, for setting thresholds."""
     defect: str
@@ -182,12 +182,12 @@ def _contradiction(index: Index) -> str:
     seen: set[tuple[str, str]] = set()
     for sample in index.samples:
         if sample.shard >= len(names) or sample.dataset not in modalities:
-            return f"sample {sample.key} lies in shard {sample.shard} of data set {sample.dataset}, which is not listed"
+            return f"sample {sample.key} lies in shard {sample.shard} of dataset {sample.dataset}, which is not listed"
         if (sample.dataset, sample.key) in seen:
-            return f"the key {sample.key} of data set {sample.dataset} is listed twice"
+            return f"the key {sample.key} of dataset {sample.dataset} is listed twice"
         seen.add((sample.dataset, sample.key))
         if unknown := sample.images.keys() - modalities[sample.dataset]:
-            return f"sample {sample.key} has a modality {min(unknown)} that data set {sample.dataset} does not have"
+            return f"sample {sample.key} has a modality {min(unknown)} that dataset {sample.dataset} does not have"
         if sample.anomalous is (sample.defect == GOOD) or (sample.anomalous and sample.split != "test"):
             return (
                 f"sample {sample.key} of {sample.split} has the defect {sample.defect} and anomalous {sample.anomalous}"

@@ -13,7 +13,7 @@ import numpy as np
 from unimmad.data.index import MAX_SCALE, MIN_SCALE, Modality, ModalityKind
 
 MAX_MODALITIES = 4
-"""Modalities of one data set: the model's input holds 4 x 3 channels (method, input embedding)."""
+"""Modalities of one dataset: the model's input holds 4 x 3 channels (method, input embedding)."""
 
 INTEGER_DEPTH_SCALE = 0.5
 """Metres that the largest value of an integer depth image stands for by default (method, recipe)."""
@@ -110,7 +110,7 @@ def resolve_modality(name: str, kind: ModalityKind, choice: ModalityChoice | Non
 def assign_slots(modalities: Sequence[Modality], choices: Sequence[ModalityChoice]) -> tuple[Modality, ...]:
     """Give each modality its slot: first the user's, in their order, then rgb, gray, depth, each by name.
 
-    Like kinds so tend to share a slot across data sets that train together.
+    Like kinds so tend to share a slot across datasets that train together.
     """
     given = {choice.name: position for position, choice in enumerate(choices)}
     kinds = get_args(ModalityKind)

@@ -27,7 +27,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class ModalityRow:
-    """One data set evaluated with ``modality`` alone, or ``all``; over its classes with several modalities."""
+    """One dataset evaluated with ``modality`` alone, or ``all``; over its classes with several modalities."""
 
     dataset: str
     modality: str
@@ -108,7 +108,7 @@ def screen_modalities(each: EachModality) -> str:
         (dataset, [(row.modality, mean_cells(row.mean)) for row in each.rows if row.dataset == dataset])
         for dataset in datasets
     ]
-    title = "what each modality is worth: mean of each data set's classes"
+    title = "what each modality is worth: mean of each dataset's classes"
     return grouped_table(title, groups, each.notes, first="modality")
 
 

@@ -88,7 +88,7 @@ def evaluate_checkpoint(
         precision: None: ``default_precision``.
         modalities: names of those to evaluate with; None: all.
         classes: with ``modalities``, the ``DATASET/CLASS`` names to evaluate; None: all.
-        no_resume: begin anew even where an interrupted evaluation could go on.
+        no_resume: begin again even where an interrupted evaluation could go on.
         scratch_dir: see ``MetricAccumulator``.
         published: put published rows beside ours.
         other: a report to compare with.
@@ -101,7 +101,7 @@ def evaluate_checkpoint(
 
     Raises:
         ValueError: the data can't be read or don't fit the model, ``output`` can't be written, nothing is published
-            for any of the data sets, or ``other`` has none of their classes.
+            for any of the datasets, or ``other`` has none of their classes.
     """
     shards = ShardSet.open(data, cache)
     if modalities is not None:

@@ -23,7 +23,7 @@ def keep_modalities(
         classes: ``DATASET/CLASS`` names to keep; None keeps all.
 
     Raises:
-        ValueError: a name that no data set has, or a sample with none of them.
+        ValueError: a name that no dataset has, or a sample with none of them.
     """
     _check_known(shards, names)
     wanted = frozenset(names)
@@ -56,7 +56,7 @@ def _check_known(shards: ShardSet, names: Sequence[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            raise ValueError(f"no data set has a modality {name!r}; {hint}")
+            raise ValueError(f"no dataset has a modality {name!r}; {hint}")
 
 
 def _reduced(index: Index, split: Split, wanted: frozenset[str], classes: Collection[str] | None) -> Index:

@@ -144,5 +144,5 @@ def _check_split(references: dict[str, tuple[SampleRef, ...]], data: Sequence[Da
     if not references:
         raise ValueError(
             f"{', '.join(map(str, data))}: no calibration split, and thresholds need normal images that were set aside "
-            f"for them. Write the shards anew with some ({MAKE_SHARDS}), train on those, and calibrate then"
+            f"for them. Write the shards again with some ({MAKE_SHARDS}), train on those, and calibrate then"
         )

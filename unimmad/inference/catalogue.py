@@ -1,4 +1,4 @@
-"""What a model was trained on: data sets, their modalities, classes. Decides which input slot an image goes to."""
+"""What a model was trained on: datasets, their modalities, classes. Decides which input slot an image goes to."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Match:
     class_name: str | None
     """``DATASET/CLASS``; None where the class is not one that the model was trained on."""
     missing: tuple[str, ...] = ()
-    """Modalities of the data set that were not given."""
+    """Modalities of the dataset that were not given."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Data sets by name, and the classes as ``DATASET/CLASS``."""
+    """Datasets by name, and the classes as ``DATASET/CLASS``."""
 
     datasets: dict[str, DatasetEntry]
     classes: tuple[str, ...]
@@ -38,7 +38,7 @@ class Catalogue:
 
     @property
     def modality_names(self) -> tuple[str, ...]:
-        """Of all data sets, each name once."""
+        """Of all datasets, each name once."""
         return tuple(dict.fromkeys(modality.name for entry in self.datasets.values() for modality in entry.modalities))
 
     def match(self, names: Sequence[str] | None, class_name: str | None = None) -> Match:
@@ -47,10 +47,10 @@ class Catalogue:
         Args:
             names: modality names; None for a single image that was given without one.
             class_name: ``CLASS``, ``DATASET/CLASS``, or one that the model does not know (``DATASET/`` before it tells
-                the data set whose modalities its images have).
+                the dataset whose modalities its images have).
 
         Raises:
-            ValueError: a modality that is not known, or images that may be of several data sets.
+            ValueError: a modality that is not known, or images that may be of several datasets.
         """
         known_class, dataset = self._find_class(class_name)
         candidates = [dataset] if dataset is not None else list(self.datasets)
@@ -62,18 +62,18 @@ class Catalogue:
         return Match(ordered, known_class, missing)
 
     def _find_class(self, given: str | None) -> tuple[str | None, str | None]:
-        """The full name of a known class, and the data set, each None where not known."""
+        """The full name of a known class, and the dataset, each None where not known."""
         if given is None:
             return None, None
         found = [name for name in self.classes if given in (name, name.partition("/")[2])]
         if len(found) > 1:
-            raise ValueError(f"class {given} is in several data sets; say which: {', '.join(found)}")
+            raise ValueError(f"class {given} is in several datasets; say which: {', '.join(found)}")
         full = found[0] if found else given
         dataset, separator, _ = full.partition("/")
         return found[0] if found else None, dataset if separator and dataset in self.datasets else None
 
     def _only(self, candidates: Sequence[str]) -> DatasetEntry:
-        """For an image without a modality's name: the data sets of one modality, if they mean the same by it."""
+        """For an image without a modality's name: the datasets of one modality, if they mean the same by it."""
         alone = [name for name in candidates if len(self.datasets[name].modalities) == 1]
         if not alone:
             sets = "; ".join(f"{name}: {', '.join(_names(self.datasets[name]))}" for name in candidates)
@@ -90,7 +90,7 @@ class Catalogue:
             raise ValueError(f"modality {', '.join(unknown) or '(none)'} is not known; known are {', '.join(known)}")
         having = [dataset for dataset in candidates if set(names) <= set(_names(self.datasets[dataset]))]
         if not having:
-            raise ValueError(f"no data set has all of the modalities {', '.join(names)}; give one sample's images only")
+            raise ValueError(f"no dataset has all of the modalities {', '.join(names)}; give one sample's images only")
         exact = [dataset for dataset in having if set(names) == set(_names(self.datasets[dataset]))]
         return self._agreed(exact or having, names)
 
@@ -101,7 +101,7 @@ class Catalogue:
         }
         if len(meanings) > 1:
             raise ValueError(
-                f"the data sets {', '.join(candidates)} differ in what these images may be; say one of them with "
+                f"the datasets {', '.join(candidates)} differ in what these images may be; say one of them with "
                 f"--class, for example --class {candidates[0]}/NAME"
             )
         return self.datasets[candidates[0]]

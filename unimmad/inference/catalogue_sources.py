@@ -16,11 +16,11 @@ from unimmad.inference.catalogue import Catalogue
 def checkpoint_catalogue(
     checkpoint: LoadedCheckpoint, data: Sequence[Path] | None, thresholds: Thresholds | None
 ) -> Catalogue:
-    """Data sets and classes of a checkpoint.
+    """Datasets and classes of a checkpoint.
 
     Args:
         checkpoint: a loaded one.
-        data: shard folders given by the user, whose indexes alone are read; None takes the thresholds' data sets, or
+        data: shard folders given by the user, whose indexes alone are read; None takes the thresholds' datasets, or
             those that the checkpoint itself names, or (of older ones) those in the folders that it was trained on.
         thresholds: those beside the checkpoint.
 

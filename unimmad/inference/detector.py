@@ -180,7 +180,7 @@ class Detector:
 
         Args:
             images: a file or a decoded array (H x W or H x W x channels) by modality name; a single one without a name
-                where the model has a data set of one modality.
+                where the model has a dataset of one modality.
             class_name: ``CLASS`` or ``DATASET/CLASS``: its threshold decides. One that the model does not know is
                 scored as well, and decided by the threshold of all classes.
             name: for messages.

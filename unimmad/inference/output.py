@@ -167,7 +167,7 @@ class PredictionFolder:
             try:
                 row = Row.model_validate_json(line)
             except ValidationError:
-                pass  # none of ours, or damaged: its sample is scored anew
+                pass  # none of ours, or damaged: its sample is scored again
             else:
                 if self.fingerprints.get(row.name) == row.fingerprint:
                     self._keep(row, place, len(line))

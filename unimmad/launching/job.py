@@ -66,7 +66,7 @@ class TrainingJob:
             write_text_aside(done_mark(self.jobs_folder, self.key), "")
 
     def checkpoint(self) -> DelayedSubmission:
-        """submitit calls it at a signal before our handlers stand: nothing is lost yet; the same job starts anew."""
+        """submitit calls it at a signal before our handlers stand: nothing is lost yet; the same job starts again."""
         return DelayedSubmission(self)
 
     def _train(self, place: Place, stop: StopRequest) -> bool:

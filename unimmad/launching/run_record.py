@@ -74,7 +74,7 @@ class RunRecord:
     def _read(self) -> _Entry | None:
         if not self._path.is_file():
             return None
-        remedy = "remove it to let the job begin anew"
+        remedy = "remove it to let the job begin again"
         try:
             values = read_json(self._path)
         except (OSError, ValueError) as error:

@@ -21,7 +21,7 @@ class ComparedRow:
     """One class or mean in both reports."""
 
     dataset: str
-    """Empty for the means that go beyond one data set."""
+    """Empty for the means that go beyond one dataset."""
     name: str
     ours: Metrics
     theirs: Metrics

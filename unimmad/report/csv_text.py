@@ -20,7 +20,7 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 def harmless(cell: object) -> object:
     """The cell itself, or as text behind an apostrophe where a spreadsheet would take it for a formula.
 
-    Data sets, classes and files may be called anything, ``=HYPERLINK(...)`` included. Numbers stay as they are.
+    Datasets, classes and files may be called anything, ``=HYPERLINK(...)`` included. Numbers stay as they are.
     """
     if not isinstance(cell, str) or _is_number(cell):
         return cell

@@ -1,6 +1,6 @@
 """The expert map (paper, section on routing): who uses which leaders, and how alike the classes' usage is, drawn.
 
-Letters: G gates, L leaders, R rows (data set, modality), C classes.
+Letters: G gates, L leaders, R rows (dataset, modality), C classes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LABEL_INCHES = 1.5
 _HEAD_INCHES = 0.55
 _CLASS_INCHES = 0.24
 _MOST_INCHES = 20
-"""Of what grows with the classes or data sets: discs, squares and letters get smaller beyond that. Without a bound, the
+"""Of what grows with the classes or datasets: discs, squares and letters get smaller beyond that. Without a bound, the
 memory for the classes' square would grow with their number squared."""
 _LEAST_FONT_SIZE = 1.0
 _POINTS_PER_INCH = 72
@@ -40,9 +40,9 @@ def save_expert_map(rows: Sequence[UsageRow], gates: Sequence[str], columns: int
 
 
 def expert_map_figure(rows: Sequence[UsageRow], gates: Sequence[str], columns: int) -> Figure:
-    """One panel a gate: leaders across, data sets and modalities down, disc area = activation frequency.
+    """One panel a gate: leaders across, datasets and modalities down, disc area = activation frequency.
 
-    Colours tell the data sets apart. The disc of a leader that all tokens of its row go to touches its neighbours'.
+    Colours tell the datasets apart. The disc of a leader that all tokens of its row go to touches its neighbours'.
 
     Args:
         rows: at least one.

@@ -1,7 +1,7 @@
 """Which leaders the tokens of a test set went to, counted class by class and modality by modality.
 
 Letters: M modalities of a class, G gates (every level's branches, in the model's order), L leaders, T tokens
-(sample, modality), K routed leaders, R rows (data set, modality).
+(sample, modality), K routed leaders, R rows (dataset, modality).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ClassUsage:
 
     dataset: str
     class_name: str
-    """Without the data set's name."""
+    """Without the dataset's name."""
     modalities: tuple[str, ...]
     """In slot order."""
     counts_MGL: Counts
@@ -125,7 +125,7 @@ def read_usage(entry: UsageEntry) -> ClassUsage:
 
 @dataclass(frozen=True)
 class UsageRow:
-    """The usage of one modality of one data set: a row of the expert map."""
+    """The usage of one modality of one dataset: a row of the expert map."""
 
     dataset: str
     modality: str
@@ -134,7 +134,7 @@ class UsageRow:
 
 
 def rows_by_modality(usages: Sequence[ClassUsage]) -> tuple[UsageRow, ...]:
-    """One row for each data set and modality, in order of first appearance; all its tokens have the same weight."""
+    """One row for each dataset and modality, in order of first appearance; all its tokens have the same weight."""
     counts: dict[tuple[str, str], Counts] = {}
     tokens: dict[tuple[str, str], int] = {}
     for usage in usages:
@@ -146,7 +146,7 @@ def rows_by_modality(usages: Sequence[ClassUsage]) -> tuple[UsageRow, ...]:
 
 
 def shares_by_dataset(usages: Sequence[ClassUsage]) -> dict[str, Shares]:
-    """Usage [G, L] of each data set, its classes with the same weight; each gate sums to 1."""
+    """Usage [G, L] of each dataset, its classes with the same weight; each gate sums to 1."""
     of_dataset: dict[str, list[Shares]] = {}
     for usage in usages:
         of_dataset.setdefault(usage.dataset, []).append(usage.shares)

@@ -1,4 +1,4 @@
-"""Names of data sets, classes and modalities as names of files: any text may be one of them."""
+"""Names of datasets, classes and modalities as names of files: any text may be one of them."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def save_page(
     Args:
         report: its header and numbers.
         path: the page; links to pictures and files are relative to its folder.
-        class_pictures: by data set and class.
+        class_pictures: by dataset and class.
         overview: a picture of all classes.
         sections: follow the classes.
         files: other forms of the report, linked under the header.
@@ -147,7 +147,7 @@ def _header(header: Mapping[str, str]) -> str:
 
 
 def _contents(report: Report, sections: Sequence[Section]) -> str:
-    """Links to every class, one line a data set, and to the other sections."""
+    """Links to every class, one line a dataset, and to the other sections."""
     lines = []
     for dataset in report.datasets:
         links = (f'<a href="#{_anchor(r)}">{escape(r.class_name)}</a>' for r in report.classes_of(dataset))
@@ -157,7 +157,7 @@ def _contents(report: Report, sections: Sequence[Section]) -> str:
 
 
 def _results(report: Report) -> str:
-    """One row a class, each data set's mean and published rows, the means of all; darker is better."""
+    """One row a class, each dataset's mean and published rows, the means of all; darker is better."""
     heads = "".join(f"<th>{key}</th>" for key in METRIC_KEYS)
     lines = [f"<table><thead><tr><th>class</th><th>normal</th><th>anomalous</th>{heads}</tr></thead><tbody>"]
     for dataset in report.datasets:

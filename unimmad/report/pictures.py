@@ -121,7 +121,7 @@ class Pictures:
             "Experts",
             _EXPLANATION,
             pictures=(
-                Picture(expert_map, "Expert map: leaders across, data sets and modalities down."),
+                Picture(expert_map, "Expert map: leaders across, datasets and modalities down."),
                 Picture(overlap, "Overlap of the classes' usage of leaders: 1 the same, 0 none in common."),
             ),
             tables=(_gate_table(found), _dataset_table(found)),
@@ -134,30 +134,30 @@ _HEAT_MAPS_CAPTION = "Failures first: highest-scoring normals, lowest-scoring an
 _EXPLANATION = (
     "Each token (one modality of one sample, at one level) is routed to a few leaders of each branch. A disc's area is "
     "the share of a row's tokens that go to that leader; discs of neighbours touch where all tokens do. Leaders of "
-    "different panels are different parameters. Entropies are fractions of the largest possible one. Data sets weigh "
+    "different panels are different parameters. Entropies are fractions of the largest possible one. Datasets weigh "
     "the same, and so do the classes of one and the modalities of a class."
 )
 
 
 def _gate_table(found: Specialisation) -> Table:
-    """How many leaders each gate uses, and how much they are shared among data sets."""
+    """How many leaders each gate uses, and how much they are shared among datasets."""
     rows = []
     for gate, load_L, entropy_L in zip(found.gates, found.load_GL, found.leader_entropy_GL, strict=True):
         used_L = load_L > 0
         entropy = float(np.average(entropy_L[used_L], weights=load_L[used_L]))
         rows.append((gate, f"{used_L.sum()} of {len(load_L)}", f"{load_L.max():.3f}", f"{entropy:.3f}"))
     heads = ("gate", "leaders in use", "largest load", "entropy over data sets")
-    caption = "Leaders of each gate; entropies are weighted by load: 0 each leader serves one data set, 1 all alike."
+    caption = "Leaders of each gate; entropies are weighted by load: 0 each leader serves one dataset, 1 all alike."
     return Table(caption, heads, tuple(rows))
 
 
 def _dataset_table(found: Specialisation) -> Table:
-    """Over how many leaders each data set is spread, mean over gates."""
+    """Over how many leaders each dataset is spread, mean over gates."""
     rows = tuple(
         (name, f"{found.dataset_entropy_GD[:, d].mean():.3f}", f"{found.effective_leaders_GD[:, d].mean():.1f}")
         for d, name in enumerate(found.datasets)
     )
-    caption = "Spread of each data set over leaders, mean of all gates: 1 (or all leaders) uses every leader alike."
+    caption = "Spread of each dataset over leaders, mean of all gates: 1 (or all leaders) uses every leader alike."
     return Table(caption, ("data set", "entropy over leaders", "effective leaders"), rows)
 
 

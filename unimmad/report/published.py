@@ -12,7 +12,7 @@ from unimmad.serialization.documents import parse_json
 
 
 def published_rows(datasets: Sequence[str]) -> tuple[PublishedRow, ...]:
-    """The rows of data sets that go by one of the names in ``published.json``, however capitalised.
+    """The rows of datasets that go by one of the names in ``published.json``, however capitalised.
 
     Raises:
         ValueError: there is no row for any of them.
@@ -32,7 +32,7 @@ def published_rows(datasets: Sequence[str]) -> tuple[PublishedRow, ...]:
     )
     if not rows:
         known = ", ".join(name for entry in entries for name in entry["datasets"])
-        raise ValueError(f"no published row for {', '.join(datasets)}; there are rows for data sets named {known}")
+        raise ValueError(f"no published row for {', '.join(datasets)}; there are rows for datasets named {known}")
     return rows
 
 

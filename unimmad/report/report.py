@@ -70,7 +70,7 @@ class ClassResult:
     dataset: str
     field: str
     class_name: str
-    """Without the data set's name."""
+    """Without the dataset's name."""
     normal: int
     """Number of normal test images."""
     anomalous: int
@@ -81,7 +81,7 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean of some members (classes or data sets), each metric over the members that define it."""
+    """Mean of some members (classes or datasets), each metric over the members that define it."""
 
     name: str
     metrics: Metrics
@@ -100,12 +100,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """Numbers that a paper gives for one data set, to stand beside ours."""
+    """Numbers that a paper gives for one dataset, to stand beside ours."""
 
     dataset: str
-    """Our name of the data set."""
+    """Our name of the dataset."""
     name: str
-    """Of the method, and of the data set as the paper calls it."""
+    """Of the method, and of the dataset as the paper calls it."""
     metrics: Metrics
     """None where nothing was published."""
     source: str
@@ -123,7 +123,7 @@ class Report:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Names of the data sets, in the order of their first class."""
+        """Names of the datasets, in the order of their first class."""
         return tuple(dict.fromkeys(result.dataset for result in self.classes))
 
     def classes_of(self, dataset: str) -> tuple[ClassResult, ...]:
@@ -142,7 +142,7 @@ class Report:
         return tuple(dict.fromkeys(result.field for result in self.classes))
 
     def mean_of_field(self, field: str) -> Mean:
-        """Over all classes of the field, whatever their data set."""
+        """Over all classes of the field, whatever their dataset."""
         members = [result.metrics for result in self.classes if result.field == field]
         return mean_of_members(f"field mean: {field}", members, "classes")
 
@@ -154,12 +154,12 @@ class Report:
         return mean_of_members("mean of data sets", members, "data sets")
 
     def means(self) -> tuple[Mean, ...]:
-        """Each data set's mean, each field's, then the mean of all classes and the mean of the data sets' means."""
+        """Each dataset's mean, each field's, then the mean of all classes and the mean of the datasets' means."""
         of_datasets = tuple(self.mean_of_dataset(dataset) for dataset in self.datasets)
         return (*of_datasets, *self.means_of_all())
 
     def means_of_all(self) -> tuple[Mean, ...]:
-        """The means that go beyond one data set."""
+        """The means that go beyond one dataset."""
         of_fields = tuple(self.mean_of_field(field) for field in self.fields)
         return (*of_fields, self.mean_of_classes(), self.mean_of_datasets())
 

@@ -39,7 +39,7 @@ class ScoredClass:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Data set and class."""
+        """Dataset and class."""
         return self.result.dataset, self.result.class_name
 
     @property
@@ -100,9 +100,9 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
     Raises:
         ValueError: an entry is missing, of another form, or of another number of samples.
     """
-    entry = validated(TypeAdapter(_ScoredEntry), content, "a class's scores", "evaluate anew")
+    entry = validated(TypeAdapter(_ScoredEntry), content, "a class's scores", "evaluate again")
     if not len(entry.image_scores) == len(entry.labels) == len(entry.keys) == len(entry.defects):
-        raise ValueError(f"the scores of class {entry.result.class_name} are not complete; evaluate anew")
+        raise ValueError(f"the scores of class {entry.result.class_name} are not complete; evaluate again")
     return ScoredClass(
         result=read_class(entry.result),
         image_scores=np.array(entry.image_scores, dtype=np.float64),

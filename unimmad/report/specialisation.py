@@ -1,9 +1,9 @@
 """How far leaders specialise: entropies of usage, and the overlap of classes, from who uses which leader.
 
 A gate's leaders are parameters of its own: leader 3 of one gate has nothing to do with leader 3 of another. So
-everything is computed gate by gate and only then averaged. Data sets weigh the same, however many images they have.
+everything is computed gate by gate and only then averaged. Datasets weigh the same, however many images they have.
 
-Letters: D data sets, C classes, G gates, L leaders.
+Letters: D datasets, C classes, G gates, L leaders.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Specialisation:
     load_GL: Shares
     """Share of the routed tokens that goes to each leader; each gate sums to 1."""
     dataset_share_GLD: Shares
-    """Of each leader's load, the share that comes from each data set; zeros for a leader that is never used."""
+    """Of each leader's load, the share that comes from each dataset; zeros for a leader that is never used."""
     leader_entropy_GL: Shares
-    """Entropy of that share over its largest possible value: 0 serves one data set, 1 all alike; NaN: never used."""
+    """Entropy of that share over its largest possible value: 0 serves one dataset, 1 all alike; NaN: never used."""
     dataset_entropy_GD: Shares
-    """Entropy of each data set's usage over its largest possible value: 1 uses all leaders alike. With K routed
+    """Entropy of each dataset's usage over its largest possible value: 1 uses all leaders alike. With K routed
     leaders a token it is at least log K / log L."""
     effective_leaders_GD: Shares
-    """exp(entropy): over how many leaders, used alike, the data set would be spread as much."""
+    """exp(entropy): over how many leaders, used alike, the dataset would be spread as much."""
     class_overlap_CC: Shares
     """Mean over gates of 1 - Jensen-Shannon divergence (base 2): 0 no leader in common, 1 the same usage."""
 
@@ -81,7 +81,7 @@ def overlaps(share_CGL: Shares) -> Shares:
 
 
 def leaders_csv(found: Specialisation) -> str:
-    """One row a leader: its load, the entropy of its usage over data sets, and each data set's share of it."""
+    """One row a leader: its load, the entropy of its usage over datasets, and each dataset's share of it."""
     heads = ("gate", "leader", "load", "entropy over data sets", *(f"share of {name}" for name in found.datasets))
     rows = [
         (
@@ -97,7 +97,7 @@ def leaders_csv(found: Specialisation) -> str:
 
 
 def datasets_csv(found: Specialisation) -> str:
-    """One row a data set and gate: the entropy of its usage over leaders, and over how many it is spread."""
+    """One row a dataset and gate: the entropy of its usage over leaders, and over how many it is spread."""
     heads = ("data set", "gate", "entropy over leaders", "effective leaders")
     rows = [
         (name, gate, *_numbers((found.dataset_entropy_GD[g, d], found.effective_leaders_GD[g, d])))

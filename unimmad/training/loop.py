@@ -138,7 +138,7 @@ class Trainer:
             yield batch
 
     def _weights(self, batch: Batch) -> Tensor:
-        """Loss weight of each token: its sample's data set's."""
+        """Loss weight of each token: its sample's dataset's."""
         weights = self.facts.recipe.data.dataset_weights
         return torch.tensor(
             [weights.get(sample.dataset, 1.0) for sample in batch.samples for _ in sample.slots], dtype=torch.float32

@@ -84,7 +84,7 @@ def claim_run_folder(run: RunFolder, arguments: TrainArguments, trained_on: Trai
         return run
     again = choose_run_folder(arguments.output_dir, arguments.resume, arguments.recipe)
     if again.path != run.path:
-        raise ValueError(f"{run.path} came to its end meanwhile; the same command trains anew, in {again.path}")
+        raise ValueError(f"{run.path} came to its end meanwhile; the same command trains again, in {again.path}")
     if again.resume_from is not None:
         check_same_data(again.resume_from, trained_on)
     return again

@@ -54,7 +54,7 @@ class StepTotals:
         self._tokens += len(output.sample_of_token_T)
 
     def over_ranks(self, world: World, waited: float, squared_norm: Tensor, peak_bytes: int) -> Totals:
-        """Add up over all ranks and begin anew. Collective.
+        """Add up over all ranks and begin again. Collective.
 
         Args:
             world: this rank among the others.

@@ -1,4 +1,4 @@
-"""Data sets as they lie on disk, found and turned into a ``SourceSet``.
+"""Datasets as they lie on disk, found and turned into a ``SourceSet``.
 
 A layout is a class with ``info``, ``recognises`` and ``read`` (see ``layout.Layout``), listed in ``LAYOUTS``.
 """

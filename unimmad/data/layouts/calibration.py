@@ -16,7 +16,7 @@ def set_aside(samples: Sequence[SourceSample], share: float, seed: int) -> list[
     smaller share is part of a larger one. A class gives at least one sample and keeps at least one.
 
     Args:
-        samples: of one data set; keys unique.
+        samples: of one dataset; keys unique.
         share: of each class's training samples, from 0 up to, not including, 1; 0 moves nothing.
         seed: another one chooses others.
 

@@ -1,4 +1,4 @@
-"""From a folder or a file to data sets: which layout, which classes, which modalities."""
+"""From a folder or a file to datasets: which layout, which classes, which modalities."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNSPECIFIED = "unspecified"
 
 @dataclass(frozen=True)
 class FoundSet:
-    """A data set and what the user should know about it."""
+    """A dataset and what the user should know about it."""
 
     source: SourceSet
     notices: tuple[str, ...]
@@ -75,7 +75,7 @@ def find_set(
         seed=seed,
     )
     if len(found) > 1:
-        raise ValueError(f"{root} holds {len(found)} data sets: {', '.join(item.source.name for item in found)}")
+        raise ValueError(f"{root} holds {len(found)} datasets: {', '.join(item.source.name for item in found)}")
     return found[0]
 
 
@@ -90,13 +90,13 @@ def find_sets(
     calibration_fraction: float | None = None,
     seed: int = 0,
 ) -> list[FoundSet]:
-    """Read the data sets in ``root``: one, or several where an index of many lists them.
+    """Read the datasets in ``root``: one, or several where an index of many lists them.
 
     Images are opened only to see their number type and channels, and some masks to see whether they are empty.
 
     Args:
-        root: the data set's folder, or the file that lists it.
-        name: the data set's name; by default the benchmark's, else the folder's.
+        root: the dataset's folder, or the file that lists it.
+        name: the dataset's name; by default the benchmark's, else the folder's.
         field: industry, medicine, ...; the layout's by default.
         layout: a name in ``LAYOUTS``, or ``auto``.
         modalities: what the user said of modalities; the others are as the layout declares, or judged by their names.
@@ -113,7 +113,7 @@ def find_sets(
     wishes = _Wishes(name, field, _choices_by_name(modalities), max_modalities, calibration_fraction, seed)
     read = chosen.read(root, wishes.choices, notices)
     if len(read) > 1 and name:
-        raise ValueError(f"{root} holds {len(read)} data sets, which --name cannot name; leave it out")
+        raise ValueError(f"{root} holds {len(read)} datasets, which --name cannot name; leave it out")
     sources = [_source_set(root, chosen.info, item, wishes, notices) for item in read]
     return [FoundSet(source, tuple(notices.lines) if source is sources[0] else ()) for source in sources]
 

@@ -1,4 +1,4 @@
-"""What a layout is: one way in which data sets lie on disk, and what it says of itself."""
+"""What a layout is: one way in which datasets lie on disk, and what it says of itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LayoutInfo:
     """A layout's entry in the table of ``unimmad shards --list``."""
 
     name: str
-    """What ``--layout`` calls it; a benchmark's data set is called so, too (recipes weigh data sets by name)."""
+    """What ``--layout`` calls it; a benchmark's dataset is called so, too (recipes weigh datasets by name)."""
     title: str
     field: str = "unspecified"
     """industry, medicine, ..."""
@@ -35,7 +35,7 @@ class LayoutInfo:
 
 @dataclass(frozen=True)
 class ReadSet:
-    """One data set as a layout reads it."""
+    """One dataset as a layout reads it."""
 
     samples: list[SourceSample]
     """Keys need not be unique yet."""
@@ -48,7 +48,7 @@ class ReadSet:
 
 
 class Layout(Protocol):
-    """One way in which data sets lie on disk."""
+    """One way in which datasets lie on disk."""
 
     @property
     def info(self) -> LayoutInfo:
@@ -58,10 +58,10 @@ class Layout(Protocol):
         """Whether ``root`` (a folder or a file, maybe missing) lies in this layout, judged by a glance."""
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
-        """All samples in ``root``: mostly one data set, several from an index of many.
+        """All samples in ``root``: mostly one dataset, several from an index of many.
 
         Args:
-            root: the data set's folder, or the file that lists it.
+            root: the dataset's folder, or the file that lists it.
             choices: what the user said of modalities, by name, for layouts that need it to name them; to leave
                 out those of kind ``skip`` is the caller's part.
             notices: takes what the user should know.

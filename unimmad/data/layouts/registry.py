@@ -43,4 +43,4 @@ def layout_table() -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     benchmarks = [layout.info for layout in LAYOUTS.values() if layout.info.classes]
     classes = sum(len(info.classes) for info in benchmarks)
-    return "\n".join([*lines, f"{classes} classes in {len(benchmarks)} benchmark data sets"])
+    return "\n".join([*lines, f"{classes} classes in {len(benchmarks)} benchmark datasets"])

@@ -14,13 +14,13 @@ from unimmad.data.layouts.source_set import SourceFile, SourceSample
 
 GOOD = "good"
 ANOMALY = "anomaly"
-"""The defect's name where a data set does not name its defects."""
+"""The defect's name where a dataset does not name its defects."""
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 @dataclass
 class Notices:
-    """What a user should know about a data set, each thing said once."""
+    """What a user should know about a dataset, each thing said once."""
 
     _lines: dict[str, None] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""A data set as it is found (on disk or drawn by code), before it becomes shards."""
+"""A dataset as it is found (on disk or drawn by code), before it becomes shards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class SourceSample:
-    """One sample of a source; keys are unique within their data set."""
+    """One sample of a source; keys are unique within their dataset."""
 
     key: str
     class_name: str
@@ -47,7 +47,7 @@ class SourceSample:
 
 @dataclass(frozen=True)
 class SourceSet:
-    """One data set: what ``shards.write_shards`` takes."""
+    """One dataset: what ``shards.write_shards`` takes."""
 
     name: str
     description: str

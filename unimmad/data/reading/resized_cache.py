@@ -85,7 +85,7 @@ class ResizedCache:
         return {**self.__dict__, "_room": 0}
 
     def make_room(self, expected: Mapping[str, int]) -> int:
-        """What a run does first, in one process of each node: count anew, and remove what is too much.
+        """What a run does first, in one process of each node: count again, and remove what is too much.
 
         The longest unused shards of other data go first, and some of ``expected`` only if the bound was larger once.
 
@@ -158,7 +158,7 @@ class ResizedCache:
         except FileNotFoundError:
             return 0
         except ValueError:
-            return self.limit_bytes  # not ours; the next run counts anew
+            return self.limit_bytes  # not ours; the next run counts again
 
     def _write_taken(self, taken: int) -> None:
         replace_whole(self.folder / ".taken", lambda temporary: temporary.write_text(str(taken)))

@@ -1,7 +1,7 @@
 """A folder of shards fetched from URLs, bounded in size, shared by all processes of a node.
 
     CACHE/
-      SHA256.tar                         a shard, named by its content, so that no two data sets can mix
+      SHA256.tar                         a shard, named by its content, so that no two datasets can mix
       .SHA256.HOST.PID.RANDOM.part       one that is being fetched; has the shard's size from the start, which reserves
                                          its room
       .SHA256.lock                       held by the process that fetches it

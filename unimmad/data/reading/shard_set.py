@@ -83,7 +83,7 @@ class ShardSet:
         self.indexes = tuple(indexes)
         self.cache = cache
         self.resized: ResizedCache | None = None
-        """Where images are kept that ``read`` has resized, and looked for first. Masks are always read anew."""
+        """Where images are kept that ``read`` has resized, and looked for first. Masks are always read again."""
         self.datasets: dict[str, DatasetEntry] = {
             name: entry for index in indexes for name, entry in index.datasets.items()
         }
@@ -236,7 +236,7 @@ class ShardSet:
         except OSError as error:
             raise ValueError(f"{where}: cannot be read ({error.strerror})") from None
         if len(data) != member.length:
-            raise ValueError(f"{where}: the shard ends before it; write the shards anew")
+            raise ValueError(f"{where}: the shard ends before it; write the shards again")
         if not is_header_of(header, member.name, member.length):
             raise ValueError(f"{where}: is not where the index says; was the shard replaced?")
         return data
@@ -278,8 +278,8 @@ def _check_names(folders: Sequence[DataFolder], indexes: Sequence[Index]) -> Non
         for name in index.datasets:
             if name in first_folder:
                 raise ValueError(
-                    f"data set {name} is in both {first_folder[name]} and {folder}; give each folder once, "
-                    "or write one of them anew with another --name"
+                    f"dataset {name} is in both {first_folder[name]} and {folder}; give each folder once, "
+                    "or write one of them again with another --name"
                 )
             first_folder[name] = folder
 
@@ -288,10 +288,10 @@ def _check_shards(folder: Path, index: Index) -> None:
     for shard in index.shards:
         path = folder / shard.name
         if not path.is_file():
-            raise ValueError(f"shard {path} is missing; copy it again or write the shards anew")
+            raise ValueError(f"shard {path} is missing; copy it again or write the shards again")
         size = path.stat().st_size
         if size != shard.bytes:
             raise ValueError(
                 f"shard {path} is {size} bytes, but the index says {shard.bytes}: it was cut short or changed"
-                "; copy it again or write the shards anew"
+                "; copy it again or write the shards again"
             )

@@ -54,7 +54,7 @@ def _pipeline(stages: bytes) -> Pipeline:
 
 
 def load(dataset: Dataset[Any], workers: int, preload: str, pin_memory: bool = False) -> Iterator[Any]:
-    """A data set's items; with workers, each item is made by one of them, ahead of time.
+    """A dataset's items; with workers, each item is made by one of them, ahead of time.
 
     Args:
         workers: 0 makes the items here.

@@ -1,4 +1,4 @@
-"""A multi-modal data set drawn by code, for demonstrations and tests: no download, and the same seed gives
+"""A multi-modal dataset drawn by code, for demonstrations and tests: no download, and the same seed gives
 the same bytes (under the same versions of numpy, scipy and Pillow).
 
 Four sets in three fields with ten classes and one to four modalities, 128 x 128 pixels; ``catalogue`` lists classes
@@ -25,7 +25,7 @@ _CLASSES = {class_spec.name: class_spec for spec in SETS for class_spec in spec.
 def synthetic_sets(
     seed: int = 0, *, train_per_class: int = 28, normal_per_class: int = 12, anomalous_per_class: int = 14
 ) -> list[SourceSet]:
-    """The synthetic data sets; images are drawn when they are read.
+    """The synthetic datasets; images are drawn when they are read.
 
     Args:
         seed: 0 or more; another seed draws other images of the same classes.

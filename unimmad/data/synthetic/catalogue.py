@@ -1,4 +1,4 @@
-"""The data sets, classes and kinds of defect of the synthetic data; and one sample of it, drawn from
+"""The datasets, classes and kinds of defect of the synthetic data; and one sample of it, drawn from
 its coordinates alone (seed, class, split, number).
 
 Defects that one modality alone shows (``DefectKind.modalities`` says it for every kind, and is kept to the bit):
@@ -80,7 +80,7 @@ class ClassSpec:
 
 @dataclass(frozen=True)
 class SetSpec:
-    """One data set: classes that share their modalities."""
+    """One dataset: classes that share their modalities."""
 
     name: str
     description: str

@@ -21,6 +21,6 @@ def ensure_synthetic_shards(folder: Path = SYNTHETIC_FOLDER) -> Path:
         ValueError: the folder exists and is something else, or can't be written.
     """
     if not (folder / INDEX_NAME).is_file():
-        logger.info("drawing the synthetic data set into %s", folder)
+        logger.info("drawing the synthetic dataset into %s", folder)
         write_shards(synthetic_sets(), folder)
     return folder

@@ -1,1 +1,1 @@
-"""From data sets to shards: checked, packed, and held against their index."""
+"""From datasets to shards: checked, packed, and held against their index."""

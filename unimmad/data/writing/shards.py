@@ -1,4 +1,4 @@
-"""Data sets written as shards: plain WebDataset tars and the index beside them.
+"""Datasets written as shards: plain WebDataset tars and the index beside them.
 
     TARGET/
       index.json
@@ -48,7 +48,7 @@ def write_shards(
     progress: bool = True,
     workers: int = 0,
 ) -> Index:
-    """Write data sets as one shard folder, whole or not at all.
+    """Write datasets as one shard folder, whole or not at all.
 
     Every image and mask is decoded once and checked before it goes into a shard. After an interruption the same call
     goes on from the last finished shard, as far as the source files are the same (see ``shard_notes``).
@@ -99,7 +99,7 @@ class _Writer:
         self.shards: list[ShardEntry] = []
         self.samples: list[SampleEntry] = []
         self._noted: set[tuple[str, str]] = set()
-        """Data sets and modalities of which a note was given."""
+        """Datasets and modalities of which a note was given."""
 
     def write(self, sets: Sequence[SourceSet], bar: tqdm) -> Index:
         """
@@ -155,7 +155,7 @@ class _Writer:
             done += len(samples)
 
     def _say_notes(self, packed: PackedSample) -> PackedSample:
-        """The first of each modality of a data set."""
+        """The first of each modality of a dataset."""
         for modality, note in packed.notes.items():
             if (packed.dataset, modality) not in self._noted:
                 self._noted.add((packed.dataset, modality))

@@ -1,4 +1,4 @@
-"""What must be true of data sets before any shard of them is written."""
+"""What must be true of datasets before any shard of them is written."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def check_sets(sets: Sequence[SourceSet], allow_missing: bool) -> None:
             training samples.
     """
     if not sets:
-        raise ValueError("no data set given")
+        raise ValueError("no dataset given")
     for name, count in Counter(found.name for found in sets).items():
-        _check_name(name, "data set")
+        _check_name(name, "dataset")
         if count > 1:
-            raise ValueError(f"{count} data sets are called {name}; give them different names with --name")
+            raise ValueError(f"{count} datasets are called {name}; give them different names with --name")
     for found in sets:
         _check_slots(found)
         _check_keys(found)
@@ -36,7 +36,7 @@ def check_sets(sets: Sequence[SourceSet], allow_missing: bool) -> None:
 
 
 MAX_NAME_BYTES = 255
-"""Of a data set, class, defect or modality; what file systems take for a name."""
+"""Of a dataset, class, defect or modality; what file systems take for a name."""
 MAX_KEY_BYTES = 2048
 """A key is made of several names, and has to fit into a tar's extended header."""
 
@@ -57,21 +57,21 @@ def _check_text(text: str, what: str, most_bytes: int) -> None:
 def _check_slots(found: SourceSet) -> None:
     modalities = found.entry.modalities
     if not modalities:
-        raise ValueError(f"data set {found.name} has no modality")
+        raise ValueError(f"dataset {found.name} has no modality")
     for modality in modalities:
         _check_name(modality.name, "modality")
     for what, values in (("name", [m.name for m in modalities]), ("slot", [m.slot for m in modalities])):
         if len(set(values)) < len(values):
-            raise ValueError(f"data set {found.name}: two modalities share a {what}: {values}")
+            raise ValueError(f"dataset {found.name}: two modalities share a {what}: {values}")
 
 
 def _check_keys(found: SourceSet) -> None:
     for key, count in Counter(sample.key for sample in found.samples).items():
         if count > 1:
-            raise ValueError(f"data set {found.name}: {count} samples have the key {key}; keys must differ")
+            raise ValueError(f"dataset {found.name}: {count} samples have the key {key}; keys must differ")
         if not key or "." in key or "/" in key:
             raise ValueError(
-                f"data set {found.name}: {key!r} cannot be a key: WebDataset cuts keys at a dot, paths end at a slash"
+                f"dataset {found.name}: {key!r} cannot be a key: WebDataset cuts keys at a dot, paths end at a slash"
             )
         _check_text(key, "sample", MAX_KEY_BYTES)
 
@@ -81,7 +81,7 @@ def _check_sample(found: SourceSet, sample: SourceSample, allow_missing: bool) -
     _check_text(sample.defect, "defect", MAX_NAME_BYTES)
     names = [modality.name for modality in found.entry.modalities]
     if unknown := set(sample.images) - set(names):
-        raise ValueError(f"{where}: modality {min(unknown)} is none of the data set's ({', '.join(names)})")
+        raise ValueError(f"{where}: modality {min(unknown)} is none of the dataset's ({', '.join(names)})")
     if not sample.images:
         raise ValueError(f"{where}: it has no image at all")
     missing = [name for name in names if name not in sample.images]
@@ -100,7 +100,7 @@ def _check_sample(found: SourceSet, sample: SourceSample, allow_missing: bool) -
 def _check_classes(found: SourceSet) -> None:
     classes = {sample.class_name for sample in found.samples}
     if not classes:
-        raise ValueError(f"data set {found.name} has no sample")
+        raise ValueError(f"dataset {found.name} has no sample")
     trained = Counter(s.class_name for s in found.samples if s.split == "train" and not s.anomalous)
     for name in sorted(classes):
         _check_name(name, "class")

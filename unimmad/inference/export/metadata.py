@@ -52,12 +52,12 @@ class ExportMetadata(BaseModel):
             raise ValueError("a class is listed twice")
         other = next((name for name in self.classes if name.partition("/")[0] != self.dataset), None)
         if other is not None:
-            raise ValueError(f"class {other} is none of data set {self.dataset}")
+            raise ValueError(f"class {other} is none of dataset {self.dataset}")
         return self
 
     @property
     def datasets(self) -> dict[str, DatasetEntry]:
-        """The one data set, with the modalities that the file takes."""
+        """The one dataset, with the modalities that the file takes."""
         return {self.dataset: DatasetEntry(field=self.field, modalities=self.modalities)}
 
     def to_strings(self) -> dict[str, str]:

@@ -53,7 +53,7 @@ def build_program(
     modality_names: Sequence[str] | None = None,
     version: str,
 ) -> tuple[ExportProgram, ExportMetadata]:
-    """The program for the images of one data set; the checkpoint's model must not be used by itself afterwards.
+    """The program for the images of one dataset; the checkpoint's model must not be used by itself afterwards.
 
     Args:
         checkpoint: a loaded one.
@@ -64,7 +64,7 @@ def build_program(
         version: of this package.
 
     Raises:
-        ValueError: no such data set or modality, or a slot that the model does not have.
+        ValueError: no such dataset or modality, or a slot that the model does not have.
     """
     name = _choose_dataset(catalogue, dataset)
     modalities = _choose_modalities(name, catalogue.datasets[name].modalities, modality_names)
@@ -89,7 +89,7 @@ def _choose_dataset(catalogue: Catalogue, given: str | None) -> str:
     known = ", ".join(catalogue.datasets)
     if given is None:
         if len(catalogue.datasets) > 1:
-            raise ValueError(f"a file takes the images of one data set; say which with --dataset: {known}")
+            raise ValueError(f"a file takes the images of one dataset; say which with --dataset: {known}")
         return next(iter(catalogue.datasets))
     if given not in catalogue.datasets:
         raise ValueError(f"--dataset {given} is not known; known are {known}")

@@ -1,6 +1,6 @@
 """How the networks before C-MoE are computed: their maps' layout in memory, and compiled or not; equal to rounding.
 
-Whether that pays hangs on the machine (docs/speed.md), so both are off unless asked for.
+Whether that pays depends on the machine (docs/speed.md), so both are off unless asked for.
 """
 
 from __future__ import annotations

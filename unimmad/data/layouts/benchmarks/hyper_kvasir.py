@@ -5,7 +5,7 @@ ROOT/labeled-images/lower-gi-tract/quality-of-mucosal-views/bbps-2-3/NAME.jpg   
 ROOT/segmented-images/images/NAME.jpg                                           polyps
 ROOT/segmented-images/masks/NAME.jpg
 
-The data set itself has no split. Normal folders and polyps are those of published work on it (Tian et al., MICCAI
+The dataset itself has no split. Normal folders and polyps are those of published work on it (Tian et al., MICCAI
 2021), which tests on 500 of 2,100 normal images; its list of files is not known here, so the same share is chosen by
 a hash of the names: the same files on every machine, but other ones than in published tables. Written from the
 published description; it has not met the real files.

@@ -1,6 +1,6 @@
 """The index that UniMMAD's authors released with their prepared copies of the nine sets: one JSON file.
 
-{"train": {CLASS_SUFFIX: [record, ...]}, "test": {...}}, where the suffix tells the data set and a record is
+{"train": {CLASS_SUFFIX: [record, ...]}, "test": {...}}, where the suffix tells the dataset and a record is
 {img_path: [one a modality], img_type: [rgb | gray | depth | wofg_depth, ...], mask_path, cls_name, specie_name,
 anomaly: 0 or 1}
 
@@ -41,7 +41,7 @@ DATASETS: dict[str, tuple[str, str]] = {
     "RetinaAD": ("retinal_oct", "medicine"),
     "HyperAD": ("hyper_kvasir", "medicine"),
 }
-"""Name and field of the data set that a class name's suffix stands for."""
+"""Name and field of the dataset that a class name's suffix stands for."""
 KINDS: dict[str, ModalityKind] = {"rgb": "rgb", "gray": "gray", "depth": "depth", "wofg_depth": "depth"}
 DepthOrImage = Literal["rgb", "gray", "depth", "wofg_depth"]
 
@@ -58,7 +58,7 @@ _INDEX = TypeAdapter(dict[Literal["train", "test"], dict[str, list[_Record]]])
 
 
 class MMADIndexLayout:
-    """Several data sets at once, each named as the benchmark it is."""
+    """Several datasets at once, each named as the benchmark it is."""
 
     info = LayoutInfo(
         name="mmad_index", title="MMAD index (the nine sets, one JSON file)", citation="UniMMAD, CVPR 2026"
