@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from unimmad.metrics.curve_points import MOST_POINTS
 from unimmad.metrics.metrics import MetricAccumulator
-from unimmad.metrics.pixel_curves import CurvesEntry, curves_entry, read_curves
+from unimmad.report.scored_class import CurvesEntry, curves_entry, read_curves
 
 
 def collected(images=4, shape=(24, 30), levels=40, seed=0):

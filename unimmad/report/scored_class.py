@@ -56,12 +56,12 @@ def scored_entry(scored: ScoredClass) -> dict[str, Any]:
         "labels": scored.labels.tolist(),
         "keys": scored.keys,
         "defects": scored.defects,
-        "curves": None if scored.curves is None else _curves_entry(scored.curves),
+        "curves": None if scored.curves is None else curves_entry(scored.curves),
         "usage": usage_entry(scored.usage),
     }
 
 
-def _curves_entry(curves: PixelCurves) -> dict[str, Any]:
+def curves_entry(curves: PixelCurves) -> dict[str, Any]:
     """The curves in JSON's types, exactly."""
     return {
         "fpr": curves.fpr.tolist(),
@@ -72,7 +72,7 @@ def _curves_entry(curves: PixelCurves) -> dict[str, Any]:
     }
 
 
-class _CurvesEntry(Entry):
+class CurvesEntry(Entry):
     """The curves in JSON's types."""
 
     fpr: list[Share]
@@ -90,7 +90,7 @@ class _ScoredEntry(Entry):
     labels: list[bool]
     keys: list[str]
     defects: list[str]
-    curves: _CurvesEntry | None
+    curves: CurvesEntry | None
     usage: UsageEntry
 
 
@@ -109,13 +109,13 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
         labels=np.array(entry.labels, dtype=bool),
         keys=tuple(entry.keys),
         defects=tuple(entry.defects),
-        curves=None if entry.curves is None else _read_curves(entry.curves),
+        curves=None if entry.curves is None else read_curves(entry.curves),
         usage=read_usage(entry.usage),
     )
 
 
-def _read_curves(entry: _CurvesEntry) -> PixelCurves:
-    """What :func:`_curves_entry` gave."""
+def read_curves(entry: CurvesEntry) -> PixelCurves:
+    """What :func:`curves_entry` gave."""
     return PixelCurves(
         fpr=np.array(entry.fpr, dtype=np.float64),
         tpr=np.array(entry.tpr, dtype=np.float64),
