@@ -90,6 +90,25 @@ def test_killed_twenty_times_it_ends_as_if_undisturbed(data, tmp_path):
     killed_and_resumed(data, tmp_path, kills=20)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("rank", range(RANKS))
+def test_a_rank_that_is_stopped_for_a_minute_delays_the_others_and_no_more(data, tmp_path, rank):
+    """Longer than a lock's heartbeat may be away on another machine; the holder still lives on this one."""
+    run_folder = tmp_path / "runs" / "tiny"
+    process = start(tmp_path, *data, "--max-steps", "40", ranks=RANKS)
+    wait_for_step(run_folder, 1, process)
+    stopped = training_ranks(process)[rank]
+    stopped.suspend()
+    time.sleep(5)  # a step that had all it needed may end
+    before = newest_step(run_folder)
+    time.sleep(60)
+    assert process.poll() is None
+    assert newest_step(run_folder) == before
+    stopped.resume()
+    assert process.wait(240) == 0
+    assert whole_checkpoints(run_folder)[-1] == 40
+
+
 def test_one_rank_killed_ends_the_job(data, tmp_path):
     process = start(tmp_path, *data, ranks=RANKS)
     wait_for_step(tmp_path / "runs" / "tiny", 1, process)

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from unimmad.ranks.errors import exit_status, tell
 from unimmad.ranks.exchange import LostRankError, Ranks, join_ranks, leave_ranks
+from unimmad.ranks.launcher import rank_and_size
 
 
 def on_ranks(work: Callable[[Ranks], None], program: str, if_interrupted: str = "") -> int:
@@ -18,7 +19,11 @@ def on_ranks(work: Callable[[Ranks], None], program: str, if_interrupted: str = 
         program: begins every message.
         if_interrupted: follows the word that says so.
     """
-    ranks = join_ranks()
+    try:
+        ranks = join_ranks()
+    except ValueError as error:
+        tell(error, *rank_and_size(), program)
+        return exit_status(error)
     try:
         with ranks.together():
             work(ranks)

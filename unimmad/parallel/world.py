@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from unimmad.parallel.private_deepspeed import without_shared_memory_collectives
 from unimmad.ranks.exchange import Ranks
-from unimmad.ranks.processes import TIMEOUT, ranks_here, share_cores
+from unimmad.ranks.processes import TIMEOUT, meeting, ranks_here, share_cores
 
 T = TypeVar("T")
 STORE_TIMEOUT = timedelta(minutes=1)
@@ -135,7 +135,8 @@ def _init_deepspeed(backend: str) -> None:
     import deepspeed
 
     without_shared_memory_collectives()
-    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+    with meeting():
+        deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
 
 
 def _free_port() -> int:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from unimmad.ranks.errors import LostRankError, Problem, SharedError, StoppedError
-from unimmad.ranks.processes import TIMEOUT, ranks_here, share_cores
+from unimmad.ranks.processes import TIMEOUT, meeting, ranks_here, share_cores
 
 T = TypeVar("T")
 RANKS_NAMED = 3
@@ -175,7 +175,8 @@ def join_ranks() -> Ranks:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     else:
         share_cores(ranks_here(size))
-    dist.init_process_group("gloo", timeout=TIMEOUT)
+    with meeting():
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     return Ranks(int(os.environ["RANK"]), size)
 
 
