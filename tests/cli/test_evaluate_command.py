@@ -14,8 +14,10 @@ from types import ModuleType
 import pytest
 from hand_made import hand_made_checkpoint, hand_made_shards, take_digests_again
 
+from unimmad.cli.evaluate import next_steps
 from unimmad.config import load_recipe
 from unimmad.data.index import load_index
+from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
 from unimmad.evaluation import scoring
 from unimmad.serialization.folder_lock import FolderLock
 
@@ -74,6 +76,20 @@ def test_by_default_the_newest_run_on_the_data_it_was_trained_on(typed, trained)
         assert f" {Path(os.path.relpath(report / name, trained))}" in out
         assert (report / name).is_file()
     assert len(list((report / "pictures").glob("*.png"))) == 2
+    assert out.splitlines()[-1].endswith("unimmad predict --checkpoint runs/tiny IMAGES")
+
+
+def test_after_the_synthetic_set_it_says_how_to_train_on_ones_own_data_by_a_command_that_is_there(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    predict, train = next_steps(Path("runs/demo 2"), [SYNTHETIC_FOLDER.resolve()]).splitlines()
+    assert predict.endswith("unimmad predict --checkpoint 'runs/demo 2' IMAGES")
+    assert "unimmad shards FOLDER --target data/mine; " in train
+    assert (tmp_path / predict.split()[1]).samefile(Path(sys.executable).with_name("unimmad"))
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert next_steps(Path("runs/demo"), []) == "predict  unimmad predict --checkpoint runs/demo IMAGES"
 
 
 def test_a_run_written_later_is_the_default(typed, trained):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
+from shutil import which
 
 from unimmad.cli.calibrate import write_thresholds
 from unimmad.cli.console import print_any_name
@@ -20,7 +24,9 @@ from unimmad.cli.evaluate_arguments import (
 )
 from unimmad.cli.on_ranks import on_ranks
 from unimmad.cli.renamed import with_new_names
+from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
 from unimmad.evaluation.each_modality import evaluate_each_modality, screen_modalities
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
 from unimmad.evaluation.scoring import named_device
@@ -110,14 +116,29 @@ def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: R
     evaluation = run(output=output, modalities=chosen_modalities(arguments.modalities))
     if evaluation is not None:
         _print(evaluation)
+        print(next_steps(arguments.checkpoint or checkpoint.folder.parent.parent, data))
 
 
 def _print(evaluation: Evaluation) -> None:
     _print_report(evaluation.report, evaluation.comparison)
     _print_tables(evaluation.tables)
-    if evaluation.overview is not None:
-        print(f"picture  {evaluation.overview}")
-    print(f"page     {evaluation.page}")
+    overview = "" if evaluation.overview is None else f", or at a glance {evaluation.overview}"
+    print(f"page     {evaluation.page}{overview}")
+
+
+def next_steps(checkpoint: Path, data: Sequence[DataFolder]) -> str:
+    """What to try after the report of ``checkpoint`` on ``data``, a line each; one's own data after the synthetic."""
+    program = _program()
+    lines = [f"predict  {program} predict --checkpoint {quote(str(checkpoint))} IMAGES"]
+    if [folder.resolve() for folder in data if isinstance(folder, Path)] == [SYNTHETIC_FOLDER.resolve()]:
+        lines.append(f"train    {program} shards FOLDER --target data/mine; {program} train --data data/mine")
+    return "\n".join(lines)
+
+
+def _program() -> str:
+    """``unimmad``, or where it lies if the shell would not find it there."""
+    installed = Path(sys.executable).with_name("unimmad")
+    return "unimmad" if which("unimmad") or not installed.is_file() else quote(os.path.relpath(installed))
 
 
 def _print_report(report: Report, comparison: Comparison | None) -> None:
