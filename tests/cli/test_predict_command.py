@@ -155,7 +155,7 @@ def test_what_comes_before_a_broken_image_is_kept_and_the_same_command_goes_on(t
     assert code == 2
     assert "2.png: does not open as PNG" in err
     assert "2 of 5 are scored, in" in err
-    assert err.splitlines()[-1].startswith(("pytest", "__main__", "predict"))
+    assert err.splitlines()[-1].startswith(("pytest", "__main__", "predict", "-c"))
     assert not (tmp_path / "out" / "predictions.jsonl").exists()
     partial = tmp_path / "out" / "predictions.partial.jsonl"
     first, second = (json.loads(line) for line in partial.read_text().splitlines())
