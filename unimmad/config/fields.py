@@ -27,13 +27,12 @@ def off_or_from(smallest: float) -> Callable[[float], float]:
 
 
 Integer = Annotated[int, BeforeValidator(_no_truth_value)]
-
 Real = Annotated[float, BeforeValidator(_no_truth_value)]
-
 Positive = Annotated[Integer, Field(gt=0)]
-
 NotNegative = Annotated[Integer, Field(ge=0)]
 
 
 class Section(BaseModel):
+    """A part of a recipe: frozen, without unknown keys, NaN and infinity."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
