@@ -69,7 +69,11 @@ def test_data_that_one_node_lacks(nodes):
     ("name", "line"),
     [
         ("mine.yaml", "no recipe 'mine.yaml'"),
-        ("ep1.json", "--deepspeed_config ep1.json can't be read: No such file or directory; give a file, or one of bf16, ep1, ep4, ep8, zero2_offload"),
+        (
+            "ep1.json",
+            "--deepspeed_config ep1.json can't be read: No such file or directory; "
+            "give a file, or one of bf16, ep1, ep4, ep8, zero2_offload",
+        ),
     ],
 )
 def test_a_file_that_one_node_lacks(nodes, name, line):
