@@ -117,3 +117,19 @@ def test_an_images_score_is_the_mean_of_its_largest_thousandth(size, count):
 def test_the_whole_share_is_the_mean():
     maps = random(2, 8, 8)
     torch.testing.assert_close(image_scores(maps, 1.0), maps.mean(dim=(1, 2)))
+
+
+@pytest.mark.parametrize(("size", "sigma"), [(12, 4.0), (40, 1.5)])
+def test_a_mirrored_border_is_scipys(size, sigma):
+    maps_BHW = torch.rand(2, size, size + 3, generator=torch.Generator().manual_seed(size))
+    window = 2 * int(4 * sigma + 0.5) + 1
+    expected = np.stack([ndimage.gaussian_filter(map_HW, sigma, truncate=4) for map_HW in maps_BHW.numpy()])
+    torch.testing.assert_close(gaussian_blur(maps_BHW, window, sigma, "mirror"), torch.from_numpy(expected))
+
+
+def test_a_pooled_score_is_the_largest_mean_of_a_window():
+    map_HW = torch.zeros(8, 8)
+    map_HW[2, 3] = 4.0
+    map_HW[5:7, 5:7] = 3.0
+    assert image_scores(map_HW[None], 0.001).item() == 4.0
+    assert image_scores(map_HW[None], 0.001, pool=2).item() == 3.0

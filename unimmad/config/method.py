@@ -1,0 +1,31 @@
+"""What the section ``model`` of every method's recipe has."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from unimmad.config.fields import Positive, Section
+
+
+def _of_timms_list(name: str) -> str:
+    """With ``hf-hub:`` and ``local-dir:`` timm would fetch and build what another place says."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise ValueError("name a network of timm's own list; weights of another come by model.backbone_weights=FILE")
+    return name
+
+
+class MethodSettings(Section):
+    """The part that the rest of the package may read whatever the method."""
+
+    image_size: Positive = 256
+    """Height and width of every image."""
+    modality_slots: Positive = 4
+    """Images of a sample at most."""
+    backbone: Annotated[str, AfterValidator(_of_timms_list)]
+    """A network of timm's own list."""
+    backbone_weights: str = "imagenet"
+    """``imagenet`` (timm's; training stops where they can't be had), ``imagenet-or-none``, ``none``, or a file (.pth,
+    .safetensors)."""

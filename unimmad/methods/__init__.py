@@ -1,0 +1,1 @@
+"""The methods that UniMMAD is compared with, one file each."""
