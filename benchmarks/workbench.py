@@ -20,9 +20,9 @@ from unimmad.model.backbone import calibrate_batchnorm
 from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.backends.tf32 import choose_for_training, without_tf32
 from unimmad.model.inference import DEFAULT_CACHE_BYTES, for_inference
+from unimmad.model.loss import unimmad_loss
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 from unimmad.profiling.timing import Work
-from unimmad.training.loss import unimmad_loss
 
 Form = Literal["reference", "ours", "ours, no kernels kept", "ours, channels last", "ours, compiled"]
 """No kernels kept is for evaluation only: what ours costs where no leader's product is at hand."""
@@ -197,9 +197,7 @@ class Workbench:
         if form not in self._trained:
             model = self.model if self.one_form or form == "ours" else copy.deepcopy(self.model)
             if not self.decoders_only:
-                model.fold_teacher()
-                if self.one_form and self.device.type != "cpu":
-                    model.teacher.to("cpu")  # as in training
+                model.freeze_teacher()
             self._trained[form] = self._varied(model, form)
         return self._trained[form].train()
 

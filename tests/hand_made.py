@@ -16,7 +16,8 @@ from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe
 from unimmad.data.synthetic import synthetic_sets
 from unimmad.data.writing.shards import write_shards
-from unimmad.model.unimmad import UniMMAD, new_model
+from unimmad.methods.registry import new_model
+from unimmad.model.unimmad import UniMMAD
 
 
 def hand_made_shards(folder: Path, sets: Sequence[str]) -> Path:
@@ -30,7 +31,7 @@ def hand_made_checkpoint(
     run: Path, recipe: Recipe, data: Sequence[Path], step: int = 3, trained_on: TrainedOn | None = None
 ) -> tuple[Path, UniMMAD]:
     """An untrained model as the checkpoint of ``step``, in two files as two ranks would write it."""
-    model, origin = new_model(recipe.model, seed=step)
+    model, origin = new_model(recipe, seed=step)
     folder = CheckpointFolder(run)
     partial = folder.begin(step)
     pieces = [TensorSlice(name, tuple(tensor.shape), 0, tensor) for name, tensor in model.state_dict().items()]

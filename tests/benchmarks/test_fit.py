@@ -33,7 +33,7 @@ def test_a_step_reads_no_value_back_to_the_host_and_what_it_leaves_is_right_to_t
     """Fake tensors have no values: whatever reads one raises."""
     model = UniMMAD(load_recipe("tiny").model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.fold_teacher()
+    model.freeze_teacher()
     on_device = (model.input_embedding, model.encoder, model.compression, model.levels, model.folded_teacher.network)
     weights = sum(size(part.parameters()) + size(part.buffers()) for part in on_device)
     gradients_and_moments = 3 * size(trained) + ADAM_STEP_BYTES * len(trained)

@@ -10,8 +10,8 @@ from model.test_official_fixtures import Official, assert_close_to_largest, offi
 
 from benchmarks.reference import LAST_STRIDE, ReferenceUniMMAD
 from unimmad.config import load_recipe
+from unimmad.model.loss import unimmad_loss
 from unimmad.model.unimmad import UniMMAD
-from unimmad.training.loss import unimmad_loss
 
 COUNTS = (2, 1, 3)
 SLOTS = torch.tensor([0, 1, 2, 0, 1, 3])
@@ -96,7 +96,7 @@ def test_it_computes_what_the_released_implementation_computes(official: Officia
     for level, distance_Thw in enumerate(output.distances, start=1):
         assert_close_to_largest(distance_Thw, official.outputs[f"eval_cosdist_level{level}"])
     assert_close_to_largest(official.model.maps(output), official.outputs["eval_anomaly_map"])
-    assert loss.balance.item() == pytest.approx(float(official.outputs["eval_lb_loss"]), rel=1e-4)
+    assert loss.parts["balance"].item() == pytest.approx(float(official.outputs["eval_lb_loss"]), rel=1e-4)
     official.model.train()
     loss = official.loss(official.forward())
     assert loss.total.item() == pytest.approx(float(official.outputs["train_loss"]), rel=1e-4)

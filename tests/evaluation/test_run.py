@@ -16,9 +16,9 @@ from unimmad.evaluation import run
 from unimmad.evaluation.run import evaluate_classes
 from unimmad.evaluation.scoring import default_precision, score_batch
 from unimmad.evaluation.shared_drawing import chosen_samples, sample_picture
+from unimmad.methods.registry import new_model
 from unimmad.metrics.metrics import METRIC_KEYS, MetricAccumulator, evaluate
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
-from unimmad.model.unimmad import new_model
 from unimmad.report.figures import SamplePicture
 from unimmad.report.scored_class import ScoredClass
 
@@ -213,7 +213,7 @@ def test_the_training_split_has_normal_samples_only_and_most_metrics_undefined(c
 
 
 def test_data_with_more_slots_than_the_model_are_refused(shards):
-    model, _ = new_model(load_recipe("tiny", ["model.modality_slots=2"]).model, seed=0)
+    model, _ = new_model(load_recipe("tiny", ["model.modality_slots=2"]), seed=0)
     with pytest.raises(ValueError, match="use modality slot 3; the model has slots 0 to 1 only"):
         next(evaluate_classes(model, shards, "test", settings(), device=CPU, workers=0, progress=False))
 

@@ -16,7 +16,7 @@ from training.host_reads import host_reads
 
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import Batch, collate
-from unimmad.model.unimmad import new_model
+from unimmad.methods.registry import new_model
 from unimmad.parallel.deepspeed_config import read_deepspeed_config
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.training.micro_step import micro_step
@@ -31,16 +31,16 @@ def waits(setting: Setting) -> Found:
     for stage in (0, 1, 2):
         given = arguments(setting, "waiting", 1, zero_stage=stage)
         training = given.recipe.training
-        model, _ = new_model(given.recipe.model, seed=0)
+        model, _ = new_model(given.recipe, seed=0)
         engine = build_engine(model, read_deepspeed_config(given.deepspeed_config), training, the_world(), 1)
         batch = _batch(setting, training.global_batch // training.accumulation, given.recipe.model.image_size)
         weights_T = torch.ones(len(batch.slot_of_token_T))
         if setting.on_gpu:
             batch, weights_T = batch.pin_memory(), weights_T.pin_memory()
         for _ in range(WARM_UP_STEPS):
-            micro_step(engine, batch, weights_T, 1.0, training)
+            micro_step(engine, batch, weights_T, training)
         with (_gpu_waits if setting.on_gpu else _host_reads)(engine) as in_deepspeed:
-            micro_step(engine, batch, weights_T, 1.0, training)
+            micro_step(engine, batch, weights_T, training)
         found = Counter(in_deepspeed)
         facts[f"DeepSpeed's step, ZeRO {stage}"] = dict(found) if found else "waits for nothing"
         engine.deepspeed.destroy()

@@ -6,21 +6,22 @@ import pytest
 import torch
 
 from unimmad.config import load_recipe
+from unimmad.methods.registry import new_model
 from unimmad.model.backends.activation_checkpointing import recompute_activations
-from unimmad.model.unimmad import UniMMAD, new_model
+from unimmad.model.unimmad import UniMMAD
 
 COUNTS = (1, 3)
 
 
 @pytest.fixture(scope="module")
 def model() -> UniMMAD:
-    made, _ = new_model(load_recipe("tiny").model, seed=0)
+    made, _ = new_model(load_recipe("tiny"), seed=0)
     return made
 
 
 @pytest.mark.parametrize("backbone", ["resnet18d", "hrnet_w18_small"])
 def test_backbones_that_work_in_place_have_the_same_gradients(backbone):
-    plain, _ = new_model(load_recipe("tiny", [f"model.backbone={backbone}"]).model, seed=0)
+    plain, _ = new_model(load_recipe("tiny", [f"model.backbone={backbone}"]), seed=0)
     recomputing = copy.deepcopy(plain)
     recompute_activations(recomputing)
     for form in (plain, recomputing):

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unimmad.config import load_recipe
+from unimmad.methods.registry import new_model
 from unimmad.model import backbone as backbone_module
 from unimmad.model.backbone import Backbone, freeze_batchnorm, load_backbone_weights, read_state_dict
-from unimmad.model.unimmad import new_model
 
 
 @pytest.fixture
@@ -360,7 +360,7 @@ def test_a_frozen_batchnorm_uses_and_keeps_its_running_statistics_and_has_no_gra
 
 @pytest.mark.parametrize("mode", ["batch", "frozen"])
 def test_only_a_frozen_encoder_keeps_its_batchnorm_in_evaluation_mode(mode):
-    model, _ = new_model(load_recipe("tiny", [f"model.encoder_batchnorm={mode}"]).model, seed=0)
+    model, _ = new_model(load_recipe("tiny", [f"model.encoder_batchnorm={mode}"]), seed=0)
     for _ in range(2):
         norms = [child for child in model.encoder.modules() if isinstance(child, nn.BatchNorm2d)]
         assert norms
@@ -372,7 +372,7 @@ def test_only_a_frozen_encoder_keeps_its_batchnorm_in_evaluation_mode(mode):
 
 
 def test_the_teacher_stays_in_evaluation_mode_and_without_gradients():
-    model, _ = new_model(load_recipe("tiny").model, seed=0)
+    model, _ = new_model(load_recipe("tiny"), seed=0)
     for mode in (True, False, True):
         model.train(mode)
         assert model.encoder.training is mode

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from unimmad.config import load_recipe
-from unimmad.model.backbone import calibrate_batchnorm
+from unimmad.methods.registry import new_model
 from unimmad.model.backends import convolution, execution
 from unimmad.model.backends.execution import check_compiling, compile_networks, use_channels_last
 from unimmad.model.inference import for_inference
-from unimmad.model.unimmad import UniMMAD, new_model
-from unimmad.training.loss import unimmad_loss
+from unimmad.model.loss import unimmad_loss
+from unimmad.model.unimmad import UniMMAD
 
 CPU = torch.device("cpu")
 COUNTS = (1, 3)
@@ -23,9 +23,8 @@ COUNTS = (1, 3)
 
 @pytest.fixture
 def model() -> UniMMAD:
-    made, _ = new_model(load_recipe("tiny").model, seed=0)
-    calibrate_batchnorm(made.teacher, [inputs()[0]])
-    made.copy_teacher_into_encoder()
+    made, _ = new_model(load_recipe("tiny"), seed=0)
+    made.calibrate_backbone([inputs()[0]])
     return made
 
 
@@ -99,7 +98,7 @@ def test_channels_last_in_the_inference_form(model):
 def test_compiled_networks_keep_their_names_and_numbers(model, traced_only, folded):
     changed = copy.deepcopy(model)
     if folded:
-        changed.fold_teacher()
+        changed.freeze_teacher()
     compile_networks(changed, CPU)
     teacher = changed.folded_teacher.network if folded else changed.teacher
     for network in (teacher, changed.encoder, changed.input_embedding, changed.compression):
@@ -133,7 +132,7 @@ def test_compiled_networks_have_no_transformed_convolutions_but_the_decoders_hav
 @pytest.mark.long
 def test_compiled_to_code_they_give_the_same_numbers(model):
     changed = copy.deepcopy(model)
-    changed.fold_teacher()
+    changed.freeze_teacher()
     compile_networks(changed, CPU)
     assert_trains_and_scores_alike(changed, model)
 

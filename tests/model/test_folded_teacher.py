@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from unimmad.config import load_recipe
-from unimmad.model.backbone import Backbone, calibrate_batchnorm
+from unimmad.methods.registry import new_model
+from unimmad.model.backbone import Backbone
 from unimmad.model.folding import FoldedTeacher
 from unimmad.model.inference import for_inference
-from unimmad.model.unimmad import UniMMAD, new_model
-from unimmad.training.loss import unimmad_loss
+from unimmad.model.loss import unimmad_loss
+from unimmad.model.unimmad import UniMMAD
 
 COUNTS = (1, 3)
 SLOTS = (0, 0, 1, 2)
@@ -19,9 +20,8 @@ SLOTS = (0, 0, 1, 2)
 
 @pytest.fixture
 def model() -> UniMMAD:
-    made, _ = new_model(load_recipe("tiny").model, seed=0)
-    calibrate_batchnorm(made.teacher, [images()])
-    made.copy_teacher_into_encoder()
+    made, _ = new_model(load_recipe("tiny"), seed=0)
+    made.calibrate_backbone([images()])
     return made
 
 
@@ -58,7 +58,7 @@ def test_a_network_that_is_not_traced_gives_its_maps_all_the_same():
 def test_the_model_keeps_its_own_teacher(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     parameters = [name for name, _ in model.named_parameters()]
-    model.fold_teacher()
+    model.freeze_teacher()
     assert [name for name, _ in model.named_parameters()] == parameters
     after = model.state_dict()
     assert after.keys() == before.keys()
@@ -67,7 +67,7 @@ def test_the_model_keeps_its_own_teacher(model):
 
 def test_a_step_has_the_same_loss_and_gradients(model):
     folding = copy.deepcopy(model)
-    folding.fold_teacher()
+    folding.freeze_teacher()
     seen = []
     folding.folded_teacher.network.register_forward_hook(lambda *_: seen.append(torch.is_inference_mode_enabled()))
     assert loss_of(folding).item() == pytest.approx(loss_of(model).item(), rel=1e-5)
@@ -88,7 +88,7 @@ def test_the_unfolded_teacher_runs_in_inference_mode_too(model):
 
 def test_the_inference_form_folds_the_teacher_itself_and_drops_the_copy(model):
     expected = model.eval()(images(), COUNTS, torch.tensor(SLOTS))
-    model.fold_teacher()
+    model.freeze_teacher()
     fast = for_inference(model)
     assert fast.folded_teacher is None
     with torch.no_grad():

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from unimmad.config import load_recipe
+from unimmad.methods.registry import new_model
 from unimmad.model.backends import convolution
 from unimmad.model.backends.convolution import FastConv2d, fast_convolution
 from unimmad.model.cross_moe import over_joined_maps
 from unimmad.model.inference import InferenceBranch, KernelCache, for_inference, over_maps_in_turn
 from unimmad.model.routing import Routing
-from unimmad.model.unimmad import Reconstruction, UniMMAD, new_model
+from unimmad.model.unimmad import Reconstruction, UniMMAD
 
 COUNTS = (1, 4, 2)
 
@@ -26,7 +27,7 @@ COUNTS = (1, 4, 2)
 @pytest.fixture(scope="module")
 def model() -> UniMMAD:
     """With statistics of its own, so that folding has something to fold."""
-    made, _ = new_model(load_recipe("tiny").model, seed=0)
+    made, _ = new_model(load_recipe("tiny"), seed=0)
     with torch.no_grad():
         for _ in range(2):
             score(made.train(), seed=7)
@@ -97,7 +98,7 @@ def test_every_part_has_fast_convolutions(model):
 
 
 def test_a_leader_mixes_its_own_bank():
-    model, _ = new_model(load_recipe("tiny", ["model.banks=4"]).model, seed=0)
+    model, _ = new_model(load_recipe("tiny", ["model.banks=4"]), seed=0)
     assert_same(score(for_inference(copy.deepcopy(model))), score(model.eval()))
 
 

@@ -8,17 +8,18 @@ from torch import Tensor
 
 from benchmarks.tensor_memory import StorageWatch
 from unimmad.config import load_recipe
+from unimmad.methods.registry import new_model
 from unimmad.model.backends import microbatch as parts
 from unimmad.model.backends.microbatch import in_microbatches
 from unimmad.model.inference import for_inference
-from unimmad.model.unimmad import Reconstruction, UniMMAD, new_model, whole_batch
+from unimmad.model.unimmad import Reconstruction, UniMMAD, whole_batch
 
 SIDE = 64
 
 
 @pytest.fixture(scope="module")
 def model() -> UniMMAD:
-    made, _ = new_model(load_recipe("tiny").model, seed=0)
+    made, _ = new_model(load_recipe("tiny"), seed=0)
     assert made.settings.image_size == SIDE
     return for_inference(made)
 

@@ -19,8 +19,8 @@ from unimmad.config import load_recipe
 from unimmad.model.backends import convolution
 from unimmad.model.folding import FoldedTeacher
 from unimmad.model.inference import for_inference
+from unimmad.model.loss import unimmad_loss
 from unimmad.model.unimmad import UniMMAD
-from unimmad.training.loss import unimmad_loss
 
 FOLDER = Path(os.environ.get("UNIMMAD_FIXTURES", Path(__file__).parents[1] / "fixtures"))
 
@@ -103,8 +103,8 @@ def assert_evaluates_as_theirs(official: Official) -> None:
         loss = official.loss(output)
     for level, distance_Thw in enumerate(output.distances, start=1):
         assert_close_to_largest(distance_Thw, official.outputs[f"eval_cosdist_level{level}"])
-    assert loss.balance.item() == pytest.approx(float(official.outputs["eval_lb_loss"]), rel=1e-4)
-    assert loss.reconstruction.item() == pytest.approx(float(official.outputs["eval_recon_loss"]), rel=1e-4)
+    assert loss.parts["balance"].item() == pytest.approx(float(official.outputs["eval_lb_loss"]), rel=1e-4)
+    assert loss.parts["reconstruction"].item() == pytest.approx(float(official.outputs["eval_recon_loss"]), rel=1e-4)
     assert_close_to_largest(official.model.maps(output), official.outputs["eval_anomaly_map"])
 
 
@@ -138,8 +138,8 @@ def test_training_losses_and_gradient_norms(official, folded, monkeypatch):
     loss = official.loss(official.forward())
     loss.total.backward()
     assert loss.total.item() == pytest.approx(float(official.outputs["train_loss"]), rel=1e-4)
-    assert loss.balance.item() == pytest.approx(float(official.outputs["train_lb_loss"]), rel=1e-4)
-    assert loss.reconstruction.item() == pytest.approx(float(official.outputs["train_recon_loss"]), rel=1e-4)
+    assert loss.parts["balance"].item() == pytest.approx(float(official.outputs["train_lb_loss"]), rel=1e-4)
+    assert loss.parts["reconstruction"].item() == pytest.approx(float(official.outputs["train_recon_loss"]), rel=1e-4)
     floor = 1e-6 * max(official.gradient_norms.values())
     ours = {name: parameter.grad for name, parameter in official.model.named_parameters()}
     compared = set()

@@ -9,17 +9,18 @@ import torch
 from torch.nn import functional as F
 
 from unimmad.config import load_recipe
+from unimmad.methods.registry import new_model
 from unimmad.model import backbone
-from unimmad.model.unimmad import UniMMAD, new_model
+from unimmad.model.unimmad import UniMMAD
 
-SETTINGS = load_recipe("tiny").model
+RECIPE = load_recipe("tiny")
 COUNTS = (1, 3, 2)
 SLOTS = (1, 0, 1, 3, 0, 2)
 
 
 @pytest.fixture(scope="module")
 def model() -> UniMMAD:
-    built, _ = new_model(SETTINGS, seed=0)
+    built, _ = new_model(RECIPE, seed=0)
     return built.eval()
 
 
@@ -63,7 +64,7 @@ def test_a_sample_alone_has_the_maps_it_has_in_a_batch(model):
 
 
 def test_gradients_reach_everything_but_the_teacher_and_the_leaders_not_routed():
-    model, _ = new_model(SETTINGS, seed=1)
+    model, _ = new_model(RECIPE, seed=1)
     naive.randomise(model, seed=5)  # a new ResNet's residual branches are multiplied by zero
     output = run(model, images())
     sum(distance.pow(2).sum() for distance in output.distances).backward()
@@ -81,7 +82,7 @@ def test_gradients_reach_everything_but_the_teacher_and_the_leaders_not_routed()
 
 
 def test_training_leaves_the_teachers_statistics_alone():
-    model, _ = new_model(SETTINGS, seed=1)
+    model, _ = new_model(RECIPE, seed=1)
     before = {name: tensor.clone() for name, tensor in model.teacher.state_dict().items()}
     mean_before = model.encoder.network.bn1.running_mean.clone()
     run(model.train(), images())
@@ -92,10 +93,10 @@ def test_training_leaves_the_teachers_statistics_alone():
 def test_a_new_model_is_the_same_for_the_same_seed_and_starts_its_encoder_as_the_teacher():
     torch.manual_seed(0)
     backbone._stages.cache_clear()  # the first model of a process asks timm for more than the second
-    first, said = new_model(SETTINGS, seed=3)
+    first, said = new_model(RECIPE, seed=3)
     torch.rand(5)
-    again, _ = new_model(SETTINGS, seed=3)
-    other, _ = new_model(SETTINGS, seed=4)
+    again, _ = new_model(RECIPE, seed=3)
+    other, _ = new_model(RECIPE, seed=4)
     assert "none" in said
     pairs = [(tensor, again.state_dict()[name]) for name, tensor in first.state_dict().items()]
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -108,7 +109,7 @@ def test_building_a_model_leaves_the_random_state_alone():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    new_model(SETTINGS, seed=3)
+    new_model(RECIPE, seed=3)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -121,4 +122,4 @@ def test_autocast_keeps_distances_and_gates_in_float32(model):
 
 def test_a_model_of_a_backbone_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="no_such_network"):
-        UniMMAD(SETTINGS.model_copy(update={"backbone": "no_such_network"}))
+        UniMMAD(RECIPE.model.model_copy(update={"backbone": "no_such_network"}))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from unimmad.config import ModelSettings, load_recipe
-from unimmad.model.unimmad import UniMMAD, new_model
+from unimmad.methods.registry import new_model
+from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.moe import LeaderMoE
 from unimmad.parallel.placement import effective_ep_size, fqn, place_leaders, placed_parameters
 
@@ -23,7 +24,7 @@ def settings(*overrides: str) -> ModelSettings:
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["one bank", "four banks"])
 def local(request) -> UniMMAD:
-    return new_model(settings(f"model.banks={request.param}"), seed=0)[0]
+    return new_model(load_recipe("tiny", [f"model.banks={request.param}"]), seed=0)[0]
 
 
 def placed(local: UniMMAD, ep_size: int, rank: int) -> UniMMAD:

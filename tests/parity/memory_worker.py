@@ -74,7 +74,7 @@ def measure(shards: Path, world: World) -> Memory:
     engine.torch_optimizer.register_step_pre_hook(count_gradients)
     share = len(problem.counts) // world.size
     batch = batches.at(0, slice(world.rank * share, (world.rank + 1) * share))
-    micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
+    micro_step(engine, batch, weights_of_tokens(batch), settings)
     of_banks = _state(engine, gradient_bytes, only=".bank.")
     return Memory(
         ranks=world.size,

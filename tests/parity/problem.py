@@ -16,8 +16,8 @@ from unimmad.data.reading.shard_set import SampleRef, ShardSet
 from unimmad.data.sample import Batch, collate
 from unimmad.data.synthetic import synthetic_sets
 from unimmad.data.writing.shards import write_shards
-from unimmad.model.backbone import calibrate_batchnorm
-from unimmad.model.unimmad import UniMMAD, new_model
+from unimmad.methods.registry import new_model
+from unimmad.model.unimmad import UniMMAD
 
 FAVOUR = 20.0
 """Added to a gate's bias: more than any logit differs by."""
@@ -53,9 +53,8 @@ class Batches:
 
 
 def starting_model(problem: Problem, batches: Batches) -> UniMMAD:
-    model, _ = new_model(problem.recipe.model, seed=0)
-    calibrate_batchnorm(model.teacher, [batches.at(0).images_TCHW])
-    model.copy_teacher_into_encoder()
+    model, _ = new_model(problem.recipe, seed=0)
+    model.calibrate_backbone([batches.at(0).images_TCHW])
     with torch.no_grad():
         for level in model.levels:
             for branch in level.branches:

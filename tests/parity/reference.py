@@ -11,7 +11,7 @@ from parity.parts import InParts
 from parity.problem import Batches, Smooth, starting_model, weights_of_tokens
 from parity.record import Facts, Record, leaders_of, margin_of
 
-from unimmad.training.loss import unimmad_loss
+from unimmad.model.loss import unimmad_loss
 
 
 def run_reference(
@@ -25,7 +25,7 @@ def run_reference(
     batches = Batches(shards, problem)
     settings = problem.recipe.training
     model = starting_model(problem, batches)
-    model.to(device).fold_teacher()  # in bfloat16 folding is more than rounding of sums
+    model.to(device).freeze_teacher()  # in bfloat16 folding is more than rounding of sums
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.SGD(trained.values(), lr=settings.learning_rate)
     losses, routing, gradients, norm, margin = [], [], {}, 0.0, 1.0

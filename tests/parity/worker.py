@@ -86,7 +86,7 @@ def run_case(case: Case, world: World, shards: Path, folder: Path) -> None:
         for part in range(problem.accumulation):
             batch = batches.at(step * problem.accumulation + part, part_of_rank)
             with Smooth():
-                output, loss = micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
+                output, loss = micro_step(engine, batch, weights_of_tokens(batch), settings)
             losses.append(mean_over_ranks(loss.total, world))
             routing.append(leaders_of(output))
             margin = min(margin, margin_of(output)) if step == 0 else margin

@@ -22,7 +22,7 @@ from training.counted_collectives import counted_collectives
 
 from unimmad.config import Recipe, load_recipe
 from unimmad.data.sample import Batch, Sample, collate
-from unimmad.model.unimmad import new_model
+from unimmad.methods.registry import new_model
 from unimmad.parallel.batchnorm import GlobalBatchNorm2d
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings
 from unimmad.parallel.engine import build_engine
@@ -54,13 +54,13 @@ def main() -> None:
 
 def count(recipe: Recipe, world: World, ep_size: int) -> dict[str, int]:
     """Collectives of a micro-step that is a whole step, and beside them what they depend on: BatchNorms and gates."""
-    model, _ = new_model(recipe.model, seed=0)
+    model, _ = new_model(recipe, seed=0)
     given = DeepSpeedSettings({"zero_optimization": {"stage": ZERO_STAGE}}, ep_size, ZERO_STAGE)
     engine = build_engine(model, given, recipe.training, world, ep_size)
     batch = noise(recipe.model.image_size)
     weight_of_token_T = torch.ones(len(batch.slot_of_token_T))
     with counted_collectives() as counts:
-        micro_step(engine, batch, weight_of_token_T, 1.0, recipe.training)
+        micro_step(engine, batch, weight_of_token_T, recipe.training)
     engine.deepspeed.destroy()
     layers = sum(isinstance(module, GlobalBatchNorm2d) for module in engine.model.modules())
     return {"batchnorms": layers, "gates": len(recipe.model.kernel_sizes) * len(engine.model.levels), **counts}

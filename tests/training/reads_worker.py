@@ -56,7 +56,7 @@ def reads_of_steps(shards: Path, world: World, zero_stage: int) -> list[list[str
         weight_of_token_T = weights_of_tokens(batch)
         with host_reads() as names:
             leave_out_what_plans_read_on_the_host(names)
-            _, loss = micro_step(engine, batch, weight_of_token_T, 1.0, settings)
+            _, loss = micro_step(engine, batch, weight_of_token_T, settings)
             guard.watch(step, loss.total)
         found.append(names)
     return found

@@ -23,7 +23,7 @@ def test_without_words_it_is_the_demo_on_the_synthetic_set():
 
 
 def test_everything_can_be_said():
-    argv = "--recipe tiny --set model.embed_dim=16 --set training.learning_rate=1e-4 --deepspeed_config ep4.json"
+    argv = "--recipe tiny --set model.embed_dim=16 --set training.learning_rate=1e-4 --deepspeed_config ep4"
     argv += " --data a b/c --output-dir out --max-steps 7 --resume runs/tiny-2 --init-from runs/demo --deterministic"
     argv += " --profile 10:13"
     assert parse_arguments(argv.split()) == TrainArguments(

@@ -14,8 +14,8 @@ import torch
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, read_state
 from unimmad.config import load_recipe
 from unimmad.data.reading.shard_set import ShardSet
+from unimmad.methods.registry import new_model
 from unimmad.model.cross_moe import MiMoEBranch, composing_is_cheaper
-from unimmad.model.unimmad import new_model
 from unimmad.parallel.world import World
 from unimmad.training import run
 from unimmad.training.arguments import parse_arguments
@@ -102,7 +102,7 @@ def composed_by(model) -> list[bool]:
 
 
 def test_branches_compute_as_measured_and_by_the_rule_without():
-    model, _ = new_model(RECIPE.model, seed=0)
+    model, _ = new_model(RECIPE, seed=0)
     sides = [RECIPE.model.image_size // stride for stride in (4, 8, 16)]
     rule = [
         composing_is_cheaper(RECIPE.model.embed_dim, side * side, size)

@@ -86,7 +86,7 @@ def test_no_step_reads_a_value_back_to_the_host(parity_shards, world, zero_stage
         weight_of_token_T = weights_of_tokens(batch)
         engine.gradient_norm.wanted = step > 0  # as in a step that is logged
         with host_reads() as reads:
-            _, loss = micro_step(engine, batch, weight_of_token_T, 1.0, settings)
+            _, loss = micro_step(engine, batch, weight_of_token_T, settings)
             guard.watch(step, loss.total)
         assert reads == []
     assert engine.gradient_norm.share(engine.deepspeed) > 0
@@ -104,7 +104,7 @@ def test_channels_last_trains_to_the_same_weights_and_the_teachers_own_stay(pari
         for step in range(2):
             batch = batches.at(step)
             with Smooth():
-                micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
+                micro_step(engine, batch, weights_of_tokens(batch), settings)
         pieces = {piece.name: piece.values.clone() for piece in weight_pieces(engine)}
         assert pieces.keys() == start.keys()
         assert all(torch.equal(pieces[name], start[name]) for name in start if name.startswith("teacher."))
@@ -128,7 +128,7 @@ def test_what_is_compiled_is_what_a_step_runs(parity_shards, world, monkeypatch)
         model = engine.model
         networks = model.folded_teacher.network, model.input_embedding, model.encoder, model.compression
         assert [network._compiled_call_impl is not None for network in networks] == [bool(overrides)] * 4
-        _, loss = micro_step(engine, batches.at(0), weights_of_tokens(batches.at(0)), 1.0, settings)
+        _, loss = micro_step(engine, batches.at(0), weights_of_tokens(batches.at(0)), settings)
         losses.append(loss.total.item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
@@ -153,7 +153,7 @@ def test_convolutions_and_products_are_in_the_precision_asked_for(
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": of_device(device))
     batch = batches.at(0)
     with DtypeWatch() as watch:
-        output, loss = micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
+        output, loss = micro_step(engine, batch, weights_of_tokens(batch), settings)
     dtypes = {name: set(counts) for name, counts in watch.seen.items()}
     assert dtypes["convolution"] == dtypes["convolution_backward"] == dtypes["bmm"] == {expected}
     assert dtypes["addmm"] == {torch.float32}, "gates decide in fp32"
@@ -171,7 +171,7 @@ def test_a_resume_reads_and_writes_each_byte_once_and_goes_on_alike(
 
     def step(engine: Engine, number: int) -> None:
         batch = batches.at(number)
-        micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
+        micro_step(engine, batch, weights_of_tokens(batch), settings)
 
     saved = engine_at(zero_stage, problem, batches, world)
     step(saved, 0)
@@ -227,7 +227,7 @@ def test_where_state_lies_is_what_deepspeeds_public_functions_say(parity_shards,
     engine = engine_at(zero_stage, problem, batches, world)
     parameters = {placed.name: placed.parameter for placed in engine.parameters()}
     batch = batches.at(0)
-    micro_step(engine, batch, weights_of_tokens(batch), 1.0, settings)
+    micro_step(engine, batch, weights_of_tokens(batch), settings)
     broken = "DeepSpeed keeps ZeRO's partitions otherwise (parallel/private_deepspeed.py): checkpoints would be wrong"
     (first_partition,) = engine.torch_optimizer.param_groups[0]["params"]
     found = []
@@ -303,7 +303,7 @@ def test_no_step_waits_for_the_gpu(parity_shards, world, default_mode_afterwards
         batch = batches.at(step).pin_memory()
         if step == WARM_UP_STEPS:
             torch.cuda.set_sync_debug_mode("error")
-        output, loss = micro_step(engine, batch, weights_of_tokens(batch).pin_memory(), 1.0, settings)
+        output, loss = micro_step(engine, batch, weights_of_tokens(batch).pin_memory(), settings)
         guard.watch(step, loss.total)
         leader_usage(output, problem.recipe.model.leaders)
     torch.cuda.set_sync_debug_mode("default")

@@ -14,6 +14,8 @@ from launches import CONFIGS, SECONDS, command, environment, train
 
 from unimmad.config import RECIPES_FOLDER
 from unimmad.data.index import load_index
+from unimmad.data.synthetic import synthetic_sets
+from unimmad.data.writing.shards import write_shards
 
 ON_NODE_1 = Path(__file__).with_name("other_node")
 FAILING_TRAIN = Path(__file__).with_name("failing_train.py")
@@ -81,6 +83,29 @@ def test_a_file_that_one_node_lacks(nodes, name, line):
     lines = said(launch(nodes))
     assert len(lines) == 1
     assert lines[0].startswith(NODE_1 + line)
+
+
+def other_recipe(node: Path) -> None:
+    (node / "mine.yaml").write_text((node / "mine.yaml").read_text().replace("epochs: 1", "epochs: 2"))
+
+
+def other_data(node: Path) -> None:
+    shutil.rmtree(node / "data")
+    write_shards(synthetic_sets(train_per_class=2, normal_per_class=2, anomalous_per_class=1)[:1], node / "data")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (other_recipe, "another recipe"),
+        (other_data, "other data"),
+    ],
+)
+def test_what_is_another_on_one_node_stops_all(nodes, change, what):
+    change(nodes[1])
+    (line,) = said(launch(nodes))
+    assert line.startswith("train.py: rank 1 has " + what)
+    assert "give all ranks the same" in line
 
 
 @pytest.mark.long

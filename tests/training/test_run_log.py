@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from model.test_loss import LEADERS, output_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training.test_loss import LEADERS, output_of
 
 from unimmad.config import load_recipe
+from unimmad.methods.registry import build_method
+from unimmad.model.method import Loss, Method
 from unimmad.parallel.dispatch import CommStats
 from unimmad.parallel.world import World
 from unimmad.training import run_log, utilisation
-from unimmad.training.loss import Loss
 from unimmad.training.run_log import TENSORBOARD, RunLog
 
 RECIPE = load_recipe("tiny", ["training.log_every=2", f"model.leaders={LEADERS}"])
@@ -32,16 +34,21 @@ class Clock:
         self.now += seconds
 
 
+@cache
+def model() -> Method:
+    return build_method(RECIPE)
+
+
 def run_steps(run: Path, clock: Clock, waits: list[float], loss: float = 1.0, checkpoint: float = 0.0) -> None:
     """Steps of one second each, before which data are waited for."""
-    with RunLog(run, ALONE, RECIPE, start=0, end=len(waits)) as log:
+    with RunLog(run, ALONE, RECIPE, model(), start=0, end=len(waits)) as log:
         for step, seconds in enumerate(waits, start=1):
             with log.waiting_for_data():
                 clock.passes(seconds)
             clock.passes(1.0)
             with log.counting_operations():
                 torch.ones(4, 8) @ torch.ones(8, 16)
-            log.add(output_of(3), Loss(*torch.tensor([loss, 0.75, 0.25])), CommStats())
+            log.add(output_of(3), Loss(torch.tensor(loss), {"reconstruction": torch.tensor(0.75)}), 3, CommStats())
             log.step(step, 1e-3, lambda: torch.tensor(9.0))
             with log.besides():
                 clock.passes(checkpoint)
@@ -81,8 +88,8 @@ def test_the_gradient_memory_and_speed_of_a_step(tmp_path, monkeypatch, capsys):
 
 def test_the_gradient_is_asked_for_where_a_point_is_due_only(tmp_path, monkeypatch):
     asked = []
-    with RunLog(tmp_path, ALONE, RECIPE, start=0, end=4) as log:
+    with RunLog(tmp_path, ALONE, RECIPE, model(), start=0, end=4) as log:
         for step in range(1, 4):
-            log.add(output_of(3), Loss(*torch.ones(3)), CommStats())
+            log.add(output_of(3), Loss(torch.ones(()), {}), 3, CommStats())
             log.step(step, 1e-3, lambda step=step: asked.append(step) or torch.ones(()))
     assert asked == [2]

@@ -7,12 +7,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.distributed as dist
+from model.test_loss import LEADERS, output_of
 from parallel.ranks import run_on_ranks
-from training.test_loss import LEADERS, output_of
 
+from unimmad.model.method import Loss
 from unimmad.parallel.dispatch import CommStats
 from unimmad.parallel.world import World
-from unimmad.training.loss import Loss
 from unimmad.training.step_totals import StepTotals, leader_usage
 
 BYTES = 2**53 - 4
@@ -24,8 +24,9 @@ def totals_of_rank(rank: int, world_size: int) -> dict[str, torch.Tensor]:
     usage_RL = 0
     for part in range(2):
         output = output_of(3 + rank, seed=part)
-        usage_RL = usage_RL + leader_usage(output, LEADERS)
-        totals.add(output, Loss(*torch.tensor([1.0 + rank, 0.5 * part, 0.25])), CommStats(10 + rank, 2**40 + rank))
+        usage_RL = usage_RL + leader_usage(output.routings, LEADERS, torch.device("cpu"))
+        loss = Loss(torch.tensor(1.0 + rank), {"first": torch.tensor(0.5 * part), "second": torch.tensor(0.25)})
+        totals.add(loss, output.routings, 3 + rank, CommStats(10 + rank, 2**40 + rank))
     calls = []
     plain = dist.all_reduce
     with patch.object(dist, "all_reduce", lambda *argv, **named: calls.append(1) or plain(*argv, **named)):
@@ -35,7 +36,7 @@ def totals_of_rank(rank: int, world_size: int) -> dict[str, torch.Tensor]:
         "own usage": usage_RL,
         "usage": found.usage_RL,
         "calls": torch.tensor(len(calls)),
-        "numbers": torch.tensor([*found.losses, found.waited, found.gradient_norm], dtype=torch.float64),
+        "numbers": torch.tensor([*found.losses.values(), found.waited, found.gradient_norm], dtype=torch.float64),
         "counts": torch.tensor([found.tokens, found.comm_stats.dispatched, found.comm_stats.routed, found.peak_bytes]),
     }
 

@@ -13,8 +13,10 @@ from unimmad.checkpoint.released import Translation, load_released, read_release
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
 from unimmad.checkpoint.tensor_slices import TensorSlice, write_pieces
 from unimmad.config import Recipe
+from unimmad.methods.registry import new_model
 from unimmad.model.backbone import load_backbone_weights
-from unimmad.model.unimmad import UniMMAD, new_model
+from unimmad.model.method import Method
+from unimmad.model.unimmad import UniMMAD
 
 STEP = 0
 
@@ -57,12 +59,13 @@ def convert_released(released: Path, run: Path, recipe: Recipe) -> Conversion:
 def _converted_model(translation: Translation, recipe: Recipe) -> tuple[UniMMAD, str]:
     """The teacher's weights come last: fetching them takes longest, and files that don't fit are told of before."""
     without_teacher = recipe.model.model_copy(update={"backbone_weights": "none"})
-    model, _ = new_model(without_teacher, recipe.training.seed)
+    model, _ = new_model(recipe.model_copy(update={"model": without_teacher}))
+    assert isinstance(model, UniMMAD)
     load_released(model, translation)
     return model, load_backbone_weights(model.teacher, recipe.model.backbone_weights)
 
 
-def _write(folder: CheckpointFolder, model: UniMMAD, state: dict[str, Any]) -> Path:
+def _write(folder: CheckpointFolder, model: Method, state: dict[str, Any]) -> Path:
     partial: Path | None = None
     try:
         partial = folder.begin(STEP)

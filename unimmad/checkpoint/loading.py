@@ -16,7 +16,8 @@ from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe, parse_recipe
-from unimmad.model.unimmad import UniMMAD
+from unimmad.methods.registry import METHOD_SETTINGS, build_method
+from unimmad.model.method import Method
 from unimmad.ranks.exchange import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class LoadedCheckpoint:
 
     folder: Path
     recipe: Recipe
-    model: UniMMAD
+    model: Method
     state: dict[str, Any]
     weights_digest: str
     """SHA-256 of all the model's tensors as they were read; an inference form has others."""
@@ -73,26 +74,26 @@ def load_checkpoint(folder: Path, *, verify: bool = True, ranks: Ranks = ALONE) 
         with ranks.together():
             verify_checkpoint(folder, OPTIMIZER_PREFIX, (ranks.rank, ranks.size))
     state = read_state(folder)
-    recipe = parse_recipe(state["recipe"], origin=f"{folder / STATE_NAME}: recipe")
+    recipe = parse_recipe(state["recipe"], f"{folder / STATE_NAME}: recipe", METHOD_SETTINGS)
     reader = TensorReader(folder, without=OPTIMIZER_PREFIX)
     # First without memory: a recipe may ask for more than any machine has, and its tensors would not be there.
     reader.check_fits(_shapes_of(recipe, folder).state_dict())
-    model = UniMMAD(recipe.model)
+    model = build_method(recipe)
     fill_model(model, reader)
     return LoadedCheckpoint(folder, recipe, model.eval(), state, _digest(model))
 
 
-def _shapes_of(recipe: Recipe, folder: Path) -> UniMMAD:
+def _shapes_of(recipe: Recipe, folder: Path) -> Method:
     """The recipe's model on the meta device."""
     try:
         with torch.device("meta"):
-            return UniMMAD(recipe.model)
+            return build_method(recipe)
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder / STATE_NAME}: recipe: no model can have these sizes ({reason})") from None
 
 
-def fill_model(model: UniMMAD, reader: TensorReader) -> None:
+def fill_model(model: Method, reader: TensorReader) -> None:
     """Load every tensor of a local-form model.
 
     Raises:
@@ -103,7 +104,7 @@ def fill_model(model: UniMMAD, reader: TensorReader) -> None:
         reader.read_into(tensor.view(-1), name, 0)
 
 
-def _digest(model: UniMMAD) -> str:
+def _digest(model: Method) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

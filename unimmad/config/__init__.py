@@ -17,6 +17,7 @@ from unimmad.config.loading import (
     load_recipe,
     parse_recipe,
 )
+from unimmad.config.method import MethodSettings
 from unimmad.config.model import CHANNELS_PER_MODALITY, ModelSettings
 from unimmad.config.recipe import Recipe
 from unimmad.config.training import TrainingSettings
@@ -31,6 +32,7 @@ __all__ = [
     "DataSettings",
     "EvaluationSettings",
     "Integer",
+    "MethodSettings",
     "ModelSettings",
     "NotNegative",
     "Positive",

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from unimmad.config.recipe import Recipe
+from unimmad.config.recipe import DEFAULT_METHOD, UNIMMAD_ALONE, MethodTypes, Recipe
 from unimmad.serialization.documents import MAX_YAML_BYTES, parse_yaml, read_limited
 from unimmad.serialization.text import one_line, short, shown
 
@@ -21,27 +21,39 @@ MAX_PROBLEMS = 10
 """Of a recipe, said at once."""
 
 
-def load_recipe(name_or_file: str = DEFAULT_RECIPE, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_file: str = DEFAULT_RECIPE, overrides: Sequence[str] = (), methods: MethodTypes = UNIMMAD_ALONE
+) -> Recipe[Any]:
     """Read a shipped recipe by name or any by path, then apply ``KEY=VALUE`` overrides (``model.embed_dim=64``).
+
+    Args:
+        name_or_file: such as ``paper``, or ``my/recipe.yaml``.
+        overrides: applied in their order.
+        methods: those that a recipe may name (``unimmad.methods.registry`` has all).
 
     Raises:
         ValueError: no such recipe, an unknown key, a bad value; names file or option, key, and the nearest known key.
     """
     path = _recipe_path(name_or_file)
+    values = _read(path)
+    values.setdefault("name", path.stem)
+    recipe = parse_recipe(values, str(path), methods)
+    if not overrides:
+        return recipe
+    changed = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(changed, override, type(recipe))
+    return parse_recipe(changed, "--set " + " --set ".join(overrides), methods)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(read_limited(path, MAX_YAML_BYTES), f"recipe {path}")
     except OSError as error:
         raise ValueError(f"recipe {path} can't be read: {error.strerror}") from None
     if not isinstance(values, dict):
         raise ValueError(f"recipe {path} must be a mapping of sections such as model: and training:")
-    values.setdefault("name", path.stem)
-    recipe = parse_recipe(values, origin=str(path))
-    if not overrides:
-        return recipe
-    changed = recipe.model_dump(mode="json")
-    for override in overrides:
-        _apply_override(changed, override)
-    return parse_recipe(changed, origin="--set " + " --set ".join(overrides))
+    return values
 
 
 def check_dataset_weights(weights: Mapping[str, float], datasets: Collection[str]) -> None:
@@ -50,7 +62,7 @@ def check_dataset_weights(weights: Mapping[str, float], datasets: Collection[str
     Raises:
         ValueError: one is of neither; names those at hand, and the nearest.
     """
-    shipped = [load_recipe(file.stem).data.dataset_weights for file in RECIPES_FOLDER.glob("*.yaml")]
+    shipped = [_read(file).get("data", {}).get("dataset_weights", {}) for file in RECIPES_FOLDER.glob("*.yaml")]
     known = {*datasets, *(name for of_recipe in shipped for name in of_recipe)}
     if unknown := [name for name in weights if name not in known]:
         raise ValueError(
@@ -59,19 +71,28 @@ def check_dataset_weights(weights: Mapping[str, float], datasets: Collection[str
         )
 
 
-def parse_recipe(values: Mapping[str, Any], origin: str) -> Recipe:
-    """Check a mapping against the settings; ``origin`` names it in errors.
+def parse_recipe(values: Mapping[str, Any], origin: str, methods: MethodTypes = UNIMMAD_ALONE) -> Recipe[Any]:
+    """Check a mapping against the settings of its method; ``origin`` names it in errors.
 
     Raises:
         ValueError: as ``load_recipe``.
     """
+    recipe_type = _recipe_type(values, origin, methods)
     try:
-        return Recipe.model_validate(values)
+        return recipe_type.model_validate(values)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        messages = [_explain(dict(problem)) for problem in problems[:MAX_PROBLEMS]]
+        messages = [_explain(dict(problem), recipe_type) for problem in problems[:MAX_PROBLEMS]]
         more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
         raise ValueError(f"{origin}: {one_line('; '.join(messages + more), 2000)}") from None
+
+
+def _recipe_type(values: object, origin: str, methods: MethodTypes) -> type[Recipe[Any]]:
+    method = values.get("method", DEFAULT_METHOD) if isinstance(values, Mapping) else DEFAULT_METHOD
+    if not isinstance(method, str) or method not in methods:
+        nearest = _nearest(method, list(methods)) if isinstance(method, str) else ""
+        raise ValueError(f"{origin}: method {shown(method)} is not one of {', '.join(methods)}{nearest}")
+    return Recipe[methods[method]]  # type: ignore[valid-type]
 
 
 def _recipe_path(name_or_file: str) -> Path:
@@ -87,18 +108,18 @@ def _recipe_path(name_or_file: str) -> Path:
     )
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str, recipe_type: type[Recipe[Any]]) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise ValueError(f"--set {override}: write it as KEY=VALUE, for example model.embed_dim=64")
     key = key.strip()
-    if key in _sections():
+    if key in _sections(recipe_type):
         raise ValueError(f"--set {override}: {key} is a section; set one of its keys by --set {key}.KEY=VALUE")
     *sections, last = key.split(".")
     place: Any = values
     for section in sections:
         place = place.get(section) if isinstance(place, dict) else None
-    known = _known_keys()
+    known = _known_keys(recipe_type)
     free_form = key.startswith("data.dataset_weights.")
     if not isinstance(place, dict) or (key not in known and not free_form):
         raise ValueError(f"--set {override}: unknown key {key}{_nearest(key, known)}")
@@ -118,22 +139,26 @@ def _as_float(text: str) -> float | None:
         return None
 
 
-def _known_keys() -> list[str]:
-    return ["name", *(f"{name}.{key}" for name, section in _sections().items() for key in section.model_fields)]
+def _known_keys(recipe_type: type[Recipe[Any]]) -> list[str]:
+    sections = _sections(recipe_type)
+    return [
+        *(name for name in recipe_type.model_fields if name not in sections),
+        *(f"{name}.{key}" for name, section in sections.items() for key in section.model_fields),
+    ]
 
 
-def _sections() -> dict[str, type[BaseModel]]:
+def _sections(recipe_type: type[Recipe[Any]]) -> dict[str, type[BaseModel]]:
     return {
         name: field.annotation
-        for name, field in Recipe.model_fields.items()
+        for name, field in recipe_type.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     }
 
 
-def _explain(problem: dict[str, Any]) -> str:
+def _explain(problem: dict[str, Any], recipe_type: type[Recipe[Any]]) -> str:
     key = ".".join(short(str(part)) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}{_nearest(key, _known_keys() + list(Recipe.model_fields))}"
+        return f"unknown key {key}{_nearest(key, _known_keys(recipe_type) + list(recipe_type.model_fields))}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     instead = "" if isinstance(problem["input"], (dict, BaseModel)) else f", not {shown(problem['input'])}"
     return f"{key}: {message}{instead}"

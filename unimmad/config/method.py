@@ -17,6 +17,9 @@ def _of_timms_list(name: str) -> str:
     return name
 
 
+TimmName = Annotated[str, AfterValidator(_of_timms_list)]
+
+
 class MethodSettings(Section):
     """The part that the rest of the package may read whatever the method."""
 
@@ -24,8 +27,14 @@ class MethodSettings(Section):
     """Height and width of every image."""
     modality_slots: Positive = 4
     """Images of a sample at most."""
-    backbone: Annotated[str, AfterValidator(_of_timms_list)]
+    backbone: TimmName
     """A network of timm's own list."""
     backbone_weights: str = "imagenet"
     """``imagenet`` (timm's; training stops where they can't be had), ``imagenet-or-none``, ``none``, or a file (.pth,
     .safetensors)."""
+
+    @property
+    def expert_counts(self) -> tuple[int, ...]:
+        """Experts, and whatever else lives with them, which are spread evenly over the ranks of an expert-parallel
+        group; empty for a method without experts."""
+        return ()

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from unimmad.config.fields import Integer, Positive, Real, Section
+from unimmad.config.fields import Integer, Positive, Real
+from unimmad.config.method import MethodSettings, TimmName
 
 CHANNELS_PER_MODALITY = 3
-
-
-def _of_timms_list(name: str) -> str:
-    """With ``hf-hub:`` and ``local-dir:`` timm would fetch and build what another place says."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-        raise ValueError("name a network of timm's own list; weights of another come by model.backbone_weights=FILE")
-    return name
-
 
 Blocks = Annotated[Integer, Field(gt=0, le=256)]
 
 KernelSize = Annotated[Integer, Field(gt=0, le=63)]
 
 
-class ModelSettings(Section):
+class ModelSettings(MethodSettings):
     """METHOD: sizes of the network. Defaults are the paper's."""
 
     image_size: Positive = 256
     """Height and width of every image; the learned input embedding ties a model to it. A multiple of 32."""
     modality_slots: Positive = 4
     """Images of a sample at most; each slot is three input channels."""
-    backbone: Annotated[str, AfterValidator(_of_timms_list)] = "wide_resnet50_2.tv2_in1k"
+    backbone: TimmName = "wide_resnet50_2.tv2_in1k"
     """Any network of timm's own list whose features_only form has strides 4, 8 and 16."""
-    backbone_weights: str = "imagenet"
-    """``imagenet`` (timm's; training stops where they can't be had), ``imagenet-or-none``, ``none``, or a file (.pth,
-    .safetensors)."""
     encoder_batchnorm: Literal["batch", "frozen"] = "batch"
     """``frozen``: the encoder's BatchNorm stays as loaded (for weights with folded BatchNorm)."""
     fcm_dim: Positive = 512
@@ -64,6 +53,11 @@ class ModelSettings(Section):
     initial_output_bias: Annotated[Real, Field(ge=-100, le=100)] = 0.0
     """Shift of the reconstruction's last GroupNorm at the start (the paper: 0). Above 0 fewer values begin cut off by
     the ReLU behind it, which suits the dense features of a backbone without weights."""
+
+    @property
+    def expert_counts(self) -> tuple[int, ...]:
+        """Several banks live with their leaders; a single one is dense, the same on every rank."""
+        return (self.leaders, self.banks) if self.banks > 1 else (self.leaders,)
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:

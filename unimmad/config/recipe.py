@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Generic, Literal
+
+from pydantic import model_validator
+from typing_extensions import TypeVar
 
 from unimmad.config.data import DataSettings
 from unimmad.config.evaluation import EvaluationSettings
 from unimmad.config.fields import Section
+from unimmad.config.method import MethodSettings
 from unimmad.config.model import ModelSettings
 from unimmad.config.training import TrainingSettings
 
+Model = TypeVar("Model", bound=MethodSettings, default=ModelSettings)
+MethodTypes = Mapping[str, type[MethodSettings]]
+"""By a method's name: its settings, the recipe's section ``model``."""
 
-class Recipe(Section):
+DEFAULT_METHOD = "unimmad"
+UNIMMAD_ALONE: MethodTypes = {DEFAULT_METHOD: ModelSettings}
+
+
+class Recipe(Section, Generic[Model]):
     """Everything a run is made of, except where its data lie and where its output goes."""
 
     name: str
-    model: ModelSettings = ModelSettings()
+    method: str = DEFAULT_METHOD
+    """What is trained: ``unimmad``, or a method that it is compared with. The section ``model`` is its own."""
+    model: Model
     data: DataSettings = DataSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
-    def with_precision(self, precision: Literal["fp32", "bf16"]) -> Recipe:
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_sections(cls, values: Any) -> Any:
+        return {"model": {}} | values if isinstance(values, dict) else values
+
+    def with_precision(self, precision: Literal["fp32", "bf16"]) -> Recipe[Model]:
         """The same but for ``training.precision``."""
         return self.model_copy(update={"training": self.training.model_copy(update={"precision": precision})})

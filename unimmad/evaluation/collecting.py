@@ -35,8 +35,8 @@ class ScoredBatch:
     maps_BHW: NDArray[np.float32]
     scores: tuple[float, ...]
     """B image scores."""
-    leaders_TGK: NDArray[np.int64]
-    """See ``chosen_leaders``."""
+    leaders_TGK: NDArray[np.int64] | None
+    """See ``chosen_leaders``; None where the method routes nothing."""
 
     @classmethod
     def of(cls, batch: Batch, scored: BatchScores) -> ScoredBatch:
@@ -48,25 +48,26 @@ class ScoredBatch:
         maps_BHW, scores = scored.maps_BHW.cpu().numpy(), tuple(scored.scores_B.tolist())
         for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True):
             check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
-        return cls(batch.samples, maps_BHW, scores, chosen_leaders(scored.routings))
+        return cls(batch.samples, maps_BHW, scores, chosen_leaders(scored.routings) if scored.routings else None)
 
 
 class ClassScores:
     """A class's metrics, image scores and routing, filled batch by batch."""
 
     def __init__(self, class_name: str, field: str, leaders: int, scratch_dir: Path | None) -> None:
-        """``class_name`` is ``DATASET/CLASS``; ``leaders`` are those of each gate; ``scratch_dir``: see
-        ``MetricAccumulator``."""
+        """``class_name`` is ``DATASET/CLASS``; ``leaders`` are those of each gate, 0 where there is no gate;
+        ``scratch_dir``: see ``MetricAccumulator``."""
         self.class_name = class_name
         self.field = field
         self._metrics = MetricAccumulator(scratch_dir)
-        self._usage = UsageCounter(class_name, leaders)
+        self._usage = UsageCounter(class_name, leaders) if leaders else None
         self._image_scores: list[float] = []
         self._samples: list[tuple[str, str, bool]] = []
 
     def add(self, batch: ScoredBatch) -> None:
         """Take in a batch."""
-        self._usage.add(batch.samples, batch.leaders_TGK)
+        if self._usage is not None and batch.leaders_TGK is not None:
+            self._usage.add(batch.samples, batch.leaders_TGK)
         for sample, map_HW, score in zip(batch.samples, batch.maps_BHW, batch.scores, strict=True):
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
             name = f"{sample.class_name} {sample.key}"
@@ -92,7 +93,7 @@ class ClassScores:
             keys=tuple(key for key, _, _ in self._samples),
             defects=tuple(defect for _, defect, _ in self._samples),
             curves=self._metrics.curves(),
-            usage=self._usage.usage(),
+            usage=None if self._usage is None else self._usage.usage(),
         )
 
 

@@ -163,7 +163,7 @@ def evaluate_checkpoint(
         )
         return chosen_samples(scored, refs_of[scored.class_name], settings.pictures_per_class, draw)
 
-    pictures = Pictures(output, checkpoint.recipe.model.kernel_sizes)
+    pictures = Pictures(output, model.kernel_sizes)
     for scored, drawn in draw_classes(done, samples_of, ranks, progress and ranks.is_main):
         pictures.add(scored, drawn)
     if not ranks.is_main:

@@ -25,7 +25,9 @@ _FACTS = "facts"
 
 def batch_letter(batch: ScoredBatch) -> bytes:
     """A scored batch."""
-    arrays: dict[str, NDArray] = {"maps": batch.maps_BHW, "leaders": batch.leaders_TGK}
+    arrays: dict[str, NDArray] = {"maps": batch.maps_BHW}
+    if batch.leaders_TGK is not None:
+        arrays["leaders"] = batch.leaders_TGK
     for number, sample in enumerate(batch.samples):
         if sample.mask_HW is not None:
             arrays[f"mask {number}"] = sample.mask_HW.numpy()
@@ -36,7 +38,7 @@ def read_batch(content: bytes) -> ScoredBatch:
     """What :func:`batch_letter` gave."""
     facts, arrays = _unpacked(content)
     samples = (_read_sample(entry, arrays.get(f"mask {number}")) for number, entry in enumerate(facts["samples"]))
-    return ScoredBatch(tuple(samples), arrays["maps"], tuple(facts["scores"]), arrays["leaders"])
+    return ScoredBatch(tuple(samples), arrays["maps"], tuple(facts["scores"]), arrays.get("leaders"))
 
 
 def class_letter(name: str, scored: ScoredClass | None) -> bytes:

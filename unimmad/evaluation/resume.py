@@ -57,10 +57,8 @@ def evaluation_fingerprint(weights: str, shards: ShardSet, settings: Mapping[str
         shards: its indexes count, and by the sums in them the shards.
         settings: everything else that changes a number; of JSON's types.
     """
-    digest = hashlib.sha256(json.dumps([weights, settings], sort_keys=True).encode())
-    for index in shards.indexes:
-        digest.update(index.model_dump_json().encode())
-    return digest.hexdigest()
+    facts = json.dumps([weights, settings, shards.digest()], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:

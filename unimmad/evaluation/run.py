@@ -26,7 +26,7 @@ from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.evaluation.collecting import ClassScores, MetricsThread
 from unimmad.evaluation.exchange import Exchange, InOrder, OwnClasses, last_rounds
 from unimmad.evaluation.scoring import MaskRule, score_on_device
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.method import Method
 from unimmad.ranks.exchange import ALONE, Ranks
 from unimmad.report.scored_class import ScoredClass
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def evaluate_classes(
-    model: UniMMAD,
+    model: Method,
     shards: ShardSet,
     split: Split,
     settings: EvaluationSettings,
@@ -76,7 +76,7 @@ def evaluate_classes(
         split,
         rank=ranks.rank,
         world_size=ranks.size,
-        image_size=model.settings.image_size,
+        image_size=model.image_size,
         batch_size=settings.batch_size,
         workers=workers,
         classes=list(todo),
@@ -87,7 +87,7 @@ def evaluate_classes(
 
     def new_scores(class_name: str) -> ClassScores:
         field = shards.datasets[class_name.partition("/")[0]].field
-        return ClassScores(class_name, field, model.settings.leaders, scratch_dir)
+        return ClassScores(class_name, field, model.leaders, scratch_dir)
 
     label = f"evaluate {split}, {precision} on {device.type}"
     bar = tqdm(total=sum(todo.values()), desc=label, unit="image", disable=None if progress else True)
@@ -121,7 +121,7 @@ def _one_ahead(items: Iterable[T]) -> Iterator[T]:
     yield from before
 
 
-def _check_slots(model: UniMMAD, shards: ShardSet) -> None:
-    slots = model.settings.modality_slots
+def _check_slots(model: Method, shards: ShardSet) -> None:
+    slots = model.modality_slots
     if shards.max_slot >= slots:
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")

@@ -21,9 +21,8 @@ from unimmad.data.sample import Batch
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.backends.tf32 import without_tf32
-from unimmad.model.inference import for_inference
+from unimmad.model.method import Method
 from unimmad.model.routing import Routing
-from unimmad.model.unimmad import UniMMAD
 
 MaskRule = Literal["nearest", "bilinear"]
 """How masks come to the image size before they count where > 0."""
@@ -37,7 +36,7 @@ class BatchScores(NamedTuple):
     scores_B: Tensor
     """Image scores, float32."""
     routings: Sequence[Sequence[Routing]]
-    """By level, then branch."""
+    """By level, then branch; empty where the method routes nothing."""
 
 
 def check_scored(where: str, map_HW: NDArray[np.float32], score: float) -> None:
@@ -91,13 +90,13 @@ def numerics(precision: Precision, device: torch.device) -> str:
     return f"{precision} on {device.type}, {tf32}; the model's inference form, in inference mode"
 
 
-def scoring_form(model: UniMMAD, settings: EvaluationSettings, device: torch.device) -> UniMMAD:
+def scoring_form(model: Method, settings: EvaluationSettings, device: torch.device) -> Method:
     """``model`` in its inference form, on ``device``, computed as ``settings`` say; in place.
 
     Raises:
         ValueError: ``settings.compile``, and this machine lacks what it needs.
     """
-    model = for_inference(model.to(device), settings.leader_cache_mib * 2**20)
+    model = model.to(device).inference_form(settings.leader_cache_mib * 2**20)
     if settings.channels_last:
         use_channels_last(model)
     if settings.compile:
@@ -106,7 +105,7 @@ def scoring_form(model: UniMMAD, settings: EvaluationSettings, device: torch.dev
 
 
 def score_batch(
-    model: UniMMAD,
+    model: Method,
     batch: Batch,
     settings: EvaluationSettings,
     device: torch.device,
@@ -118,7 +117,7 @@ def score_batch(
 
 
 def score_on_device(
-    model: UniMMAD, batch: Batch, settings: EvaluationSettings, device: torch.device, precision: Precision
+    model: Method, batch: Batch, settings: EvaluationSettings, device: torch.device, precision: Precision
 ) -> BatchScores:
     """As :func:`score_batch`, but what it gives stays on ``device``, where it may still be computed."""
     on_device = batch.to(device)
@@ -129,7 +128,7 @@ def score_on_device(
 
 @torch.inference_mode()
 def score_images(
-    model: UniMMAD,
+    model: Method,
     images_TCHW: Tensor,
     tokens_per_sample: Sequence[int],
     slot_of_token_T: Tensor,
@@ -140,5 +139,5 @@ def score_images(
     with without_tf32():
         with torch.autocast(images_TCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
             output = model(images_TCHW, tokens_per_sample, slot_of_token_T)
-        maps_BHW = gaussian_blur(model.maps(output), *settings.blur(model.settings.image_size))
-    return BatchScores(maps_BHW, image_scores(maps_BHW, settings.top_share), output.routings)
+        maps_BHW = gaussian_blur(model.maps(output), *settings.blur(model.image_size))
+    return BatchScores(maps_BHW, image_scores(maps_BHW, settings.top_share), model.routings(output))

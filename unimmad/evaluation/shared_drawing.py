@@ -21,7 +21,7 @@ from unimmad.data.reading.shard_set import SampleRef, ShardSet
 from unimmad.data.sample import Sample, collate
 from unimmad.evaluation.letters import class_letter, drawn_letter, read_class_letter, read_drawn
 from unimmad.evaluation.scoring import MaskRule, score_batch
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.method import Method
 from unimmad.ranks.exchange import Letter, Ranks
 from unimmad.report.class_pictures import DrawnClass, draw_class
 from unimmad.report.drawing import denormalise
@@ -47,7 +47,7 @@ def chosen_samples(
 
 
 def sample_picture(
-    model: UniMMAD,
+    model: Method,
     shards: ShardSet,
     ref: SampleRef,
     settings: EvaluationSettings,
@@ -61,7 +61,7 @@ def sample_picture(
     Raises:
         ValueError: the sample can't be read.
     """
-    sample = shards.read(ref, model.settings.image_size, mask_resize)
+    sample = shards.read(ref, model.image_size, mask_resize)
     maps_BHW, scores_B = score_batch(model, collate([sample]), settings, device, precision)
     images = tuple(
         (name, denormalise(image_CHW, kind))

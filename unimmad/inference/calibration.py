@@ -67,7 +67,7 @@ def calibrate(
         evaluation_fingerprint(checkpoint.weights_digest, shards, computed),
         "another checkpoint, other data, another kind of device or another precision",
     )
-    slots = checkpoint.model.settings.modality_slots
+    slots = checkpoint.model.modality_slots
     if shards.max_slot >= slots:
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
     scores: dict[str, list[float]] = {name: [] for name in references}

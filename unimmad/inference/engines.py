@@ -21,7 +21,7 @@ from unimmad.data.prepare import normalisation
 from unimmad.evaluation.scoring import chosen_precision, score_images, scoring_form
 from unimmad.inference.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
 from unimmad.inference.reading import PreparedSample
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.method import Method
 from unimmad.serialization.text import one_line
 
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -51,7 +51,7 @@ class ModelEngine:
     """The local form of the model, brought into its inference form; computes as evaluation does."""
 
     def __init__(
-        self, model: UniMMAD, settings: EvaluationSettings, device: torch.device, precision: Precision | None = None
+        self, model: Method, settings: EvaluationSettings, device: torch.device, precision: Precision | None = None
     ) -> None:
         """``precision``: as for ``chosen_precision``."""
         # A handful of images would wait minutes for code that pays off over thousands.
@@ -62,7 +62,7 @@ class ModelEngine:
 
     @property
     def image_size(self) -> int:
-        return self.model.settings.image_size
+        return self.model.image_size
 
     @property
     def precision(self) -> Precision:
@@ -70,7 +70,7 @@ class ModelEngine:
 
     def check(self, sample: PreparedSample) -> None:
         highest = max(modality.slot for modality in sample.modalities)
-        available = self.model.settings.modality_slots
+        available = self.model.modality_slots
         if highest >= available:
             raise ValueError(
                 f"{sample.name}: an image of slot {highest}; the model has slots 0 to {available - 1} only"

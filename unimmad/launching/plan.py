@@ -188,7 +188,7 @@ def _tasks(options: LaunchOptions, tasks_per_node: int) -> tuple[tuple[Task, ...
         config: list[str] = []
         if not chosen:
             recipe = parse_arguments([*argv, *variant.argv]).recipe
-            config, why = _choose_deepspeed_config(tasks_per_node, recipe.model.banks)
+            config, why = _choose_deepspeed_config(tasks_per_node, getattr(recipe.model, "banks", 1))
             notes += why
         folder = output_dir / variant.name
         # The folder comes last, so that it wins over one among the trainer's words.

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from unimmad.model.anomaly_map import cosine_distance
 from unimmad.model.cross_moe import CrossMoE, MiMoEBranch
+from unimmad.model.method import check_slots
 from unimmad.model.unimmad import UniMMAD
 
 
@@ -33,9 +34,7 @@ class FixedModalities(nn.Module):
             ValueError: a slot that the model does not have, or one twice.
         """
         super().__init__()
-        available = model.settings.modality_slots
-        if not slots or len(set(slots)) < len(slots) or not set(slots) <= set(range(available)):
-            raise ValueError(f"slots {list(slots)} must differ and lie in 0 to {available - 1}, those of the model")
+        check_slots(slots, model.modality_slots)
         self.model = model.eval()
         self.slots = tuple(slots)
         for level in model.levels:

@@ -9,12 +9,16 @@ Letters: B samples, T tokens (sample, modality), C = 3 channels, H x W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from unimmad.config import TrainingSettings
+    from unimmad.model.routing import Routing
 
 
 def alone(value: Tensor) -> Tensor:
@@ -28,6 +32,7 @@ class StepFacts:
 
     weight_of_token_T: Tensor
     """float32; the loss weight of each token's dataset."""
+    settings: TrainingSettings
     step: int = 0
     """Optimizer steps done."""
     epoch: int = 0
@@ -43,16 +48,41 @@ class Loss:
 
     total: Tensor
     parts: dict[str, Tensor]
-    """What the log shows beside it, by name."""
+    """What the log shows beside it, by name; the same names at every step."""
 
 
 class Method(nn.Module, ABC):
     """A network with its loss and its maps. Trainable parameters are those that require a gradient."""
 
-    image_size: int
-    """Height and width of every image, in pixels."""
-    modality_slots: int
-    """Images of a sample at most."""
+    settings: Any
+    """The recipe's section ``model``, of the method's own type."""
+    leaders: int = 0
+    """Experts of each gate, of methods that route tokens to experts."""
+    kernel_sizes: tuple[int, ...] = ()
+    """Of each level's branches, a gate each, of methods that route tokens to experts."""
+    on_routed: Callable[[Sequence[Routing]], Sequence[Routing]] | None = None
+    """Of methods that route tokens to experts: told all gates' decisions, level by level, before any expert computes,
+    since what comes to where is then known. Gives them back, each with what its branch needs besides."""
+    memory_format: torch.memory_format = torch.contiguous_format
+    """Of the maps of convolutional networks."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of every image, in pixels."""
+        return int(self.settings.image_size)
+
+    @property
+    def modality_slots(self) -> int:
+        """Images of a sample at most."""
+        return int(self.settings.modality_slots)
+
+    @abstractmethod
+    def load_backbone(self) -> str:
+        """Fill what is pretrained as ``settings.backbone_weights`` say; gives in words what was loaded.
+
+        Raises:
+            ValueError: the weights can't be had, or don't fit.
+        """
 
     @abstractmethod
     def forward(self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor) -> Any:
@@ -71,6 +101,48 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def maps(self, output: Any) -> Tensor:
         """Anomaly maps before blurring: float32 [B, H, W]."""
+
+    @abstractmethod
+    def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
+        """A network that can be traced: normalised images [B, M, C, H, W], M in the order of ``slots``, to maps
+        [B, H, W]. It may share its parts with this one, which must not be used by itself afterwards.
+
+        Raises:
+            ValueError: a slot that the method does not have, or one twice.
+        """
+
+    def calibrate_backbone(self, batches: Iterable[Tensor]) -> None:
+        """Fit the statistics of a backbone without weights to batches of images [N, C, H, W]. Nothing by default."""
+
+    def freeze_teacher(self) -> None:
+        """Called once, before training, on the device: what is not trained is final from now on."""
+
+    def inference_form(self, cache_bytes: int) -> Method:
+        """For scoring alone: the same numbers, to rounding, perhaps in fewer operations; in place.
+
+        Any number of threads may score with it at once.
+
+        Args:
+            cache_bytes: what it may keep from batch to batch.
+        """
+        return self.eval().requires_grad_(False)
+
+    def networks(self) -> list[nn.Module]:
+        """The parts that may be compiled."""
+        return list(self.children())
+
+    def routings(self, output: Any) -> Sequence[Sequence[Routing]]:
+        """The gates' decisions by level, then branch, of methods that route tokens to experts."""
+        return ()
+
+
+def check_slots(slots: Sequence[int], available: int) -> None:
+    """
+    Raises:
+        ValueError: one is not below ``available``, or there twice.
+    """
+    if not slots or len(set(slots)) < len(slots) or not set(slots) <= set(range(available)):
+        raise ValueError(f"slots {list(slots)} must differ and lie in 0 to {available - 1}, those of the model")
 
 
 def sample_of_token(tokens_per_sample: Sequence[int], device: torch.device) -> Tensor:

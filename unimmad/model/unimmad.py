@@ -8,7 +8,7 @@ level.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, cast
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.model.anomaly_map import anomaly_maps, cosine_distance
-from unimmad.model.backbone import Backbone, freeze_batchnorm, load_backbone_weights
+from unimmad.model.backbone import Backbone, calibrate_batchnorm, freeze_batchnorm, load_backbone_weights
 from unimmad.model.compression import FeatureCompression
 from unimmad.model.cross_moe import CrossMoE
 from unimmad.model.folding import FoldedTeacher
+from unimmad.model.loss import balance_scale, unimmad_loss
+from unimmad.model.method import Loss, Method, StepFacts, sample_of_token
 from unimmad.model.routing import Routing
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def whole_batch(
     return compute(images_TCHW, tokens_per_sample, slot_of_token_T)
 
 
-class UniMMAD(nn.Module):
+class UniMMAD(Method):
     """One model for all classes and modalities."""
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -92,7 +94,8 @@ class UniMMAD(nn.Module):
             ValueError: the backbone does not exist or does not fit.
         """
         super().__init__()
-        self.settings = settings
+        self.settings: ModelSettings = settings
+        self.leaders, self.kernel_sizes = settings.leaders, settings.kernel_sizes
         self.teacher = Backbone(settings.backbone)
         self.teacher.requires_grad_(False)
         self.input_embedding = InputEmbedding(settings.modality_slots, settings.image_size)
@@ -100,15 +103,10 @@ class UniMMAD(nn.Module):
         channels = self.encoder.channels
         self.compression = FeatureCompression(channels, settings)
         self.levels = nn.ModuleList([CrossMoE(of_level, settings) for of_level in channels])
-        self.on_routed: Callable[[Sequence[Routing]], Sequence[Routing]] | None = None
-        """Told all gates' decisions, level by level, before any expert computes: what comes to where is then known.
-        Gives them back, each with what its branch needs besides."""
         self.split_batch: Callable[[ForwardPass, Tensor, Sequence[int], Tensor], Reconstruction] = whole_batch
         """How a batch goes through the network: whole, or in parts whose results are joined."""
         self.folded_teacher: FoldedTeacher | None = None
         """Gives the teacher's maps in its place, once its weights are final."""
-        self.memory_format = torch.contiguous_format
-        """Of the maps of backbones and compression."""
         self.train()
 
     def train(self, mode: bool = True) -> UniMMAD:
@@ -119,13 +117,36 @@ class UniMMAD(nn.Module):
             freeze_batchnorm(self.encoder)
         return self
 
-    def fold_teacher(self) -> None:
-        """From now on maps come from a folded copy of the teacher, on its device, whose weights are final."""
-        self.folded_teacher = FoldedTeacher(self.teacher)
-
-    def copy_teacher_into_encoder(self) -> None:
-        """Start the encoder from the teacher's weights (both are ImageNet's in the paper)."""
+    def load_backbone(self) -> str:
+        """The teacher's; the encoder starts from them (both are ImageNet's in the paper)."""
+        origin = load_backbone_weights(self.teacher, self.settings.backbone_weights)
         self.encoder.load_state_dict(self.teacher.state_dict())
+        return origin
+
+    def calibrate_backbone(self, batches: Iterable[Tensor]) -> None:
+        calibrate_batchnorm(self.teacher, batches)
+        self.encoder.load_state_dict(self.teacher.state_dict())
+
+    def freeze_teacher(self) -> None:
+        """From now on maps come from a folded copy of the teacher, on its device; checkpoints alone need the teacher
+        itself, which goes to the host."""
+        self.folded_teacher = FoldedTeacher(self.teacher)
+        self.teacher.to("cpu")
+
+    def inference_form(self, cache_bytes: int) -> UniMMAD:
+        from unimmad.model.inference import for_inference  # which is made of this class
+
+        return for_inference(self, cache_bytes)
+
+    def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
+        from unimmad.model.fixed_modalities import FixedModalities  # which is made of this class
+
+        return FixedModalities(self, slots)
+
+    def networks(self) -> list[nn.Module]:
+        """Backbones, input embedding and compression."""
+        teacher = self.teacher if self.folded_teacher is None else self.folded_teacher.network
+        return [teacher, self.input_embedding, self.encoder, self.compression]
 
     def forward(self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor) -> Reconstruction:
         """Args:
@@ -139,7 +160,7 @@ class UniMMAD(nn.Module):
         self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor
     ) -> Reconstruction:
         batch = len(tokens_per_sample)
-        sample_of_token_T = _sample_of_token(tokens_per_sample, images_TCHW.device)
+        sample_of_token_T = sample_of_token(tokens_per_sample, images_TCHW.device)
         targets = self._targets(images_TCHW)
         embedded_BCHW = self.input_embedding(images_TCHW, sample_of_token_T, slot_of_token_T, batch)
         embedded_BCHW = embedded_BCHW.contiguous(memory_format=self.memory_format)
@@ -167,38 +188,20 @@ class UniMMAD(nn.Module):
         # Outside, or the backward pass could not save what is made of them.
         return [_unit_features(features) for features in maps]
 
-    def maps(self, reconstruction: Reconstruction) -> Tensor:
-        """Anomaly maps before blurring: float32 [B, H, W]."""
-        return anomaly_maps(
-            reconstruction.distances,
-            reconstruction.sample_of_token_T,
-            reconstruction.batch,
-            self.settings.image_size,
+    def loss(self, output: Reconstruction, facts: StepFacts) -> Loss:
+        settings = facts.settings
+        scale = balance_scale(facts.epoch, settings.balance_epochs, settings.balance_floor)
+        return unimmad_loss(
+            output, facts.weight_of_token_T, scale, settings.focal_gamma, facts.world_size, facts.global_sum
         )
 
+    def maps(self, output: Reconstruction) -> Tensor:
+        return anomaly_maps(output.distances, output.sample_of_token_T, output.batch, self.settings.image_size)
 
-def new_model(settings: ModelSettings, seed: int) -> tuple[UniMMAD, str]:
-    """The model at the start of training, the same for the same seed; and in words what its backbone was loaded with.
-
-    Raises:
-        ValueError: as ``UniMMAD``, or the backbone's weights can't be had.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = UniMMAD(settings)
-    origin = load_backbone_weights(model.teacher, settings.backbone_weights)
-    model.copy_teacher_into_encoder()
-    return model, origin
+    def routings(self, output: Reconstruction) -> Sequence[Sequence[Routing]]:
+        return output.routings
 
 
 def _unit_features(features_NChw: Tensor) -> Tensor:
     """In float32, laid out as C-MoE takes them."""
     return F.normalize(features_NChw.float(), dim=1).contiguous()
-
-
-def _sample_of_token(tokens_per_sample: Sequence[int], device: torch.device) -> Tensor:
-    counts = torch.tensor(tokens_per_sample)
-    samples = torch.arange(len(tokens_per_sample))
-    # The sum is given so that no size depends on a tensor's values, which fake tensors do not have.
-    sample_of_token_T = torch.repeat_interleave(samples, counts, output_size=sum(tokens_per_sample))
-    return sample_of_token_T.to(device, non_blocking=True)

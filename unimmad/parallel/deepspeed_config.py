@@ -49,10 +49,13 @@ class DeepSpeedSettings:
 
 
 def find_deepspeed_config(name_or_path: str) -> Path:
-    """A shipped configuration's file by its name (``ep4``), any other by its path; a file that is there comes first."""
+    """A shipped configuration's file by its name (``ep4``), any other by its path; a file that is there comes first.
+
+    A name has no suffix: ``ep4.json`` that one node lacks must not be another there.
+    """
     path = Path(name_or_path)
-    shipped = SHIPPED_CONFIGS / f"{path.name.removesuffix('.json')}.json"
-    return shipped if not path.exists() and path.parent == Path() and shipped.is_file() else path
+    shipped = SHIPPED_CONFIGS / f"{name_or_path}.json"
+    return shipped if not path.exists() and path.name == name_or_path and shipped.is_file() else path
 
 
 def read_deepspeed_config(path: Path) -> DeepSpeedSettings:

@@ -19,7 +19,7 @@ from torch import Tensor
 from unimmad.config import TrainingSettings
 from unimmad.model.backends.activation_checkpointing import recompute_activations
 from unimmad.model.backends.execution import compile_networks, use_channels_last
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.method import Method
 from unimmad.parallel.batchnorm import synchronise_batchnorm
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config
 from unimmad.parallel.dispatch import CommStats
@@ -35,7 +35,7 @@ class Engine:
     """A model on its ranks, ready to be trained."""
 
     deepspeed: Any
-    model: UniMMAD
+    model: Method
     world: World
     ep_size: int
     gradient_norm: GradientNorm
@@ -96,7 +96,7 @@ class OptimizerPiece:
 
 
 def build_engine(
-    model: UniMMAD, settings: DeepSpeedSettings, training: TrainingSettings, world: World, ep_size: int
+    model: Method, settings: DeepSpeedSettings, training: TrainingSettings, world: World, ep_size: int
 ) -> Engine:
     """Place the model's leaders, synchronise its BatchNorm, hand it to DeepSpeed, and fold its teacher.
 
@@ -110,8 +110,8 @@ def build_engine(
     model.to(world.device)
     if world.size > 1:
         synchronise_batchnorm(model)
-    if training.activation_checkpointing:
-        recompute_activations(model)
+    if training.activation_checkpointing and not recompute_activations(model):
+        raise ValueError("training.activation_checkpointing: this method has no blocks for it; set it to false")
     optimizer = _optimizer(model, training)
     clipped = bool(training.gradient_clipping)
     gradient_norm = GradientNorm(optimizer, world, ep_size, settings.zero_stage, clipped)
@@ -119,11 +119,11 @@ def build_engine(
     with contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     if training.gradient_clipping and settings.zero_stage == 0:
-        _clip_before_each_step(optimizer, training.gradient_clipping, _expert_layers(model)[0].ep_group)
+        groups = [layer.ep_group for layer in _expert_layers(model)]
+        _clip_before_each_step(optimizer, training.gradient_clipping, groups[0] if groups else None)
     if training.precision == "bf16":
         _compute_in_bf16(model, world.device)
-    model.fold_teacher()
-    model.teacher.to("cpu")  # checkpoints alone need it now
+    model.freeze_teacher()
     if training.channels_last:
         use_channels_last(model)
     if training.compile:
@@ -131,11 +131,11 @@ def build_engine(
     return Engine(engine, model, world, ep_size, gradient_norm)
 
 
-def _expert_layers(model: UniMMAD) -> list[LeaderMOELayer]:
+def _expert_layers(model: Method) -> list[LeaderMOELayer]:
     return [module for module in model.modules() if isinstance(module, LeaderMOELayer)]
 
 
-def _compute_in_bf16(model: UniMMAD, device: torch.device) -> None:
+def _compute_in_bf16(model: Method, device: torch.device) -> None:
     """Autocast, over fp32 weights, inside the forward pass that DeepSpeed calls.
 
     Around it DeepSpeed would switch it off. By DeepSpeed's own section, ranks would sum gradients in bf16, too.
@@ -144,7 +144,7 @@ def _compute_in_bf16(model: UniMMAD, device: torch.device) -> None:
 
 
 def _clip_before_each_step(
-    optimizer: torch.optim.Optimizer, largest_norm: float, expert_group: dist.ProcessGroup
+    optimizer: torch.optim.Optimizer, largest_norm: float, expert_group: dist.ProcessGroup | None
 ) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -154,7 +154,7 @@ def _clip_before_each_step(
     optimizer.register_step_pre_hook(clip)
 
 
-def _optimizer(model: UniMMAD, training: TrainingSettings) -> torch.optim.Optimizer:
+def _optimizer(model: Method, training: TrainingSettings) -> torch.optim.Optimizer:
     """Torch's own: DeepSpeed's would be compiled first, and Adam's mathematics is the same."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parameter_groups = split_params_into_different_moe_groups_for_optimizer({"params": trainable, "name": "dense"})

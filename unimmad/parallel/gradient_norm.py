@@ -19,15 +19,18 @@ EPSILON = 1e-6
 """As in ``torch.nn.utils.clip_grad_norm_``."""
 
 
-def clip_whole_gradient(parameters: list[nn.Parameter], largest_norm: float, expert_group: dist.ProcessGroup) -> Tensor:
+def clip_whole_gradient(
+    parameters: list[nn.Parameter], largest_norm: float, expert_group: dist.ProcessGroup | None
+) -> Tensor:
     """Scale every gradient in place so that the norm of the whole, experts of all ranks included, is at most this.
 
-    Collective over ``expert_group``, whose ranks together hold each expert once. Returns the norm before, a float32
-    scalar, the same on every rank.
+    Collective over ``expert_group``, whose ranks together hold each expert once; None: there are no experts. Returns
+    the norm before, a float32 scalar, the same on every rank.
     """
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     of_experts = _sum_of_squares([parameter for parameter in with_gradient if _is_experts(parameter)])
-    dist.all_reduce(of_experts, group=expert_group)
+    if expert_group is not None:
+        dist.all_reduce(of_experts, group=expert_group)
     norm = (
         _sum_of_squares([parameter for parameter in with_gradient if not _is_experts(parameter)]) + of_experts
     ).sqrt()
@@ -44,7 +47,8 @@ def _is_experts(parameter: nn.Parameter) -> bool:
 
 
 def _sum_of_squares(parameters: list[nn.Parameter]) -> Tensor:
-    return sum_of_squares(parameter.grad for parameter in parameters if parameter.grad is not None)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return sum_of_squares(gradients) if gradients else torch.zeros(())
 
 
 CHUNK = 2**24

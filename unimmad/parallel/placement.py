@@ -13,9 +13,9 @@ from functools import partial
 
 from torch import nn
 
-from unimmad.config import ModelSettings
+from unimmad.config import MethodSettings
 from unimmad.model.cross_moe import LocalRouting, MiMoEBranch
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.method import Method
 from unimmad.parallel.moe import LeaderMoE, expert_parallel_slice, plan_all
 
 _PORTABLE = (
@@ -37,25 +37,28 @@ class PlacedParameter:
     expert_parallel: bool
 
 
-def effective_ep_size(asked: int, world_size: int, model: ModelSettings) -> int:
+def effective_ep_size(asked: int, world_size: int, model: MethodSettings) -> int:
     """The largest common divisor of ep_size, world size and leaders (and banks, where there are several).
 
-    Warns once where that is not what was asked for.
+    Warns once where that is not what was asked for. A method without experts has 1.
     """
     if asked < 1:
         raise ValueError(f"ep_size {asked} in the DeepSpeed configuration must be 1 or more")
-    sizes = [asked, world_size, model.leaders] + ([model.banks] if model.banks > 1 else [])
-    effective = math.gcd(*sizes)
+    if not model.expert_counts:
+        return 1
+    effective = math.gcd(asked, world_size, *model.expert_counts)
     if effective != asked:
-        banks = f", {model.banks} banks" if model.banks > 1 else ""
+        counts = ", ".join(
+            f"{count} {what}" for count, what in zip(model.expert_counts, ("leaders", "banks"), strict=False)
+        )
         warnings.warn(
-            f"ep_size {asked} does not fit world size {world_size}, {model.leaders} leaders{banks}: using {effective}",
+            f"ep_size {asked} does not fit world size {world_size}, {counts}: using {effective}",
             stacklevel=2,
         )
     return effective
 
 
-def place_leaders(model: UniMMAD, ep_size: int, rank: int) -> None:
+def place_leaders(model: Method, ep_size: int, rank: int) -> None:
     """Replace the local form of every branch's routed experts by the DeepSpeed form, in place.
 
     Ranks of one expert-parallel group are neighbours, so a group stays inside a node where it fits.
@@ -84,7 +87,7 @@ def fqn(name: str) -> str:
     return name
 
 
-def placed_parameters(model: UniMMAD, ep_size: int, rank: int) -> Iterator[PlacedParameter]:
+def placed_parameters(model: Method, ep_size: int, rank: int) -> Iterator[PlacedParameter]:
     """Every trainable parameter of this rank, in the model's order."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from unimmad.parallel.private_deepspeed import without_shared_memory_collectives
 from unimmad.ranks.exchange import Ranks
@@ -57,6 +58,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.host_group)
         return [int(value) for value in largest]
+
+    def global_sum(self, value: Tensor) -> Tensor:
+        """``value`` summed over all ranks, without gradient. Collective."""
+        if self.size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
 
     def together(self, action: Callable[[], T]) -> T:
         """What ``action``, which must not wait for other ranks, gives on this rank. Collective.

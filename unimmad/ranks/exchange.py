@@ -77,12 +77,13 @@ class Ranks:
         """Nodes may have other copies of files.
 
         Raises:
-            ValueError: a rank's ``value`` is not rank 0's: what it has instead, ``otherwise`` says.
+            SharedError: a rank's ``value`` is not rank 0's: what it has instead, ``otherwise`` says.
         """
         values = self.gather(value)
         different = [rank for rank, of_rank in enumerate(values) if of_rank != values[0]]
         if different:
-            raise ValueError(f"{_named(different)} has {otherwise} than rank 0; give all ranks the same")
+            problem = f"{_named(different)} has {otherwise} than rank 0; give all ranks the same"
+            raise SharedError.of_all(problem, self.size)
 
     def exchange(self, note: T, letters: Sequence[Letter] = ()) -> tuple[list[T], list[list[bytes]]]:
         """As ``gather``, and letters from rank to rank.

@@ -50,7 +50,7 @@ class Pictures:
     """Writes each class's pictures as they come; only what the last pictures need is kept."""
 
     def __init__(self, folder: Path, kernel_sizes: Sequence[int]) -> None:
-        """``kernel_sizes``: those of the model's branches, in its order."""
+        """``kernel_sizes``: those of the model's branches, in its order; none where it routes nothing."""
         self._folder = folder
         self._kernel_sizes = tuple(kernel_sizes)
         self._of_class: dict[tuple[str, str], list[Picture]] = {}
@@ -63,7 +63,8 @@ class Pictures:
         Raises:
             ValueError: the folder cannot be written to.
         """
-        self._usages.append(scored.usage)
+        if scored.usage is not None:
+            self._usages.append(scored.usage)
         file = f"{file_name(*scored.names)}.png"
         written = self._of_class.setdefault(scored.names, [])
         written.append(self._save(CURVES, file, drawn.curves, _CURVES_CAPTION))
@@ -87,13 +88,15 @@ class Pictures:
             samples, limits = zip(*self._in_overview, strict=True)
             save_overview(samples, overview, limits)
         page = self._folder / PAGE
-        compared = [] if comparison is None else [_comparison_section(comparison)]
+        sections = [] if comparison is None else [_comparison_section(comparison)]
+        if self._kernel_sizes:
+            sections.append(self._experts())
         save_page(
             report,
             page,
             class_pictures=self._of_class,
             overview=overview,
-            sections=[*compared, self._experts()],
+            sections=sections,
             files=tables,
         )
         return page

@@ -35,7 +35,8 @@ class ScoredClass:
     """I times ``good`` or the name of the defect."""
     curves: PixelCurves | None
     """None where a mask is missing or a label has no pixel."""
-    usage: ClassUsage
+    usage: ClassUsage | None
+    """None where the method routes nothing."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -57,7 +58,7 @@ def scored_entry(scored: ScoredClass) -> dict[str, Any]:
         "keys": scored.keys,
         "defects": scored.defects,
         "curves": None if scored.curves is None else curves_entry(scored.curves),
-        "usage": usage_entry(scored.usage),
+        "usage": None if scored.usage is None else usage_entry(scored.usage),
     }
 
 
@@ -91,7 +92,7 @@ class _ScoredEntry(Entry):
     keys: list[str]
     defects: list[str]
     curves: CurvesEntry | None
-    usage: UsageEntry
+    usage: UsageEntry | None
 
 
 def read_scored(content: Mapping[str, Any]) -> ScoredClass:
@@ -110,7 +111,7 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
         keys=tuple(entry.keys),
         defects=tuple(entry.defects),
         curves=None if entry.curves is None else read_curves(entry.curves),
-        usage=read_usage(entry.usage),
+        usage=None if entry.usage is None else read_usage(entry.usage),
     )
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 from unimmad.checkpoint.folder import NO_VERIFY_HELP
 from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
 from unimmad.data.location import DataFolder, parse_data_folder
+from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.parallel.deepspeed_config import find_deepspeed_config
 
 DEFAULT_DEEPSPEED_CONFIG = "ep1"
@@ -65,7 +66,7 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str = TRAINER) -> T
     if given.max_steps is not None and given.max_steps < 1:
         raise ValueError(f"--max-steps {given.max_steps} must be 1 or more")
     overrides = [*given.overrides, *([f"data.on_error={given.on_error}"] if given.on_error else [])]
-    recipe = load_recipe(given.recipe, overrides)
+    recipe = load_recipe(given.recipe, overrides, METHOD_SETTINGS)
     return TrainArguments(
         recipe=recipe,
         deepspeed_config=given.deepspeed_config,

@@ -21,7 +21,7 @@ from unimmad.checkpoint.state import COMPOSING
 from unimmad.config import ModelSettings, Recipe
 from unimmad.model.backbone import STRIDES
 from unimmad.model.cross_moe import CrossMoE, MiMoEBranch
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.method import Method
 from unimmad.parallel.world import World
 from unimmad.profiling.timing import Work, interleaved_seconds
 
@@ -104,9 +104,9 @@ def kept_composing(state: Mapping[str, Any], model: ModelSettings, where: str) -
     return tuple(tuple(row) for row in kept)
 
 
-def follow_composing(model: UniMMAD, composing: Composing) -> None:
+def follow_composing(model: Method, composing: Composing) -> None:
     """From now on the branches of ``model`` compute so."""
-    for level, of_level in zip(cast(list[CrossMoE], model.levels), composing, strict=True):
+    for level, of_level in zip(cast(list[CrossMoE], model.get_submodule("levels")), composing, strict=True):
         for branch, composed in zip(cast(list[MiMoEBranch], level.branches), of_level, strict=True):
             branch.composed = composed
 

@@ -84,7 +84,7 @@ class Trainer:
         run, world = self.checkpoints.run, self.engine.world
         poll = StopPoll(self.stop, world)
         with (
-            RunLog(run, world, self.facts.recipe, start, end) as log,
+            RunLog(run, world, self.facts.recipe, self.engine.model, start, end) as log,
             profiling(self.profile, run, world, start, end, log.message) as step_is_done,
         ):
             for step in range(start, end):
@@ -96,10 +96,10 @@ class Trainer:
                         batch = next(batches)
                     with log.counting_operations():
                         output, loss = micro_step(
-                            self.engine, batch, self._weights(batch), self.schedule.balance_scale(step), self.settings
+                            self.engine, batch, self._weights(batch), self.settings, step, self.schedule.epoch(step)
                         )
                     guard.watch(step, loss.total)
-                    log.add(output, loss, self.engine.take_traffic())
+                    log.add(output, loss, len(batch.images_TCHW), self.engine.take_traffic())
                 if log.due(step + 1):
                     self._stop_if_not_finite(guard)
                 log.step(step + 1, rate, lambda: self.engine.gradient_norm.share(self.engine.deepspeed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -9,22 +11,26 @@ from torch import Tensor
 from unimmad.config import TrainingSettings
 from unimmad.data.sample import Batch
 from unimmad.model.finite import all_finite
-from unimmad.model.unimmad import Reconstruction
+from unimmad.model.method import Loss, StepFacts
 from unimmad.parallel.engine import Engine
-from unimmad.training.loss import Loss, unimmad_loss
 
 _NEVER = torch.iinfo(torch.int64).max
 
 
 def micro_step(
-    engine: Engine, batch: Batch, weight_of_token_T: Tensor, balance_scale: float, settings: TrainingSettings
-) -> tuple[Reconstruction, Loss]:
-    """This rank's part of a micro-batch; the last one of a step also moves the optimizer. Collective."""
-    device = engine.world.device
+    engine: Engine, batch: Batch, weight_of_token_T: Tensor, settings: TrainingSettings, step: int = 0, epoch: int = 0
+) -> tuple[Any, Loss]:
+    """This rank's part of a micro-batch; the last one of a step also moves the optimizer. Collective.
+
+    Returns:
+        What the method's forward pass gave, and its loss.
+    """
+    world = engine.world
     # All copies before the forward pass: one behind it would wait until the device is done with it.
-    on_device, weight_of_token_T = batch.to(device), weight_of_token_T.to(device, non_blocking=True)
+    on_device, weight_of_token_T = batch.to(world.device), weight_of_token_T.to(world.device, non_blocking=True)
+    facts = StepFacts(weight_of_token_T, settings, step, epoch, world.size, world.global_sum)
     output = engine.deepspeed(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T)
-    loss = unimmad_loss(output, weight_of_token_T, balance_scale, settings.focal_gamma, engine.world.size)
+    loss = engine.model.loss(output, facts)
     engine.deepspeed.backward(loss.total)
     engine.deepspeed.step()
     return output, loss

@@ -28,10 +28,11 @@ from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.reading.stream import expect_workers
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards
-from unimmad.model.backbone import RANDOM_WEIGHTS, calibrate_batchnorm
+from unimmad.methods.registry import build_method, new_model
+from unimmad.model.backbone import RANDOM_WEIGHTS
 from unimmad.model.backends.execution import check_compiling
 from unimmad.model.backends.tf32 import choose_for_training
-from unimmad.model.unimmad import UniMMAD, new_model
+from unimmad.model.method import Method
 from unimmad.parallel.batchnorm import check_batchnorm
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config, read_deepspeed_config
 from unimmad.parallel.engine import Engine, build_engine
@@ -72,9 +73,14 @@ def train(arguments: TrainArguments, world: World, stop: StopRequest | None = No
 def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lock: FolderLock) -> bool:
     arguments, settings, ep_size = world.together(lambda: _read_settings(arguments, world))
     recipe = arguments.recipe
+    world.ranks.check_same(
+        f"{recipe.model_dump_json()} {settings} {arguments.max_steps} {arguments.deterministic}",
+        "another recipe, DeepSpeed configuration, --max-steps or --deterministic",
+    )
     run = world.on_main(lambda: choose_run_folder(arguments.output_dir, arguments.resume, recipe))
     data = list(arguments.data) or [world.on_main(ensure_synthetic_shards)]
     shards, order, trained_on = world.together(lambda: _open_data(recipe, data, run, world))
+    world.ranks.check_same(shards.digest(), "other data")
     run = world.on_main(partial(claim_run_folder, run, arguments, trained_on, lock))
     schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
     model, backbone_weights = _starting_model(
@@ -84,7 +90,8 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     if world.size > 1:
         world.together(lambda: check_batchnorm(model))
     composing = _composing(arguments, run, world, ep_size, shards.classes("train"))
-    logger.info("C-MoE %s", described(composing, recipe.model.kernel_sizes))
+    if model.kernel_sizes:
+        logger.info("C-MoE %s", described(composing, model.kernel_sizes))
     if composing is not None:
         follow_composing(model, composing)
     engine = build_engine(model, settings, recipe.training, world, ep_size)
@@ -184,6 +191,8 @@ def _composing(
 ) -> Composing | None:
     """As the run that is continued has it; a new one on a GPU measures, where its leaders are all on every rank."""
     recipe = arguments.recipe
+    if not recipe.model.expert_counts:
+        return None
     if run.resume_from is not None:
         checkpoint = run.resume_from
         return world.together(
@@ -198,17 +207,17 @@ def _composing(
 
 def _starting_model(
     arguments: TrainArguments, run: RunFolder, world: World, calibration_images: Callable[[], Iterator[Tensor]]
-) -> tuple[UniMMAD, str]:
+) -> tuple[Method, str]:
     """The model in its local form, the same on every rank: rank 0's weights go to all when DeepSpeed takes it over."""
     if run.resume_from is None and arguments.init_from is None:
         return _from_main_first(arguments, world, calibration_images)
     return world.together(lambda: _stored_model(arguments, run, world))
 
 
-def _stored_model(arguments: TrainArguments, run: RunFolder, world: World) -> tuple[UniMMAD, str]:
+def _stored_model(arguments: TrainArguments, run: RunFolder, world: World) -> tuple[Method, str]:
     """Of the checkpoint to continue, or of ``--init-from``; the ranks share the verification."""
     source = run.resume_from or find_checkpoint(cast(Path, arguments.init_from))
-    model = UniMMAD(arguments.recipe.model)
+    model = build_method(arguments.recipe)
     # A run that continues needs the optimizer's state, too: better to miss it now than after DeepSpeed's set-up.
     without = None if run.resume_from else OPTIMIZER_PREFIX
     if arguments.verify:
@@ -236,17 +245,16 @@ def _calibration_images(
 
 def _from_main_first(
     arguments: TrainArguments, world: World, calibration_images: Callable[[], Iterator[Tensor]]
-) -> tuple[UniMMAD, str]:
+) -> tuple[Method, str]:
     """Rank 0 fetches the backbone's weights; the others wait, then take its tensors."""
-    settings, seed = arguments.recipe.model, arguments.recipe.training.seed
+    recipe = arguments.recipe
 
-    def fresh() -> tuple[UniMMAD, str]:
+    def fresh() -> tuple[Method, str]:
         if not world.is_main:
-            return new_model(settings.model_copy(update={"backbone_weights": "none"}), seed)
-        model, origin = new_model(settings, seed)
+            return build_method(recipe), ""
+        model, origin = new_model(recipe)
         if origin == RANDOM_WEIGHTS:
-            calibrate_batchnorm(model.teacher, calibration_images())
-            model.copy_teacher_into_encoder()
+            model.calibrate_backbone(calibration_images())
             origin += ", BatchNorm calibrated on training samples"
         return model, origin
 

@@ -109,7 +109,9 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
         ValueError: the checkpoint was trained with other settings; names them.
     """
     # A setting that is younger than the checkpoint had its default there.
-    theirs = _flat(Recipe(name="").model_dump(mode="json")) | _flat(read_state(checkpoint)["recipe"])
+    theirs = _flat(type(recipe).model_validate({"name": ""}).model_dump(mode="json")) | _flat(
+        read_state(checkpoint)["recipe"]
+    )
     ours = _flat(recipe.model_dump(mode="json"))
     different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     # How a run is watched, stored and read may change while it goes on; what it computes may not.

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,12 +23,10 @@ from tqdm import tqdm
 
 from unimmad.config import Recipe
 from unimmad.evaluation.evaluate import Evaluation
-from unimmad.model.anomaly_map import anomaly_maps
-from unimmad.model.unimmad import Reconstruction
+from unimmad.model.method import Loss, Method
 from unimmad.parallel.dispatch import CommStats
 from unimmad.parallel.world import World
 from unimmad.profiling.machine import peak_bytes
-from unimmad.training.loss import Loss
 from unimmad.training.run_folder import TENSORBOARD
 from unimmad.training.step_totals import StepTotals, Totals
 from unimmad.training.utilisation import Utilisation
@@ -56,12 +55,13 @@ class Speed:
 class RunLog:
     """Collects what steps give and shows their means every ``log_every`` steps; no step waits for the device."""
 
-    def __init__(self, run: Path, world: World, recipe: Recipe, start: int, end: int) -> None:
+    def __init__(self, run: Path, world: World, recipe: Recipe, model: Method, start: int, end: int) -> None:
         self.world = world
+        self.model = model
         self.recipe = recipe
-        self._totals = StepTotals(recipe.model.leaders)
+        self._totals = StepTotals(model.leaders)
         self._utilisation = Utilisation(world, recipe.training.precision, recipe.training.compile)
-        self._last_output: Reconstruction | None = None
+        self._last_output: Any = None
         self._since = time.monotonic()
         self._waited = 0.0
         self._steps_since = 0
@@ -106,10 +106,10 @@ class RunLog:
         """What runs inside is a micro-batch; the run's first one is counted."""
         return self._utilisation.counting()
 
-    def add(self, output: Reconstruction, loss: Loss, comm_stats: CommStats) -> None:
-        """Take in one micro-batch; nothing is fetched from the device."""
-        self._totals.add(output, loss, comm_stats)
-        self._utilisation.saw(len(output.sample_of_token_T))
+    def add(self, output: Any, loss: Loss, tokens: int, comm_stats: CommStats) -> None:
+        """Take in one micro-batch of so many tokens; nothing is fetched from the device."""
+        self._totals.add(loss, self.model.routings(output), tokens, comm_stats)
+        self._utilisation.saw(tokens)
         self._last_output = output
 
     def due(self, step: int) -> bool:
@@ -167,31 +167,29 @@ class RunLog:
 
     def _write(self, step: int, rate: float, totals: Totals, speed: Speed) -> None:
         assert self._writer is not None
-        losses = zip(("total", "reconstruction", "balance"), totals.losses, strict=True)
         scalars = {
-            **{f"loss/{name}": value for name, value in losses},
+            **{f"loss/{name}": value for name, value in totals.losses.items()},
             "learning_rate": rate,
             "gradient_norm": totals.gradient_norm,
             **{name: value for name, value in asdict(speed).items() if value is not None},
             "peak_memory_gib": totals.peak_bytes / GIB,
             "waited_for_data": totals.waited,
-            "experts/leaders_in_use": float((totals.usage_RL > 0).float().mean()),
         }
+        if len(totals.usage_RL):
+            scalars["experts/leaders_in_use"] = float((totals.usage_RL > 0).float().mean())
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
     def _draw(self, step: int, usage_RL: Tensor) -> None:
         writer, output = self._writer, self._last_output
         assert writer is not None
-        assert output is not None
         pictured = step // (self.recipe.training.log_every * POINTS_BETWEEN_PICTURES)
         if pictured == self._pictured and step != self._bar.total:
             return
         self._pictured = pictured
-        writer.add_figure("experts/usage", usage_figure(usage_RL, len(output.routings[0])), step)
-        maps_BHW = anomaly_maps(
-            output.distances, output.sample_of_token_T, output.batch, self.recipe.model.image_size
-        ).detach()
+        if len(usage_RL):
+            writer.add_figure("experts/usage", usage_figure(usage_RL, len(self.model.kernel_sizes)), step)
+        maps_BHW = self.model.maps(output).detach()
         shown = maps_BHW[:MAPS_SHOWN, None]
         writer.add_images("anomaly_maps", shown / shown.amax().clamp_min(1e-8), step)
 
@@ -201,7 +199,7 @@ def _line(rate: float, totals: Totals, speed: Speed) -> str:
     waits = f", {totals.waited:.0%} waiting for data" if totals.waited > TOLD_WAITING else ""
     mfu = "" if speed.mfu is None else f", MFU {speed.mfu:.0%}"
     return (
-        f"loss {totals.losses[0]:.4f}, gradient {totals.gradient_norm:.2g}, lr {rate:.1e}, "
+        f"loss {totals.losses['total']:.4f}, gradient {totals.gradient_norm:.2g}, lr {rate:.1e}, "
         f"{speed.samples_per_second:.1f} samples/s{mfu}, {totals.peak_bytes / GIB:.1f} GiB{waits}"
     )
 

@@ -1,4 +1,4 @@
-"""Learning rate and loss scales by step (METHOD, Recipe)."""
+"""The learning rate by step (METHOD, Recipe)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from unimmad.config import TrainingSettings
-from unimmad.training.loss import balance_scale
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,3 @@ class Schedule:
         if step < self.settings.warmup_steps:
             rate *= (step + 1) / self.settings.warmup_steps
         return rate
-
-    def balance_scale(self, step: int) -> float:
-        return balance_scale(self.epoch(step), self.settings.balance_epochs, self.settings.balance_floor)

@@ -8,6 +8,7 @@ sha256 is not (it would be read whole): that is ``unimmad shards verify``.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
@@ -131,6 +132,13 @@ class ShardSet:
                 for number, index in enumerate(self.indexes)
                 for name, entries in index.classes(split).items()
             }
+
+    def digest(self) -> str:
+        """SHA-256 of the indexes, and by the sums in them of the shards."""
+        digest = hashlib.sha256()
+        for index in self.indexes:
+            digest.update(index.model_dump_json().encode())
+        return digest.hexdigest()
 
     def has(self, split: Split) -> bool:
         """Whether there is any sample of ``split``."""

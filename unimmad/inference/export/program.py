@@ -22,16 +22,17 @@ from unimmad.data.prepare import normalisation
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.export.metadata import ExportMetadata
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
-from unimmad.model.fixed_modalities import FixedModalities
 
 
 class ExportProgram(nn.Module):
     """Normalisation, network, map, blur and score."""
 
-    def __init__(self, network: FixedModalities, modalities: Sequence[Modality], settings: EvaluationSettings) -> None:
+    def __init__(
+        self, network: nn.Module, modalities: Sequence[Modality], settings: EvaluationSettings, image_size: int
+    ) -> None:
         super().__init__()
         self.network = network
-        self.blur, self.top_share = settings.blur(network.model.settings.image_size), settings.top_share
+        self.blur, self.top_share = settings.blur(image_size), settings.top_share
         means, stds = zip(*(normalisation(modality.kind) for modality in modalities), strict=True)
         self.register_buffer("mean_MC11", torch.tensor(means)[:, :, None, None])
         self.register_buffer("std_MC11", torch.tensor(stds)[:, :, None, None])
@@ -69,7 +70,7 @@ def build_program(
     name = _choose_dataset(catalogue, dataset)
     modalities = _choose_modalities(name, catalogue.datasets[name].modalities, modality_names)
     settings, size = checkpoint.recipe.evaluation, checkpoint.recipe.model.image_size
-    network = FixedModalities(checkpoint.model, [modality.slot for modality in modalities])
+    network = checkpoint.model.with_fixed_modalities([modality.slot for modality in modalities])
     metadata = ExportMetadata(
         unimmad_version=version,
         recipe=checkpoint.recipe.name,
@@ -82,7 +83,7 @@ def build_program(
         evaluation=settings,
         thresholds=None if thresholds is None else thresholds.only(name),
     )
-    return ExportProgram(network, modalities, settings).eval(), metadata
+    return ExportProgram(network, modalities, settings, size).eval(), metadata
 
 
 def _choose_dataset(catalogue: Catalogue, given: str | None) -> str:

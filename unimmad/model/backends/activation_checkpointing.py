@@ -10,24 +10,28 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from unimmad.model.backbone import Backbone
 from unimmad.model.blocks import BasicBlock, DecoderBottleneck
 from unimmad.model.cross_moe import CrossCondition, MiMoEBranch
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.unimmad import InputEmbedding
 
 
-def recompute_activations(model: UniMMAD) -> int:
+def recompute_activations(model: nn.Module) -> int:
     """From now on every block of ``model`` that is trained keeps only its inputs; in place.
 
-    Blocks are the input embedding's, those of the encoder's stages and of the compression, and the parts of C-MoE. A
-    branch whose leaders live on other ranks stays as it is: its exchange with them happens once.
+    Blocks are the input embedding's, those of a trained backbone's stages and of the compression, and the parts of
+    C-MoE. A branch whose leaders live on other ranks stays as it is: its exchange with them happens once.
 
     Returns:
         How many blocks.
     """
-    blocks = [block for stage in model.encoder.network.children() for block in _blocks(stage)]
-    blocks.append(model.input_embedding.stem)
-    for module in (*model.compression.modules(), *model.levels.modules()):
-        if isinstance(module, BasicBlock | DecoderBottleneck | CrossCondition) or (
+    blocks: list[nn.Module] = []
+    for module in model.modules():
+        if isinstance(module, Backbone) and any(parameter.requires_grad for parameter in module.parameters()):
+            blocks += [block for stage in module.network.children() for block in _blocks(stage)]
+        elif isinstance(module, InputEmbedding):
+            blocks.append(module.stem)
+        elif isinstance(module, BasicBlock | DecoderBottleneck | CrossCondition) or (
             isinstance(module, MiMoEBranch) and module.routed.leaders_are_here
         ):
             blocks.append(module)

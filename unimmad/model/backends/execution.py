@@ -1,4 +1,4 @@
-"""How the networks before C-MoE are computed: their maps' layout in memory, and compiled or not; equal to rounding.
+"""How convolutional networks are computed: their maps' layout in memory, and compiled or not; equal to rounding.
 
 Whether that pays depends on the machine (docs/speed.md), so both are off unless asked for.
 """
@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 import torch.compiler.config
-from torch import nn
 
 from unimmad.model.backends.private_torch import has_triton
-from unimmad.model.unimmad import UniMMAD
+from unimmad.model.method import Method
 
 COMPILERS = {"cpu": ("C++", "CXX", ("g++",)), "cuda": ("C", "CC", ("gcc", "clang"))}
 """By kind of device: language, variable that names the compiler, and what is tried without it."""
@@ -23,23 +22,23 @@ GRAPHS = 64
 """Kept of one function, where PyTorch keeps 8: teacher and encoder share theirs, and shapes vary."""
 
 
-def use_channels_last(model: UniMMAD) -> None:
-    """From now on maps of backbones and compression hold a position's channels side by side, as tensor cores take them.
+def use_channels_last(model: Method) -> None:
+    """From now on maps of convolutional networks hold a position's channels side by side, as tensor cores take them.
 
     Weights stay as they are, since ZeRO lays them out by itself.
     """
     model.memory_format = torch.channels_last
 
 
-def compile_networks(model: UniMMAD, device: torch.device) -> None:
-    """Compile backbones, input embedding and compression at their first pass, which then takes a minute or more.
+def compile_networks(model: Method, device: torch.device) -> None:
+    """Compile the method's networks at their first pass, which then takes a minute or more.
 
     Raises:
         ValueError: as ``check_compiling``.
     """
     check_compiling(device)
     torch.compiler.config.recompile_limit = max(GRAPHS, torch.compiler.config.recompile_limit)
-    for network in _networks(model):
+    for network in model.networks():
         # In place: a wrapper would change the names of parameters, which checkpoints rely on.
         network.compile()
 
@@ -54,11 +53,6 @@ def check_compiling(device: torch.device) -> None:
             f"torch.compile needs {lacking} for {device.type}, and there is none here; go without it "
             "(training: --set training.compile=false; evaluation: --no-compile)"
         )
-
-
-def _networks(model: UniMMAD) -> list[nn.Module]:
-    teacher = model.teacher if model.folded_teacher is None else model.folded_teacher.network
-    return [teacher, model.input_embedding, model.encoder, model.compression]
 
 
 def _lacking(device: torch.device) -> str:

@@ -1,31 +1,24 @@
-"""The training loss (METHOD, Loss), each part a sum over this rank's share of the global batch.
+"""UniMMAD's training loss (METHOD, Loss), each part a sum over this rank's share of the global batch.
 
 Letters: T tokens of this rank, G gates (of all branches of all levels), L leaders, h x w positions of a level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from unimmad.model.method import Loss, alone
 from unimmad.model.routing import Routing
-from unimmad.model.unimmad import Reconstruction
+
+if TYPE_CHECKING:
+    from unimmad.model.unimmad import Reconstruction
 
 LOGSUMEXP_WEIGHT = 1e-4
 CV_EPSILON = 1e-8
-
-
-@dataclass(frozen=True)
-class Loss:
-    """``total`` is what to differentiate; each is a scalar whose mean over ranks is the global batch's value."""
-
-    total: Tensor
-    reconstruction: Tensor
-    balance: Tensor
 
 
 def unimmad_loss(
@@ -34,6 +27,7 @@ def unimmad_loss(
     balance_scale: float,
     focal_gamma: float,
     world_size: int = 1,
+    global_sum: Callable[[Tensor], Tensor] = alone,
 ) -> Loss:
     """Reconstruction plus balance loss over the global batch.
 
@@ -41,10 +35,11 @@ def unimmad_loss(
     the average that data parallelism takes of the gradients is then that of one process with all tokens.
     """
     gates = [routing for branches in output.routings for routing in branches]
-    mean_GL, share = mean_probabilities(gates, len(weight_of_token_T), world_size)
+    mean_GL, share = mean_probabilities(gates, len(weight_of_token_T), world_size, global_sum)
     reconstruction = focal_reconstruction(output.distances, weight_of_token_T, focal_gamma) * share
     balance = balance_losses(gates, mean_GL, share).sum() / len(output.routings)
-    return Loss(reconstruction + balance_scale * balance, reconstruction, balance)
+    total = reconstruction + balance_scale * balance
+    return Loss(total, {"reconstruction": reconstruction, "balance": balance})
 
 
 def focal_reconstruction(distances: Sequence[Tensor], weight_of_token_T: Tensor, gamma: float) -> Tensor:
@@ -53,14 +48,16 @@ def focal_reconstruction(distances: Sequence[Tensor], weight_of_token_T: Tensor,
     return (per_token_T * weight_of_token_T).sum()
 
 
-def mean_probabilities(gates: Sequence[Routing], tokens: int, world_size: int) -> tuple[Tensor, Tensor]:
+def mean_probabilities(
+    gates: Sequence[Routing], tokens: int, world_size: int, global_sum: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Each gate's mean probabilities over the global batch, [G, L], from one sum over ranks for all of them.
 
     Returns:
         Them, and the share that a sum over this rank's ``tokens`` counts with: the world size over all ranks' tokens.
     """
     local_GL = torch.stack([routing.probabilities_TL.sum(dim=0) for routing in gates])
-    sums = global_sum(torch.cat([local_GL.detach().flatten(), local_GL.new_full((1,), tokens)]), world_size)
+    sums = global_sum(torch.cat([local_GL.detach().flatten(), local_GL.new_full((1,), tokens)]))
     global_GL, all_tokens = sums[:-1].view_as(local_GL), sums[-1]
     share = world_size / all_tokens
     local_mean_GL = local_GL * share
@@ -78,12 +75,3 @@ def balance_losses(gates: Sequence[Routing], mean_GL: Tensor, share: Tensor) -> 
 def balance_scale(epoch: int, epochs: int, floor: float) -> float:
     """How much the balance loss counts in this epoch (counted from 0)."""
     return max(1 - epoch / epochs, floor)
-
-
-def global_sum(value: Tensor, world_size: int) -> Tensor:
-    """``value`` summed over all ranks, without gradient."""
-    if world_size == 1:
-        return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total

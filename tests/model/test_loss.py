@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from unimmad.model.anomaly_map import cosine_distance
-from unimmad.model.routing import Routing, route
-from unimmad.model.unimmad import Reconstruction
-from unimmad.training import loss as loss_module
-from unimmad.training.loss import (
+from unimmad.model.loss import (
     balance_losses,
     balance_scale,
     focal_reconstruction,
     mean_probabilities,
     unimmad_loss,
 )
+from unimmad.model.method import alone
+from unimmad.model.routing import Routing, route
+from unimmad.model.unimmad import Reconstruction
 
 LEADERS = 5
 SIZES = (8, 4, 2)
@@ -61,8 +61,8 @@ def test_the_loss_is_its_definition(gamma):
     loss = unimmad_loss(output, weights, balance_scale=0.25, focal_gamma=gamma)
     expected = naive_reconstruction(output.distances, weights, gamma)
     balance = np.mean([sum(naive_balance(routing.logits_TL) for routing in level) for level in output.routings])
-    assert loss.reconstruction.item() == pytest.approx(expected, rel=1e-5)
-    assert loss.balance.item() == pytest.approx(balance, rel=1e-5)
+    assert loss.parts["reconstruction"].item() == pytest.approx(expected, rel=1e-5)
+    assert loss.parts["balance"].item() == pytest.approx(balance, rel=1e-5)
     assert loss.total.item() == pytest.approx(expected + 0.25 * balance, rel=1e-5)
 
 
@@ -90,8 +90,8 @@ def test_a_perfect_reconstruction_has_a_finite_loss_at_any_gamma(gamma):
 
 def test_a_weight_counts_for_its_own_samples_tokens_only():
     output = output_of(tokens=3)
-    plain = unimmad_loss(output, torch.ones(3), 1.0, 2.0).reconstruction
-    weighted = unimmad_loss(output, torch.tensor([1.0, 10.0, 1.0]), 1.0, 2.0).reconstruction
+    plain = unimmad_loss(output, torch.ones(3), 1.0, 2.0).parts["reconstruction"]
+    weighted = unimmad_loss(output, torch.tensor([1.0, 10.0, 1.0]), 1.0, 2.0).parts["reconstruction"]
     middle = naive_reconstruction([distance[1:2] for distance in output.distances], [1.0], 2.0)
     assert (weighted - plain).item() == pytest.approx(9 * middle / 3, rel=1e-4)
     assert naive_reconstruction(output.distances, [4.0] * 3, 2.0) != pytest.approx(weighted.item(), rel=1e-2)
@@ -100,7 +100,7 @@ def test_a_weight_counts_for_its_own_samples_tokens_only():
 def balance_loss(logits_TL: torch.Tensor) -> torch.Tensor:
     """Of one gate, whose every token is on this rank."""
     gates = [routing_of(logits_TL)]
-    return balance_losses(gates, *mean_probabilities(gates, len(logits_TL), world_size=1)).squeeze()
+    return balance_losses(gates, *mean_probabilities(gates, len(logits_TL), 1, alone)).squeeze()
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7])
@@ -136,43 +136,43 @@ def test_the_balance_scale_falls_to_its_floor(epoch, expected):
 class PretendRanks:
     """``global_sum`` over ranks that are computed one after the other: repeated until every sum has settled."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.values: dict[tuple[int, int], torch.Tensor] = {}
         self.rank = self.calls = 0
 
     def start(self, rank: int) -> None:
         self.rank, self.calls = rank, 0
 
-    def global_sum(self, value: torch.Tensor, world_size: int) -> torch.Tensor:
+    def global_sum(self, value: torch.Tensor) -> torch.Tensor:
         self.values[self.rank, self.calls] = value.detach().clone()
-        total = sum(self.values.get((rank, self.calls), value.detach()) for rank in range(world_size))
+        total = sum(self.values.get((rank, self.calls), value.detach()) for rank in range(self.size))
         self.calls += 1
         return total
 
 
 @pytest.mark.parametrize("counts", [(3, 3), (1, 5), (2, 1, 3)])
-def test_the_mean_over_ranks_of_values_and_gradients_is_that_of_one_process(counts, monkeypatch):
+def test_the_mean_over_ranks_of_values_and_gradients_is_that_of_one_process(counts):
     tokens, world = sum(counts), len(counts)
     weights = torch.linspace(0.5, 3, tokens)
     distances = random(tokens, 4, 4, seed=1).abs().requires_grad_()
     logits = random(3, tokens, LEADERS, seed=2).requires_grad_()
 
-    def loss_of(own: slice, world_size: int):
+    def loss_of(own: slice, world_size: int, global_sum=alone):
         first, second, third = (routing_of(of_gate[own]) for of_gate in logits)
         routings = ((first, second), (third,))
         output = Reconstruction((distances[own],), routings, torch.arange(tokens)[own], tokens)
-        return unimmad_loss(output, weights[own], balance_scale=1.0, focal_gamma=2.0, world_size=world_size)
+        return unimmad_loss(output, weights[own], 1.0, 2.0, world_size, global_sum)
 
     reference = loss_of(slice(None), 1)
     expected = torch.autograd.grad(reference.total, [distances, logits])
-    ranks = PretendRanks()
-    monkeypatch.setattr(loss_module, "global_sum", ranks.global_sum)
+    ranks = PretendRanks(world)
     ends = np.cumsum(counts)
     for _ in range(3):
         losses = []
         for rank, (end, count) in enumerate(zip(ends, counts, strict=True)):
             ranks.start(rank)
-            losses.append(loss_of(slice(end - count, end), world))
+            losses.append(loss_of(slice(end - count, end), world, ranks.global_sum))
     mean = torch.stack([loss.total for loss in losses]).mean()
     assert mean.item() == pytest.approx(reference.total.item(), rel=1e-5)
     for ours, theirs in zip(torch.autograd.grad(mean, [distances, logits]), expected, strict=True):

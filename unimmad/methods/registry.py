@@ -1,0 +1,56 @@
+"""All methods by name: what a recipe may call ``method``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from unimmad.config import MethodSettings, ModelSettings, Recipe
+from unimmad.config.recipe import DEFAULT_METHOD
+from unimmad.model.method import Method
+from unimmad.model.unimmad import UniMMAD
+
+
+@dataclass(frozen=True)
+class MethodType:
+    """What is known of a method before it is built."""
+
+    settings: type[MethodSettings]
+    """Of the recipe's section ``model``."""
+    build: Callable[[Any], Method]
+    """From those settings, with random weights; a ValueError where they do not fit each other."""
+
+
+METHODS: Mapping[str, MethodType] = {
+    DEFAULT_METHOD: MethodType(ModelSettings, UniMMAD),
+}
+METHOD_SETTINGS: Mapping[str, type[MethodSettings]] = {name: kind.settings for name, kind in METHODS.items()}
+"""For ``load_recipe`` and ``parse_recipe``."""
+
+
+def build_method(recipe: Recipe[Any]) -> Method:
+    """The recipe's network with random weights, to be filled from a checkpoint.
+
+    Raises:
+        ValueError: its settings do not fit each other, such as a backbone that does not exist.
+    """
+    return METHODS[recipe.method].build(recipe.model)
+
+
+def new_model(recipe: Recipe[Any], seed: int | None = None) -> tuple[Method, str]:
+    """The network at the start of training, the same for the same seed; and in words what its backbone was loaded with.
+
+    Args:
+        recipe: what it is.
+        seed: in place of the recipe's.
+
+    Raises:
+        ValueError: as ``build_method``, or the backbone's weights can't be had.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.training.seed if seed is None else seed)
+        model = build_method(recipe)
+    return model, model.load_backbone()
