@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from unimmad.config import load_recipe
+from unimmad.methods.registry import build_method
 from unimmad.model.anomaly_map import cosine_distance
 from unimmad.model.loss import (
     balance_losses,
@@ -12,7 +14,7 @@ from unimmad.model.loss import (
     mean_probabilities,
     unimmad_loss,
 )
-from unimmad.model.method import alone
+from unimmad.model.method import StepFacts, alone
 from unimmad.model.routing import Routing, route
 from unimmad.model.unimmad import Reconstruction
 
@@ -124,6 +126,14 @@ def test_even_routing_has_no_variance_and_one_leader_for_all_has_the_most():
     logsumexp = 1e-4 * 100.0**2
     assert balance_loss(even).item() == pytest.approx(logsumexp, abs=1e-5)
     assert balance_loss(collapsed).item() == pytest.approx(LEADERS - 1 + logsumexp, rel=1e-5)
+
+
+def test_the_models_loss_takes_weight_power_and_balance_from_the_recipe():
+    recipe = load_recipe("tiny", ["training.focal_gamma=1.5", "training.balance_epochs=4"])
+    output, weights = output_of(tokens=6), torch.linspace(0.5, 3, 6)
+    loss = build_method(recipe).loss(output, StepFacts(weights, recipe.training, epoch=3))
+    expected = unimmad_loss(output, weights, balance_scale=0.25, focal_gamma=1.5)
+    assert loss.total.item() == pytest.approx(expected.total.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(

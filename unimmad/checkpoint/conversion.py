@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from unimmad.checkpoint.digests import file_digest
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.released import Translation, load_released, read_released
-from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
-from unimmad.checkpoint.tensor_slices import TensorSlice, write_pieces
+from unimmad.checkpoint.state import Layout, build_state
+from unimmad.checkpoint.writing import write_model
 from unimmad.config import Recipe
 from unimmad.methods.registry import new_model
 from unimmad.model.backbone import load_backbone_weights
-from unimmad.model.method import Method
 from unimmad.model.unimmad import UniMMAD
 
 STEP = 0
@@ -52,7 +48,7 @@ def convert_released(released: Path, run: Path, recipe: Recipe) -> Conversion:
     state = build_state(
         recipe, step=STEP, finished=True, backbone_weights=backbone_weights, data=[], layout=Layout()
     ) | {"converted_from": str(released)}
-    checkpoint = _write(folder, model, state)
+    checkpoint = write_model(folder, model, state)
     return Conversion(checkpoint, len(translation.state), translation.dropped_by_part(), backbone_weights)
 
 
@@ -63,20 +59,3 @@ def _converted_model(translation: Translation, recipe: Recipe) -> tuple[UniMMAD,
     assert isinstance(model, UniMMAD)
     load_released(model, translation)
     return model, load_backbone_weights(model.teacher, recipe.model.backbone_weights)
-
-
-def _write(folder: CheckpointFolder, model: Method, state: dict[str, Any]) -> Path:
-    partial: Path | None = None
-    try:
-        partial = folder.begin(STEP)
-        pieces = (TensorSlice(name, tuple(tensor.shape), 0, tensor) for name, tensor in model.state_dict().items())
-        file = partial / "model-00000.safetensors"
-        write_pieces(file, pieces)
-        write_index_and_state(partial, state, {file.name: file_digest(file)})
-        return folder.commit(partial, STEP, keep=1)
-    except OSError as error:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise ValueError(
-            f"the checkpoint can't be written to {folder.root}: {error.strerror or error}; choose another --output-dir"
-        ) from None

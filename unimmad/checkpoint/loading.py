@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, read_state
+from unimmad.checkpoint.state import FITTED
 from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe, parse_recipe
 from unimmad.methods.registry import METHOD_SETTINGS, build_method
-from unimmad.model.method import Method
+from unimmad.model.method import FittedMethod, Method
 from unimmad.ranks.exchange import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
@@ -77,8 +79,9 @@ def load_checkpoint(folder: Path, *, verify: bool = True, ranks: Ranks = ALONE) 
     recipe = parse_recipe(state["recipe"], f"{folder / STATE_NAME}: recipe", METHOD_SETTINGS)
     reader = TensorReader(folder, without=OPTIMIZER_PREFIX)
     # First without memory: a recipe may ask for more than any machine has, and its tensors would not be there.
-    reader.check_fits(_shapes_of(recipe, folder).state_dict())
-    model = build_method(recipe)
+    with torch.device("meta"):
+        reader.check_fits(_made_for(reader, state, _shapes_of(recipe, folder), folder).state_dict())
+    model = _made_for(reader, state, build_method(recipe), folder)
     fill_model(model, reader)
     return LoadedCheckpoint(folder, recipe, model.eval(), state, _digest(model))
 
@@ -91,6 +94,21 @@ def _shapes_of(recipe: Recipe, folder: Path) -> Method:
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder / STATE_NAME}: recipe: no model can have these sizes ({reason})") from None
+
+
+def _made_for(reader: TensorReader, state: Mapping[str, Any], model: Method, folder: Path) -> Method:
+    """The model with room for the checkpoint's tensors, where their shapes come from the data it was fitted to."""
+    if not isinstance(model, FittedMethod):
+        return model
+    description = state.get(FITTED)
+    if not isinstance(description, dict):
+        raise ValueError(f"{folder / STATE_NAME} lacks {FITTED!r}, which says what the method was fitted to")
+    try:
+        model.restore(description)
+        model.resize({name: reader.shape(name) for name in reader.names("")})
+    except ValueError as error:
+        raise ValueError(f"{folder / STATE_NAME}: {FITTED}: {error}") from None
+    return model
 
 
 def fill_model(model: Method, reader: TensorReader) -> None:

@@ -19,6 +19,8 @@ from unimmad.config import Recipe
 
 COMPOSING = "composing"
 """Key of what training measured (training/composing.py)."""
+FITTED = "fitted"
+"""Key of what a fitted method's tensors do not say."""
 _PACKAGES = ("torch", "deepspeed", "timm")
 
 
@@ -41,6 +43,7 @@ def build_state(
     layout: Layout,
     trained_on: TrainedOn | None = None,
     composing: Sequence[Sequence[bool]] | None = None,
+    fitted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of state.json.
 
@@ -52,6 +55,7 @@ def build_state(
         layout: how the run was spread.
         trained_on: what was in them; None where that is not known.
         composing: whether each level's and kernel size's branch composes its kernels in training; None: by the rule.
+        fitted: what a fitted method's tensors do not say.
     """
     samples = step * recipe.training.global_batch
     return {
@@ -65,6 +69,7 @@ def build_state(
         "data": list(data),
         **({} if trained_on is None else {KEY: trained_on.entry()}),
         **({} if composing is None else {COMPOSING: [list(of_level) for of_level in composing]}),
+        **({} if fitted is None else {FITTED: dict(fitted)}),
         "layout": asdict(layout),
         "versions": {
             "python": platform.python_version(),

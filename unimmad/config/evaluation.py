@@ -27,9 +27,10 @@ class Blur(NamedTuple):
     """A Gaussian in pixels, as maps are blurred by it."""
 
     kernel: int
-    """Side of the square window; odd. Zero padding."""
+    """Side of the square window; odd."""
     sigma: float
     """Standard deviation; 0 leaves a map as it is."""
+    border: Literal["zeros", "mirror"] = "zeros"
 
 
 class EvaluationSettings(Section):
@@ -44,8 +45,13 @@ class EvaluationSettings(Section):
     blur_sigma_at_256: Annotated[Real, AfterValidator(off_or_from(0.1)), Field(le=REFERENCE_SIZE)] | None = None
     """In place of the two above: the standard deviation at 256 x 256, which follows the image size (at 64 x 64 it is a
     quarter of that many pixels); the window reaches four of them to each side."""
+    blur_border: Literal["zeros", "mirror"] = "zeros"
+    """What lies beyond the map's edge while it is blurred: zeros (the paper), or the map mirrored."""
     top_share: Annotated[Real, Field(gt=0, le=1)] = 0.001
     """An image's score is the mean of this share of its map's largest values (at least one)."""
+    score_pool: Annotated[Integer, Field(ge=1, le=1024)] = 1
+    """Side of the window whose mean takes the place of each pixel before the largest values are taken; 1 leaves the map
+    as it is (the paper)."""
     pictures_per_class: NotNegative = 8
     """Heat maps drawn of each class."""
     leader_cache_mib: NotNegative = 256
@@ -78,6 +84,6 @@ class EvaluationSettings(Section):
         if self.blur_sigma_at_256 is None:
             assert self.blur_kernel is not None
             assert self.blur_sigma is not None
-            return Blur(self.blur_kernel, self.blur_sigma)
+            return Blur(self.blur_kernel, self.blur_sigma, self.blur_border)
         sigma = self.blur_sigma_at_256 * image_size / REFERENCE_SIZE
-        return Blur(2 * round(4 * sigma) + 1, sigma)
+        return Blur(2 * round(4 * sigma) + 1, sigma, self.blur_border)

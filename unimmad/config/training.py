@@ -18,13 +18,29 @@ class TrainingSettings(Section):
     accumulation: Positive = 1
     """Micro-batches that a step is computed in."""
     epochs: Positive = 200
-    """Length of the cosine schedule; one epoch is as many draws as there are training samples."""
+    """Length of the training; one epoch is as many draws as there are training samples."""
+    steps: NotNegative = 0
+    """Length of the training in optimizer steps; 0: ``epochs`` decide."""
     learning_rate: Annotated[Real, Field(ge=1e-12, le=100)] = 1e-3
     warmup_steps: NotNegative = 0
     """Steps over which the learning rate rises linearly from 0 (not in the paper)."""
-    schedule: Literal["epoch", "step"] = "epoch"
-    """When the cosine moves: once an epoch (the paper) or every step."""
-    optimizer: Literal["adam", "sgd"] = "adam"
+    schedule: Literal["epoch", "step", "warmup_cosine", "drop", "constant"] = "epoch"
+    """How the learning rate falls. ``epoch`` and ``step``: a cosine that moves once an epoch (the paper) or every step,
+    times the warm-up; ``warmup_cosine``: a cosine that begins behind the warm-up; ``drop``: to a tenth when 80% of the
+    training is done; ``constant``: not at all."""
+    final_rate_share: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """Where a cosine ends, as a share of ``learning_rate``."""
+    optimizer: Literal["adam", "adamw", "stable_adamw", "sgd"] = "adam"
+    """``stable_adamw``: AdamW with AMSGrad whose step of each tensor is divided by the root mean square of its update,
+    where that is above 1."""
+    betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of the two moments of the Adam family."""
+    adam_epsilon: Annotated[Real, Field(gt=0, le=1)] = 1e-8
+    """What the Adam family adds to the denominator."""
+    weight_decay: Annotated[Real, Field(ge=0, le=10)] = 0.0
+    """Of the AdamW family: what a step takes off a weight, as a share of weight times learning rate."""
+    decay_vectors: bool = True
+    """Whether weight decay also acts on biases and scales of normalisation (parameters of one dimension)."""
     gradient_clipping: Annotated[Real, AfterValidator(off_or_from(1e-9)), Field(le=1e9)] = 0.0
     """Largest norm of the whole gradient; 0 is off."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -55,6 +71,8 @@ class TrainingSettings(Section):
     def _check(self) -> TrainingSettings:
         if self.global_batch % self.accumulation:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of accumulation {self.accumulation}")
+        if self.weight_decay and self.optimizer not in ("adamw", "stable_adamw"):
+            raise ValueError(f"weight_decay {self.weight_decay:g} is for optimizer adamw or stable_adamw")
         if self.compile and self.activation_checkpointing:
             raise ValueError("compile and activation_checkpointing do not go together: set one of them to false")
         return self

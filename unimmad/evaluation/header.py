@@ -31,15 +31,18 @@ def report_header(
     recipe = checkpoint.recipe
     settings = recipe.evaluation
     size = recipe.model.image_size
-    top = max(1, int(size * size * settings.top_share))
+    windows = (size - settings.score_pool + 1) ** 2
+    top = max(1, int(windows * settings.top_share))
+    pooled = f" after a mean over {settings.score_pool} x {settings.score_pool}" if settings.score_pool > 1 else ""
     header = {
         "checkpoint": _relative(checkpoint.folder),
+        "method": recipe.method,
         "recipe": recipe.name,
         "backbone": f"{recipe.model.backbone}, weights: {checkpoint.backbone_weights}",
         "data": f"{', '.join(map(_data_name, data))} ({split} split)",
         "image size": f"{size} x {size}",
         "blur": _in_words(settings.blur(size)),
-        "image score": f"mean of the map's top {top} of {size * size} values",
+        "image score": f"mean of the map's top {top} of {windows} values{pooled}",
         "masks": f"resized {mask_resize}, anomalous where > 0",
         "precision": numerics(precision, device),
     }
@@ -53,7 +56,8 @@ def report_header(
 def _in_words(blur: Blur) -> str:
     if not blur.sigma:
         return "none"
-    return f"Gaussian {blur.kernel} x {blur.kernel}, sigma {blur.sigma:g}, zero padding"
+    border = "zero padding" if blur.border == "zeros" else "mirrored at the border"
+    return f"Gaussian {blur.kernel} x {blur.kernel}, sigma {blur.sigma:g}, {border}"
 
 
 def _unseen_classes(checkpoint: LoadedCheckpoint, shards: ShardSet, split: Split) -> list[str]:

@@ -21,7 +21,7 @@ from unimmad.data.sample import Batch
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.backends.tf32 import without_tf32
-from unimmad.model.method import Method
+from unimmad.model.method import FittedMethod, Method
 from unimmad.model.routing import Routing
 
 MaskRule = Literal["nearest", "bilinear"]
@@ -122,7 +122,13 @@ def score_on_device(
     """As :func:`score_batch`, but what it gives stays on ``device``, where it may still be computed."""
     on_device = batch.to(device)
     return score_images(
-        model, on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T, settings, precision
+        model,
+        on_device.images_TCHW,
+        batch.tokens_per_sample,
+        on_device.slot_of_token_T,
+        settings,
+        precision,
+        [sample.class_name for sample in batch.samples],
     )
 
 
@@ -134,10 +140,17 @@ def score_images(
     slot_of_token_T: Tensor,
     settings: EvaluationSettings,
     precision: Precision,
+    classes: Sequence[str] | None = None,
 ) -> BatchScores:
-    """Score normalised images, listed sample by sample, that are on the model's device; the scores stay there."""
+    """Score normalised images, listed sample by sample, that are on the model's device; the scores stay there.
+
+    ``classes``: of each sample where they are known, for methods that look at them.
+    """
+    known = {"classes": classes} if isinstance(model, FittedMethod) else {}
     with without_tf32():
         with torch.autocast(images_TCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = model(images_TCHW, tokens_per_sample, slot_of_token_T)
+            output = model(images_TCHW, tokens_per_sample, slot_of_token_T, **known)
         maps_BHW = gaussian_blur(model.maps(output), *settings.blur(model.image_size))
-    return BatchScores(maps_BHW, image_scores(maps_BHW, settings.top_share), model.routings(output))
+    return BatchScores(
+        maps_BHW, image_scores(maps_BHW, settings.top_share, settings.score_pool), model.routings(output)
+    )

@@ -111,7 +111,12 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...
     Raises:
         ValueError: a map or score is not finite; names the sample.
     """
-    maps_BHW, scores_B = engine.score_tokens(batch.images_TCHW, batch.tokens_per_sample, batch.slot_of_token_T)
+    maps_BHW, scores_B = engine.score_tokens(
+        batch.images_TCHW,
+        batch.tokens_per_sample,
+        batch.slot_of_token_T,
+        [sample.class_name for sample in batch.samples],
+    )
     scores = scores_B.tolist()
     for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True):
         check_scored(f"{sample.class_name} {sample.key}", map_HW, score)

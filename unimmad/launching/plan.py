@@ -17,7 +17,7 @@ from unimmad.launching.slurm_commands import (
     why_no_slurm,
 )
 from unimmad.launching.sweep import Variant, expand_sweep
-from unimmad.parallel.deepspeed_config import SHIPPED_CONFIGS, engine_config, read_deepspeed_config
+from unimmad.parallel.deepspeed_config import SHIPPED_CONFIGS, WHOLE_TENSORS, engine_config, read_deepspeed_config
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.training.arguments import TrainArguments, parse_arguments
 
@@ -151,12 +151,16 @@ def _check_nodes(options: LaunchOptions, partition: Partition) -> None:
         )
 
 
-def _choose_deepspeed_config(tasks_per_node: int, banks: int) -> tuple[list[str], list[str]]:
+def _choose_deepspeed_config(tasks_per_node: int, recipe: Recipe) -> tuple[list[str], list[str]]:
     """A shipped configuration, as words for the trainer, and why.
 
     With one bank every rank holds it anyway, and spreading the leaders only costs sending; banks are spread as far as
     a node reaches, in groups that fill it evenly.
     """
+    counts = recipe.model.expert_counts
+    if not counts or recipe.training.optimizer in WHOLE_TENSORS:
+        return [], []  # the trainer's own choice
+    banks = counts[1] if len(counts) > 1 else 1
     folder = CONFIGS if CONFIGS.is_dir() else SHIPPED_CONFIGS
     sizes = {
         int(path.stem.removeprefix("ep")): path
@@ -188,7 +192,7 @@ def _tasks(options: LaunchOptions, tasks_per_node: int) -> tuple[tuple[Task, ...
         config: list[str] = []
         if not chosen:
             recipe = parse_arguments([*argv, *variant.argv]).recipe
-            config, why = _choose_deepspeed_config(tasks_per_node, getattr(recipe.model, "banks", 1))
+            config, why = _choose_deepspeed_config(tasks_per_node, recipe)
             notes += why
         folder = output_dir / variant.name
         # The folder comes last, so that it wins over one among the trainer's words.

@@ -10,7 +10,7 @@ import torch
 
 from unimmad.config import MethodSettings, ModelSettings, Recipe
 from unimmad.config.recipe import DEFAULT_METHOD
-from unimmad.model.method import Method
+from unimmad.model.method import FittedMethod, Method
 from unimmad.model.unimmad import UniMMAD
 
 
@@ -20,8 +20,13 @@ class MethodType:
 
     settings: type[MethodSettings]
     """Of the recipe's section ``model``."""
-    build: Callable[[Any], Method]
-    """From those settings, with random weights; a ValueError where they do not fit each other."""
+    network: Callable[[Any], Method]
+    """A subclass of Method, from those settings, with random weights; a ValueError where they do not fit each other."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it is fitted, not trained."""
+        return isinstance(self.network, type) and issubclass(self.network, FittedMethod)
 
 
 METHODS: Mapping[str, MethodType] = {
@@ -37,7 +42,7 @@ def build_method(recipe: Recipe[Any]) -> Method:
     Raises:
         ValueError: its settings do not fit each other, such as a backbone that does not exist.
     """
-    return METHODS[recipe.method].build(recipe.model)
+    return METHODS[recipe.method].network(recipe.model)
 
 
 def new_model(recipe: Recipe[Any], seed: int | None = None) -> tuple[Method, str]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from unimmad.model.method import Loss, Method, StepFacts, sample_of_token
+from unimmad.model.method import Loss, Method, StepFacts, check_slots, sample_of_token
 
 Compared = TypeVar("Compared")
 """What a method makes of images, such as the teacher's features and their reconstruction."""
@@ -48,7 +48,7 @@ class SingleImageMethod(Method, Generic[Compared]):
         self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor
     ) -> OfTokens[Compared]:
         return OfTokens(
-            self.compare(images_TCHW),
+            self.compare(images_TCHW.contiguous(memory_format=self.memory_format)),
             sample_of_token(tokens_per_sample, images_TCHW.device),
             len(tokens_per_sample),
         )
@@ -63,3 +63,20 @@ class SingleImageMethod(Method, Generic[Compared]):
         maps_THW = self.token_maps(output.compared)
         squares_BHW = maps_THW.new_zeros(output.batch, *maps_THW.shape[1:])
         return squares_BHW.index_add(0, output.sample_of_token_T, maps_THW.square()).sqrt()
+
+    def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
+        check_slots(slots, self.modality_slots)
+        return _FixedModalities(self)
+
+
+class _FixedModalities(nn.Module):
+    """Every sample has as many images, so that no list of counts is needed."""
+
+    def __init__(self, method: SingleImageMethod[Any]) -> None:
+        super().__init__()
+        self.method = method.eval()
+
+    def forward(self, images_BMCHW: Tensor) -> Tensor:
+        """Normalised images -> maps before blurring, float32 [B, H, W]."""
+        maps_THW = self.method.token_maps(self.method.compare(images_BMCHW.flatten(0, 1)))
+        return maps_THW.unflatten(0, images_BMCHW.shape[:2]).square().sum(dim=1).sqrt()

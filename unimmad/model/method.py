@@ -9,9 +9,9 @@ Letters: B samples, T tokens (sample, modality), C = 3 channels, H x W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,90 @@ class Method(nn.Module, ABC):
     def routings(self, output: Any) -> Sequence[Sequence[Routing]]:
         """The gates' decisions by level, then branch, of methods that route tokens to experts."""
         return ()
+
+
+Gather = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Collective: every rank gives tensors on the CPU under the same names, alike in all dimensions but the first. Rank 0
+gets those of all ranks joined along the first dimension, in the order of ranks, every other rank gets an empty dict."""
+
+
+class FittedMethod(Method):
+    """A method that is fitted instead of trained: it sees every training sample once, and has no loss.
+
+    ``collect`` is called for every sample, on any rank, in any order; then ``finish``, on all ranks. After it rank 0
+    alone is fitted: by ``describe`` and its tensors the others, and every checkpoint, become what it is, in this order:
+    ``restore`` (what it describes), ``resize`` (its tensors' shapes), ``load_state_dict``.
+    """
+
+    @abstractmethod
+    def collect(
+        self,
+        images_TCHW: Tensor,
+        tokens_per_sample: Sequence[int],
+        slot_of_token_T: Tensor,
+        classes: Sequence[str],
+        keys: Sequence[str],
+    ) -> None:
+        """Take in B training samples.
+
+        Args:
+            images_TCHW: as for ``forward``.
+            tokens_per_sample: as for ``forward``.
+            slot_of_token_T: as for ``forward``.
+            classes: the class of each sample, B.
+            keys: what tells each sample from all others, B; with it the result depends neither on the order in which
+                samples come nor on the ranks that see them.
+
+        Raises:
+            ValueError: what is kept of the samples would take more memory than the settings allow.
+        """
+
+    @abstractmethod
+    def finish(self, gather: Gather) -> None:
+        """Fit to what all ranks collected, and forget that; collective.
+
+        Raises:
+            ValueError: on rank 0, perhaps between two calls of ``gather``: there are no samples, too few, too many, or
+                one came twice.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What its tensors do not say, as JSON can hold it; also before it is fitted."""
+
+    @abstractmethod
+    def restore(self, description: Mapping[str, Any]) -> None:
+        """Become what ``describe`` said, without its tensors.
+
+        Raises:
+            ValueError: this is no such description, or one of other settings.
+        """
+
+    @abstractmethod
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Make room for tensors of these shapes, by their names in the state dict; others' are passed over.
+
+        Raises:
+            ValueError: the shapes are not those of what was restored, or would take more memory than allowed.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        images_TCHW: Tensor,
+        tokens_per_sample: Sequence[int],
+        slot_of_token_T: Tensor,
+        classes: Sequence[str] | None = None,
+    ) -> Any:
+        """As ``Method.forward``; ``classes`` are those of the B samples where they are known."""
+
+    def loss(self, output: Any, facts: StepFacts) -> NoReturn:
+        """There is none.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(f"{type(self).__name__} is fitted, not trained: it has no loss")
 
 
 def check_slots(slots: Sequence[int], available: int) -> None:

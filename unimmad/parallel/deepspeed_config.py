@@ -34,6 +34,8 @@ _RECIPE_KEYS = {
 _AUTOCAST = "torch_autocast"
 _NEED_THE_NORM = ("offload_optimizer", "cpu_offload", "zenflow")
 """Keys of "zero_optimization" with which DeepSpeed insists on the gradient's norm."""
+WHOLE_TENSORS = ("stable_adamw",)
+"""Optimizers that take a mean over each tensor, of which ZeRO would show them parts."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ def find_deepspeed_config(name_or_path: str) -> Path:
     path = Path(name_or_path)
     shipped = SHIPPED_CONFIGS / f"{name_or_path}.json"
     return shipped if not path.exists() and path.name == name_or_path and shipped.is_file() else path
+
+
+def default_deepspeed_config(training: TrainingSettings) -> Path:
+    """Of one machine: ZeRO 1, or no ZeRO where the optimizer looks at whole tensors."""
+    return SHIPPED_CONFIGS / ("zero0.json" if training.optimizer in WHOLE_TENSORS else "ep1.json")
 
 
 def read_deepspeed_config(path: Path) -> DeepSpeedSettings:
@@ -112,8 +119,13 @@ def engine_config(settings: DeepSpeedSettings, training: TrainingSettings, world
     """The JSON that DeepSpeed gets: the file's keys and the recipe's.
 
     Raises:
-        ValueError: the global batch does not divide among the ranks.
+        ValueError: the global batch does not divide among the ranks, or ZeRO does not go with the optimizer.
     """
+    if settings.zero_stage and training.optimizer in WHOLE_TENSORS:
+        raise ValueError(
+            f"training.optimizer {training.optimizer} takes a mean over each tensor, and ZeRO {settings.zero_stage} cuts "
+            "them: use --deepspeed_config zero0, or training.optimizer adamw"
+        )
     micro_batch = training.global_batch // training.accumulation
     if micro_batch % world_size:
         unit = world_size * training.accumulation

@@ -12,7 +12,6 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config
 from unimmad.parallel.dispatch import CommStats
 from unimmad.parallel.gradient_norm import GradientNorm, clip_whole_gradient
 from unimmad.parallel.moe import LeaderMOELayer
+from unimmad.parallel.optimizer import new_optimizer
 from unimmad.parallel.placement import PlacedParameter, place_leaders, placed_parameters
 from unimmad.parallel.private_deepspeed import zero_fragment
 from unimmad.parallel.world import World
@@ -112,7 +112,7 @@ def build_engine(
         synchronise_batchnorm(model)
     if training.activation_checkpointing and not recompute_activations(model):
         raise ValueError("training.activation_checkpointing: this method has no blocks for it; set it to false")
-    optimizer = _optimizer(model, training)
+    optimizer = new_optimizer(model, training)
     clipped = bool(training.gradient_clipping)
     gradient_norm = GradientNorm(optimizer, world, ep_size, settings.zero_stage, clipped)
     # From every rank DeepSpeed prints that it makes the group of the experts.
@@ -152,12 +152,3 @@ def _clip_before_each_step(
         clip_whole_gradient(parameters, largest_norm, expert_group)
 
     optimizer.register_step_pre_hook(clip)
-
-
-def _optimizer(model: Method, training: TrainingSettings) -> torch.optim.Optimizer:
-    """Torch's own: DeepSpeed's would be compiled first, and Adam's mathematics is the same."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    parameter_groups = split_params_into_different_moe_groups_for_optimizer({"params": trainable, "name": "dense"})
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(parameter_groups, lr=training.learning_rate)
-    return torch.optim.Adam(parameter_groups, lr=training.learning_rate, fused=True)

@@ -13,9 +13,8 @@ from unimmad.checkpoint.folder import NO_VERIFY_HELP
 from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
 from unimmad.data.location import DataFolder, parse_data_folder
 from unimmad.methods.registry import METHOD_SETTINGS
-from unimmad.parallel.deepspeed_config import find_deepspeed_config
+from unimmad.parallel.deepspeed_config import default_deepspeed_config, find_deepspeed_config
 
-DEFAULT_DEEPSPEED_CONFIG = "ep1"
 TRAINER = "unimmad train"
 """The command that takes these options."""
 
@@ -69,7 +68,7 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str = TRAINER) -> T
     recipe = load_recipe(given.recipe, overrides, METHOD_SETTINGS)
     return TrainArguments(
         recipe=recipe,
-        deepspeed_config=given.deepspeed_config,
+        deepspeed_config=given.deepspeed_config or default_deepspeed_config(recipe.training),
         data=tuple(parse_data_folder(text) for text in given.data),
         output_dir=given.output_dir or Path("runs") / recipe.name,
         max_steps=given.max_steps,
@@ -94,9 +93,8 @@ def training_parser(prog: str = TRAINER) -> argparse.ArgumentParser:
         "--deepspeed_config",
         "--deepspeed-config",
         type=find_deepspeed_config,
-        default=DEFAULT_DEEPSPEED_CONFIG,
         metavar="FILE",
-        help="DeepSpeed's JSON, or the name of a shipped one (default: %(default)s)",
+        help="DeepSpeed's JSON, or the name of a shipped one (default: ep1, or zero0 where ZeRO can't be)",
     )
     parser.add_argument(
         "--data",

@@ -28,11 +28,11 @@ from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.reading.stream import expect_workers
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards
-from unimmad.methods.registry import build_method, new_model
+from unimmad.methods.registry import METHODS, build_method, new_model
 from unimmad.model.backbone import RANDOM_WEIGHTS
 from unimmad.model.backends.execution import check_compiling
 from unimmad.model.backends.tf32 import choose_for_training
-from unimmad.model.method import Method
+from unimmad.model.method import FittedMethod, Method
 from unimmad.parallel.batchnorm import check_batchnorm
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config, read_deepspeed_config
 from unimmad.parallel.engine import Engine, build_engine
@@ -42,6 +42,7 @@ from unimmad.serialization.folder_lock import FolderLock
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.composing import Composing, described, follow_composing, kept_composing, new_composing
+from unimmad.training.fitting import fit
 from unimmad.training.loop import Trainer
 from unimmad.training.run_folder import LOCK_NAME, RunFolder, check_same_data, choose_run_folder, claim_run_folder
 from unimmad.training.schedule import Schedule
@@ -82,6 +83,9 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     shards, order, trained_on = world.together(lambda: _open_data(recipe, data, run, world))
     world.ranks.check_same(shards.digest(), "other data")
     run = world.on_main(partial(claim_run_folder, run, arguments, trained_on, lock))
+    if METHODS[recipe.method].is_fitted and run.resume_from is not None:
+        logger.info("%s is fitted already: nothing to do", run.path)
+        return True
     schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
     model, backbone_weights = _starting_model(
         arguments, run, world, lambda: _calibration_images(arguments, shards, order)
@@ -89,6 +93,10 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     logger.info("backbone %s, weights: %s", recipe.model.backbone, backbone_weights)
     if world.size > 1:
         world.together(lambda: check_batchnorm(model))
+    if isinstance(model, FittedMethod):
+        facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], 0, trained_on)
+        fit(model, shards, facts, CheckpointFolder(run.path), world)
+        return True
     composing = _composing(arguments, run, world, ep_size, shards.classes("train"))
     if model.kernel_sizes:
         logger.info("C-MoE %s", described(composing, model.kernel_sizes))

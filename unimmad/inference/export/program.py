@@ -32,7 +32,7 @@ class ExportProgram(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.blur, self.top_share = settings.blur(image_size), settings.top_share
+        self.blur, self.score = settings.blur(image_size), (settings.top_share, settings.score_pool)
         means, stds = zip(*(normalisation(modality.kind) for modality in modalities), strict=True)
         self.register_buffer("mean_MC11", torch.tensor(means)[:, :, None, None])
         self.register_buffer("std_MC11", torch.tensor(stds)[:, :, None, None])
@@ -42,7 +42,7 @@ class ExportProgram(nn.Module):
         [B, H, W] and scores [B]."""
         maps_BHW = self.network((images - self.get_buffer("mean_MC11")) / self.get_buffer("std_MC11"))
         maps_BHW = gaussian_blur(maps_BHW, *self.blur)
-        return maps_BHW, image_scores(maps_BHW, self.top_share)
+        return maps_BHW, image_scores(maps_BHW, *self.score)
 
 
 def build_program(

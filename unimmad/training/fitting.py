@@ -1,0 +1,103 @@
+"""The run of a method that is fitted, not trained: every training sample once, then a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from tqdm import tqdm
+
+from unimmad.checkpoint.folder import CheckpointFolder
+from unimmad.checkpoint.state import Layout, build_state
+from unimmad.checkpoint.writing import write_model
+from unimmad.config import Recipe
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.reading.skipping import SkipLog
+from unimmad.data.reading.stream import evaluation_rounds
+from unimmad.data.sample import Batch
+from unimmad.model.backends.tf32 import without_tf32
+from unimmad.model.method import FittedMethod
+from unimmad.parallel.world import World
+from unimmad.ranks.exchange import Letter
+from unimmad.training.checkpointing import RunFacts
+
+logger = logging.getLogger(__name__)
+
+STEP = 1
+"""Of the only checkpoint."""
+
+
+def fit(model: FittedMethod, shards: ShardSet, facts: RunFacts, checkpoints: CheckpointFolder, world: World) -> None:
+    """Show ``model`` every training sample, each to one rank, and write what rank 0 makes of them. Collective.
+
+    Raises:
+        ValueError: a sample can't be read, there are too few or too many, or the checkpoint can't be written.
+    """
+    model.to(world.device).eval()
+    with world.ranks.together():
+        _show(model, shards, facts.recipe, world)
+        model.finish(lambda tensors: _gather(tensors, world))
+    path = world.on_main(lambda: _write(model, facts, checkpoints, world))
+    if world.is_main:
+        tqdm.write(f"fitted: checkpoint {path}")
+
+
+@torch.inference_mode()
+def _show(model: FittedMethod, shards: ShardSet, recipe: Recipe, world: World) -> None:
+    samples = sum(map(len, shards.classes("train").values()))
+    rounds = evaluation_rounds(
+        shards,
+        "train",
+        rank=world.rank,
+        world_size=world.size,
+        image_size=model.image_size,
+        batch_size=recipe.evaluation.batch_size,
+        workers=recipe.data.workers,
+        on_error=recipe.data.on_error,
+        skip_log=SkipLog("it is left out"),
+    )
+    with tqdm(total=samples, desc=f"fit {recipe.name}", unit="image", disable=not world.is_main) as bar, without_tf32():
+        for batch in rounds:
+            if batch is not None:
+                _collect(model, batch, world.device)
+                bar.update(min(len(batch.samples) * world.size, samples - bar.n))
+
+
+def _collect(model: FittedMethod, batch: Batch, device: torch.device) -> None:
+    on_device = batch.to(device)
+    model.collect(
+        on_device.images_TCHW,
+        batch.tokens_per_sample,
+        on_device.slot_of_token_T,
+        [sample.class_name for sample in batch.samples],
+        [f"{sample.class_name} {sample.key}" for sample in batch.samples],
+    )
+
+
+def _gather(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """See ``unimmad.model.method.Gather``."""
+    if world.size == 1:
+        return tensors
+    letters = [] if world.is_main else [Letter(0, save({name: t.contiguous() for name, t in tensors.items()}))]
+    _, inbox = world.ranks.exchange(None, letters)
+    if not world.is_main:
+        return {}
+    of_ranks = [tensors, *(load(content) for contents in inbox[1:] for content in contents)]
+    return {name: torch.cat([of_rank[name] for of_rank in of_ranks]) for name in tensors}
+
+
+def _write(model: FittedMethod, facts: RunFacts, checkpoints: CheckpointFolder, world: World) -> Path:
+    state = build_state(
+        facts.recipe,
+        step=STEP,
+        finished=True,
+        backbone_weights=facts.backbone_weights,
+        data=facts.data,
+        layout=Layout(world.size),
+        trained_on=facts.trained_on,
+        fitted=model.describe(),
+    )
+    return write_model(checkpoints, model, state)
