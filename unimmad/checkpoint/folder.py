@@ -89,7 +89,7 @@ class CheckpointFolder:
         partial.rename(final)
         write_text_aside(self.root / LATEST, final.name + "\n")
         # A run continued from an older checkpoint saves steps below those that are there.
-        others = [path for path in self._steps() if path != final]
+        others = [path for path in self.steps() if path != final]
         for old in others[: max(0, len(others) - (keep - 1))]:
             self._remove(old)
         return final
@@ -105,7 +105,7 @@ class CheckpointFolder:
         named = self.root / self._named_latest()
         if named != self.root and (named / STATE_NAME).is_file():
             return named
-        steps = [step for step in self._steps() if (step / STATE_NAME).is_file()]
+        steps = [step for step in self.steps() if (step / STATE_NAME).is_file()]
         return steps[-1] if steps else None
 
     def _named_latest(self) -> str:
@@ -117,7 +117,7 @@ class CheckpointFolder:
             text = file.read(64).decode("ascii", errors="replace").strip()
         return text if _NAME.fullmatch(text) else ""
 
-    def _steps(self) -> list[Path]:
+    def steps(self) -> list[Path]:
         return sorted(path for path in self.root.glob(f"{_STEP}*") if _NAME.fullmatch(path.name))
 
 

@@ -19,6 +19,8 @@ from unimmad.config import Recipe
 
 COMPOSING = "composing"
 """Key of what training measured (training/composing.py)."""
+SECONDS = "training_seconds"
+"""Key of the time that training took, its evaluations and checkpoints included."""
 FITTED = "fitted"
 """Key of what a fitted method's tensors do not say."""
 _PACKAGES = ("torch", "deepspeed", "timm")
@@ -44,6 +46,7 @@ def build_state(
     trained_on: TrainedOn | None = None,
     composing: Sequence[Sequence[bool]] | None = None,
     fitted: Mapping[str, Any] | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """The contents of state.json.
 
@@ -56,6 +59,7 @@ def build_state(
         trained_on: what was in them; None where that is not known.
         composing: whether each level's and kernel size's branch composes its kernels in training; None: by the rule.
         fitted: what a fitted method's tensors do not say.
+        seconds: of training, over all starts of the run; None where nobody took the time.
     """
     samples = step * recipe.training.global_batch
     return {
@@ -64,6 +68,7 @@ def build_state(
         "samples_seen": samples,
         "data_position": samples,
         "finished": finished,
+        **({} if seconds is None else {SECONDS: round(seconds, 1)}),
         "recipe": recipe.model_dump(mode="json"),
         "backbone_weights": backbone_weights,
         "data": list(data),

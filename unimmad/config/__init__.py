@@ -15,6 +15,7 @@ from unimmad.config.loading import (
     RECIPES_FOLDER,
     check_dataset_weights,
     load_recipe,
+    override_recipe,
     parse_recipe,
 )
 from unimmad.config.method import MethodSettings
@@ -42,5 +43,6 @@ __all__ = [
     "TrainingSettings",
     "check_dataset_weights",
     "load_recipe",
+    "override_recipe",
     "parse_recipe",
 ]

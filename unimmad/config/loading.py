@@ -37,7 +37,17 @@ def load_recipe(
     path = _recipe_path(name_or_file)
     values = _read(path)
     values.setdefault("name", path.stem)
-    recipe = parse_recipe(values, str(path), methods)
+    return override_recipe(parse_recipe(values, str(path), methods), overrides, methods)
+
+
+def override_recipe(
+    recipe: Recipe[Any], overrides: Sequence[str], methods: MethodTypes = UNIMMAD_ALONE
+) -> Recipe[Any]:
+    """The same but for ``KEY=VALUE`` overrides, applied in their order.
+
+    Raises:
+        ValueError: as ``load_recipe``.
+    """
     if not overrides:
         return recipe
     changed = recipe.model_dump(mode="json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator
 
@@ -22,6 +22,9 @@ TimmName = Annotated[str, AfterValidator(_of_timms_list)]
 
 class MethodSettings(Section):
     """The part that the rest of the package may read whatever the method."""
+
+    backbone_kind: ClassVar[Literal["convolutional", "transformer"]] = "convolutional"
+    """What ``backbone`` must be."""
 
     image_size: Positive = 256
     """Height and width of every image."""

@@ -123,7 +123,7 @@ def engine_config(settings: DeepSpeedSettings, training: TrainingSettings, world
     """
     if settings.zero_stage and training.optimizer in WHOLE_TENSORS:
         raise ValueError(
-            f"training.optimizer {training.optimizer} takes a mean over each tensor, and ZeRO {settings.zero_stage} cuts "
+            f"training.optimizer {training.optimizer} takes a mean over each tensor, ZeRO {settings.zero_stage} cuts "
             "them: use --deepspeed_config zero0, or training.optimizer adamw"
         )
     micro_batch = training.global_batch // training.accumulation

@@ -33,9 +33,13 @@ class RunFacts:
     zero_stage: int
     trained_on: TrainedOn | None = None
     composing: Composing | None = None
+    seconds: float = 0.0
+    """Of training before this start."""
 
 
-def save_checkpoint(folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int, finished: bool) -> Path:
+def save_checkpoint(
+    folder: CheckpointFolder, engine: Engine, facts: RunFacts, step: int, finished: bool, seconds: float | None = None
+) -> Path:
     """Write the checkpoint of ``step`` together; rank 0 makes it visible when all have written.
 
     Raises:
@@ -46,7 +50,7 @@ def save_checkpoint(folder: CheckpointFolder, engine: Engine, facts: RunFacts, s
     try:
         written = world.ranks.gather(world.together(told(lambda: _write_tensors(partial, engine))))
         digests = {name: digest for of_rank in written for name, digest in of_rank.items()}
-        return world.on_main(told(lambda: _finish(folder, partial, engine, facts, step, finished, digests)))
+        return world.on_main(told(lambda: _finish(folder, partial, engine, facts, step, finished, digests, seconds)))
     except ValueError:
         if world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -180,6 +184,7 @@ def _finish(
     step: int,
     finished: bool,
     digests: Mapping[str, str],
+    seconds: float | None,
 ) -> Path:
     state = build_state(
         facts.recipe,
@@ -190,6 +195,7 @@ def _finish(
         layout=Layout(engine.world.size, engine.ep_size, facts.zero_stage),
         trained_on=facts.trained_on,
         composing=facts.composing,
+        seconds=seconds,
     )
     write_index_and_state(partial, state, digests)
     return folder.commit(partial, step, facts.recipe.training.keep_checkpoints)

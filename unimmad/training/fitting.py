@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import torch
@@ -36,11 +37,12 @@ def fit(model: FittedMethod, shards: ShardSet, facts: RunFacts, checkpoints: Che
     Raises:
         ValueError: a sample can't be read, there are too few or too many, or the checkpoint can't be written.
     """
+    started = time.monotonic()
     model.to(world.device).eval()
     with world.ranks.together():
         _show(model, shards, facts.recipe, world)
         model.finish(lambda tensors: _gather(tensors, world))
-    path = world.on_main(lambda: _write(model, facts, checkpoints, world))
+    path = world.on_main(lambda: _write(model, facts, checkpoints, world, time.monotonic() - started))
     if world.is_main:
         tqdm.write(f"fitted: checkpoint {path}")
 
@@ -89,7 +91,7 @@ def _gather(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     return {name: torch.cat([of_rank[name] for of_rank in of_ranks]) for name in tensors}
 
 
-def _write(model: FittedMethod, facts: RunFacts, checkpoints: CheckpointFolder, world: World) -> Path:
+def _write(model: FittedMethod, facts: RunFacts, checkpoints: CheckpointFolder, world: World, seconds: float) -> Path:
     state = build_state(
         facts.recipe,
         step=STEP,
@@ -99,5 +101,6 @@ def _write(model: FittedMethod, facts: RunFacts, checkpoints: CheckpointFolder, 
         layout=Layout(world.size),
         trained_on=facts.trained_on,
         fitted=model.describe(),
+        seconds=seconds,
     )
     return write_model(checkpoints, model, state)

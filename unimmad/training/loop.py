@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -62,6 +63,7 @@ class Trainer:
         """Steps whose trace is written, counted from 1."""
         self.settings = facts.recipe.training
         self.skip_log = SkipLog("another sample takes its place")
+        self._started = time.monotonic()
 
     def run(self, start: int, max_steps: int | None) -> bool:
         """Train from step ``start`` to the end of the schedule, or to ``max_steps``.
@@ -179,7 +181,8 @@ class Trainer:
             )
             raise SharedError.of_all(problem, self.engine.world.size)
         self.engine.world.on_main(self.lock.check)
-        path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, finished=step == total)
+        seconds = self.facts.seconds + time.monotonic() - self._started
+        path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, step == total, seconds)
         log.message(f"step {step}: checkpoint {path}")
         if evaluate and (step == end or not stopping):
             return self._evaluate(path, step, log)

@@ -18,6 +18,7 @@ from torch import Tensor
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model
+from unimmad.checkpoint.state import SECONDS
 from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe, check_dataset_weights
@@ -107,7 +108,13 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     if run.resume_from is not None:
         logger.info("continuing %s at step %d", run.path, start)
     facts = RunFacts(
-        recipe, backbone_weights, [str(folder) for folder in data], settings.zero_stage, trained_on, composing
+        recipe,
+        backbone_weights,
+        [str(folder) for folder in data],
+        settings.zero_stage,
+        trained_on,
+        composing,
+        _seconds_before(run),
     )
     checkpoints = CheckpointFolder(run.path)
     trainer = Trainer(engine, shards, order, schedule, checkpoints, facts, lock, stop, arguments.profile)
@@ -186,6 +193,14 @@ def _restore(engine: Engine, run: RunFolder) -> int:
     step = int(read_state(run.resume_from)["step"])
     restore_optimizer(engine, run.resume_from, step)
     return step
+
+
+def _seconds_before(run: RunFolder) -> float:
+    """What the run trained before this start."""
+    if run.resume_from is None:
+        return 0.0
+    seconds = read_state(run.resume_from).get(SECONDS)
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 def _choose_deterministic_kernels() -> None:
