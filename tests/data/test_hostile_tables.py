@@ -154,7 +154,7 @@ def test_an_image_that_never_ends_is_refused(kind: str, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (2**34, limits[1]))
     try:
-        with refused(r"good/9\.png: is no plain file"):
+        with refused(r"good/9\.png: is not a plain file"):
             written(tmp_path / "parts")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
@@ -164,7 +164,7 @@ def test_an_image_that_never_ends_is_refused(kind: str, tmp_path: Path) -> None:
 def test_a_defects_name_is_text(defect: bytes, tmp_path: Path) -> None:
     save(tmp_path / "parts" / "x" / "train" / "good" / "0.png", gray(0))
     save(tmp_path / "parts" / "x" / "test" / os.fsdecode(defect) / "0.png", gray(1))
-    with pytest.raises(ValueError, match="cannot name a defect: it contains a control character, or is no UTF-8"):
+    with pytest.raises(ValueError, match="cannot name a defect: it contains a control character, or is not UTF-8"):
         written(tmp_path / "parts")
 
 

@@ -131,16 +131,16 @@ def listed(stream: Iterator[tuple[int, Batch]]) -> list[tuple[int, list[str]]]:
     return [(step, keys(batch)) for step, batch in stream]
 
 
-def law(shards: Any, start: int, end: int, batch: int = 4) -> list[tuple[int, list[str]]]:
+def expected_list(shards: Any, start: int, end: int, batch: int = 4) -> list[tuple[int, list[str]]]:
     order = make_order(shards, batch)
     return [(step, [ref.entry.key for ref in order.at(step)]) for step in range(start, end)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_together_read_the_law(shards: Any, world_size: int) -> None:
+def test_ranks_together_read_the_global_list(shards: Any, world_size: int) -> None:
     parts = [listed(train(shards, 0, 9, rank=rank, world_size=world_size)) for rank in range(world_size)]
-    joined = [(step, [key for part in parts for key in part[step][1]]) for step, _ in law(shards, 0, 9)]
-    assert joined == law(shards, 0, 9)
+    joined = [(step, [key for part in parts for key in part[step][1]]) for step, _ in expected_list(shards, 0, 9)]
+    assert joined == expected_list(shards, 0, 9)
 
 
 @pytest.mark.long
@@ -163,7 +163,7 @@ def check_global_list(shards: Any, world_size: int, workers: int) -> None:
     assert [len(part) for part in parts] == [7] * world_size
     steps = zip(*parts, strict=True)
     joined = [(of_ranks[0][0], [key for _, keys_of_rank in of_ranks for key in keys_of_rank]) for of_ranks in steps]
-    assert joined == law(shards, 3, 10, batch=24)
+    assert joined == expected_list(shards, 3, 10, batch=24)
 
 
 def test_resuming_reads_what_would_have_come_and_nothing_before(shards: Any) -> None:
@@ -182,7 +182,7 @@ def test_resuming_reads_what_would_have_come_and_nothing_before(shards: Any) -> 
 @pytest.mark.parametrize("end", [13, 15])
 def test_workers_keep_the_order(shards: Any, workers: int, end: int) -> None:
     """From the middle of an epoch, over its end, and for a count of steps that workers do not divide."""
-    assert listed(train(shards, 2, end, workers=workers)) == law(shards, 2, end)
+    assert listed(train(shards, 2, end, workers=workers)) == expected_list(shards, 2, end)
 
 
 def test_images_are_those_of_the_samples(shards: Any) -> None:
@@ -199,13 +199,13 @@ def test_nothing_to_do_is_an_empty_stream(shards: Any) -> None:
 
 
 def test_fewer_steps_than_workers(shards: Any) -> None:
-    assert listed(train(shards, 7, 8, workers=3)) == law(shards, 7, 8)
+    assert listed(train(shards, 7, 8, workers=3)) == expected_list(shards, 7, 8)
 
 
 def test_environment_variables_do_not_split_the_stream(shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER", "1")
     monkeypatch.setenv("NUM_WORKERS", "2")
-    assert listed(train(shards, 0, 3)) == law(shards, 0, 3)
+    assert listed(train(shards, 0, 3)) == expected_list(shards, 0, 3)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

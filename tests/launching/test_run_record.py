@@ -57,7 +57,7 @@ def test_a_first_start_continues_what_is_there(tmp_path):
     newest = save(tmp_path / "run", 3)
     settled = RunRecord(tmp_path, "key").settle(asked(tmp_path), ALONE)
     assert settled.resume == str(newest)
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
         RunRecord(tmp_path, "other").settle(asked(tmp_path, "--resume", str(tmp_path / "absent")), ALONE)
 
 

@@ -69,7 +69,7 @@ def load_checkpoint(folder: Path, *, verify: bool = True, ranks: Ranks = ALONE) 
         ranks: those that load it at the same time, and share that.
 
     Raises:
-        ValueError: the folder is no whole checkpoint, a file is not what was saved, or the tensors do not fit the
+        ValueError: the folder is not a whole checkpoint, a file is not what was saved, or the tensors do not fit the
             recipe.
     """
     if verify:

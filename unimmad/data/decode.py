@@ -22,7 +22,7 @@ TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 IMAGE_SUFFIXES = PILLOW_SUFFIXES | TIFF_SUFFIXES | {".npy"}
 
 MAX_CHANNELS = 16
-"""An array whose last axis is longer is no H x W x channels image."""
+"""An array whose last axis is longer is not an H x W x channels image."""
 JPEG_MASK_THRESHOLD = 128
 """A JPEG mask has ripples round every edge: it counts from half of full scale, all other masks where > 0."""
 

@@ -43,7 +43,7 @@ def read_image_file(path: Path) -> bytes:
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path}: is no plain file; replace or remove it")
+        raise ValueError(f"{path}: is not a plain file; replace or remove it")
     check_encoded(status.st_size, str(path))
     return path.read_bytes()
 

@@ -150,7 +150,7 @@ def load_index(folder: Path) -> Index:
     if not folder.is_dir():
         raise ValueError(f"data folder {folder} does not exist; make one with unimmad shards")
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is no shard folder; make one with unimmad shards")
+        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is not a shard folder; make one with unimmad shards")
     return parse_index(read_limited(path, MAX_INDEX_BYTES), str(path))
 
 

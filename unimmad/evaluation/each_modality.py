@@ -134,7 +134,7 @@ def _csv(each: EachModality) -> str:
 
 
 def _markdown(each: EachModality) -> str:
-    lines = [markdown_row(("data set", "modality", *METRIC_KEYS)), markdown_row(("---", "---", *["---:"] * 8))]
+    lines = [markdown_row(("dataset", "modality", *METRIC_KEYS)), markdown_row(("---", "---", *["---:"] * 8))]
     for row in each.rows:
         cells = mean_cells(row.mean, partial=r"\*")
         lines.append(markdown_row((escaped(row.dataset), escaped(row.modality), *cells)))

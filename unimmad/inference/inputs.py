@@ -101,8 +101,7 @@ def _of_modality_folders(
     unknown = [found for found in folders if found.name not in modality_names]
     if unknown:
         raise ValueError(
-            f"{unknown[0]} is no modality that is known; known are {', '.join(modality_names)}; "
-            "rename it or move it away"
+            f"{unknown[0]} is not a known modality; known are {', '.join(modality_names)}; rename it or move it away"
         )
     by_modality = {found.name: images_by_stem(found, notices) for found in folders}
     stems = sorted({stem for images in by_modality.values() for stem in images})
@@ -115,7 +114,7 @@ def _of_modality_folders(
 
 
 def _with_names_that_differ(samples: Sequence[InputSample]) -> list[InputSample]:
-    """Those that are called alike are numbered; bytes of names that are no UTF-8 are written out."""
+    """Those that are called alike are numbered; bytes of names that are not UTF-8 are written out."""
     used: set[str] = set()
     numbers: Counter[str] = Counter()
     result = []

@@ -157,7 +157,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def _whole_from(least: int) -> Any:
     def convert(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
         return int(text)
 
     return convert

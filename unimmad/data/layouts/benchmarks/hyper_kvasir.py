@@ -54,7 +54,7 @@ class HyperKvasirLayout:
         check_folder(root)
         for folder in (LOWER, POLYPS / "images", POLYPS / "masks"):
             if not (root / folder).is_dir():
-                raise ValueError(f"{root} is no Hyper-Kvasir: {folder} is missing; unpack the archives of both parts")
+                raise ValueError(f"{root} is not Hyper-Kvasir: {folder} is missing; unpack the archives of both parts")
         return [ReadSet(_normal(root, notices) + _polyps(root, notices))]
 
 

@@ -81,7 +81,7 @@ class MMADIndexLayout:
 
 def _load(path: Path) -> dict[Literal["train", "test"], dict[str, list[_Record]]]:
     if not path.is_file():
-        raise ValueError(f"{path} is no file; give the index's .json file itself")
+        raise ValueError(f"{path} is not a file; give the index's .json file itself")
     try:
         return _INDEX.validate_json(read_limited(path, MAX_INDEX_BYTES))
     except ValidationError as error:

@@ -48,7 +48,7 @@ class ManifestLayout:
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
         if not self.recognises(root):
-            raise ValueError(f"{root} is no manifest; give a file that ends in {' or '.join(SUFFIXES)}")
+            raise ValueError(f"{root} is not a manifest; give a file that ends in {' or '.join(SUFFIXES)}")
         rows = read_rows(root, REQUIRED)
         columns = _image_columns(root, rows)
         if columns == [IMAGE]:
