@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from unimmad.cli.convert import conversion_parser
-from unimmad.cli.evaluate_arguments import evaluation_parser
+from unimmad.cli.evaluate_arguments import calibration_parser, evaluation_parser
 from unimmad.cli.export import export_parser
 from unimmad.cli.main import COMMANDS
 from unimmad.cli.predict import prediction_parser
@@ -40,7 +40,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "shards": shards_parser,
     "train": training_parser,
     "evaluate": evaluation_parser,
-    "calibrate": evaluation_parser,
+    "calibrate": calibration_parser,
     "predict": prediction_parser,
     "export": export_parser,
     "convert": conversion_parser,
