@@ -173,7 +173,7 @@ def test_what_comes_before_a_broken_image_is_kept_and_the_same_command_goes_on(t
 
 
 @pytest.mark.parametrize("changed", ["class", "file"])
-def test_what_is_not_the_same_is_scored_anew(typed, place, five, tmp_path, changed):
+def test_what_is_not_the_same_is_scored_again(typed, place, five, tmp_path, changed):
     argv = ["--output-dir", str(tmp_path / "out"), str(five)]
     assert typed(*argv)[0] == 2
     partial = tmp_path / "out" / "predictions.partial.jsonl"
