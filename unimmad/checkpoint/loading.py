@@ -33,9 +33,13 @@ class LoadedCheckpoint:
     """A checkpoint's model and what is known of it."""
 
     folder: Path
+    """Folder that it was read from."""
     recipe: Recipe
+    """Recipe that it was trained by."""
     model: Method
+    """Network with the checkpoint's weights."""
     state: dict[str, Any]
+    """Content of its state.json."""
     weights_digest: str
     """SHA-256 of all the model's tensors as they were read; an inference form has others."""
 

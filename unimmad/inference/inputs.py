@@ -25,9 +25,9 @@ class InputSample:
     """One sample to be scored."""
 
     name: str
-    """What it is called in tables and output files; may have slashes."""
+    """What the sample is called in tables and output files; may have slashes."""
     images: ImageSource | Mapping[str, ImageSource]
-    """By modality name, or a single image without one."""
+    """Files or arrays by modality name, or a single image without one."""
 
 
 def find_samples(paths: Sequence[Path], modality_names: Sequence[str], notices: Notices) -> list[InputSample]:

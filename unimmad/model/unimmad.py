@@ -68,9 +68,11 @@ class Reconstruction:
     distances: tuple[Tensor, ...]
     """float32 [T, h, w] for each level, finest first: 1 - cosine(teacher, reconstruction)."""
     routings: tuple[tuple[Routing, ...], ...]
-    """By level, then branch."""
+    """How tokens were routed, by level, then branch."""
     sample_of_token_T: Tensor
+    """Position in the batch of each token's sample: int64 [T]."""
     batch: int
+    """Number of samples."""
 
 
 ForwardPass = Callable[[Tensor, Sequence[int], Tensor], Reconstruction]
