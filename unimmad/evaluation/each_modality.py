@@ -130,11 +130,11 @@ def _csv(each: EachModality) -> str:
         (row.dataset, row.modality, row.mean.members, *exact_cells(row.mean.metrics), coverage(row.mean))
         for row in each.rows
     ]
-    return csv_text([("dataset", "modality", "classes", *METRIC_KEYS, "note"), *rows])
+    return csv_text([("data set", "modality", "classes", *METRIC_KEYS, "note"), *rows])
 
 
 def _markdown(each: EachModality) -> str:
-    lines = [markdown_row(("dataset", "modality", *METRIC_KEYS)), markdown_row(("---", "---", *["---:"] * 8))]
+    lines = [markdown_row(("data set", "modality", *METRIC_KEYS)), markdown_row(("---", "---", *["---:"] * 8))]
     for row in each.rows:
         cells = mean_cells(row.mean, partial=r"\*")
         lines.append(markdown_row((escaped(row.dataset), escaped(row.modality), *cells)))

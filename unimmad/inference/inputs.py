@@ -40,8 +40,8 @@ def find_samples(paths: Sequence[Path], modality_names: Sequence[str], notices: 
         notices: takes what the user should know, such as files left out.
 
     Raises:
-        ValueError: nothing there, a file type that is not read, a folder without images, or sub-folders that are no
-            modality.
+        ValueError: nothing there, a file type that is not read, a folder without images, or sub-folders that are not
+            modalities.
     """
     samples: list[InputSample] = []
     for path in paths:
