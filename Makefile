@@ -53,7 +53,7 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# build/ may hold modules that are no more, which would get into the wheel.
+# build/ may hold modules that no longer exist, which would get into the wheel.
 wheel: $(INSTALLED)
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

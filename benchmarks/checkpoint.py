@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> str:
     """
     recipe = load_recipe(arguments.recipe)
     if arguments.folder is not None and not arguments.folder.is_dir():
-        raise ValueError(f"--folder {arguments.folder} is no folder")
+        raise ValueError(f"--folder {arguments.folder} is not a folder")
     rows, written = [], 0
     context = multiprocessing.get_context("spawn")
     for stage in arguments.zero:

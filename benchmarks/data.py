@@ -119,10 +119,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, nargs="+", metavar="DIR", help="shard folders (default: the synthetic set)"
     )
-    parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--image-size", type=int, default=256, help="height and width (default: 256)")
+    parser.add_argument("--batch", type=int, default=10, help="samples of a batch (default: 10)")
     parser.add_argument("--steps", type=int, default=20, help="batches that each contestant makes in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="of each contestant, of which the median counts (default: 5)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="loader processes, where they are measured")
     parser.add_argument(
         "--memory-samples", type=int, default=0, metavar="N", help="also read N samples and watch the process's memory"

@@ -30,7 +30,7 @@ def source_files(shards: ShardSet, refs: Sequence[SampleRef], target: Path) -> l
 def _files_of(shards: ShardSet, ref: SampleRef, target: Path) -> list[EncodedImage]:
     folder = shards.folders[ref.folder]
     if not isinstance(folder, Path):
-        raise ValueError(f"{folder} is no local folder; give the benchmark a path")
+        raise ValueError(f"{folder} is not a local folder; give the benchmark a path")
     shard = folder / shards.indexes[ref.folder].shards[ref.entry.shard].name
     files = []
     for modality in sorted(shards.datasets[ref.entry.dataset].modalities, key=lambda modality: modality.slot):

@@ -54,9 +54,9 @@ class Cost:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--images", type=int, default=400, help="how many are made (default: 400)")
     parser.add_argument("--size", type=int, default=256, help="height and width of each")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the maps and masks (default: 0)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of ours, of which the fastest counts")
 
 

@@ -88,11 +88,11 @@ class NodeReads:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nodes", type=int, default=64)
+    parser.add_argument("--nodes", type=int, default=64, help="of the cluster (default: 64)")
     parser.add_argument("--ranks", type=int, default=8, help="of each node")
     parser.add_argument("--rank-batch", type=int, default=2, help="samples of a rank in one step")
     parser.add_argument("--rank-rate", type=float, default=20.0, help="samples a second that a rank trains")
-    parser.add_argument("--shard-mb", type=float, default=64.0)
+    parser.add_argument("--shard-mb", type=float, default=64.0, help="size of a shard (default: 64)")
     parser.add_argument("--cache-gb", type=float, default=50.0, help="the setting data.cache_gb")
     parser.add_argument("--link-gbit", type=float, default=25.0, help="each node's way to the shards")
 

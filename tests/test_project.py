@@ -42,7 +42,7 @@ def steps(workflow: Path) -> Iterator[dict[str, Any]]:
 
 
 def targets_called(script: str) -> set[str]:
-    """Of every ``make`` at a command's beginning; options and variables are no targets."""
+    """Of every ``make`` at a command's beginning; options and variables are not targets."""
     calls = re.findall(r"^\s*make\b([^#;&|\n]*)", script, re.MULTILINE)
     return {word for call in calls for word in call.split() if "=" not in word and not word.startswith("-")}
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from unimmad.cli.convert import conversion_parser
-from unimmad.cli.evaluate_arguments import evaluation_parser
+from unimmad.cli.evaluate_arguments import calibration_parser, evaluation_parser
 from unimmad.cli.export import export_parser
 from unimmad.cli.main import COMMANDS
 from unimmad.cli.predict import prediction_parser
@@ -40,7 +40,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "shards": shards_parser,
     "train": training_parser,
     "evaluate": evaluation_parser,
-    "calibrate": evaluation_parser,
+    "calibrate": calibration_parser,
     "predict": prediction_parser,
     "export": export_parser,
     "convert": conversion_parser,
@@ -115,11 +115,11 @@ def _setting_row(key: str, default: object, said: str, recipes: dict[str, Recipe
     return f"`{key}`", f"`{default}`", ", ".join(other), said
 
 
-def field_docstrings(settings: type[BaseModel]) -> dict[str, str]:
+def field_docstrings(settings: type) -> dict[str, str]:
     """The string below each field, which Python itself forgets; empty where there is none."""
     [defined] = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
     assert isinstance(defined, ast.ClassDef)
-    said = dict.fromkeys(settings.model_fields, "")
+    said = dict.fromkeys(inspect.get_annotations(settings), "")
     for statement, following in zip(defined.body, defined.body[1:], strict=False):
         match statement, following:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):

@@ -26,5 +26,5 @@ def test_saving_verifying_and_resuming_are_measured_for_each_stage(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"--folder .*nowhere is no folder"):
+    with pytest.raises(ValueError, match=r"--folder .*nowhere is not a folder"):
         checkpoint.run(Namespace(recipe="tiny", zero=[0], folder=tmp_path / "nowhere"))

@@ -178,7 +178,7 @@ def test_a_folder_without_checkpoint_is_refused(run, tmp_path, place):
     save(run, 5)
     (tmp_path / "empty").mkdir()
     (run.run / "evaluation").mkdir()
-    with pytest.raises(ValueError, match=rf"{place} is no checkpoint and no run folder"):
+    with pytest.raises(ValueError, match=rf"{place} is not a checkpoint, nor a run folder"):
         find_checkpoint(tmp_path / place)
 
 

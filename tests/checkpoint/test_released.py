@@ -185,7 +185,7 @@ def test_a_name_with_and_without_its_prefix_is_refused(released, tmp_path):
     "name", ["optimizer.step", "c_moes.0.something.weight", "input_embedding.input_embedding.more"]
 )
 def test_a_name_that_no_released_checkpoint_has_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name} is no tensor of a released UniMMAD checkpoint"):
+    with pytest.raises(ValueError, match=f"{name} is not a tensor of a released UniMMAD checkpoint"):
         our_name(name)
 
 

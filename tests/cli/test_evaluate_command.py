@@ -118,10 +118,10 @@ def test_checkpoint_data_and_output_can_be_named(typed, trained, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--checkpoint", "nowhere"], "nowhere is no checkpoint and no run folder with one"),
-        (["--checkpoint", "data/small"], "data/small is no checkpoint and no run folder with one"),
+        (["--checkpoint", "nowhere"], "nowhere is not a checkpoint, nor a run folder with one"),
+        (["--checkpoint", "data/small"], "data/small is not a checkpoint, nor a run folder with one"),
         (["--data", "nowhere"], "data folder nowhere does not exist"),
-        (["--data", "runs"], "runs holds no index.json: it is no shard folder"),
+        (["--data", "runs"], "runs holds no index.json: it is not a shard folder"),
         (["--data", "data/small", "data/small"], "dataset solids is in both"),
         (["--output-dir", "data/small/index.json/x"], "cannot write data/small/index.json/x"),
         (["--device", "gpu"], "device gpu can't be used here"),

@@ -1,6 +1,10 @@
 import importlib
+import os
+import re
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +17,7 @@ from PIL import Image
 
 from unimmad.data import synthetic
 from unimmad.data.index import load_index
-from unimmad.data.layouts import LAYOUTS
+from unimmad.data.layouts import LAYOUTS, FoundSet
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "make_shards.py"
 
@@ -150,6 +154,32 @@ def test_as_a_command(road: Path) -> None:
     assert again.returncode == 2
     assert "--overwrite" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def killed() -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_a_worker_that_is_killed_is_one_line_and_leaves_nothing(
+    tool: ModuleType, road: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    find_sets = tool.find_sets
+
+    def with_a_deadly_image(*words: object, **options: object) -> list[FoundSet]:
+        [found] = find_sets(*words, **options)
+        first, *others = found.source.samples
+        images = {name: replace(file, read=killed) for name, file in first.images.items()}
+        return [replace(found, source=replace(found.source, samples=(replace(first, images=images), *others)))]
+
+    monkeypatch.setattr(tool, "find_sets", with_a_deadly_image)
+    assert tool.main([str(road), "--target", str(road.parent / "shards"), "--workers", "2"]) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert re.search(
+        r"(exited unexpectedly|is gone .*): the process was killed, most often for want of memory.* 0 workers", line
+    )
+    assert sorted(path.name for path in road.parent.iterdir()) == ["road"]
 
 
 def test_verify_says_what_is_wrong_and_ends_with_2(

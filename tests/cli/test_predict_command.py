@@ -121,7 +121,7 @@ def test_calibration_beside_the_checkpoint_brings_decisions(typed, place, monkey
         (["sets/gone"], "sets/gone does not exist"),
         (["sets/x/rgb/1.png"], "give a folder with one folder a modality, or --modality NAME=FILE"),
         (["--modality", "thermal=sets/x/rgb/1.png"], "modality thermal is not known; known are rgb, depth"),
-        (["--checkpoint", "gone", "sets/x"], "gone is no checkpoint"),
+        (["--checkpoint", "gone", "sets/x"], "gone is not a checkpoint"),
         (["--checkpoint", "gone.onnx", "sets/x"], "gone.onnx does not exist"),
         (["--batch-size", "0", "sets/x"], "--batch-size 0"),
         (["--scale", "-1", "sets/x"], "--scale -1"),
@@ -173,7 +173,7 @@ def test_what_comes_before_a_broken_image_is_kept_and_the_same_command_goes_on(t
 
 
 @pytest.mark.parametrize("changed", ["class", "file"])
-def test_what_is_not_the_same_is_scored_anew(typed, place, five, tmp_path, changed):
+def test_what_is_not_the_same_is_scored_again(typed, place, five, tmp_path, changed):
     argv = ["--output-dir", str(tmp_path / "out"), str(five)]
     assert typed(*argv)[0] == 2
     partial = tmp_path / "out" / "predictions.partial.jsonl"

@@ -189,7 +189,7 @@ def test_evaluation_on_the_way_and_tensorboard(shards, tmp_path):
         (("--recipe", "dmo"), "demo"),
         (("--data", "nowhere"), "data folder nowhere does not exist"),
         (("--deepspeed_config", "none.json"), "none.json can't be read"),
-        (("--resume", "nowhere"), "nowhere is no checkpoint"),
+        (("--resume", "nowhere"), "nowhere is not a checkpoint"),
         (("--set", "model.backbone_weights=absent.pth"), "absent.pth does not exist"),
     ],
 )

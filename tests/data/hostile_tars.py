@@ -59,7 +59,7 @@ def shard(more: bytes = b"") -> bytes:
 def hostile() -> dict[str, tuple[bytes, str]]:
     """By what is wrong: a shard, and part of the line that says so."""
     empty = header("d/z")
-    no_file = "which is no plain file"
+    no_file = "not a plain file"
     sparse_map = entry("GNU.sparse.major", "1") + entry("GNU.sparse.minor", "0")
     return {
         "symbolic link": (shard(header("d/z", kind=tarfile.SYMTYPE, link="/etc/passwd")), no_file),

@@ -1,4 +1,4 @@
-"""What other programs write for "no data" is no depth, and neither is what no scale can mean."""
+"""What other programs write for "no data" is not depth, and neither is what no scale can mean."""
 
 from __future__ import annotations
 

@@ -30,12 +30,12 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "many modalities": (f"class,split,{columns('image.m')}\n" + f"x,train{',a.png' * MANY}\n" * 20, "10002 columns"),
     "many columns, none needed": (f"{columns('c')}\n", "no column class and split.* c19 and 9980 more"),
     "many columns of one name": (f"class,split,image{',c' * MANY}\n", "10003 columns"),
-    "NUL in a path": (f"{HEAD}x,train,a\0.png,,,\n", "no UTF-8 text"),
-    "UTF-16 without a mark": ((HEAD + ROWS).encode("utf-16-le"), "no UTF-8 text"),
-    "UTF-16": ((HEAD + ROWS).encode("utf-16"), "no UTF-8 text"),
+    "NUL in a path": (f"{HEAD}x,train,a\0.png,,,\n", "not UTF-8 text"),
+    "UTF-16 without a mark": ((HEAD + ROWS).encode("utf-16-le"), "not UTF-8 text"),
+    "UTF-16": ((HEAD + ROWS).encode("utf-16"), "not UTF-8 text"),
     "UTF-8, then Latin-1": (
         HEAD.encode() + "é,train,a.png,,,\n".encode() + "é,test,b.png,,,\n".encode("latin-1"),
-        "no UTF",
+        "not UTF",
     ),
     "a cell that steers a terminal": (f"{HEAD}{ROWS}x,test,a.png,\x1b[31m,,\n", r"line 5: defect holds .*\\x1b\[31m"),
     "a path that steers a terminal": (f"{HEAD}x,train,\x1b[2J.png,,,\n", r"line 2: image holds"),
@@ -44,7 +44,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "a long name": (f"{HEAD}x,train,a.png,,,{'n' * 100_000}\n", "longer than 2048 bytes"),
     "a long class": (f"{HEAD}{'x' * 300},train,a.png,,,\n", "class.* longer than 255 bytes"),
     "a long defect": (f"{HEAD}{ROWS}x,test,d.png,{'n' * 300},,\n", "defect.* longer than 255 bytes"),
-    "a long line": (f'{HEAD}"{"x" * 20_000_000}', "no CSV"),
+    "a long line": (f'{HEAD}"{"x" * 20_000_000}', "not CSV"),
     "a row twice": (HEAD + ROWS + ROWS, r"a\.png is two samples of class x \(train good and train good\)"),
     "a row twice under two names": (f"{HEAD}x,train,a.png,,,m\nx,train,./e/../a.png,,,n\n", "two samples of class x"),
     "trained on and tested": (f"{HEAD}{ROWS}x,test,a.png,,,\n", "train good and test good"),
@@ -154,7 +154,7 @@ def test_an_image_that_never_ends_is_refused(kind: str, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (2**34, limits[1]))
     try:
-        with refused(r"good/9\.png: is no plain file"):
+        with refused(r"good/9\.png: is not a plain file"):
             written(tmp_path / "parts")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
@@ -164,7 +164,7 @@ def test_an_image_that_never_ends_is_refused(kind: str, tmp_path: Path) -> None:
 def test_a_defects_name_is_text(defect: bytes, tmp_path: Path) -> None:
     save(tmp_path / "parts" / "x" / "train" / "good" / "0.png", gray(0))
     save(tmp_path / "parts" / "x" / "test" / os.fsdecode(defect) / "0.png", gray(1))
-    with pytest.raises(ValueError, match="cannot name a defect: it contains a control character, or is no UTF-8"):
+    with pytest.raises(ValueError, match="cannot name a defect: it contains a control character, or is not UTF-8"):
         written(tmp_path / "parts")
 
 

@@ -167,7 +167,7 @@ def test_mvtec_ad_needs_half_of_its_classes(tmp_path: Path) -> None:
 
 
 def test_unknown_class(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="bolt is no class of MVTec-AD, which has bottle, "):
+    with pytest.raises(ValueError, match="bolt is not a class of MVTec-AD, which has bottle, "):
         find_set(make_mvtec(tmp_path), layout="mvtec_ad")
 
 

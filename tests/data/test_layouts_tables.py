@@ -66,7 +66,7 @@ GOOD_LINE = "tile,train,a.png"
         ("", "has no column class and split"),
         ("class,image\ntile,a.png\n", "has no column split; its first line names the columns class, image"),
         ("class,split,image\n", "lists no sample"),
-        ('class,split,image\ntile,train,"a.png\n', "line 2: is no CSV"),
+        ('class,split,image\ntile,train,"a.png\n', "line 2: is not CSV"),
         (f"class,split,image\n{GOOD_LINE},x\n", "line 2: 4 cells under 3 columns"),
         (f"class,split,image,image\n{GOOD_LINE},a.png\n", "names a column twice"),
         (f"class,split,picture\n{GOOD_LINE}\n", "column picture is unknown"),
@@ -93,7 +93,7 @@ def test_bad_manifests(text: str, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "line 1: is no JSON"),
+        ("{", "line 1: is not JSON"),
         ('{"class": "tile", "split": 3}', "line 1: wanted one JSON object whose values are strings"),
         ('{"split": "train", "image": "a.png"}', "line 1: class is empty"),
     ],
@@ -108,10 +108,10 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     (tmp_path / "m.xlsx").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"m\.xlsx is a file of an unknown kind"):
         find_set(tmp_path / "m.xlsx")
-    with pytest.raises(ValueError, match="is no manifest"):
+    with pytest.raises(ValueError, match="is not a manifest"):
         find_set(tmp_path, layout="manifest")
     (tmp_path / "m.csv").write_bytes(b"class,split,image\n\xff,train,a.png\n")
-    with pytest.raises(ValueError, match="is no UTF-8 text"):
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
         find_set(tmp_path / "m.csv")
 
 

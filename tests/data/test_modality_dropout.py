@@ -1,4 +1,4 @@
-"""Modality dropout: a law like the order's, and what a batch looks like under it."""
+"""Modality dropout: a rule like the order's, and what a batch looks like under it."""
 
 import io
 from collections import Counter

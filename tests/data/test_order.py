@@ -1,4 +1,4 @@
-"""The law of order: a pure function of (seed, epoch, position), balanced by class, round by round."""
+"""The order: a pure function of (seed, epoch, position), balanced by class, round by round."""
 
 import pickle
 from collections import Counter

@@ -291,7 +291,7 @@ def test_existing_target(tmp_path: Path) -> None:
 
 def test_target_that_is_something_else_is_never_replaced(tmp_path: Path) -> None:
     root = make_mvtec(tmp_path / "parts")
-    with pytest.raises(ValueError, match="is no shard folder"):
+    with pytest.raises(ValueError, match="is not a shard folder"):
         write(root, root, overwrite=True)
     assert found(root).samples
 

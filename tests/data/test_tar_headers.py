@@ -53,11 +53,11 @@ def test_a_description_that_is_too_long_is_none(tmp_path: Path) -> None:
     text = b'{"key": "' + b"k" * 2**20 + b'"}'
     data = header("d/k.json", len(text)) + blocks(text)
     problems = verify_folder(hostile_folder(tmp_path / "x", data), progress=False)
-    assert any("d/k.json is no JSON object" in problem for problem in problems)
+    assert any("d/k.json is not a JSON object" in problem for problem in problems)
 
 
 def test_a_description_nested_deep_is_none(tmp_path: Path) -> None:
     text = b"[" * 50_000
     data = header("d/k.json", len(text)) + blocks(text)
     problems = verify_folder(hostile_folder(tmp_path / "x", data), progress=False)
-    assert any("d/k.json is no JSON object" in problem for problem in problems)
+    assert any("d/k.json is not a JSON object" in problem for problem in problems)

@@ -91,7 +91,7 @@ def test_an_index_that_says_something_else(folder: Path, change: Any, problem: s
         (lambda members: [*members, members[0]], "times"),
         (lambda members: [item for item in members if "json" not in item[0]], "good-000.json is missing"),
         (lambda members: [*members, ("food/more.0.png", b"x")], "holds food/more.0.png, which no sample"),
-        (lambda members: [(name, b"[]" if "json" in name else data) for name, data in members], "is no JSON object"),
+        (lambda members: [(name, b"[]" if "json" in name else data) for name, data in members], "is not a JSON object"),
         (lambda members: members[::-1], "is not where the index says"),
     ],
 )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from tools import site_pages
 from unimmad.cli.main import COMMANDS
@@ -50,6 +53,23 @@ def test_the_settings_page_has_every_setting_with_its_docstring(pages) -> None:
         pages["settings.md"],
         re.MULTILINE,
     )
+
+
+def _public_types() -> list[type]:
+    """The settings' sections, and all other types with fields that the API's pages show, but those of reports."""
+    shown = re.findall(
+        r"^::: (\S+)$", "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md")), re.MULTILINE
+    )
+    found = [resolve_name(":".join(name.rsplit(".", 1))) for name in shown if not name.startswith("unimmad.report.")]
+    return [one for one in found if is_dataclass(one) or (isinstance(one, type) and issubclass(one, BaseModel))]
+
+
+@pytest.mark.parametrize("public", _public_types(), ids=lambda public: public.__name__)
+def test_every_field_of_a_public_type_has_a_sentence(public) -> None:
+    """That a tooltip can show."""
+    said = site_pages.field_docstrings(public)
+    assert said
+    assert [name for name, sentence in said.items() if not re.fullmatch(r"[A-Z0-9`].{15,}[.)]", sentence)] == []
 
 
 def test_the_tree_has_a_line_for_every_folder(pages) -> None:

@@ -151,18 +151,18 @@ def test_the_batch_size_changes_no_number_so_it_goes_on(checkpoint, small_shards
     assert kept == ["solids/cookie", "solids/rope"]
 
 
-def test_fresh_begins_anew(plain, small_shards, output, kept):
+def test_no_resume_begins_again(plain, small_shards, output, kept):
     begun(plain, small_shards, output, no_resume=True)
     assert kept == []
 
 
 @pytest.mark.parametrize("options", [{"mask_resize": "bilinear"}, {"precision": "bf16"}, {"modalities": ["rgb", "t1"]}])
-def test_an_option_that_changes_a_number_begins_anew(plain, small_shards, output, kept, options):
+def test_an_option_that_changes_a_number_begins_again(plain, small_shards, output, kept, options):
     begun(plain, small_shards, output, **options)
     assert kept == []
 
 
-def test_other_settings_or_weights_begin_anew(checkpoint, small_shards, output, kept, tmp_path):
+def test_other_settings_or_weights_begin_again(checkpoint, small_shards, output, kept, tmp_path):
     folder, _ = hand_made_checkpoint(tmp_path / "other", checkpoint.recipe, [small_shards], step=99)
     other_weights = load_checkpoint(folder)
     for changed in (with_settings(checkpoint, "evaluation.blur_sigma=2"), other_weights):

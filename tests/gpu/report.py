@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def machine(device: str, recipe: str) -> dict[str, str]:
-    """What the numbers hang on."""
+    """What the numbers depend on."""
     return {
         "device": machine_name(torch.device(device)),
         "recipe": recipe,

@@ -203,8 +203,8 @@ def test_samples_that_cannot_be_scored_are_skipped_where_asked_for(plain, cloths
     found = plain.predict_all(samples, batch_size=3, on_skip=lambda name, error: skipped.update({name: str(error)}))
     assert [prediction.name for prediction in found] == ["good"]
     assert list(skipped) == [*bad, "other"]
-    assert "is no plain file" in skipped["pipe"]
-    assert "is no plain file" in skipped["device"]
+    assert "is not a plain file" in skipped["pipe"]
+    assert "is not a plain file" in skipped["device"]
     assert "more than an image may have" in skipped["large"]
 
 

@@ -1,4 +1,4 @@
-"""Scores that are no numbers are refused by the name of their sample, wherever a model scores.
+"""Scores that are not numbers are refused by the name of their sample, wherever a model scores.
 
 A weight of 3e38 is finite, and what is computed with it is not: so no check at load finds it.
 """

@@ -57,7 +57,7 @@ def test_the_lines_have_the_order_of_the_samples_whatever_was_made_first(tmp_pat
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
-def test_a_line_cut_short_is_made_anew(tmp_path, cut):
+def test_a_line_cut_short_is_made_again(tmp_path, cut):
     interrupted_after(tmp_path, ["a", "b"])
     partial = tmp_path / PARTIAL_NAME
     partial.write_bytes(partial.read_bytes()[:-cut])

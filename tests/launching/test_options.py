@@ -27,7 +27,7 @@ def test_words_for_slurm_and_srun():
     ("argv", "said"),
     [
         (["--node", "4"], "--node"),
-        (["--nodes", "0"], "'0' is no whole number from 1 up"),
+        (["--nodes", "0"], "'0' is not a whole number from 1 up"),
         (["--gpus-per-node", "-1"], "--gpus-per-node"),
         (["--cluster", "moon"], "'moon'"),
         (["--slurm-arg", "exclusive"], "KEY=VALUE"),
@@ -54,7 +54,7 @@ def test_the_command_line_wins_over_the_site_and_lists_add_up(tmp_path):
     ("text", "said"),
     [
         ("partion: gpu", "unknown key partion; did you mean partition?"),
-        ("nodes: many", "'many' is no whole number"),
+        ("nodes: many", "'many' is not a whole number"),
         ("- gpu", "lines such as partition: gpu"),
         ("a: [", "can't be read as YAML"),
     ],

@@ -11,7 +11,11 @@ import torch
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.config import load_recipe
 from unimmad.launching.failure_notes import first_failure, note_failures
+from unimmad.launching.plan import Task
 from unimmad.launching.run_record import RunRecord
+from unimmad.launching.slurm_commands import JobState
+from unimmad.launching.submission import SubmittedJob
+from unimmad.launching.watch import verdict
 from unimmad.parallel.world import World
 from unimmad.ranks.errors import Problem, SharedError
 from unimmad.training.arguments import TrainArguments, parse_arguments
@@ -53,11 +57,25 @@ def test_a_restart_after_the_end_has_nothing_to_do(tmp_path):
     assert other.output_dir == tmp_path / "run-2", "another submission is another run"
 
 
+def test_the_verdict_names_the_jobs_own_run_wherever_newer_files_lie(tmp_path):
+    """A job of ``--resume never``: neither the first run of the series nor one that is only called alike is its own."""
+    job = SubmittedJob("7", "key", Task("run", (), tmp_path / "run", 1), tmp_path, None)
+    assert "no checkpoint yet" in verdict(job, JobState("CANCELLED"))
+    newest = save(tmp_path / "run", 3)
+    assert f"newest checkpoint {newest}, from" in verdict(job, JobState("CANCELLED")), "before its first start"
+    RunRecord(tmp_path, "key").settle(asked(tmp_path, "--resume", "never"), ALONE)
+    assert "no checkpoint yet" in verdict(job, JobState("CANCELLED"))
+    own = save(tmp_path / "run-2", 5)
+    for other in ("run", "run-2x"):
+        save(tmp_path / other, 8)
+    assert verdict(job, JobState("COMPLETED")) == f"7: completed; newest checkpoint {own}"
+
+
 def test_a_first_start_continues_what_is_there(tmp_path):
     newest = save(tmp_path / "run", 3)
     settled = RunRecord(tmp_path, "key").settle(asked(tmp_path), ALONE)
     assert settled.resume == str(newest)
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
         RunRecord(tmp_path, "other").settle(asked(tmp_path, "--resume", str(tmp_path / "absent")), ALONE)
 
 

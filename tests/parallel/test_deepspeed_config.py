@@ -94,7 +94,7 @@ def test_bad_values_are_refused_naming_the_file(tmp_path, values, message):
 def test_a_file_that_is_no_json_is_refused(tmp_path, content):
     path = tmp_path / "ds.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"ds\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"ds\.json is not JSON"):
         read_deepspeed_config(path)
 
 

@@ -22,7 +22,7 @@ SCORES_ROUNDING = 2 * 2.0**-23
 """Of two float32 near 1, absolute."""
 FLOOR = 1e-6
 SMALLEST_MARGIN = 1e-4
-"""Routing must not hang on rounding: the batch is chosen without nearer ties."""
+"""Routing must not depend on rounding: the batch is chosen without nearer ties."""
 KINDS = ("gate", "leaders", "bank", "fixed expert", "dense")
 
 

@@ -1,4 +1,4 @@
-"""The law: where experts live, how many ranks share the batch and what ZeRO partitions changes no number."""
+"""Parity: where experts live, how many ranks share the batch and what ZeRO partitions changes no number."""
 
 from __future__ import annotations
 

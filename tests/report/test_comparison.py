@@ -75,7 +75,7 @@ def test_a_folder_stands_for_its_report(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "can't be read as a report"), ("{", "report.json: the report is no JSON")]
+    ("text", "message"), [(None, "can't be read as a report"), ("{", "report.json: the report is not JSON")]
 )
 def test_an_unusable_report_is_named(tmp_path, text, message):
     if text is not None:

@@ -59,7 +59,7 @@ def test_json_round_trip_with_null_for_undefined():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 1, "hea', "no JSON"),
+        ('{"format": 1, "hea', "not JSON"),
         ("[]", "not of format 1"),
         ('{"format": 9}', "not of format 1"),
         ('{"format": 1, "header": {}}', "the report: classes: Field required; evaluate again"),

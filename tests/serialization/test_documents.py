@@ -97,7 +97,7 @@ def test_json_as_deep_as_allowed_is_read() -> None:
 def test_what_is_no_json_is_named(data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "state.json"
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=r"state\.json is no JSON \("):
+    with pytest.raises(ValueError, match=r"state\.json is not JSON \("):
         read_json(file)
 
 

@@ -87,7 +87,7 @@ def test_a_path_continues_that_run_or_that_checkpoint(wanted, tmp_path):
 
 
 def test_a_path_without_checkpoint_is_refused(wanted):
-    with pytest.raises(ValueError, match=re.escape(f"{wanted} is no checkpoint")):
+    with pytest.raises(ValueError, match=re.escape(f"{wanted} is not a checkpoint")):
         choose_run_folder(wanted, str(wanted), RECIPE)
 
 

@@ -80,7 +80,7 @@ def test_before_training_a_signal_is_one_line_and_ends_the_process(number, statu
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_in_training_the_second_ends_it(number, status):
-    """What comes at once by another way is no second."""
+    """What comes at the same moment by another way is not a second."""
     process = waiting("stop.training = True")
     for _ in range(2):
         process.send_signal(signal.SIGINT)

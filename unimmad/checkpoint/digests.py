@@ -1,7 +1,7 @@
 """digests.json: the SHA-256 of each file of a checkpoint, by which damage and changes show before anything is used.
 
 Each rank takes the digests of the files that it wrote; ``state.json`` and ``index.json`` have theirs, too. Against
-somebody who writes a new ``digests.json`` they are no help. ``thresholds.json``, which calibration adds later, holds
+somebody who writes a new ``digests.json`` they do not help. ``thresholds.json``, which calibration adds later, holds
 its own (``checkpoint/thresholds.py``).
 """
 

@@ -109,7 +109,7 @@ class CheckpointFolder:
         return steps[-1] if steps else None
 
     def _named_latest(self) -> str:
-        """What ``latest`` says; empty where that is no name of a checkpoint, and so might lead anywhere."""
+        """What ``latest`` says; empty where that is not the name of a checkpoint, and so might lead anywhere."""
         latest = self.root / LATEST
         if not latest.is_file():
             return ""
@@ -134,7 +134,7 @@ def find_checkpoint(path: Path) -> Path:
         if newest is not None and (run == path or path.name == CHECKPOINTS):
             return newest
     raise ValueError(
-        f"{path} is no checkpoint and no run folder with one (it holds no {STATE_NAME} and no {CHECKPOINTS}/)"
+        f"{path} is not a checkpoint, nor a run folder with one (it holds no {STATE_NAME} and no {CHECKPOINTS}/)"
     )
 
 

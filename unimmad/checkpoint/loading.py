@@ -33,9 +33,13 @@ class LoadedCheckpoint:
     """A checkpoint's model and what is known of it."""
 
     folder: Path
+    """Folder that it was read from."""
     recipe: Recipe
+    """Recipe that it was trained by."""
     model: Method
+    """Network with the checkpoint's weights."""
     state: dict[str, Any]
+    """Content of its state.json."""
     weights_digest: str
     """SHA-256 of all the model's tensors as they were read; an inference form has others."""
 
@@ -69,7 +73,7 @@ def load_checkpoint(folder: Path, *, verify: bool = True, ranks: Ranks = ALONE) 
         ranks: those that load it at the same time, and share that.
 
     Raises:
-        ValueError: the folder is no whole checkpoint, a file is not what was saved, or the tensors do not fit the
+        ValueError: the folder is not a whole checkpoint, a file is not what was saved, or the tensors do not fit the
             recipe.
     """
     if verify:

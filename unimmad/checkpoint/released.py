@@ -116,7 +116,7 @@ def our_name(released: str) -> str | None:
         match = re.match(pattern, released)
         if match:
             return _fill(replacement, match.groups()) + released[match.end() :]
-    raise ValueError(f"{released} is no tensor of a released UniMMAD checkpoint")
+    raise ValueError(f"{released} is not a tensor of a released UniMMAD checkpoint")
 
 
 def translate(released: Mapping[str, Tensor]) -> Translation:

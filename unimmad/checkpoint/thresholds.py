@@ -38,8 +38,9 @@ class Threshold(_Frozen):
     """An image is called anomalous where its score is above ``value``."""
 
     value: float
+    """Largest score that is still called normal."""
     images: Annotated[int, Field(gt=0)]
-    """Normal images that it was taken from."""
+    """Number of normal images that it was taken from."""
     fpr_bound: Annotated[float, Field(ge=0, le=1, alias="promised_rate")]
     """At most this fraction of normal images is called anomalous, on average over sets of calibration images. Files
     call it by its alias."""
@@ -49,25 +50,26 @@ class ClassThreshold(Threshold):
     """The same for one class."""
 
     modalities: tuple[str, ...]
-    """Those of its calibration images; fewer or others have scores of another size."""
+    """Modalities of its calibration images; fewer or others have scores of another size."""
 
 
 class Thresholds(_Frozen):
     """All that ``thresholds.json`` holds."""
 
     format: Literal[1] = FORMAT
+    """Version of the file's format (docs/formats.md)."""
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
-    """What was asked for."""
+    """False-alarm rate that was asked for; each threshold's ``fpr_bound`` is what it holds to."""
     classes: dict[ClassName, ClassThreshold]
-    """By ``DATASET/CLASS``."""
+    """Threshold of each calibrated class, by ``DATASET/CLASS``."""
     all_classes: Threshold
     """For a class that is not known or not given: all classes' scores together."""
     datasets: dict[Name, DatasetEntry]
-    """Modalities of each dataset, so that predictions need the shards no more."""
+    """Modalities of each dataset, so that predictions do not need the shards."""
     trained_classes: tuple[ClassName, ...]
     """``DATASET/CLASS`` of all datasets, calibrated or not."""
     precision: Precision | None = None
-    """What the scores were computed in; None: made before that was written down."""
+    """Precision that the scores were computed in; None where an older version did not write it."""
 
     def precision_note(self, precision: Precision) -> str:
         """What to know of a decision about scores that were computed in ``precision``; empty where nothing."""

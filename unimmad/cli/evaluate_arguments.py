@@ -47,7 +47,9 @@ def evaluation_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_what(parser)
     parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation")
-    parser.add_argument("--split", choices=["test", "train"], default="test")
+    parser.add_argument(
+        "--split", choices=["test", "train"], default="test", help="what to score; default: %(default)s"
+    )
     parser.add_argument("--no-resume", action="store_true", help="do not go on where an interrupted evaluation ended")
     computing = parser.add_argument_group(_COMPUTING)
     _add_computing(computing)

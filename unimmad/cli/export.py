@@ -46,7 +46,7 @@ def export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="run or checkpoint folder")
     parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
-    parser.add_argument("--format", choices=list(WRITERS), required=True)
+    parser.add_argument("--format", choices=list(WRITERS), required=True, help="of the file")
     parser.add_argument("--target", type=Path, required=True, metavar="FILE", help="ends in .onnx or .pt2")
     parser.add_argument("--dataset", help="whose modalities the file takes; needed where there are several")
     parser.add_argument("--modality", action="append", metavar="NAME", help="some of its modalities; default: all")

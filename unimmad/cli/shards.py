@@ -78,7 +78,9 @@ def shards_parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", type=Path, required=True, metavar="DIR", help="the shard folder to make")
     parser.add_argument("--name", help="the dataset's name (default: the benchmark's or folder's); one SOURCE only")
     parser.add_argument("--domain", help="industry, medicine, ... (default: the benchmark's, or unspecified)")
-    parser.add_argument("--layout", choices=("auto", *LAYOUTS), default="auto")
+    parser.add_argument(
+        "--layout", choices=("auto", *LAYOUTS), default="auto", help="of SOURCE (default: as its folders tell)"
+    )
     parser.add_argument(
         "--calibration-fraction",
         type=float,
@@ -112,7 +114,7 @@ def _verify(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"{program()} {VERIFY}", description="Hold shard folders against their indexes, byte by byte."
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a shard folder")
     problems = 0
     for folder in parser.parse_args(argv).folders:
         try:

@@ -29,8 +29,8 @@ class DataSettings(Section):
     """Where shards from URLs are kept, shared by all processes of a node; empty: in ``$SLURM_TMPDIR``, else
     ``$TMPDIR``, which are the node's own, else ``$XDG_CACHE_HOME/unimmad`` or ``~/.cache/unimmad``."""
     cache_gb: Annotated[Real, Field(ge=1e-9, le=1e9)] = 50.0
-    """Most that it may hold, in 10^9 bytes; the least recently read shards make room. Less than what the node's loader
-    processes fetch at the same time is exceeded by that."""
+    """Most that ``cache_folder`` may hold, in 10^9 bytes; the least recently read shards make room.
+    What the node's loader processes fetch at the same time is kept even where it is more."""
     resized_cache_gb: Annotated[Real, Field(ge=0, le=1e9)] = 0.0
-    """Most that resized training images may take there, in 10^9 bytes, so that a node decodes each once and not once an
-    epoch; 0 keeps none."""
+    """Most that resized training images may take in ``cache_folder``, in 10^9 bytes, so that a node decodes each once
+    and not once an epoch; 0 keeps none."""

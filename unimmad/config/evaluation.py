@@ -37,14 +37,15 @@ class EvaluationSettings(Section):
     """What turns maps into scores; printed with every table, since this is where papers differ."""
 
     batch_size: Positive = 8
+    """Images that are scored together; it changes speed and memory."""
     blur_kernel: Annotated[Integer, Field(gt=0, le=MAX_BLUR)] | None = None
-    """Side of the Gaussian's window in pixels, at any image size; odd. 15 where nothing is said about the blur."""
+    """Side of the blur's Gaussian window in pixels, at any image size; odd. 15 where nothing is said about the blur."""
     blur_sigma: Annotated[Real, AfterValidator(off_or_from(0.1)), Field(le=MAX_BLUR)] | None = None
-    """Standard deviation in pixels, at any image size; 0 leaves the map as it is, and so would one below 0.1. 4 where
-    nothing is said about the blur."""
+    """Standard deviation of the blur in pixels, at any image size; 0 leaves the map as it is, and so would one below
+    0.1. 4 where nothing is said about the blur."""
     blur_sigma_at_256: Annotated[Real, AfterValidator(off_or_from(0.1)), Field(le=REFERENCE_SIZE)] | None = None
-    """In place of the two above: the standard deviation at 256 x 256, which follows the image size (at 64 x 64 it is a
-    quarter of that many pixels); the window reaches four of them to each side."""
+    """In place of ``blur_kernel`` and ``blur_sigma``: the standard deviation at 256 x 256, which follows the image size
+    (at 64 x 64 it is a quarter of that many pixels); the window reaches four of them to each side."""
     blur_border: Literal["zeros", "mirror"] = "zeros"
     """What lies beyond the map's edge while it is blurred: zeros (the paper), or the map mirrored."""
     top_share: Annotated[Real, Field(gt=0, le=1)] = 0.001
@@ -57,9 +58,9 @@ class EvaluationSettings(Section):
     leader_cache_mib: NotNegative = 256
     """Memory for routed leaders' composed kernels, kept from batch to batch (27.5 MB a leader at the paper's sizes)."""
     channels_last: bool = False
-    """As ``training.channels_last``."""
+    """Lay out maps as ``training.channels_last`` does, in scoring."""
     compile: bool = False
-    """As ``training.compile``; in reports, not in prediction."""
+    """Compile the network as ``training.compile`` does, for reports; prediction does not compile."""
 
     @model_validator(mode="before")
     @classmethod

@@ -30,26 +30,26 @@ class ModelSettings(MethodSettings):
     fcm_dim: Positive = 512
     """Channels at which the feature compression module joins the three stages."""
     bottleneck_dim: Positive = 2048
-    """Channels of its narrowest map, at stride 32."""
+    """Channels of the compression module's narrowest map, at stride 32."""
     decoder_planes: tuple[Positive, Positive, Positive] = (256, 128, 64)
-    """Planes of its three up-sampling stages; each gives 4 times as many channels."""
+    """Planes of the decoder's three up-sampling stages; each gives 4 times as many channels."""
     decoder_blocks: tuple[Blocks, Blocks, Blocks] = (3, 4, 6)
-    """Bottleneck blocks of each up-sampling stage."""
+    """Bottleneck blocks of each of the decoder's up-sampling stages."""
     embed_dim: Annotated[Integer, Field(gt=0, le=8192)] = 256
-    """Channels inside C-MoE."""
+    """Channels of the maps inside C-MoE."""
     kernel_sizes: Annotated[tuple[KernelSize, ...], Field(min_length=1, max_length=8)] = (1, 3, 5)
-    """One MiMoE branch each; odd."""
+    """Kernel sizes of the MiMoE branches, one branch each; odd."""
     leaders: Positive = 32
     """Leader experts of a branch, the experts that the gate routes to."""
     base_experts: Positive = 8
-    """Base kernels in a bank, which the leaders mix."""
+    """Base kernels of a bank, which its leaders mix."""
     top_k: Positive = 2
     """Leaders that a token is routed to."""
     banks: Positive = 1
     """Banks of base kernels a level and kernel size; leader l mixes from bank l // (leaders / banks)."""
     initial_leader_std: Annotated[Real, Field(ge=0, le=100)] = 0.02
     """Standard deviation of the leaders' logits at the start. At the paper's 0.02 all leaders begin almost equal; short
-    training gains from leaders that differ at once."""
+    training gains from leaders that differ from the start."""
     initial_output_bias: Annotated[Real, Field(ge=-100, le=100)] = 0.0
     """Shift of the reconstruction's last GroupNorm at the start (the paper: 0). Above 0 fewer values begin cut off by
     the ReLU behind it, which suits the dense features of a backbone without weights."""

@@ -27,12 +27,17 @@ class Recipe(Section, Generic[Model]):
     """Everything a run is made of, except where its data lie and where its output goes."""
 
     name: str
+    """Name of the recipe, and of its runs' folder where no other is given."""
     method: str = DEFAULT_METHOD
     """What is trained: ``unimmad``, or a method that it is compared with. The section ``model`` is its own."""
     model: Model
+    """Sizes of the network, as its method has them."""
     data: DataSettings = DataSettings()
+    """How shards are read."""
     training: TrainingSettings = TrainingSettings()
+    """The optimisation."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """What turns maps into scores."""
 
     @model_validator(mode="before")
     @classmethod

@@ -13,15 +13,17 @@ class TrainingSettings(Section):
     """The optimisation, the same on any number of ranks."""
 
     seed: Integer = 0
+    """Seed of the new weights, of the order of samples and of modality dropout."""
     global_batch: Positive = 10
     """Samples of one optimizer step over all ranks."""
     accumulation: Positive = 1
-    """Micro-batches that a step is computed in."""
+    """Micro-batches that the batch of a step is computed in."""
     epochs: Positive = 200
     """Length of the training; one epoch is as many draws as there are training samples."""
     steps: NotNegative = 0
     """Length of the training in optimizer steps; 0: ``epochs`` decide."""
     learning_rate: Annotated[Real, Field(ge=1e-12, le=100)] = 1e-3
+    """Learning rate at the top of the schedule, whatever the global batch and the number of ranks."""
     warmup_steps: NotNegative = 0
     """Steps over which the learning rate rises linearly from 0 (not in the paper)."""
     schedule: Literal["epoch", "step", "warmup_cosine", "drop", "constant"] = "epoch"
@@ -29,16 +31,16 @@ class TrainingSettings(Section):
     times the warm-up; ``warmup_cosine``: a cosine that begins behind the warm-up; ``drop``: to a tenth when 80% of the
     training is done; ``constant``: not at all."""
     final_rate_share: Annotated[Real, Field(ge=0, le=1)] = 0.0
-    """Where a cosine ends, as a share of ``learning_rate``."""
+    """Learning rate at the end of a cosine, as a share of ``learning_rate``."""
     optimizer: Literal["adam", "adamw", "stable_adamw", "sgd"] = "adam"
-    """``stable_adamw``: AdamW with AMSGrad whose step of each tensor is divided by the root mean square of its update,
-    where that is above 1."""
+    """``adam`` (the paper), ``adamw``, ``sgd`` (plain steps without momentum), or ``stable_adamw``: AdamW with AMSGrad
+    whose step of each tensor is divided by the root mean square of its update, where that is above 1."""
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay of the two moments of the Adam family."""
     adam_epsilon: Annotated[Real, Field(gt=0, le=1)] = 1e-8
-    """What the Adam family adds to the denominator."""
+    """Number that the Adam family adds to the denominator of a step."""
     weight_decay: Annotated[Real, Field(ge=0, le=10)] = 0.0
-    """Of the AdamW family: what a step takes off a weight, as a share of weight times learning rate."""
+    """Share of weight times learning rate that a step of the AdamW family takes off a weight."""
     decay_vectors: bool = True
     """Whether weight decay also acts on biases and scales of normalisation (parameters of one dimension)."""
     gradient_clipping: Annotated[Real, AfterValidator(off_or_from(1e-9)), Field(le=1e9)] = 0.0
@@ -55,9 +57,11 @@ class TrainingSettings(Section):
     compile: bool = False
     """Compile backbones, input embedding and compression (``torch.compile``): minutes until the first step is done."""
     focal_gamma: Annotated[Real, Field(ge=0, le=32)] = 2.0
+    """Exponent of the focal reconstruction loss: a distance d counts with weight d^focal_gamma; 0 weighs all alike."""
     balance_epochs: Positive = 200
     """The balance loss is scaled by max(1 - epoch / balance_epochs, balance_floor)."""
     balance_floor: Annotated[Real, Field(ge=0, le=1000)] = 0.001
+    """Least factor of the balance loss, which it keeps after ``balance_epochs``."""
     log_every: Positive = 10
     """Steps between TensorBoard points."""
     evaluate_every: NotNegative = 0

@@ -22,7 +22,7 @@ TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 IMAGE_SUFFIXES = PILLOW_SUFFIXES | TIFF_SUFFIXES | {".npy"}
 
 MAX_CHANNELS = 16
-"""An array whose last axis is longer is no H x W x channels image."""
+"""An array whose last axis is longer is not an H x W x channels image."""
 JPEG_MASK_THRESHOLD = 128
 """A JPEG mask has ripples round every edge: it counts from half of full scale, all other masks where > 0."""
 
@@ -56,7 +56,7 @@ def decode_image(data: bytes, suffix: str, where: str) -> np.ndarray:
         H x W or H x W x C, of any numeric dtype as stored; bool arrays become uint8 0 and 255.
 
     Raises:
-        ValueError: unknown type, does not open, is no 2-D image, or is too large.
+        ValueError: unknown type, does not open, is not a 2-D image, or is too large.
     """
     if suffix not in IMAGE_SUFFIXES:
         raise ValueError(
@@ -91,7 +91,7 @@ def _decode_pillow(data: bytes, formats: tuple[str, ...]) -> np.ndarray:
     try:
         opened = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:  # its own message names an object in memory
-        raise ValueError(f"its bytes are no {' or '.join(formats)} image") from None
+        raise ValueError(f"its bytes are not a {' or '.join(formats)} image") from None
     with opened as image:
         values = image.width * image.height * len(image.getbands())
         check_decoded(image.height, image.width, values * _PILLOW_VALUE_BYTES)

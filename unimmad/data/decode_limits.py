@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from unimmad.serialization.documents import read_limited
+
 MAX_MEMBER_BYTES = 2**28
 """An encoded image: 256 MiB."""
 MAX_PIXELS = 2**26
@@ -43,9 +45,9 @@ def read_image_file(path: Path) -> bytes:
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path}: is no plain file; replace or remove it")
+        raise ValueError(f"{path}: is not a plain file; replace or remove it")
     check_encoded(status.st_size, str(path))
-    return path.read_bytes()
+    return read_limited(path, MAX_MEMBER_BYTES)
 
 
 def check_decoded(height: int, width: int, total_bytes: int) -> None:

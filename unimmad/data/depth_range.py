@@ -44,8 +44,8 @@ def no_data_values(stored_HW: np.ndarray, measured_HW: np.ndarray, modality: Mod
         if len(found) > _MOST_VALUES:
             raise ValueError(
                 f"{where}: {int(beyond_HW.sum())} pixels of {modality.name} lie beyond {MAX_DEPTH_METRES:g} m, from "
-                f"{found[0]:g} to {found[-1]:g}: that is no depth, nor one value for 'no data'. The file is damaged or "
-                f"the scale ({modality.scale:g} m) wrong; say --modality {modality.name}=depth:SCALE"
+                f"{found[0]:g} to {found[-1]:g}: that is neither depth nor one value for 'no data'. The file is "
+                f"damaged or the scale ({modality.scale:g} m) wrong; say --modality {modality.name}=depth:SCALE"
             )
         size_HW[beyond_HW] = 0
     top = float(size_HW.max())

@@ -48,9 +48,11 @@ class Modality(_Frozen):
     """One imaging modality of a dataset."""
 
     name: Name
+    """Unique in its dataset; folders and tables call the modality by it."""
     slot: Annotated[int, Field(ge=0, le=MAX_SLOT)]
     """Which three of the model's input channels it fills."""
     kind: ModalityKind
+    """How stored values are read: as RGB, as one gray channel, or as depth."""
     scale: Annotated[float, Field(ge=MIN_SCALE, le=MAX_SCALE)] = 1.0
     """Depth only: metres per stored unit, after integer formats were divided by their largest value."""
     invalid: float | None = None
@@ -122,14 +124,18 @@ class ShardEntry(_Frozen):
 
 
 class Index(_Frozen):
-    """All of a shard folder. ``samples`` are grouped by class and split, in the order they lie in the shards."""
+    """All of a shard folder."""
 
     format: Literal[1] = FORMAT
+    """Version of the index's format (docs/formats.md)."""
     source: str
     """What the shards were made from, in words."""
     datasets: Annotated[dict[Name, DatasetEntry], Field(min_length=1)]
+    """Field and modalities of each dataset, by its name."""
     shards: tuple[ShardEntry, ...]
+    """All shards, in the order that ``SampleEntry.shard`` counts them."""
     samples: tuple[SampleEntry, ...]
+    """All samples, grouped by class and split, in the order they lie in the shards."""
 
     def classes(self, split: Split) -> dict[str, list[SampleEntry]]:
         """Samples of ``split`` by ``DATASET/CLASS``, in index order."""
@@ -150,7 +156,7 @@ def load_index(folder: Path) -> Index:
     if not folder.is_dir():
         raise ValueError(f"data folder {folder} does not exist; make one with unimmad shards")
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is no shard folder; make one with unimmad shards")
+        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is not a shard folder; make one with unimmad shards")
     return parse_index(read_limited(path, MAX_INDEX_BYTES), str(path))
 
 

@@ -73,7 +73,7 @@ def recorded_data_folder(text: str, origin: str) -> DataFolder:
             "check it, then give it with --data"
         )
     if not text or any(ord(letter) < 32 for letter in text):
-        raise ValueError(f"{origin} names {text!r} as its data, which is no folder; give the folder with --data")
+        raise ValueError(f"{origin} names {text!r} as its data, which is not a folder; give the folder with --data")
     folder = parse_data_folder(text)
     if isinstance(folder, RemoteFolder) and not _is_plain_url(text):
         raise ValueError(

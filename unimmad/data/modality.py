@@ -79,7 +79,7 @@ def _number(text: str, option: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"--modality {option}: {text!r} is no finite number; write {_USAGE}")
+        raise ValueError(f"--modality {option}: {text!r} is not a finite number; write {_USAGE}")
     return value
 
 

@@ -130,7 +130,7 @@ def _csv(each: EachModality) -> str:
         (row.dataset, row.modality, row.mean.members, *exact_cells(row.mean.metrics), coverage(row.mean))
         for row in each.rows
     ]
-    return csv_text([("dataset", "modality", "classes", *METRIC_KEYS, "note"), *rows])
+    return csv_text([("data set", "modality", "classes", *METRIC_KEYS, "note"), *rows])
 
 
 def _markdown(each: EachModality) -> str:

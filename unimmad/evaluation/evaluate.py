@@ -79,9 +79,9 @@ def evaluate_checkpoint(
 ) -> Evaluation | None:
     """Evaluate on ``split`` of the shard folders ``data`` and write tables and pictures into ``output``.
 
-    Each finished class is kept in ``output`` until the report is complete. An evaluation that was interrupted goes on
-    behind its last finished class, where checkpoint, data and settings are the same, and says so. The checkpoint's
-    model is brought into its inference form.
+    Each finished class is kept in ``output`` until the report is complete. An evaluation that was interrupted
+    continues after its last finished class, where checkpoint, data and settings are the same, and says so. The
+    checkpoint's model is brought into its inference form.
 
     Args:
         workers: loader processes of each rank.

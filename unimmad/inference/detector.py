@@ -39,24 +39,25 @@ class Prediction:
     """What the model says of one sample."""
 
     name: str
+    """Name of the sample, as it was given."""
     class_name: str | None
-    """``DATASET/CLASS``; None where it was not given or is not known to the model."""
+    """Class as ``DATASET/CLASS``; None where it was not given or is not known to the model."""
     modalities: tuple[str, ...]
-    """Those that were scored, in slot order."""
+    """Modalities that were scored, in slot order."""
     files: dict[str, str]
-    """By modality name; empty for arrays."""
+    """Path of each image, by modality name; empty for arrays."""
     score: float
-    """Any finite number; the higher, the less normal."""
+    """Image score, any finite number; the higher, the less normal."""
     map_HW: NDArray[np.float32]
-    """Blurred anomaly map at the model's size."""
+    """Blurred anomaly map at the model's image size, float32 [H, W]."""
     threshold: float | None
-    """None where there is none that holds for this sample."""
+    """Score above which it is called anomalous; None where no threshold holds for this sample."""
     threshold_of: str | None
-    """The class that it was calibrated on, or ``all classes``."""
+    """Class that the threshold was calibrated on, or ``all classes``; None without a threshold."""
     notes: tuple[str, ...]
-    """What one should know of this result."""
+    """Sentences that one should know beside this result."""
     pictures: tuple[tuple[str, Picture], ...]
-    """Name and picture of each modality, where they were asked for."""
+    """Name and picture of each modality; empty where they were not asked for."""
 
     @property
     def anomalous(self) -> bool | None:

@@ -25,9 +25,9 @@ class InputSample:
     """One sample to be scored."""
 
     name: str
-    """What it is called in tables and output files; may have slashes."""
+    """What the sample is called in tables and output files; may have slashes."""
     images: ImageSource | Mapping[str, ImageSource]
-    """By modality name, or a single image without one."""
+    """Files or arrays by modality name, or a single image without one."""
 
 
 def find_samples(paths: Sequence[Path], modality_names: Sequence[str], notices: Notices) -> list[InputSample]:
@@ -40,8 +40,8 @@ def find_samples(paths: Sequence[Path], modality_names: Sequence[str], notices: 
         notices: takes what the user should know, such as files left out.
 
     Raises:
-        ValueError: nothing there, a file type that is not read, a folder without images, or sub-folders that are no
-            modality.
+        ValueError: nothing there, a file type that is not read, a folder without images, or sub-folders that are not
+            modalities.
     """
     samples: list[InputSample] = []
     for path in paths:
@@ -101,8 +101,7 @@ def _of_modality_folders(
     unknown = [found for found in folders if found.name not in modality_names]
     if unknown:
         raise ValueError(
-            f"{unknown[0]} is no modality that is known; known are {', '.join(modality_names)}; "
-            "rename it or move it away"
+            f"{unknown[0]} is not a known modality; known are {', '.join(modality_names)}; rename it or move it away"
         )
     by_modality = {found.name: images_by_stem(found, notices) for found in folders}
     stems = sorted({stem for images in by_modality.values() for stem in images})
@@ -115,7 +114,7 @@ def _of_modality_folders(
 
 
 def _with_names_that_differ(samples: Sequence[InputSample]) -> list[InputSample]:
-    """Those that are called alike are numbered; bytes of names that are no UTF-8 are written out."""
+    """Those that are called alike are numbered; bytes of names that are not UTF-8 are written out."""
     used: set[str] = set()
     numbers: Counter[str] = Counter()
     result = []

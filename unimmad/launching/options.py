@@ -99,10 +99,12 @@ def launch_parser() -> argparse.ArgumentParser:
 
 
 def _add_size(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--nodes", type=_whole_from(1), default=1, metavar="N")
+    group.add_argument("--nodes", type=_whole_from(1), default=1, metavar="N", help="of the job (default: 1)")
     group.add_argument("--gpus-per-node", type=_whole_from(0), metavar="N", help="default: the partition's, by sinfo")
     group.add_argument("--tasks-per-node", type=_whole_from(1), metavar="N", help="ranks; default: one a GPU, else 1")
-    group.add_argument("--cpus-per-task", type=_whole_from(1), metavar="N")
+    group.add_argument(
+        "--cpus-per-task", type=_whole_from(1), metavar="N", help="cores of each rank; default: as SLURM has it"
+    )
     group.add_argument("--mem-gb", type=float, metavar="GB", help="memory of each node")
     group.add_argument("--timeout-min", type=_whole_from(1), metavar="MIN", help="time limit; then it is requeued")
 
@@ -138,7 +140,12 @@ def _add_job(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--signal-delay-s", type=_whole_from(1), default=120, metavar="S", help="warning before the time limit (120)"
     )
-    group.add_argument("--cluster", choices=["auto", "slurm", "local", "debug"], default="auto")
+    group.add_argument(
+        "--cluster",
+        choices=["auto", "slurm", "local", "debug"],
+        default="auto",
+        help="debug: one rank, in this process; auto: slurm where there is one, else local (default: auto)",
+    )
     group.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
     group.add_argument("--wait", action="store_true", help="return when the job has ended, with its verdict")
     group.add_argument("--follow", action="store_true", help="--wait, and show rank 0's log meanwhile")
@@ -157,7 +164,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def _whole_from(least: int) -> Any:
     def convert(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} up")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
         return int(text)
 
     return convert

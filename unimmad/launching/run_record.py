@@ -46,6 +46,15 @@ class RunRecord:
         known = self._read()
         return 0 if known is None else known.starts
 
+    def run(self) -> Path | None:
+        """The job's own run folder; None before its first start.
+
+        Raises:
+            ValueError: as ``starts``.
+        """
+        known = self._read()
+        return None if known is None else Path(known.run)
+
     def settle(self, arguments: TrainArguments, world: World) -> TrainArguments | None:
         """The arguments that continue the job's own run; None where that is finished. Collective, once a start.
 

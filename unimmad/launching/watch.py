@@ -12,6 +12,7 @@ from typing import TextIO
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.launching.failure_notes import first_failure
 from unimmad.launching.job import done_mark
+from unimmad.launching.run_record import RunRecord
 from unimmad.launching.slurm_commands import AWAY, ENDED, LOST, JobState, job_state
 from unimmad.launching.submission import SubmittedJob
 
@@ -137,9 +138,5 @@ def _without_note(job: SubmittedJob, state: JobState) -> str:
 
 
 def _newest(job: SubmittedJob) -> str:
-    newest = None
-    for folder in (job.task.output_dir, *job.task.output_dir.parent.glob(f"{job.task.output_dir.name}-[0-9]*")):
-        found = CheckpointFolder(folder).newest()
-        if found is not None and (newest is None or found.stat().st_mtime > newest.stat().st_mtime):
-            newest = found
+    newest = CheckpointFolder(RunRecord(job.jobs_folder, job.key).run() or job.task.output_dir).newest()
     return "no checkpoint yet" if newest is None else f"newest checkpoint {newest}"

@@ -17,7 +17,7 @@ Border = Literal["zeros", "mirror"]
 
 def cosine_distance(target_TChw: Tensor, reconstruction_TChw: Tensor) -> Tensor:
     """1 - cosine similarity along channels, in float32: [T, h, w], 0 (same direction) to 2."""
-    # Rounding takes it below 0, of which a power that is no whole number is NaN.
+    # Rounding takes it below 0, of which a power that is not a whole number is NaN.
     return (1 - F.cosine_similarity(target_TChw.float(), reconstruction_TChw.float(), dim=1)).clamp_min(0)
 
 

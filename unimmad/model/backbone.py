@@ -63,7 +63,7 @@ def load_backbone_weights(backbone: Backbone, weights: str) -> str:
         try:
             _load_imagenet(backbone)
             return f"ImageNet ({backbone.name}, timm)"
-        except Exception as error:  # the hub's client lets its HTTP library's errors through, which are no OSError
+        except Exception as error:  # the hub's client lets its HTTP library's errors through, which are not OSErrors
             reason = _first_line(error)
             if weights == "imagenet":
                 raise ValueError(

@@ -190,7 +190,7 @@ class FittedMethod(Method):
         """Become what ``describe`` said, without its tensors.
 
         Raises:
-            ValueError: this is no such description, or one of other settings.
+            ValueError: this is not such a description, or one of other settings.
         """
 
     @abstractmethod

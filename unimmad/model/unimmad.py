@@ -66,11 +66,13 @@ class Reconstruction:
     """What a forward pass gives: how far every token is from its reconstruction, and how it was routed."""
 
     distances: tuple[Tensor, ...]
-    """float32 [T, h, w] for each level, finest first: 1 - cosine(teacher, reconstruction)."""
+    """Distances of each level, finest first, float32 [T, h, w]: 1 - cosine(teacher, reconstruction)."""
     routings: tuple[tuple[Routing, ...], ...]
-    """By level, then branch."""
+    """How tokens were routed, by level, then branch."""
     sample_of_token_T: Tensor
+    """Position in the batch of each token's sample: int64 [T]."""
     batch: int
+    """Number of samples."""
 
 
 ForwardPass = Callable[[Tensor, Sequence[int], Tensor], Reconstruction]

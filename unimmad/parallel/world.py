@@ -42,7 +42,7 @@ class World:
 
     @property
     def ranks(self) -> Ranks:
-        """The same processes, to tell each other what is no tensor."""
+        """The same processes, to tell each other what is not a tensor."""
         return Ranks(self.rank, self.size, self.host_group)
 
     def all_true(self, value: bool) -> bool:

@@ -73,7 +73,7 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """:func:`write_aside` for files that are no output of the user's.
+    """:func:`write_aside` for files that are not the user's output.
 
     Raises:
         OSError: as it came.

@@ -63,7 +63,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     except RecursionError:
         raise ValueError(f"{where} is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
-        raise ValueError(f"{where} is no JSON ({error})") from None
+        raise ValueError(f"{where} is not JSON ({error})") from None
     return value
 
 

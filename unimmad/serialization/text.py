@@ -24,7 +24,7 @@ def short(text: str, limit: int = MAX_SHOWN) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with what would steer a terminal, break a line or is no UTF-8 escaped: names may hold anything."""
+    """``text`` with what would steer a terminal, break a line or is not UTF-8 escaped: names may hold anything."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
@@ -40,5 +40,5 @@ def listed(names: Sequence[str], most: int = 20) -> str:
 
 
 def utf8_name(name: str) -> str:
-    """A name with each byte that is no UTF-8 as ``\\xNN``: Python has them as letters that no text file takes."""
+    """A name with each byte that is not UTF-8 as ``\\xNN``: Python has them as letters that no text file takes."""
     return _NO_UTF8.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)

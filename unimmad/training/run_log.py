@@ -97,7 +97,7 @@ class RunLog:
 
     @contextmanager
     def besides(self) -> Iterator[None]:
-        """What runs inside (checkpoints, evaluations) is no part of a step's time."""
+        """What runs inside (checkpoints, evaluations) is not part of a step's time."""
         start = time.monotonic()
         yield
         self._since += time.monotonic() - start

@@ -201,7 +201,7 @@ def _check_classes(root: Path, info: LayoutInfo, samples: Sequence[SourceSample]
         return
     if unknown := sorted(found - set(info.classes)):
         raise ValueError(
-            f"{root}: {unknown[0]} is no class of {info.title}, which has {', '.join(info.classes)}; "
+            f"{root}: {unknown[0]} is not a class of {info.title}, which has {', '.join(info.classes)}; "
             "say --layout mvtec or multimodal if these are your own images"
         )
     if missing := sorted(set(info.classes) - found):

@@ -153,9 +153,12 @@ def note_spare_masks(masks: Mapping[str, Path] | None, stems: Iterable[str], fol
         notices.add(f"{folder}: mask {spare[0]}{more} left out, without an image")
 
 
-def sample_key(class_name: str, split: Split, defect: str, stem: str) -> str:
-    """A key that WebDataset takes (no dots), readable in file names."""
-    return "-".join(re.sub(r"[^A-Za-z0-9_]+", "_", part) for part in (class_name, split, defect, stem))
+def new_sample(
+    class_name: str, split: Split, defect: str, stem: str, images: dict[str, SourceFile], mask: SourceFile | None
+) -> SourceSample:
+    """A sample; its key is one that WebDataset takes (no dots), and readable in file names."""
+    key = "-".join(re.sub(r"[^A-Za-z0-9_]+", "_", part) for part in (class_name, split, defect, stem))
+    return SourceSample(key, class_name, split, defect, images, mask)
 
 
 def unique_keys(samples: Iterable[SourceSample]) -> list[SourceSample]:

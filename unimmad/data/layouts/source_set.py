@@ -32,13 +32,17 @@ class SourceSample:
     """One sample of a source; keys are unique within their dataset."""
 
     key: str
+    """Unique in its dataset; without dots and slashes."""
     class_name: str
+    """Name of its class, without the dataset's."""
     split: Split
+    """The split that its shard will be of."""
     defect: str
-    """``good`` for normal samples."""
+    """``good`` for normal samples, else the name of the defect."""
     images: dict[str, SourceFile]
-    """By modality name."""
+    """One file a modality, by modality name; a missing modality is absent."""
     mask: SourceFile | None
+    """What marks the defect's pixels; None for normal samples, and where nobody marked them."""
 
     @property
     def anomalous(self) -> bool:
@@ -50,6 +54,10 @@ class SourceSet:
     """One dataset: what ``shards.write_shards`` takes."""
 
     name: str
+    """Name of the dataset in the shards."""
     description: str
+    """Where it comes from, in words; becomes part of ``Index.source``."""
     entry: DatasetEntry
+    """Its field and modalities."""
     samples: tuple[SourceSample, ...]
+    """All samples of all classes and splits; a class's keep their order."""

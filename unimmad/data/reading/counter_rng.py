@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Purpose(IntEnum):
-    """What words are for. Part of the law of order: a purpose keeps its number for good."""
+    """What words are for. Part of the order rule: a purpose keeps its number for good."""
 
     CLASS_OF_POSITION = 0
     PLACE_OF_SAMPLE = 1

@@ -1,6 +1,6 @@
 """Modalities left out of training samples at random, so that a model learns to do without each sensor.
 
-A law like the order itself: which modalities stay at a position is a pure function of (seed, epoch, position), whatever
+A rule like the order's: which modalities stay at a position is a pure function of (seed, epoch, position), whatever
 sample stands there and whoever reads it.
 """
 
@@ -32,7 +32,7 @@ class ModalityDropout:
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
-            raise ValueError(f"a modality dropout of {self.probability} is no probability; choose 0 to 1")
+            raise ValueError(f"a modality dropout of {self.probability} is not a probability; choose 0 to 1")
 
     def drop_modalities(self, ref: SampleRef, epoch: int, position: int) -> SampleRef:
         """The sample at a position without the images that are left out; what is not listed is not read."""

@@ -1,6 +1,6 @@
 """The order of training data: which sample stands at which position of which epoch.
 
-The order is a law: the sample at a position is a pure function of (seed, epoch, position), whatever machine
+The order is a fixed rule: the sample at a position is a pure function of (seed, epoch, position), whatever machine
 asks, how many ranks and workers share the work, or what was read before. A run resumes by its step alone.
 
 An epoch has as many draws as there are training samples. Balanced sampling (the paper's): at every position each
@@ -26,7 +26,7 @@ from unimmad.data.reading.counter_rng import Purpose, below, counter_rng
 T = TypeVar("T")
 
 WINDOW_SAMPLES = 512
-"""A window is the shards that start within so many samples. Part of the law: another value, another order."""
+"""A window is the shards that start within so many samples. Part of the rule: another value gives another order."""
 
 Sampling = Literal["balanced", "natural"]
 
@@ -110,7 +110,7 @@ class TrainingOrder(Generic[T]):
     def substitutes(self, step: int, place: int) -> Iterator[T]:
         """What to read instead of the sample at ``place`` of a step's batch, in this order.
 
-        As much a law as the order itself: a function of (seed, epoch, position) alone.
+        As fixed as the order itself: a function of (seed, epoch, position) alone.
 
         Raises:
             ValueError: at the end of ``SUBSTITUTES`` samples.

@@ -222,7 +222,7 @@ def _clean_size(shard: Path, now: float) -> int:
 
 
 def _parsed(data: bytearray, image_size: int) -> ResizedImage | None:
-    """None where the file is no whole image of that size."""
+    """None where the file is not a whole image of that size."""
     if len(data) < _HEADER.size:
         return None
     mark, dtype_code, channels, height, width = _HEADER.unpack_from(data)

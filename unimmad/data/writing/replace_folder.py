@@ -74,7 +74,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / INDEX_NAME).is_file():
-        raise ValueError(f"target {target} exists and is no shard folder; choose another --target")
+        raise ValueError(f"target {target} exists and is not a shard folder; choose another --target")
     if not overwrite:
         raise ValueError(f"target {target} is a shard folder already; add --overwrite, or choose another --target")
 

@@ -62,7 +62,7 @@ class ShardNotes:
         """Note a finished shard. ``work`` are its samples and, if any, the next one, whose size ended it; all were
         looked at before they were read.
 
-        Nothing is noted where a sample is no file: there is no telling whether it changed.
+        Nothing is noted where a sample is not a file: nobody could tell whether it changed.
         """
         fingerprint = self._fingerprint(work)
         if fingerprint is not None:
@@ -104,7 +104,7 @@ class ShardNotes:
 
 
 def _fingerprint(found: SourceSet, sample: SourceSample) -> bytes | None:
-    """Of what a sample is, and of its files as they are now; None where one is no file."""
+    """Of what a sample is, and of its files as they are now; None where one is not a file."""
     files = [sample.images.get(modality.name) for modality in found.entry.modalities] + [sample.mask]
     states = [None if file is None else _state(file) for file in files]
     if any(state is None for state, file in zip(states, files, strict=True) if file is not None):
@@ -120,7 +120,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _state(file: SourceFile) -> list[Any] | None:
-    """What tells whether a file's bytes are still the same; None where it is no file."""
+    """What tells whether a file's bytes are still the same; None where it is not a file."""
     read = file.read
     arguments = [*read.args, *read.keywords.values()] if isinstance(read, partial) else []
     try:

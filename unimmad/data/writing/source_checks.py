@@ -49,7 +49,7 @@ def _check_name(name: str, what: str) -> None:
 
 def _check_text(text: str, what: str, most_bytes: int) -> None:
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
-        raise ValueError(f"{text!a} cannot name a {what}: it contains a control character, or is no UTF-8")
+        raise ValueError(f"{text!a} cannot name a {what}: it contains a control character, or is not UTF-8")
     if len(text.encode()) > most_bytes:
         raise ValueError(f"{short(text)} cannot name a {what}: it is longer than {most_bytes} bytes")
 

@@ -57,7 +57,7 @@ def header_problems(path: Path, members: int) -> Iterator[str]:
                 return
             name = f"the member {header.name}" if header.type in _PLAIN else f"{header.name} (byte {position})"
             if header.type not in (*_PLAIN, *_EXTENDED):
-                yield f"holds {name}, which is no plain file (type {header.type!r}): a link, device, folder or sparse"
+                yield f"holds {name}, not a plain file (type {header.type!r}): a link, device, folder or sparse"
                 return
             if header.size < 0 or position + tarfile.BLOCKSIZE + header.size > size:
                 yield f"cannot be read as a tar file: {name} is said to have {header.size} bytes"

@@ -132,7 +132,7 @@ def _description_problems(tar: tarfile.TarFile, info: tarfile.TarInfo | None, sa
     except ValueError:
         described = None
     if not isinstance(described, dict):
-        yield f"{sample.dataset}/{sample.key}.json is no JSON object"
+        yield f"{sample.dataset}/{sample.key}.json is not a JSON object"
         return
     for key in _DESCRIBED:
         if described.get(key) != getattr(sample, key):

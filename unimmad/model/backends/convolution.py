@@ -46,7 +46,7 @@ def fast_convolution(x_NCHW: Tensor, kernel_OCkk: Tensor, bias_O: Tensor | None 
 @torch.compiler.disable  # which does not know NNPACK: for functions that run as they are among compiled ones
 def _transformed_convolution(x_NCHW: Tensor, kernel_OCkk: Tensor, bias_O: Tensor | None) -> Tensor:
     padding = [kernel_OCkk.shape[-1] // 2] * 2
-    # One by one: NNPACK's form for batches is slower, and an image's numbers must not hang on those beside it.
+    # One by one: NNPACK's form for batches is slower, and an image's numbers must not depend on those beside it.
     outputs = [nnpack_convolution(x_1CHW, kernel_OCkk, bias_O, padding) for x_1CHW in x_NCHW.split(1)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

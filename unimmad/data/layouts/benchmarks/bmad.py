@@ -26,7 +26,7 @@ from unimmad.data.layouts.scan import (
     check_folder,
     find_mask,
     images_by_stem,
-    sample_key,
+    new_sample,
     visible_folders,
 )
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
@@ -78,17 +78,12 @@ class BMADLayout:
         images = {name: images_by_stem(path, notices) for name, path in part.images.items()}
         masks = images_by_stem(part.masks, notices) if part.masks and label != GOOD else None
         defect = GOOD if label == GOOD else ANOMALY
-        return [
-            SourceSample(
-                key=sample_key(self.info.classes[0], split, defect, stem),
-                class_name=self.info.classes[0],
-                split=split,
-                defect=defect,
-                images={name: SourceFile.of(found[stem]) for name, found in images.items() if stem in found},
-                mask=find_mask(masks, stem, defect, path, part.masks or folder),
-            )
-            for stem, path in images[known[0]].items()
-        ]
+        samples = []
+        for stem, path in images[known[0]].items():
+            files = {name: SourceFile.of(found[stem]) for name, found in images.items() if stem in found}
+            mask = find_mask(masks, stem, defect, path, part.masks or folder)
+            samples.append(new_sample(self.info.classes[0], split, defect, stem, files, mask))
+        return samples
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from unimmad.data.depth_range import MAX_DEPTH_METRES
 from unimmad.data.index import Modality, Split
 from unimmad.data.layouts.encode import npy_bytes
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
-from unimmad.data.layouts.scan import ANOMALY, GOOD, Notices, read_classes, sample_key, visible_folders
+from unimmad.data.layouts.scan import ANOMALY, GOOD, Notices, new_sample, read_classes, visible_folders
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import ModalityChoice
 from unimmad.serialization.documents import MAX_YAML_BYTES, parse_yaml, read_limited
@@ -80,19 +80,12 @@ def _read_split(class_folder: Path, folder_name: str, split: Split) -> list[Sour
         bounds = _beside(folder, sample_id, "info_depth.yaml")
         mask = _beside(folder, sample_id, "mask.png") if split == "test" else None
         defect = _defect(folder, sample_id, mask) if mask else GOOD
-        samples.append(
-            SourceSample(
-                key=sample_key(class_folder.name, split, defect, sample_id),
-                class_name=class_folder.name,
-                split=split,
-                defect=defect,
-                images={
-                    "rgb": SourceFile.of(image),
-                    "depth": SourceFile(name=str(depth), suffix=".npy", read=partial(_depth, depth, bounds)),
-                },
-                mask=SourceFile.of(mask) if mask and defect != GOOD else None,
-            )
-        )
+        files = {
+            "rgb": SourceFile.of(image),
+            "depth": SourceFile(name=str(depth), suffix=".npy", read=partial(_depth, depth, bounds)),
+        }
+        marked = SourceFile.of(mask) if mask and defect != GOOD else None
+        samples.append(new_sample(class_folder.name, split, defect, sample_id, files, marked))
     return samples
 
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimmad.data.index import Modality, Split
+from unimmad.data.index import Modality
 from unimmad.data.layouts.calibration import shuffled
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
-from unimmad.data.layouts.scan import GOOD, Notices, check_folder, find_mask, images_by_stem, sample_key
+from unimmad.data.layouts.scan import GOOD, Notices, check_folder, find_mask, images_by_stem, new_sample
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import ModalityChoice
 
@@ -54,7 +54,7 @@ class HyperKvasirLayout:
         check_folder(root)
         for folder in (LOWER, POLYPS / "images", POLYPS / "masks"):
             if not (root / folder).is_dir():
-                raise ValueError(f"{root} is no Hyper-Kvasir: {folder} is missing; unpack the archives of both parts")
+                raise ValueError(f"{root} is not Hyper-Kvasir: {folder} is missing; unpack the archives of both parts")
         return [ReadSet(_normal(root, notices) + _polyps(root, notices))]
 
 
@@ -65,30 +65,16 @@ def _normal(root: Path, notices: Notices) -> list[SourceSample]:
         for stem, path in images_by_stem(root / folder, notices).items()
     }
     tested = set(shuffled(list(paths), SPLIT_SEED)[: round(TEST_SHARE * len(paths))])
-    return [_normal_sample(path, "test" if name in tested else "train") for name, path in sorted(paths.items())]
-
-
-def _normal_sample(path: Path, split: Split) -> SourceSample:
-    return SourceSample(
-        key=sample_key(CLASS, split, GOOD, path.stem),
-        class_name=CLASS,
-        split=split,
-        defect=GOOD,
-        images={"rgb": SourceFile.of(path)},
-        mask=None,
-    )
+    return [
+        new_sample(CLASS, "test" if name in tested else "train", GOOD, path.stem, {"rgb": SourceFile.of(path)}, None)
+        for name, path in sorted(paths.items())
+    ]
 
 
 def _polyps(root: Path, notices: Notices) -> list[SourceSample]:
     masks = images_by_stem(root / POLYPS / "masks", notices)
-    return [
-        SourceSample(
-            key=sample_key(CLASS, "test", POLYP, stem),
-            class_name=CLASS,
-            split="test",
-            defect=POLYP,
-            images={"rgb": SourceFile.of(path)},
-            mask=find_mask(masks, stem, POLYP, path, root / POLYPS / "masks"),
-        )
-        for stem, path in images_by_stem(root / POLYPS / "images", notices).items()
-    ]
+    samples = []
+    for stem, path in images_by_stem(root / POLYPS / "images", notices).items():
+        mask = find_mask(masks, stem, POLYP, path, root / POLYPS / "masks")
+        samples.append(new_sample(CLASS, "test", POLYP, stem, {"rgb": SourceFile.of(path)}, mask))
+    return samples

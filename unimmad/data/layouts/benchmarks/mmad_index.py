@@ -24,7 +24,7 @@ from unimmad.data.index import MAX_INDEX_BYTES, Modality, ModalityKind
 from unimmad.data.layouts.aligned import aligned_image, joined_mask
 from unimmad.data.layouts.encode import npy_bytes
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
-from unimmad.data.layouts.scan import ANOMALY, GOOD, Notices, sample_key
+from unimmad.data.layouts.scan import ANOMALY, GOOD, Notices, new_sample
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import ModalityChoice
 from unimmad.serialization.documents import read_limited
@@ -81,7 +81,7 @@ class MMADIndexLayout:
 
 def _load(path: Path) -> dict[Literal["train", "test"], dict[str, list[_Record]]]:
     if not path.is_file():
-        raise ValueError(f"{path} is no file; give the index's .json file itself")
+        raise ValueError(f"{path} is not a file; give the index's .json file itself")
     try:
         return _INDEX.validate_json(read_limited(path, MAX_INDEX_BYTES))
     except ValidationError as error:
@@ -108,18 +108,11 @@ def _sample(
     if record.anomaly and defect == GOOD:
         defect = ANOMALY
     mask = _inside(folder, record.mask_path, where) if record.anomaly and record.mask_path else None
-    names = _modality_names(record.img_type)
-    return SourceSample(
-        key=sample_key(class_name, split, defect, paths[0].stem),
-        class_name=class_name,
-        split=split,
-        defect=defect,
-        images={
-            name: _source_file(path, kind, paths[0])
-            for name, path, kind in zip(names, paths, record.img_type, strict=True)
-        },
-        mask=joined_mask([mask], paths[0]) if mask else None,
-    )
+    files = {
+        name: _source_file(path, kind, paths[0])
+        for name, path, kind in zip(_modality_names(record.img_type), paths, record.img_type, strict=True)
+    }
+    return new_sample(class_name, split, defect, paths[0].stem, files, joined_mask([mask], paths[0]) if mask else None)
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 from unimmad.data.index import Modality, Split
 from unimmad.data.layouts.aligned import aligned_image, joined_mask
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
-from unimmad.data.layouts.scan import GOOD, Notices, check_folder, images_by_stem, sample_key, visible_folders
+from unimmad.data.layouts.scan import GOOD, Notices, check_folder, images_by_stem, new_sample, visible_folders
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import ModalityChoice
 
@@ -74,16 +74,8 @@ def _read_part(class_folder: Path, split: Split, defect: str, part: Path, notice
         files = {"rgb": SourceFile.of(rgb)}
         if stem in images["infrared"]:
             files["infrared"] = aligned_image(images["infrared"][stem], rgb)
-        samples.append(
-            SourceSample(
-                key=sample_key(class_folder.name, split, defect, stem),
-                class_name=class_folder.name,
-                split=split,
-                defect=defect,
-                images=files,
-                mask=joined_mask(masks, rgb) if masks else None,
-            )
-        )
+        mask = joined_mask(masks, rgb) if masks else None
+        samples.append(new_sample(class_folder.name, split, defect, stem, files, mask))
     if unseen:
         notices.add(f"{class_folder / 'RGB' / part}: {unseen} left out, no mask of RGB or infrared shows their defect")
     return samples

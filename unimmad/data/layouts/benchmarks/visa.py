@@ -15,7 +15,7 @@ from pathlib import Path
 from unimmad.data.index import Modality
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
 from unimmad.data.layouts.own.rows import Row, existing, read_rows
-from unimmad.data.layouts.scan import ANOMALY, GOOD, SPLITS, Notices, check_folder, sample_key
+from unimmad.data.layouts.scan import ANOMALY, GOOD, SPLITS, Notices, check_folder, new_sample
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import ModalityChoice
 
@@ -57,12 +57,5 @@ def _sample(root: Path, row: Row) -> SourceSample:
             f"wanted {' or '.join(DEFECTS)}, and {' or '.join(SPLITS)}"
         )
     image = existing(root / row.cells["image"], row)
-    class_name = row.cells["object"]
-    return SourceSample(
-        key=sample_key(class_name, split, defect, image.stem),
-        class_name=class_name,
-        split=split,
-        defect=defect,
-        images={"rgb": SourceFile.of(image)},
-        mask=None if defect == GOOD else SourceFile.of(existing(root / row.need("mask"), row)),
-    )
+    mask = None if defect == GOOD else SourceFile.of(existing(root / row.need("mask"), row))
+    return new_sample(row.cells["object"], split, defect, image.stem, {"rgb": SourceFile.of(image)}, mask)

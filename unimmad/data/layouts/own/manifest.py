@@ -25,7 +25,7 @@ from unimmad.data.index import Split
 from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION, LayoutInfo, ReadSet
 from unimmad.data.layouts.own.mvtec import PROBED_IMAGES, single_modality
 from unimmad.data.layouts.own.rows import Row, existing, read_rows
-from unimmad.data.layouts.scan import GOOD, Notices, sample_key
+from unimmad.data.layouts.scan import GOOD, Notices, new_sample
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import ModalityChoice
 
@@ -48,7 +48,7 @@ class ManifestLayout:
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
         if not self.recognises(root):
-            raise ValueError(f"{root} is no manifest; give a file that ends in {' or '.join(SUFFIXES)}")
+            raise ValueError(f"{root} is not a manifest; give a file that ends in {' or '.join(SUFFIXES)}")
         rows = read_rows(root, REQUIRED)
         columns = _image_columns(root, rows)
         if columns == [IMAGE]:
@@ -93,16 +93,9 @@ def _sample(table: Path, row: Row, modalities: dict[str, str]) -> SourceSample:
     }
     if not images:
         raise ValueError(f"{row.where}: {' and '.join(modalities)} is empty; fill it in")
-    class_name = row.cells["class"]
     stem = row.cells.get("name") or Path(next(iter(images.values())).name).stem
-    return SourceSample(
-        key=sample_key(class_name, split, defect, stem),
-        class_name=class_name,
-        split=split,
-        defect=defect,
-        images=images,
-        mask=SourceFile.of(_path(table, row, "mask")) if "mask" in row.cells else None,
-    )
+    mask = SourceFile.of(_path(table, row, "mask")) if "mask" in row.cells else None
+    return new_sample(row.cells["class"], split, defect, stem, images, mask)
 
 
 def _note_outside(table: Path, samples: Sequence[SourceSample], notices: Notices) -> None:

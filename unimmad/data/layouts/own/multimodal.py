@@ -23,9 +23,9 @@ from unimmad.data.layouts.scan import (
     defect_folders,
     find_mask,
     images_by_stem,
+    new_sample,
     note_spare_masks,
     read_classes,
-    sample_key,
     visible_folders,
 )
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
@@ -102,16 +102,9 @@ def read_defect(
     samples = []
     for stem in stems:
         paths = {name: found[stem] for name, found in images.items() if stem in found}
-        samples.append(
-            SourceSample(
-                key=sample_key(class_name, split, folder.name, stem),
-                class_name=class_name,
-                split=split,
-                defect=folder.name,
-                images={name: source_file(name, path) for name, path in paths.items()},
-                mask=find_mask(masks, stem, folder.name, next(iter(paths.values())), mask_folder),
-            )
-        )
+        files = {name: source_file(name, path) for name, path in paths.items()}
+        mask = find_mask(masks, stem, folder.name, next(iter(paths.values())), mask_folder)
+        samples.append(new_sample(class_name, split, folder.name, stem, files, mask))
     return samples
 
 

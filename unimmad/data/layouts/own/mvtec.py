@@ -22,9 +22,9 @@ from unimmad.data.layouts.scan import (
     defect_folders,
     find_mask,
     images_by_stem,
+    new_sample,
     note_spare_masks,
     read_classes,
-    sample_key,
     visible_folders,
 )
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
@@ -88,14 +88,8 @@ def _read_defect(class_folder: Path, split: Split, folder: Path, modality: str, 
     masks = images_by_stem(mask_folder, notices) if has_masks else None
     images = images_by_stem(folder, notices)
     note_spare_masks(masks, images, mask_folder, notices)
-    return [
-        SourceSample(
-            key=sample_key(class_folder.name, split, folder.name, stem),
-            class_name=class_folder.name,
-            split=split,
-            defect=folder.name,
-            images={modality: SourceFile.of(path)},
-            mask=find_mask(masks, stem, folder.name, path, mask_folder),
-        )
-        for stem, path in images.items()
-    ]
+    samples = []
+    for stem, path in images.items():
+        mask = find_mask(masks, stem, folder.name, path, mask_folder)
+        samples.append(new_sample(class_folder.name, split, folder.name, stem, {modality: SourceFile.of(path)}, mask))
+    return samples

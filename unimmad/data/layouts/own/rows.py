@@ -38,16 +38,16 @@ def read_rows(path: Path, required: Sequence[str]) -> list[Row]:
 
     Raises:
         ValueError: not readable as such, a required column is missing, there are more than ``MAX_COLUMNS``, a cell
-            holds what is no text, or there is no row.
+            holds what is not text, or there is no row.
     """
     try:
         text = read_limited(path, MAX_TABLE_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: is no UTF-8 text; save it as UTF-8") from None
+        raise ValueError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     if "\0" in text:  # every second byte of UTF-16
-        raise ValueError(f"{path}: is no UTF-8 text; save it as UTF-8")
+        raise ValueError(f"{path}: is not UTF-8 text; save it as UTF-8")
     rows = list(_json_lines(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text, required))
     if not rows:
         raise ValueError(f"{path}: lists no sample")
@@ -73,7 +73,7 @@ def _csv_rows(path: Path, text: str, required: Sequence[str]) -> Iterator[Row]:
     try:
         table = [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: is no CSV ({error})") from None
+        raise ValueError(f"{path}, line {reader.line_num}: is not CSV ({error})") from None
     header = [name.strip() for name in table[0][1]] if table else []
     if missing := [column for column in required if column not in header]:
         named = listed(header) or "(none)"
