@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from unimmad.config import TrainingSettings
 from unimmad.methods.rd import RD, RDSettings
 from unimmad.model.backbone import Backbone
 from unimmad.model.method import StepFacts
@@ -47,7 +48,7 @@ def test_a_backbone_without_the_strides_is_refused_by_name():
 def test_a_step_reaches_every_trainable_parameter_and_no_other(backbone):
     method = new_rd(backbone)
     output = method(images(3), [2, 1], torch.tensor([0, 1, 0]))
-    method.loss(output, StepFacts(torch.ones(3))).total.backward()
+    method.loss(output, StepFacts(torch.ones(3), TrainingSettings())).total.backward()
     for target_TChw, student_TChw in zip(output.compared.teacher, output.compared.student, strict=True):
         assert target_TChw.shape == student_TChw.shape
     for name, weight in method.named_parameters():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from methods.peer_fixtures import PeerFixture, assert_close, rebuild
 
+from unimmad.config import TrainingSettings
 from unimmad.methods.rd import RD, Features, RDSettings
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.method import StepFacts
@@ -54,7 +55,7 @@ def method(fixture) -> RD:
 
 def mean_loss(method: RD, compared: Features) -> torch.Tensor:
     count = len(compared.teacher[0])
-    return method.token_losses(compared, StepFacts(torch.ones(count))).mean()
+    return method.token_losses(compared, StepFacts(torch.ones(count), TrainingSettings())).mean()
 
 
 def cosine_distances(compared: Features) -> list[torch.Tensor]:
@@ -68,7 +69,7 @@ def test_features_losses_maps_and_scores_are_the_authors(fixture, method, folded
     method.eval()
     method.folded_teacher = None
     if folded:
-        method.fold_teacher()
+        method.freeze_teacher()
     step = fixture.facts["channel_step"]
     with torch.no_grad():
         compared = method.compare(fixture.tensor("img"))

@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from unimmad.config import TrainingSettings
 from unimmad.methods.uniad import UniAD, UniADSettings, jittered, neighbour_mask
 from unimmad.model.method import StepFacts
 
@@ -70,7 +71,7 @@ def test_a_backbone_without_the_strides_is_refused_by_name_and_fits_with_others(
 def test_a_step_reaches_every_trainable_parameter_and_no_other(backbone):
     method = new_uniad(backbone=backbone)
     output = method(images(3), [2, 1], torch.tensor([0, 1, 0]))
-    method.loss(output, StepFacts(torch.ones(3))).total.backward()
+    method.loss(output, StepFacts(torch.ones(3), TrainingSettings())).total.backward()
     for name, weight in method.named_parameters():
         assert weight.requires_grad is not name.startswith("teacher.")
         assert (weight.grad is not None and bool(weight.grad.any())) is weight.requires_grad, name

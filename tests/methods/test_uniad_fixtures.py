@@ -7,6 +7,7 @@ import pytest
 import torch
 from methods.peer_fixtures import PeerFixture, assert_close, rebuild
 
+from unimmad.config import TrainingSettings
 from unimmad.methods.uniad import Features, UniAD, UniADSettings, jittered
 from unimmad.model.anomaly_map import image_scores
 from unimmad.model.method import StepFacts
@@ -121,7 +122,9 @@ def test_a_training_step_has_the_authors_loss_and_gradients(fixture, method, kin
         noise_TPC = fixture.tensor("jitter_noise_given").transpose(0, 1)
         tokens_TPC = jittered(tokens_TPC, noise_TPC, method.settings.jitter_scale)
     rebuilt_TChw = method.reconstruction(tokens_TPC).transpose(1, 2).reshape_as(aligned_TChw)
-    losses_T = method.token_losses(Features(aligned_TChw, rebuilt_TChw), StepFacts(torch.ones(len(aligned_TChw))))
+    losses_T = method.token_losses(
+        Features(aligned_TChw, rebuilt_TChw), StepFacts(torch.ones(len(aligned_TChw)), TrainingSettings())
+    )
     losses_T.mean().backward()
     assert losses_T.mean().item() == pytest.approx(fixture.outputs[f"train_loss_{kind}"].item(), rel=1e-4)
     if kind == "jitter":

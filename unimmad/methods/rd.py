@@ -17,7 +17,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unimmad.config.method import MethodSettings
+from unimmad.config.method import MethodSettings, TimmName
 from unimmad.methods.frozen_teacher import FrozenTeacherMethod
 from unimmad.model.anomaly_map import cosine_distance
 from unimmad.model.backbone import Backbone
@@ -33,7 +33,7 @@ EMBEDDING_STRIDE = 32
 class RDSettings(MethodSettings):
     """Sizes of the network; the student's follow the backbone."""
 
-    backbone: str = "wide_resnet50_2.tv_in1k"
+    backbone: TimmName = "wide_resnet50_2.tv_in1k"
     """A network of timm's own list with features at strides 4, 8 and 16. Of a ResNet the student has the same residual
     blocks, of any other the blocks of a ResNet-18."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import Positive, Real
-from unimmad.config.method import MethodSettings
+from unimmad.config.method import MethodSettings, TimmName
 from unimmad.methods.frozen_teacher import FrozenTeacherMethod
 from unimmad.model.backbone import Backbone
 from unimmad.model.method import StepFacts
@@ -33,7 +33,7 @@ class UniADSettings(MethodSettings):
 
     image_size: Positive = 224
     """Height and width of every image; a multiple of the last stride."""
-    backbone: str = "tf_efficientnet_b4.aa_in1k"
+    backbone: TimmName = "tf_efficientnet_b4.aa_in1k"
     """A network of timm's own list with features at ``strides``."""
     strides: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=8)] = (2, 4, 8, 16)
     """Of the backbone's maps, finest first; all are brought to the last one's grid."""
