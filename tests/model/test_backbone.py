@@ -36,6 +36,18 @@ def test_maps_have_strides_4_8_16_and_the_promised_channels_and_no_negatives(nam
     assert all((x > 0).any() for x in maps)
 
 
+def test_other_strides_come_with_negatives_and_without_the_rest_where_told():
+    backbone = Backbone("efficientnet_b0", (2, 16), rectified=False, without_rest=True)
+    assert backbone.channels == (16, 112)
+    maps = maps_of(backbone)
+    assert [tuple(x.shape[1:]) for x in maps] == [(16, 32, 32), (112, 4, 4)]
+    assert all((x < 0).any() for x in maps)
+    whole = Backbone("efficientnet_b0")
+    assert (len(backbone.network.blocks), len(whole.network.blocks)) == (5, 7)
+    whole.network.load_state_dict(backbone.network.state_dict(), strict=False)
+    torch.testing.assert_close(maps_of(whole)[-1], maps[-1].relu())
+
+
 def test_a_network_without_these_strides_is_refused_with_its_own():
     says = r"model\.backbone: vit_tiny_patch16_224 has features at strides \[16, .*strides 4, 8 and 16 are needed"
     with pytest.raises(ValueError, match=says):

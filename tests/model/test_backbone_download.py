@@ -132,3 +132,20 @@ def test_downloaded_weights_that_are_not_finite_are_refused(target, monkeypatch)
         ValueError, match=r"ImageNet weights .* bn1\.running_mean holds values that are NaN or infinite"
     ):
         load_backbone_weights(target, "imagenet")
+
+
+def test_downloaded_weights_reach_a_network_without_its_rest(monkeypatch):
+    downloaded = []
+
+    def without_download(name, pretrained, **options):
+        assert pretrained
+        downloaded.append(create_model(name, pretrained=False, **options))
+        return downloaded[-1]
+
+    target = Backbone("efficientnet_b0", (2, 16), without_rest=True)
+    create_model = backbone_module.timm.create_model
+    monkeypatch.setattr(backbone_module, "_resolves", lambda url: False)
+    monkeypatch.setattr(backbone_module.timm, "create_model", without_download)
+    assert load_backbone_weights(target, "imagenet") == "ImageNet (efficientnet_b0, timm)"
+    wanted = downloaded[0].state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in target.network.state_dict().items())

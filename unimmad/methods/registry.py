@@ -10,6 +10,8 @@ import torch
 
 from unimmad.config import MethodSettings, ModelSettings, Recipe
 from unimmad.config.recipe import DEFAULT_METHOD
+from unimmad.methods.rd import RD, RDSettings
+from unimmad.methods.uniad import UniAD, UniADSettings
 from unimmad.model.method import FittedMethod, Method
 from unimmad.model.unimmad import UniMMAD
 
@@ -31,6 +33,8 @@ class MethodType:
 
 METHODS: Mapping[str, MethodType] = {
     DEFAULT_METHOD: MethodType(ModelSettings, UniMMAD),
+    "rd": MethodType(RDSettings, RD),
+    "uniad": MethodType(UniADSettings, UniAD),
 }
 METHOD_SETTINGS: Mapping[str, type[MethodSettings]] = {name: kind.settings for name, kind in METHODS.items()}
 """For ``load_recipe`` and ``parse_recipe``."""

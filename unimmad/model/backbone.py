@@ -1,5 +1,7 @@
 """Feature networks from timm: the frozen teacher and the encoder are two copies of one (METHOD parts 1 and 3).
 
+The methods that UniMMAD is compared with take their teachers from here, too, at strides of their own.
+
 Letters: N images, C channels, H x W pixels.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +26,8 @@ from unimmad.model.finite import check_finite
 ensure_torchvision_imports()
 import timm  # noqa: E402
 from huggingface_hub import constants as hub_constants  # noqa: E402
+from timm.models.efficientnet import EfficientNetFeatures  # noqa: E402
+from timm.models.mobilenetv3 import MobileNetV3Features  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +39,36 @@ RANDOM_WEIGHTS = "none (random)"
 class Backbone(nn.Module):
     """A timm network cut after its stage of stride 16; gives the maps at strides 4, 8 and 16, each through a ReLU."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, strides: Sequence[int] = STRIDES, rectified: bool = True, without_rest: bool = False
+    ) -> None:
         """Build with random weights.
 
+        Args:
+            name: of timm's list.
+            strides: of the maps, finest first; the network is cut after the last one's stage.
+            rectified: False leaves the ReLU behind every map out.
+            without_rest: no blocks behind the last map's, which timm keeps in EfficientNet and MobileNet (and
+                UniMMAD's checkpoints hold).
+
         Raises:
-            ValueError: timm knows no such network, or it has no features at strides 4, 8 and 16.
+            ValueError: timm knows no such network, or it has no features at ``strides``.
         """
         super().__init__()
         self.name = name
-        self.network = timm.create_model(name, pretrained=False, features_only=True, out_indices=_stages(name))
+        self.strides = tuple(strides)
+        self.rectified = rectified
+        self.network = timm.create_model(
+            name, pretrained=False, features_only=True, out_indices=_stages(name, self.strides)
+        )
+        if without_rest and isinstance(self.network, EfficientNetFeatures | MobileNetV3Features):
+            last = int(self.network.feature_info.module_name()[-1].removeprefix("blocks."))
+            del self.network.blocks[last + 1 :]
         self.channels: tuple[int, ...] = tuple(self.network.feature_info.channels())
 
     def forward(self, images_NCHW: Tensor) -> list[Tensor]:
-        return [features.relu() for features in self.network(images_NCHW)]
+        maps = self.network(images_NCHW)
+        return [features.relu() for features in maps] if self.rectified else maps
 
 
 def load_backbone_weights(backbone: Backbone, weights: str) -> str:
@@ -124,7 +145,7 @@ def freeze_batchnorm(module: nn.Module) -> None:
 
 
 @cache
-def _stages(name: str) -> tuple[int, ...]:
+def _stages(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     try:
         # The answer is kept, so the first network of a process must not draw more random numbers than the second.
         with torch.random.fork_rng():
@@ -132,10 +153,12 @@ def _stages(name: str) -> tuple[int, ...]:
     except Exception as error:  # timm raises many kinds for an unknown or unsuitable network
         raise ValueError(f"model.backbone: timm can't build {name!r} with features_only: {error}") from None
     reductions = list(probe.feature_info.reduction())
-    if any(reductions.count(stride) != 1 for stride in STRIDES):
-        raise ValueError(f"model.backbone: {name} has features at strides {reductions}; strides 4, 8 and 16 are needed")
+    if any(reductions.count(stride) != 1 for stride in strides):
+        *others, last = map(str, strides)
+        wanted = f"strides {', '.join(others)} and {last} are" if others else f"stride {last} is"
+        raise ValueError(f"model.backbone: {name} has features at strides {reductions}; {wanted} needed")
     indices = probe.feature_info.out_indices
-    return tuple(indices[reductions.index(stride)] for stride in STRIDES)
+    return tuple(indices[reductions.index(stride)] for stride in strides)
 
 
 def _load_imagenet(backbone: Backbone) -> None:
@@ -143,12 +166,16 @@ def _load_imagenet(backbone: Backbone) -> None:
     hub_constants.HF_HUB_OFFLINE = offline_before or not _resolves(hub_constants.ENDPOINT)
     try:
         source = timm.create_model(
-            backbone.name, pretrained=True, features_only=True, out_indices=_stages(backbone.name)
+            backbone.name,
+            pretrained=True,
+            features_only=True,
+            out_indices=_stages(backbone.name, backbone.strides),
         )
     finally:
         hub_constants.HF_HUB_OFFLINE = offline_before
     check_finite(source.state_dict(), f"the weights of {backbone.name}")
-    backbone.network.load_state_dict(source.state_dict())
+    state = source.state_dict()
+    backbone.network.load_state_dict({name: state[name] for name in backbone.network.state_dict()})
 
 
 def _resolves(url: str) -> bool:
