@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import NotNegative, Real
+from unimmad.methods.level_cosines import level_losses, mean_distance_map
 from unimmad.methods.token_groups import (
     DECODER_NORM_EPS,
     MLP_RATIO,
@@ -22,7 +23,6 @@ from unimmad.methods.token_groups import (
     Mlp,
     TokenGroupMethod,
     TokenGroupSettings,
-    group_losses,
     init_small,
     join_heads,
     split_heads,
@@ -82,10 +82,10 @@ class Dinomaly(TokenGroupMethod[GroupedFeatures]):
             with_gradient_times(decoded_TDgg, _easy_places_less(target_TDgg, decoded_TDgg, share, facts.global_sum))
             for target_TDgg, decoded_TDgg in zip(compared.teacher, compared.decoder, strict=True)
         ]
-        return group_losses(compared.teacher, decoder)
+        return level_losses(compared.teacher, decoder).mean(dim=1)
 
     def token_maps(self, compared: GroupedFeatures) -> Tensor:
-        return self.mean_map(compared)
+        return mean_distance_map(compared.teacher, compared.decoder, self.image_size)
 
     def _easy_share(self, step: int) -> float:
         final, steps = self.settings.easy_share, self.settings.easy_share_steps

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import Positive, Real
+from unimmad.methods.level_cosines import level_losses, mean_distance_map
 from unimmad.methods.token_groups import (
     DECODER_NORM_EPS,
     GroupedFeatures,
     Mlp,
     TokenGroupMethod,
     TokenGroupSettings,
-    group_losses,
     init_small,
     join_heads,
     split_heads,
@@ -92,10 +92,10 @@ class INPFormer(TokenGroupMethod[Rebuilt]):
         ]
         distances_TPM = prototype_distances(compared.patches_TPD, compared.prototypes_TMD)
         gather_T = distances_TPM.min(dim=2).values.mean(dim=1)
-        return group_losses(teacher, decoder) + self.settings.gather_weight * gather_T
+        return level_losses(teacher, decoder).mean(dim=1) + self.settings.gather_weight * gather_T
 
     def token_maps(self, compared: Rebuilt) -> Tensor:
-        return self.mean_map(compared.features)
+        return mean_distance_map(compared.features.teacher, compared.features.decoder, self.image_size)
 
 
 class PrototypeExtractor(nn.Module):

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from unimmad.config.fields import NotNegative, Positive
 from unimmad.config.method import MethodSettings
 from unimmad.methods.single_image import Compared, SingleImageMethod
-from unimmad.model.anomaly_map import cosine_distance
 from unimmad.model.backbone import load_backbone_weights
 from unimmad.model.vit import FrozenViT, PositionResampling
 
@@ -86,16 +85,8 @@ class TokenGroupMethod(SingleImageMethod[Compared]):
 
     def group_means(self, patches: Sequence[Tensor]) -> list[Tensor]:
         """One output of each target, [T, P, D], to one of each group, [T, D, g, g]."""
-        grid = self.teacher.grid
         means = [torch.stack([patches[place] for place in group]).mean(dim=0) for group in self.groups]
-        return [mean_TPD.transpose(1, 2).unflatten(2, (grid, grid)) for mean_TPD in means]
-
-    def mean_map(self, features: GroupedFeatures) -> Tensor:
-        """The mean of the groups' distances, at image size: [T, H, W]."""
-        distances = [cosine_distance(*pair) for pair in zip(features.teacher, features.decoder, strict=True)]
-        size = (self.image_size, self.image_size)
-        maps = F.interpolate(torch.stack(distances, dim=1), size=size, mode="bilinear", align_corners=True)
-        return maps.mean(dim=1)
+        return [self.teacher.as_map(mean_TPD) for mean_TPD in means]
 
 
 class Mlp(nn.Module):
@@ -118,15 +109,6 @@ def split_heads(tokens_TPD: Tensor, heads: int) -> Tensor:
 def join_heads(tokens_ThPd: Tensor) -> Tensor:
     """[T, heads, P, D / heads] to [T, P, D]."""
     return tokens_ThPd.transpose(1, 2).flatten(2)
-
-
-def group_losses(teacher: Sequence[Tensor], decoder: Sequence[Tensor]) -> Tensor:
-    """1 - cosine of a group's features as one vector, averaged over groups: [T]."""
-    losses = [
-        1 - F.cosine_similarity(target_TDgg.flatten(1).float(), decoded_TDgg.flatten(1).float())
-        for target_TDgg, decoded_TDgg in zip(teacher, decoder, strict=True)
-    ]
-    return torch.stack(losses).mean(dim=0)
 
 
 def with_gradient_times(decoded_TDgg: Tensor, factor_Tgg: Tensor) -> Tensor:

@@ -108,6 +108,10 @@ class FrozenViT(TimmNetwork):
             return [Tokens(patches_NPD, patches_NPD[:, :0]) for patches_NPD in outputs]
         return [Tokens(patches_NPD, prefix_NRD) for patches_NPD, prefix_NRD in outputs]
 
+    def as_map(self, patches_NPD: Tensor) -> Tensor:
+        """[N, P, D] to [N, D, grid, grid]."""
+        return patches_NPD.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+
     def fitted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Brings position embeddings to this grid; a file may also have the names of the network's authors."""
         state = dict(state)
