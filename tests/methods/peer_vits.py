@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from unimmad.config import TrainingSettings
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.backends.torchvision_repair import ensure_torchvision_imports
 from unimmad.model.method import Method, StepFacts
@@ -74,7 +75,7 @@ def loss_and_gradients(method: Method, images: torch.Tensor, step: int = 0) -> t
     count = len(images)
     method.zero_grad()
     output = method(images, [1] * count, torch.zeros(count, dtype=torch.int64))
-    loss = method.loss(output, StepFacts(torch.ones(count), step=step)).total
+    loss = method.loss(output, StepFacts(torch.ones(count), TrainingSettings(), step=step)).total
     loss.backward()
     return loss.detach()
 
@@ -112,7 +113,7 @@ def gradients_of_two_ranks(method: Method, images: torch.Tensor, share_of_first:
         mine = images[:share_of_first] if rank == 0 else images[share_of_first:]
         count = len(mine)
         output = method(mine, [1] * count, torch.zeros(count, dtype=torch.int64))
-        facts = StepFacts(torch.ones(count), step=step, world_size=2, global_sum=global_sum)
+        facts = StepFacts(torch.ones(count), TrainingSettings(), step=step, world_size=2, global_sum=global_sum)
         trainable = [parameter for parameter in method.parameters() if parameter.requires_grad]
         return list(torch.autograd.grad(method.loss(output, facts).total, trainable))
 

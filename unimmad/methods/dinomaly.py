@@ -56,7 +56,6 @@ class Dinomaly(TokenGroupMethod[GroupedFeatures]):
             ValueError: the backbone does not exist, has too few blocks, or its patches do not tile the image.
         """
         super().__init__(settings)
-        self.settings = settings
         dim, heads = self.teacher.dim, self.teacher.heads
         self.bottleneck = NoisyBottleneck(dim, settings.dropout)
         self.decoder = nn.ModuleList(DecoderBlock(dim, heads) for _ in settings.blocks)

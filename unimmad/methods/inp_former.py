@@ -63,7 +63,6 @@ class INPFormer(TokenGroupMethod[Rebuilt]):
             ValueError: the backbone does not exist, has too few blocks, or its patches do not tile the image.
         """
         super().__init__(settings)
-        self.settings = settings
         dim, heads = self.teacher.dim, self.teacher.heads
         self.prototypes_MD = nn.Parameter(torch.randn(settings.prototypes, dim))
         self.extractor = PrototypeExtractor(dim, heads)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import NotNegative, Positive
-from unimmad.config.method import MethodSettings
+from unimmad.config.method import MethodSettings, TimmName
 from unimmad.methods.single_image import Compared, SingleImageMethod
 from unimmad.model.backbone import load_backbone_weights
 from unimmad.model.vit import FrozenViT, PositionResampling
@@ -32,9 +32,11 @@ Group = Annotated[tuple[NotNegative, ...], Field(min_length=1)]
 class TokenGroupSettings(MethodSettings):
     """Which tokens are compared."""
 
+    backbone_kind: ClassVar[Literal["convolutional", "transformer"]] = "transformer"
+
     image_size: Positive = 392
     """Height and width of every image; a multiple of the backbone's patches."""
-    backbone: str = "vit_base_patch14_reg4_dinov2.lvd142m"
+    backbone: TimmName = "vit_base_patch14_reg4_dinov2.lvd142m"
     """A vision transformer of timm's own list."""
     blocks: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (2, 3, 4, 5, 6, 7, 8, 9)
     """The targets: blocks of the backbone, counted from 0, ascending. The decoder has as many blocks."""
@@ -69,9 +71,7 @@ class TokenGroupMethod(SingleImageMethod[Compared]):
 
     def __init__(self, settings: TokenGroupSettings) -> None:
         super().__init__()
-        self.image_size = settings.image_size
-        self.modality_slots = settings.modality_slots
-        self.backbone_weights = settings.backbone_weights
+        self.settings = settings
         self.groups = settings.groups
         self.teacher = FrozenViT(settings.backbone, settings.blocks, settings.image_size, settings.position_resampling)
 
@@ -81,7 +81,7 @@ class TokenGroupMethod(SingleImageMethod[Compared]):
         Raises:
             ValueError: the weights can't be had or do not fit.
         """
-        return load_backbone_weights(self.teacher, self.backbone_weights)
+        return load_backbone_weights(self.teacher, self.settings.backbone_weights)
 
     def group_means(self, patches: Sequence[Tensor]) -> list[Tensor]:
         """One output of each target, [T, P, D], to one of each group, [T, D, g, g]."""

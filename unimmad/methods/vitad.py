@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unimmad.config.fields import NotNegative, Positive
-from unimmad.config.method import MethodSettings
+from unimmad.config.method import MethodSettings, TimmName
 from unimmad.methods.level_cosines import level_losses, mean_distance_map
 from unimmad.methods.single_image import SingleImageMethod
 from unimmad.model.backbone import load_backbone_weights
@@ -33,9 +33,11 @@ Blocks = Annotated[tuple[NotNegative, ...], Field(min_length=1)]
 class ViTADSettings(MethodSettings):
     """Which tokens are compared; defaults are the authors'."""
 
+    backbone_kind: ClassVar[Literal["convolutional", "transformer"]] = "transformer"
+
     image_size: Positive = 256
     """Height and width of every image; a multiple of the backbone's patches."""
-    backbone: str = "vit_small_patch16_224.dino"
+    backbone: TimmName = "vit_small_patch16_224.dino"
     """A vision transformer of timm's own list. The student has its channels and heads."""
     teacher_blocks: Blocks = (2, 5, 8)
     """Blocks of the backbone that are rebuilt, counted from 0, ascending."""
@@ -80,8 +82,6 @@ class ViTAD(SingleImageMethod[Levels]):
         """
         super().__init__()
         self.settings = settings
-        self.image_size = settings.image_size
-        self.modality_slots = settings.modality_slots
         used = sorted({*settings.teacher_blocks, settings.neck_block})
         self.levels = [used.index(block) for block in settings.teacher_blocks]
         self.neck = used.index(settings.neck_block)

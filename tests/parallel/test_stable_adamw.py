@@ -6,7 +6,16 @@ import pytest
 import torch
 from methods.peer_fixtures import PeerFixture, assert_close
 
-from unimmad.training.stable_adamw import stable_adamw
+from unimmad.config import TrainingSettings
+from unimmad.parallel.optimizer import new_optimizer
+
+
+def stable_adamw(parameters: list[torch.nn.Parameter], lr: float, weight_decay: float = 1e-4) -> torch.optim.Optimizer:
+    """As Dinomaly's authors train with it."""
+    training = TrainingSettings(
+        optimizer="stable_adamw", learning_rate=lr, weight_decay=weight_decay, adam_epsilon=1e-10
+    )
+    return new_optimizer(torch.nn.ParameterList(parameters), training)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +61,8 @@ def test_it_goes_on_from_its_state(fixture, parameters):
 
 def test_a_rate_of_0_changes_nothing_but_the_moments(fixture, parameters):
     before = [parameter.detach().clone() for parameter in parameters]
-    optimizer = stable_adamw(parameters, lr=0.0)
+    optimizer = stable_adamw(parameters, lr=1.0)
+    optimizer.param_groups[0]["lr"] = 0.0
     take_step(fixture, 0, parameters, optimizer)
     assert all(torch.equal(parameter, old) for parameter, old in zip(parameters, before, strict=True))
     assert (optimizer.state[parameters[0]]["exp_avg"] != 0).all()
