@@ -40,9 +40,7 @@ def load_recipe(
     return override_recipe(parse_recipe(values, str(path), methods), overrides, methods)
 
 
-def override_recipe(
-    recipe: Recipe[Any], overrides: Sequence[str], methods: MethodTypes = UNIMMAD_ALONE
-) -> Recipe[Any]:
+def override_recipe(recipe: Recipe[Any], overrides: Sequence[str], methods: MethodTypes = UNIMMAD_ALONE) -> Recipe[Any]:
     """The same but for ``KEY=VALUE`` overrides, applied in their order.
 
     Raises:

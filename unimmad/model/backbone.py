@@ -1,6 +1,7 @@
 """Feature networks from timm: the frozen teacher and the encoder are two copies of one (METHOD parts 1 and 3).
 
-The methods that UniMMAD is compared with take their teachers from here, too, at strides of their own.
+The methods that UniMMAD is compared with take their teachers from here, too, at strides of their own. How weights come
+into any network of timm stands here too; vit.py has those that give tokens.
 
 Letters: N images, C channels, H x W pixels.
 """
@@ -9,10 +10,12 @@ from __future__ import annotations
 
 import logging
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -36,7 +39,25 @@ RANDOM_WEIGHTS = "none (random)"
 """What ``load_backbone_weights`` says of a network that it gave none."""
 
 
-class Backbone(nn.Module):
+class TimmNetwork(nn.Module, ABC):
+    """The part of a timm network that is used, and how weights come into it."""
+
+    name: str
+    network: Any
+    """A module; timm's have no types."""
+    trained_on: ClassVar[str] = "ImageNet"
+    """What messages say of timm's weights."""
+
+    @abstractmethod
+    def new_network(self, pretrained: bool) -> Any:
+        """The used part of the network, with timm's weights or random ones."""
+
+    def fitted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A state dict of the same network, perhaps made for another size of image, as ``network`` takes it."""
+        return state
+
+
+class Backbone(TimmNetwork):
     """A timm network cut after its stage of stride 16; gives the maps at strides 4, 8 and 16, each through a ReLU."""
 
     def __init__(
@@ -58,20 +79,22 @@ class Backbone(nn.Module):
         self.name = name
         self.strides = tuple(strides)
         self.rectified = rectified
-        self.network = timm.create_model(
-            name, pretrained=False, features_only=True, out_indices=_stages(name, self.strides)
-        )
+        self.network = self.new_network(pretrained=False)
         if without_rest and isinstance(self.network, EfficientNetFeatures | MobileNetV3Features):
             last = int(self.network.feature_info.module_name()[-1].removeprefix("blocks."))
             del self.network.blocks[last + 1 :]
         self.channels: tuple[int, ...] = tuple(self.network.feature_info.channels())
+
+    def new_network(self, pretrained: bool) -> Any:
+        stages = _stages(self.name, self.strides)
+        return timm.create_model(self.name, pretrained=pretrained, features_only=True, out_indices=stages)
 
     def forward(self, images_NCHW: Tensor) -> list[Tensor]:
         maps = self.network(images_NCHW)
         return [features.relu() for features in maps] if self.rectified else maps
 
 
-def load_backbone_weights(backbone: Backbone, weights: str) -> str:
+def load_backbone_weights(backbone: TimmNetwork, weights: str) -> str:
     """Load ``imagenet``, ``imagenet-or-none``, ``none`` or a file into ``backbone``; returns in words what it now has.
 
     Raises:
@@ -83,15 +106,20 @@ def load_backbone_weights(backbone: Backbone, weights: str) -> str:
     if weights in ("imagenet", "imagenet-or-none"):
         try:
             _load_imagenet(backbone)
-            return f"ImageNet ({backbone.name}, timm)"
+            return f"{backbone.trained_on} ({backbone.name}, timm)"
         except Exception as error:  # the hub's client lets its HTTP library's errors through, which are not OSErrors
             reason = _first_line(error)
             if weights == "imagenet":
                 raise ValueError(
-                    f"ImageNet weights of {backbone.name} can't be had ({reason}); give a local file with "
+                    f"{backbone.trained_on} weights of {backbone.name} can't be had ({reason}); give a local file with "
                     "--set model.backbone_weights=FILE, or train without by --set model.backbone_weights=none"
                 ) from None
-            logger.warning("ImageNet weights of %s can't be had (%s): going on with random ones", backbone.name, reason)
+            logger.warning(
+                "%s weights of %s can't be had (%s): going on with random ones",
+                backbone.trained_on,
+                backbone.name,
+                reason,
+            )
             return RANDOM_WEIGHTS
     path = Path(weights)
     _load_matching(backbone, read_state_dict(path), str(path))
@@ -161,20 +189,15 @@ def _stages(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(indices[reductions.index(stride)] for stride in strides)
 
 
-def _load_imagenet(backbone: Backbone) -> None:
+def _load_imagenet(backbone: TimmNetwork) -> None:
     offline_before = hub_constants.HF_HUB_OFFLINE
     hub_constants.HF_HUB_OFFLINE = offline_before or not _resolves(hub_constants.ENDPOINT)
     try:
-        source = timm.create_model(
-            backbone.name,
-            pretrained=True,
-            features_only=True,
-            out_indices=_stages(backbone.name, backbone.strides),
-        )
+        source = backbone.new_network(pretrained=True)
     finally:
         hub_constants.HF_HUB_OFFLINE = offline_before
     check_finite(source.state_dict(), f"the weights of {backbone.name}")
-    state = source.state_dict()
+    state = backbone.fitted(source.state_dict())
     backbone.network.load_state_dict({name: state[name] for name in backbone.network.state_dict()})
 
 
@@ -213,8 +236,12 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _load_matching(backbone: Backbone, state: Mapping[str, Tensor], origin: str) -> None:
+def _load_matching(backbone: TimmNetwork, state: Mapping[str, Tensor], origin: str) -> None:
     wanted = backbone.network.state_dict()
+    try:
+        state = backbone.fitted(state)
+    except Exception as error:  # tensors of unforeseen shapes make it fail in many ways
+        raise ValueError(f"{origin} does not fit {backbone.name}: {_first_line(error)}") from None
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name not in state and name not in counters]
     if missing:
