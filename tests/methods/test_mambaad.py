@@ -77,7 +77,6 @@ def test_a_step_reaches_every_trainable_parameter(method):
     method.train()
     facts = StepFacts(torch.ones(3))
     method.loss(method(images(3), [2, 1], torch.tensor([0, 1, 0])), facts).total.backward()
-    # The first scan block of every stage may be dropped for every sample, but a gradient of zeros is one too.
     missing = [name for name, value in method.named_parameters() if value.requires_grad and value.grad is None]
     assert not missing
     assert all(value.grad.isfinite().all() for value in method.parameters() if value.requires_grad)
@@ -88,13 +87,13 @@ def test_steps_lower_the_loss(method):
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW([value for value in method.parameters() if value.requires_grad], 5e-3)
     losses = []
-    for _ in range(6):
+    for _ in range(3):
         loss = method.loss(method(images(2), [1, 1], torch.zeros(2, dtype=torch.int64)), StepFacts(torch.ones(2))).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[1] < losses[0]
 
 
 def test_a_token_s_loss_and_map_do_not_depend_on_its_neighbours(method):

@@ -12,9 +12,9 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 def stepwise(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     h, outputs = torch.zeros_like(A), []
-    for t in range(len(u)):
-        h = torch.exp(delta[t][:, None, :] * A) * h + (delta[t] * u[t])[:, None, :] * B[t][..., None]
-        outputs.append((h * C[t][..., None]).sum(1))
+    for u_t, delta_t, B_t, C_t in zip(u.unbind(), delta.unbind(), B.unbind(), C.unbind(), strict=True):
+        h = torch.exp(delta_t[:, None, :] * A) * h + (delta_t * u_t)[:, None, :] * B_t[..., None]
+        outputs.append((h * C_t[..., None]).sum(1))
     return torch.stack(outputs)
 
 
