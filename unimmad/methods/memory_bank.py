@@ -245,7 +245,8 @@ class MemoryBank(FittedMethod):
         )[:, 0]
         nothing_BHW = maps_THW.new_zeros(output.batch, *size)
         if self.settings.join == "max":  # scores are 0 or more
-            return nothing_BHW.index_reduce(0, output.sample_of_token_T, maps_THW, "amax")
+            places_THW = output.sample_of_token_T[:, None, None].expand_as(maps_THW)
+            return nothing_BHW.scatter_reduce(0, places_THW, maps_THW, "amax")
         if self.settings.join == "sum":
             return nothing_BHW.index_add(0, output.sample_of_token_T, maps_THW)
         return nothing_BHW.index_add(0, output.sample_of_token_T, maps_THW.square()).sqrt()
