@@ -68,7 +68,8 @@ class MemoryBankSettings(MethodSettings):
     """A bank of its own for each class and modality, or one a modality for all classes. Where a sample's class is not
     known, each of its images is scored by the class whose bank gives it the smallest mean."""
     max_bank_gb: Annotated[Real, Field(gt=0)] = 8.0
-    """What all banks may take together, and before them, in each process, the patches that they are chosen from."""
+    """What all banks may take together, and before them the patches that they are chosen from, of all processes as of
+    each, in units of 10^9 bytes. While the banks are made, twice as much is needed."""
     align_corners: bool = False
     """How patch scores come bilinearly to the image size, as ``torch.nn.functional.interpolate`` calls it."""
     join: Literal["rss", "sum", "max"] = "rss"
@@ -150,12 +151,14 @@ class MemoryBank(FittedMethod):
         classes: Sequence[str],
         keys: Sequence[str],
     ) -> None:
-        patches_TPD = self.describe_patches(images_TCHW).flatten(1, 2)
-        samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()
         self._check_length("classes", classes, len(tokens_per_sample))
         self._check_length("keys", keys, len(tokens_per_sample))
-        for patches_PD, sample, slot in zip(patches_TPD, samples, slot_of_token_T.tolist(), strict=True):
-            self._collection.add(self._bank_name(classes[sample], slot), patches_PD, keys[sample])
+        samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()
+        slots = slot_of_token_T.tolist()
+        names = [self._bank_name(classes[sample], slot) for sample, slot in zip(samples, slots, strict=True)]
+        patches_TPD = self.describe_patches(images_TCHW).flatten(1, 2)
+        for patches_PD, sample, name in zip(patches_TPD, samples, names, strict=True):
+            self._collection.add(name, patches_PD, keys[sample])
 
     @torch.no_grad()
     def finish(self, gather: Gather) -> None:

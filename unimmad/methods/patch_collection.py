@@ -68,6 +68,7 @@ class PatchCollection:
         self.choice = choice
         self.max_gb = max_gb
         self._parts: dict[BankName, list[Patches]] = {}
+        self._kept = 0
 
     def add(self, name: BankName, rows_PD: Tensor, key: str) -> None:
         """Take in one image.
@@ -87,10 +88,12 @@ class PatchCollection:
         parts = self._parts.setdefault(name, [])
         if self.choice is None:
             parts.append(Patches(rows_PD.cpu(), marks_P3))
+            self._kept += len(rows_PD)
         else:
+            self._kept -= sum(len(part.rows_ND) for part in parts)
             parts[:] = [self._chosen(parts, rows_PD, marks_P3, self.choice)]
-        kept = sum(len(part.rows_ND) for parts in self._parts.values() for part in parts)
-        check_size(kept, self.features, self.max_gb)
+            self._kept += len(parts[0].rows_ND)
+        check_size(self._kept, self.features, self.max_gb)
 
     def _chosen(self, kept: list[Patches], rows_PD: Tensor, marks_P3: Tensor, choice: RandomChoice) -> Patches:
         """What stays of what is kept and an image's patches."""
@@ -119,7 +122,9 @@ class PatchCollection:
         if contents:
             check_size(int(contents["counts"].sum()), self.features, self.max_gb)
         none = Patches(torch.empty(0, self.features), torch.empty(0, 3, dtype=torch.long))
-        of_all = gather(joined([none, *(part for of_name in parts for part in of_name)])._asdict())
+        held = joined([none, *(part for of_name in parts for part in of_name)])
+        del parts  # now held twice
+        of_all = gather(held._asdict())
         if not contents:
             return {}
         all_names = [BankName(*json.loads(line)) for line in bytes(contents["names"].tolist()).decode().splitlines()]
