@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from unimmad.config import TrainingSettings
 from unimmad.methods.memory_bank import MemoryBank, MemoryBankSettings
 from unimmad.model.method import StepFacts
 
@@ -311,12 +312,35 @@ def test_autocast_changes_no_number(make: Maker) -> None:
         assert torch.equal(method.maps(method(*tokens(TEST))), plain)
 
 
+@pytest.mark.parametrize("features", ["patchcore", "joined"])
+@pytest.mark.parametrize("join", ["rss", "sum", "max"])
+def test_the_traced_form_gives_the_same_maps_for_any_batch(make: Maker, features: str, join: str) -> None:
+    method = make.fitted(coreset="none", features=features, join=join, neighbours=2)
+    both = [sample for sample in [*TEST, sample(15)] if len(sample.slots) == 2]
+    images_BMCHW = torch.stack([sample.images_MCHW for sample in both])
+    expected_BHW = method.maps(method(*tokens(both)))
+    network = method.with_fixed_modalities((0, 1))
+    any_batch = {"images_BMCHW": {0: torch.export.Dim("batch", min=1)}}
+    traced = torch.export.export(network, (images_BMCHW[:2],), dynamic_shapes=any_batch).module()
+    torch.testing.assert_close(traced(images_BMCHW), expected_BHW, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(traced(images_BMCHW[:1]), expected_BHW[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_collected_in_inference_mode_can_be_loaded_into(make: Maker) -> None:
+    method = make(coreset="none")
+    with torch.inference_mode():
+        collect(method, TRAIN)
+    method.finish(lambda given: given)
+    assert not any(tensor.is_inference() for tensor in method.state_dict().values())
+    assert_same_banks(method, make.fitted(coreset="none"))
+
+
 def test_the_teacher_stays_as_it_is_and_nothing_trains(make: Maker) -> None:
     method = make.fitted(coreset="none").train()
     assert not any(module.training for module in method.teacher.modules())
     assert not any(parameter.requires_grad for parameter in method.parameters())
     with pytest.raises(RuntimeError, match="MemoryBank is fitted, not trained: it has no loss"):
-        method.loss(method(*tokens(TEST)), StepFacts(torch.ones(5)))
+        method.loss(method(*tokens(TEST)), StepFacts(torch.ones(5), TrainingSettings()))
 
 
 def test_the_backbone_says_what_it_has(make: Maker) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -21,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import NotNegative, Positive, Real, Section
-from unimmad.config.method import MethodSettings
+from unimmad.config.method import MethodSettings, TimmName
 from unimmad.methods.coreset import greedy_coreset, projected, random_start_points, rows_to_keep
-from unimmad.methods.nearest import nearest_neighbours
+from unimmad.methods.nearest import nearest_neighbours, neighbours_of_block
 from unimmad.methods.patch_collection import BankName, PatchCollection, RandomChoice, check_size
 from unimmad.methods.patch_features import joined_patches, patchcore_patches
 from unimmad.model.backbone import STRIDES, Backbone, load_backbone_weights
-from unimmad.model.method import FittedMethod, Gather, sample_of_token
+from unimmad.model.method import FittedMethod, Gather, check_slots, sample_of_token
 
 LEAST_DEVIATION = 1e-3
 """A feature's standard deviation counts as this share of all features' mean one at least."""
@@ -36,7 +37,7 @@ LEAST_DEVIATION = 1e-3
 class MemoryBankSettings(MethodSettings):
     """PatchCore's published ones by default."""
 
-    backbone: str = "wide_resnet50_2.tv_in1k"
+    backbone: TimmName = "wide_resnet50_2.tv_in1k"
     strides: tuple[Positive, ...] = (8, 16)
     """Of the layers whose features are used, ascending: of 4, 8 and 16."""
     features: Literal["patchcore", "joined"] = "patchcore"
@@ -106,8 +107,6 @@ class MemoryBank(FittedMethod):
     def __init__(self, settings: MemoryBankSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.image_size = settings.image_size
-        self.modality_slots = settings.modality_slots
         self.teacher = Backbone(settings.backbone).eval().requires_grad_(False)
         self._layers = [STRIDES.index(stride) for stride in settings.strides]
         channels = sum(self.teacher.channels[layer] for layer in self._layers)
@@ -137,11 +136,14 @@ class MemoryBank(FittedMethod):
     def describe_patches(self, images_TCHW: Tensor) -> Tensor:
         """The features of every patch: float32 [T, h, w, D]."""
         with torch.autocast(images_TCHW.device.type, enabled=False):
-            of_all_layers = self.teacher(images_TCHW.float())
-            maps = [of_all_layers[layer] for layer in self._layers]
-            if self.settings.features == "joined":
-                return joined_patches(maps)
-            return patchcore_patches(maps, self.settings.layer_dim, self.settings.patch_dim)
+            return self._patches(images_TCHW.float())
+
+    def _patches(self, images_TCHW: Tensor) -> Tensor:
+        of_all_layers = self.teacher(images_TCHW)
+        maps = [of_all_layers[layer] for layer in self._layers]
+        if self.settings.features == "joined":
+            return joined_patches(maps)
+        return patchcore_patches(maps, self.settings.layer_dim, self.settings.patch_dim)
 
     def collect(
         self,
@@ -236,23 +238,28 @@ class MemoryBank(FittedMethod):
         best_Thw = torch.full_like(patches_ThwD[..., 0], torch.inf)
         for number, tokens in tokens_of.items():
             chosen = torch.tensor(tokens, device=best_Thw.device)
-            scores_thw, before_thw = self._search(patches_ThwD[chosen], number), best_Thw[chosen]
-            better_t11 = (scores_thw.mean((1, 2)) < before_thw.mean((1, 2)))[:, None, None]
-            best_Thw[chosen] = torch.where(better_t11, scores_thw, before_thw)
+            best_Thw[chosen] = _of_nearer_bank(best_Thw[chosen], self._search(patches_ThwD[chosen], number))
         return PatchScores(best_Thw, samples_T.to(best_Thw.device), len(tokens_per_sample))
 
     def maps(self, output: PatchScores) -> Tensor:
-        size = (self.image_size, self.image_size)
-        maps_THW = F.interpolate(
-            output.scores_Thw[:, None], size=size, mode="bilinear", align_corners=self.settings.align_corners
-        )[:, 0]
-        nothing_BHW = maps_THW.new_zeros(output.batch, *size)
+        maps_THW = self._at_image_size(output.scores_Thw)
+        nothing_BHW = maps_THW.new_zeros(output.batch, *maps_THW.shape[1:])
         if self.settings.join == "max":  # scores are 0 or more
             places_THW = output.sample_of_token_T[:, None, None].expand_as(maps_THW)
             return nothing_BHW.scatter_reduce(0, places_THW, maps_THW, "amax")
         if self.settings.join == "sum":
             return nothing_BHW.index_add(0, output.sample_of_token_T, maps_THW)
         return nothing_BHW.index_add(0, output.sample_of_token_T, maps_THW.square()).sqrt()
+
+    def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
+        """As ``Method``'s; the class of a sample is not known to it."""
+        check_slots(slots, self.modality_slots)
+        return _FixedModalities(self, slots)
+
+    def _at_image_size(self, scores_Thw: Tensor) -> Tensor:
+        """[T, H, W]."""
+        size, align_corners = (self.image_size, self.image_size), self.settings.align_corners
+        return F.interpolate(scores_Thw[:, None], size=size, mode="bilinear", align_corners=align_corners)[:, 0]
 
     @property
     def _device(self) -> torch.device:
@@ -282,14 +289,19 @@ class MemoryBank(FittedMethod):
 
     def _search(self, patches_thwD: Tensor, number: int) -> Tensor:
         """Scores by one bank: [t, h, w]."""
-        queries_nD = patches_thwD.flatten(0, 2)
-        if len(self.deviations):
-            queries_nD = queries_nD / self.deviations[number]
-        with torch.autocast(queries_nD.device.type, enabled=False):
+        with torch.autocast(patches_thwD.device.type, enabled=False):
+            queries_nD = self._queries(patches_thwD, number)
             distances_nk, _ = nearest_neighbours(queries_nD, self.banks[number], self.settings.neighbours)
-        if self.settings.distance == "root":
-            distances_nk = distances_nk.sqrt()
-        return distances_nk.mean(1).unflatten(0, patches_thwD.shape[:3])
+        return self._scores(distances_nk).unflatten(0, patches_thwD.shape[:3])
+
+    def _queries(self, patches_thwD: Tensor, number: int) -> Tensor:
+        """As the bank's rows are: [n, D]."""
+        queries_nD = patches_thwD.flatten(0, 2)
+        return queries_nD / self.deviations[number] if len(self.deviations) else queries_nD
+
+    def _scores(self, distances_nk: Tensor) -> Tensor:
+        """From squared distances: [n]."""
+        return (distances_nk.sqrt() if self.settings.distance == "root" else distances_nk).mean(1)
 
     def _banks_to_search(self, class_name: str | None, slot: int) -> list[int]:
         if class_name is None and self.settings.bank_per == "class":
@@ -332,6 +344,41 @@ class MemoryBank(FittedMethod):
     def _check_length(what: str, given: Sequence[str], batch: int) -> None:
         if len(given) != batch:
             raise ValueError(f"{len(given)} {what} were given for {batch} samples")
+
+
+class _FixedModalities(nn.Module):
+    """Every sample has the modalities of ``slots`` and is of any class; plain operations that can be traced."""
+
+    def __init__(self, method: MemoryBank, slots: Sequence[int]) -> None:
+        super().__init__()
+        self.method = method.eval()
+        self.banks_of_M = [method._banks_to_search(None, slot) for slot in slots]
+
+    def forward(self, images_BMCHW: Tensor) -> Tensor:
+        """Normalised images -> maps before blurring, float32 [B, H, W]."""
+        patches_ThwD = self.method._patches(images_BMCHW.flatten(0, 1))
+        patches_BMhwD = patches_ThwD.unflatten(0, images_BMCHW.shape[:2])
+        of_modalities = zip(patches_BMhwD.unbind(1), self.banks_of_M, strict=True)
+        maps_MBHW = torch.stack([self.method._at_image_size(self._modality(*pair)) for pair in of_modalities])
+        if self.method.settings.join == "max":
+            return maps_MBHW.amax(0)
+        return maps_MBHW.sum(0) if self.method.settings.join == "sum" else maps_MBHW.square().sum(0).sqrt()
+
+    def _modality(self, patches_BhwD: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Scores of one modality's patches: [B, h, w]."""
+        method, size = self.method, patches_BhwD.shape[:3]
+        of_banks = []
+        for number in numbers:
+            bank_ND = method.banks[number]
+            queries_nD, squares_N = method._queries(patches_BhwD, number), bank_ND.square().sum(1)
+            distances_nk, _ = neighbours_of_block(queries_nD, bank_ND, squares_N, method.settings.neighbours)
+            of_banks.append(method._scores(distances_nk).unflatten(0, size))
+        return reduce(_of_nearer_bank, of_banks)
+
+
+def _of_nearer_bank(first_thw: Tensor, second_thw: Tensor) -> Tensor:
+    """Of each image the scores whose mean is smaller."""
+    return torch.where((second_thw.mean((1, 2)) < first_thw.mean((1, 2)))[:, None, None], second_thw, first_thw)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

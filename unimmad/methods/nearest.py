@@ -34,15 +34,18 @@ def nearest_neighbours(
     rows = min(len(bank_mD), ROWS_OF_A_BLOCK, max(1, block_bytes // queries_nD.element_size()))
     queries = max(1, block_bytes // (rows * queries_nD.element_size()))
     squares_m = bank_mD.square().sum(1)
-    found = [_of_block(block, bank_mD, squares_m, neighbours, rows) for block in queries_nD.split(queries)]
+    found = [neighbours_of_block(block, bank_mD, squares_m, neighbours, rows) for block in queries_nD.split(queries)]
     distances, indices = zip(*found, strict=True)
     return torch.cat(distances), torch.cat(indices)
 
 
-def _of_block(
-    queries_nD: Tensor, bank_mD: Tensor, squares_m: Tensor, neighbours: int, rows: int
+def neighbours_of_block(
+    queries_nD: Tensor, bank_mD: Tensor, squares_m: Tensor, neighbours: int, rows: int = ROWS_OF_A_BLOCK
 ) -> tuple[Tensor, Tensor]:
-    """As ``nearest_neighbours``, for as many queries as a block holds."""
+    """As ``nearest_neighbours``, for all queries at once, ``rows`` of the bank at a time; can be traced for any n.
+
+    ``squares_m``: squared norms of the bank's rows.
+    """
     values, indices = [], []
     for start in range(0, len(bank_mD), rows):
         part = slice(start, start + rows)
