@@ -52,7 +52,7 @@ def test_json_round_trip_with_null_for_undefined():
     content = json.loads(to_json(report))
     assert content["classes"][1]["metrics"]["I-AP"] is None
     assert content["header"] == {"recipe": "demo"}
-    assert content["means"][-1]["name"] == "mean of data sets"
+    assert content["means"][-1]["name"] == "mean of datasets"
     assert from_json(to_json(report)) == report
 
 

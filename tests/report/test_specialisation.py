@@ -91,13 +91,13 @@ def test_the_csv_files_hold_the_numbers(found):
         "gate": "level 1, 1 x 1",
         "leader": "1",
         "load": "0.5",
-        "entropy over data sets": "1",
+        "entropy over datasets": "1",
         "share of metal": "0.5",
         "share of brains": "0.5",
     }
-    assert leaders[3]["entropy over data sets"] == "n/a"
+    assert leaders[3]["entropy over datasets"] == "n/a"
     datasets = read(datasets_csv(found))
-    assert [(row["data set"], row["gate"]) for row in datasets] == [(d, g) for d in ("metal", "brains") for g in GATES]
+    assert [(row["dataset"], row["gate"]) for row in datasets] == [(d, g) for d in ("metal", "brains") for g in GATES]
     assert [float(row["effective leaders"]) for row in datasets] == pytest.approx([2, 2, 2, 1])
     overlap = read(overlap_csv(found))
     assert [row["class"] for row in overlap] == list(found.classes)

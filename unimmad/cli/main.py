@@ -15,6 +15,7 @@ COMMANDS = {
     "shards": "make a folder of shards from datasets on disk, and verify one",
     "train": "train a model on shards; on several GPUs by deepspeed or torchrun",
     "evaluate": "a checkpoint's metrics: tables, pictures and a page",
+    "compare": "several methods trained and scored on the same data, in one table",
     "calibrate": "thresholds at a false-alarm rate, from normal images set aside",
     "predict": "score one's own images: scores, decisions, heat maps",
     "export": "a checkpoint as one ONNX or torch.export file",

@@ -55,7 +55,7 @@ def submit(plan: Plan, tasks: Sequence[Task]) -> list[SubmittedJob]:
         with _interrupts_ignored(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
             handles = [executor.submit(job) for job in jobs]
     except submitit.core.utils.FailedJobError as error:
-        raise ValueError(f"SLURM refuses the job: {_sbatch_words(str(error))}") from None
+        raise ValueError(f"SLURM refuses the job: {sbatch_words(str(error))}") from None
     return [
         SubmittedJob(handle.job_id, job.key, task, plan.jobs_folder, handle)
         for handle, job, task in zip(handles, jobs, tasks, strict=True)
@@ -166,7 +166,7 @@ def _checks_of_node() -> list[str]:
     ]
 
 
-def _sbatch_words(text: str) -> str:
+def sbatch_words(text: str) -> str:
     """The line that says why, out of submitit's report of a command that failed."""
     lines: Sequence[str] = [line.strip() for line in text.splitlines() if "sbatch: error:" in line]
     return "; ".join(line.removeprefix("sbatch: error: ") for line in lines) or text.strip()

@@ -82,7 +82,7 @@ class MambaAD(SingleImageMethod[Reconstruction]):
             ValueError: the backbone's channels do not double from stage to stage.
         """
         super().__init__()
-        self.settings, self.image_size, self.modality_slots = settings, settings.image_size, settings.modality_slots
+        self.settings = settings
         self.teacher = Backbone(settings.backbone).requires_grad_(False)
         channels = self.teacher.channels
         if any(coarser != 2 * finer for finer, coarser in pairwise(channels)):

@@ -10,8 +10,13 @@ import torch
 
 from unimmad.config import MethodSettings, ModelSettings, Recipe
 from unimmad.config.recipe import DEFAULT_METHOD
+from unimmad.methods.dinomaly import Dinomaly, DinomalySettings
+from unimmad.methods.inp_former import INPFormer, INPFormerSettings
+from unimmad.methods.mambaad import MambaAD, MambaADSettings
+from unimmad.methods.memory_bank import MemoryBank, MemoryBankSettings
 from unimmad.methods.rd import RD, RDSettings
 from unimmad.methods.uniad import UniAD, UniADSettings
+from unimmad.methods.vitad import ViTAD, ViTADSettings
 from unimmad.model.method import FittedMethod, Method
 from unimmad.model.unimmad import UniMMAD
 
@@ -35,6 +40,11 @@ METHODS: Mapping[str, MethodType] = {
     DEFAULT_METHOD: MethodType(ModelSettings, UniMMAD),
     "rd": MethodType(RDSettings, RD),
     "uniad": MethodType(UniADSettings, UniAD),
+    "vitad": MethodType(ViTADSettings, ViTAD),
+    "mambaad": MethodType(MambaADSettings, MambaAD),
+    "inp_former": MethodType(INPFormerSettings, INPFormer),
+    "dinomaly": MethodType(DinomalySettings, Dinomaly),
+    "memory_bank": MethodType(MemoryBankSettings, MemoryBank),
 }
 METHOD_SETTINGS: Mapping[str, type[MethodSettings]] = {name: kind.settings for name, kind in METHODS.items()}
 """For ``load_recipe`` and ``parse_recipe``."""

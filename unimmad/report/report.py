@@ -151,7 +151,7 @@ class Report:
 
     def mean_of_datasets(self) -> Mean:
         members = [self.mean_of_dataset(dataset).metrics for dataset in self.datasets]
-        return mean_of_members("mean of data sets", members, "data sets")
+        return mean_of_members("mean of datasets", members, "datasets")
 
     def means(self) -> tuple[Mean, ...]:
         """Each dataset's mean, each field's, then the mean of all classes and the mean of the datasets' means."""

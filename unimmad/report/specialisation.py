@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unimmad.report.csv_text import csv_text
 from unimmad.report.expert_usage import ClassUsage, Shares, normalised, shares_by_dataset
-
-UNDEFINED = "n/a"
+from unimmad.report.formatting import UNDEFINED
+from unimmad.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -82,35 +81,35 @@ def overlaps(share_CGL: Shares) -> Shares:
 
 def leaders_csv(found: Specialisation) -> str:
     """One row a leader: its load, the entropy of its usage over datasets, and each dataset's share of it."""
-    heads = ("gate", "leader", "load", "entropy over data sets", *(f"share of {name}" for name in found.datasets))
+    heads = ("gate", "leader", "load", "entropy over datasets", *(f"share of {name}" for name in found.datasets))
     rows = [
         (
             gate,
-            leader,
+            str(leader),
             *_numbers((found.load_GL[number, leader], found.leader_entropy_GL[number, leader])),
             *_numbers(found.dataset_share_GLD[number, leader]),
         )
         for number, gate in enumerate(found.gates)
         for leader in range(found.load_GL.shape[1])
     ]
-    return csv_text([heads, *rows])
+    return Table(heads, rows).to_csv()
 
 
 def datasets_csv(found: Specialisation) -> str:
     """One row a dataset and gate: the entropy of its usage over leaders, and over how many it is spread."""
-    heads = ("data set", "gate", "entropy over leaders", "effective leaders")
+    heads = ("dataset", "gate", "entropy over leaders", "effective leaders")
     rows = [
         (name, gate, *_numbers((found.dataset_entropy_GD[g, d], found.effective_leaders_GD[g, d])))
         for d, name in enumerate(found.datasets)
         for g, gate in enumerate(found.gates)
     ]
-    return csv_text([heads, *rows])
+    return Table(heads, rows).to_csv()
 
 
 def overlap_csv(found: Specialisation) -> str:
     """The overlap of every two classes, as a square table."""
     rows = [(name, *_numbers(row_C)) for name, row_C in zip(found.classes, found.class_overlap_CC, strict=True)]
-    return csv_text([("class", *found.classes), *rows])
+    return Table(("class", *found.classes), rows).to_csv()
 
 
 def gate_names(kernel_sizes: Sequence[int], levels: int) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Several methods on the same data: each trained and scored, one table of all."""
