@@ -147,6 +147,26 @@ def assert_teacher_is_frozen(method: Method, images: torch.Tensor) -> None:
             assert parameter.grad is None, name
 
 
+def assert_trains_in_bf16(method: Method, images: torch.Tensor) -> None:
+    """Under autocast the loss is that of float32 to a few percent, and every gradient is there."""
+    exact = loss_and_gradients(method.train(), images, step=700)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_and_gradients(method, images, step=700)
+    torch.testing.assert_close(loss, exact, rtol=0.03, atol=0.0)
+    assert loss != exact
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def assert_can_be_exported(method: Method) -> None:
+    """With two modalities and any number of samples."""
+    fixed = method.with_fixed_modalities([0, 1])
+    size = method.image_size
+    two, three = (torch.randn(count, 2, 3, size, size) for count in (2, 3))
+    program = torch.export.export(fixed, (two,), dynamic_shapes=({0: torch.export.Dim("samples", min=1, max=64)},))
+    torch.testing.assert_close(program.module()(three), fixed(three))
+
+
 @torch.no_grad()
 def assert_joins_maps(method: Method, images: torch.Tensor) -> None:
     """The maps of a sample's first two images of three are joined by the root of the sum of squares."""

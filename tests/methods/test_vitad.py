@@ -1,9 +1,11 @@
 import pytest
 import torch
 from methods.peer_vits import (
+    assert_can_be_exported,
     assert_joins_maps,
     assert_teacher_is_frozen,
     assert_trains_as_one_rank,
+    assert_trains_in_bf16,
     tiny_vit,
 )
 
@@ -40,6 +42,14 @@ def test_settings_that_cannot_be_are_refused(wrong, says):
 
 def test_the_teacher_stays_as_it_is_and_all_else_is_trained(method, images):
     assert_teacher_is_frozen(method, images)
+
+
+def test_it_trains_in_bf16(method, images):
+    assert_trains_in_bf16(method, images)
+
+
+def test_it_can_be_exported(method):
+    assert_can_be_exported(method)
 
 
 def test_maps_of_a_sample_are_joined(method, images):

@@ -74,7 +74,8 @@ class INPFormer(TokenGroupMethod[Rebuilt]):
     def compare(self, images_TCHW: Tensor) -> Rebuilt:
         targets = [tokens.patches_NPD for tokens in self.teacher(images_TCHW)]
         patches_TPD = torch.stack(targets).mean(dim=0)
-        prototypes_TMD = self.extractor(self.prototypes_MD.expand(len(patches_TPD), -1, -1), patches_TPD)
+        # Not len(), of which an exported program would make a constant.
+        prototypes_TMD = self.extractor(self.prototypes_MD.expand(patches_TPD.shape[0], -1, -1), patches_TPD)
         tokens_TPD = self.bottleneck(patches_TPD)
         decoded = []
         for block in self.decoder:

@@ -116,7 +116,7 @@ def with_gradient_times(decoded_TDgg: Tensor, factor_Tgg: Tensor) -> Tensor:
     if not decoded_TDgg.requires_grad:
         return decoded_TDgg
     same = decoded_TDgg.view_as(decoded_TDgg)
-    same.register_hook(lambda gradient: gradient * factor_Tgg[:, None])
+    same.register_hook(lambda gradient: (gradient * factor_Tgg[:, None]).to(gradient.dtype))
     return same
 
 
