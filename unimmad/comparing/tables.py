@@ -14,8 +14,8 @@ from unimmad.report.table import Strong, Table
 from unimmad.serialization.atomic_write import write_text_aside
 
 RULE = (
-    "Mean and standard deviation over seeds. Bold: the best, and what differs from it by no more than either's standard "
-    "deviation; with one seed nobody knows that, and the best alone is bold."
+    "Mean and standard deviation over seeds. Bold: the best, and what differs from it by no more than either's "
+    "standard deviation; of one seed nobody knows that, and the best alone is bold."
 )
 
 
@@ -97,7 +97,7 @@ class Compared:
         rows = [_cost_row(method) for method in self.methods]
         devices = dict.fromkeys(result.cost.device for method in self.methods for result in method.results)
         notes = [
-            "Minutes of training, evaluations on its way included; millions of parameters, a bank's numbers among them; "
+            "Minutes of training, evaluations on its way included; millions of parameters, a bank's numbers included; "
             "10^9 operations a sample (2 for each multiply-add of convolutions and matrix products); images scored a "
             f"second, in batches; most memory of a scoring process. On {'; '.join(devices)}.",
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import time
 from collections import Counter
@@ -93,7 +94,8 @@ class Trainer:
                 rate = self.schedule.learning_rate(step)
                 self.engine.set_learning_rate(rate)
                 self.engine.gradient_norm.wanted = log.due(step + 1)
-                for _ in range(self.settings.accumulation):
+                for part in range(self.settings.accumulation):
+                    self._seed(step, part)
                     with log.waiting_for_data():
                         batch = next(batches)
                     with log.counting_operations():
@@ -138,6 +140,11 @@ class Trainer:
         )
         for _, batch in stream:
             yield batch
+
+    def _seed(self, step: int, part: int) -> None:
+        """Random numbers of dropout and noise are a function of seed, step and rank: a resumed run draws the same."""
+        words = (self.settings.seed, step, part, self.engine.world.rank)
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=8).digest(), "little") >> 1)
 
     def _weights(self, batch: Batch) -> Tensor:
         """Loss weight of each token: its sample's dataset's."""
