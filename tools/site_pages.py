@@ -26,7 +26,7 @@ from unimmad.cli.export import export_parser
 from unimmad.cli.main import COMMANDS
 from unimmad.cli.predict import prediction_parser
 from unimmad.cli.shards import shards_parser
-from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe
+from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, parse_recipe
 from unimmad.launching.options import launch_parser
 from unimmad.training.arguments import training_parser
 
@@ -97,8 +97,8 @@ def settings_page() -> str:
         "error that names the nearest known one.",
         "",
     ]
-    for section, field in Recipe.model_fields.items():
-        if isinstance(settings := field.default, BaseModel):
+    for section, settings in parse_recipe({"name": ""}, "the defaults"):
+        if isinstance(settings, BaseModel):
             rows = [
                 _setting_row(f"{section}.{key}", getattr(settings, key), said, recipes)
                 for key, said in field_docstrings(type(settings)).items()
@@ -116,13 +116,21 @@ def _setting_row(key: str, default: object, said: str, recipes: dict[str, Recipe
 
 
 def field_docstrings(settings: type) -> dict[str, str]:
-    """The string below each field, which Python itself forgets; empty where there is none."""
-    [defined] = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
+    """The string below each field, inherited ones too, which Python itself forgets; empty where there is none."""
+    said: dict[str, str] = {}
+    for part in reversed(settings.__mro__):
+        if part.__module__.startswith("unimmad."):
+            said |= _own_docstrings(part)
+    return said
+
+
+def _own_docstrings(part: type) -> dict[str, str]:
+    [defined] = ast.parse(textwrap.dedent(inspect.getsource(part))).body
     assert isinstance(defined, ast.ClassDef)
-    said = dict.fromkeys(inspect.get_annotations(settings), "")
+    said = {name: "" for name, kind in inspect.get_annotations(part).items() if "ClassVar" not in str(kind)}
     for statement, following in zip(defined.body, defined.body[1:], strict=False):
         match statement, following:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))) if name in said:
                 said[name] = " ".join(text.split())
     return said
 

@@ -67,7 +67,7 @@ def scans_of_a_block(depth: int) -> int:
     """How many scan blocks of a stage stand in one block beside the same convolutions.
 
     Raises:
-        ValueError: a depth that is no multiple of 2 or 3.
+        ValueError: a depth that is not a multiple of 2 or 3.
     """
     for scans in (3, 2):
         if depth % scans == 0:

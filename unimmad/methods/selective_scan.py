@@ -6,7 +6,7 @@ Token by token, in the dtype of the arguments, with x = delta u:
 
 Nothing is ever divided by a decay, so any step size is safe. The states of a whole sequence, N times as large as its
 input, are never kept: a block of tokens at a time is expanded in buffers that serve all blocks, the states between
-blocks are kept, and the backward pass computes the others anew from them.
+blocks are kept, and the backward pass computes the others again from them.
 
 Letters: L positions of a sequence, t positions of a block, R rows (independent sequences), D channels, N states of a
 channel.

@@ -1,7 +1,7 @@
 """UniAD (You et al., NeurIPS 2022): a transformer rebuilds a frozen backbone's features from disturbed ones.
 
-No token may look at itself or its neighbours, and the decoder's layers ask by learned queries, so that copying is no
-way out.
+No token may look at itself or its neighbours, and the decoder's layers ask by learned queries, so that copying is not
+an answer.
 
 Letters: T tokens (sample, modality), C channels of all maps together, h x w positions of the grid, P = h w positions
 as a row, E hidden channels, H x W pixels.

@@ -53,8 +53,8 @@ class FrozenViT(TimmNetwork):
             position_resampling: how position embeddings made for another size are brought to this one.
 
         Raises:
-            ValueError: timm knows no such network, it is no vision transformer, it has fewer blocks, or its patches do
-                not tile the image.
+            ValueError: timm knows no such network, it is not a vision transformer, it has fewer blocks, or its patches
+                do not tile the image.
         """
         super().__init__()
         self.name = name
@@ -82,7 +82,7 @@ class FrozenViT(TimmNetwork):
                 f"model.backbone: timm can't build {self.name!r} as a vision transformer: {error}"
             ) from None
         if not has_tokens:
-            raise ValueError(f"model.backbone: {self.name!r} is no plain vision transformer")
+            raise ValueError(f"model.backbone: {self.name!r} is not a plain vision transformer")
         if self.blocks[-1] >= depth:
             raise ValueError(
                 f"model: block {self.blocks[-1]} of {self.name} is asked for, which has blocks 0 to {depth - 1}"
