@@ -56,13 +56,13 @@ def test_a_constant_rate_and_one_that_drops():
 
 
 def test_a_cosine_ends_at_its_share():
-    plan = schedule(schedule="step", final_rate_share=0.2)
+    plan = schedule(schedule="step", final_rate_fraction=0.2)
     assert [plan.learning_rate(step) for step in (0, 35, 70)] == pytest.approx([0.01, 0.006, 0.002])
 
 
 def test_dinomalys_schedule_is_its_authors():
     fixture = PeerFixture.read("Dinomaly")
-    settings = {"steps": 10_000, "learning_rate": 2e-3, "warmup_steps": 100, "final_rate_share": 0.1}
+    settings = {"steps": 10_000, "learning_rate": 2e-3, "warmup_steps": 100, "final_rate_fraction": 0.1}
     plan = schedule(schedule="warmup_cosine", **settings)
     rates = [plan.learning_rate(int(step)) for step in fixture.outputs["schedule_iterations"]]
     assert rates == pytest.approx(fixture.facts["schedule_lr"], rel=1e-6, abs=1e-12)

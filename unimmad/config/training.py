@@ -30,8 +30,8 @@ class TrainingSettings(Section):
     """How the learning rate falls. ``epoch`` and ``step``: a cosine that moves once an epoch (the paper) or every step,
     times the warm-up; ``warmup_cosine``: a cosine that begins behind the warm-up; ``drop``: to a tenth when 80% of the
     training is done; ``constant``: not at all."""
-    final_rate_share: Annotated[Real, Field(ge=0, le=1)] = 0.0
-    """Learning rate at the end of a cosine, as a share of ``learning_rate``."""
+    final_rate_fraction: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """Learning rate at the end of a cosine, as a fraction of ``learning_rate``."""
     optimizer: Literal["adam", "adamw", "stable_adamw", "sgd"] = "adam"
     """``adam`` (the paper), ``adamw``, ``sgd`` (plain steps without momentum), or ``stable_adamw``: AdamW with AMSGrad
     whose step of each tensor is divided by the root mean square of its update, where that is above 1."""

@@ -56,5 +56,5 @@ class Schedule:
 
     def _cosine(self, progress: float) -> float:
         """From 1 at the start to the final share at the end."""
-        final = self.settings.final_rate_share
+        final = self.settings.final_rate_fraction
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
