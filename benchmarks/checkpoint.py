@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.markdown import markdown_table
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint
 from unimmad.checkpoint.loading import fill_model
@@ -26,6 +25,7 @@ from unimmad.config import load_recipe
 from unimmad.model.unimmad import UniMMAD
 from unimmad.profiling.machine import peak_bytes
 from unimmad.profiling.timing import synchronise
+from unimmad.report.table import Table
 
 if TYPE_CHECKING:
     from unimmad.parallel.engine import Engine
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> str:
         f"recipe {recipe.name}, {written / GB:.2f} GB (of 10^9 bytes) in tensors; one rank; peak: on a CPU resident, "
         "the mapped checkpoint included; on a GPU allocated"
     )
-    return "\n".join([*markdown_table(heads, rows, left=1), told])
+    return Table(heads, rows).to_markdown() + told
 
 
 def save(recipe_name: str, stage: int, folder: Path) -> Cost:

@@ -5,12 +5,12 @@ What training on a GPU measures at its start (training/composing.py), at each le
 
 from __future__ import annotations
 
-from benchmarks.markdown import markdown_table
 from unimmad.config import Precision, load_recipe
 from unimmad.evaluation.scoring import named_device
 from unimmad.model.backbone import STRIDES
 from unimmad.model.backends.tf32 import choose_for_training
 from unimmad.model.cross_moe import composing_is_cheaper
+from unimmad.report.table import Table
 from unimmad.training.composing import WAYS, Place, measure_place, side_of
 
 SAMPLES = 2
@@ -48,4 +48,4 @@ def composing_table(
         f"{precision}, {fp32}, medians of {repeats} runs in turns"
     )
     heads = ["map", "kernel", "composed, ms", "one after the other, ms", "the rule's choice", "times as fast"]
-    return "\n\n".join([told, "\n".join(markdown_table(heads, rows))])
+    return f"{told}\n\n{Table(heads, rows).to_markdown()}"

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import torch
 
 from benchmarks.contest import Comparison, Contestant, Peaks, Run, TaskResult
-from benchmarks.markdown import markdown_table
 from unimmad.evaluation.scoring import named_device
 from unimmad.profiling.machine import machine_name
+from unimmad.report.table import Table
 
 
 def report(case: Comparison, results: Mapping[str, TaskResult], peaks: Mapping[Contestant, Peaks]) -> str:
@@ -37,7 +37,7 @@ def report(case: Comparison, results: Mapping[str, TaskResult], peaks: Mapping[C
         f"largest difference to the reference, {task}: {result.difference:.1e} (values up to {result.largest:.2g})"
         for task, result in results.items()
     ]
-    return "\n".join([*markdown_table(heads, rows, left=2), "", *apart, "", *_circumstances(case, results)])
+    return "\n".join([Table(heads, rows, names=2).to_markdown(), *apart, "", *_circumstances(case, results)])
 
 
 def _row(contestant: Contestant, run: Run, base: tuple[Contestant, Run], peaks: Peaks) -> list[str]:

@@ -32,6 +32,7 @@ from unimmad.data.reading.resized_cache import ResizedCache
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
 from unimmad.data.reading.stream import training_batches
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards
+from unimmad.report.table import Table
 
 HELP = "what reading training data costs, against decoding alone and a plain Dataset"
 MEMORY_POINTS = (0.1, 0.5, 1.0)
@@ -146,8 +147,8 @@ def run(arguments: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory() as folder:
         plain = PlainDataset(source_files(task.shards, task.refs, Path(folder, "files")), task.image_size)
         kept = Task.of(data, arguments.batch, arguments.image_size, arguments.steps, Path(folder))
-        lines = _rates_table(task, contestants(task, kept, plain), arguments.rounds)
-        lines += ["", *_waiting_table(data, task, plain, arguments)]
+        rates = _rates_table(task, contestants(task, kept, plain), arguments.rounds)
+        lines = [rates.to_markdown(), *_waiting_table(data, task, plain, arguments)]
     if arguments.memory_samples:
         lines += ["", _memory_line(data, arguments.memory_samples)]
     return "\n".join(lines)
@@ -186,7 +187,7 @@ def _prepared(file: EncodedImage, data: bytes, image_size: int, out: Tensor | No
     return prepare(array, file.modality, image_size, file.path.name, out)
 
 
-def _rates_table(task: Task, racing: dict[str, Contestant], rounds: int) -> list[str]:
+def _rates_table(task: Task, racing: dict[str, Contestant], rounds: int) -> Table:
     samples = task.steps * task.order.batch
     rates: dict[str, list[float]] = {name: [] for name in racing}
     for number in range(rounds + 1):
@@ -198,12 +199,11 @@ def _rates_table(task: Task, racing: dict[str, Contestant], rounds: int) -> list
     def ratio(ours: str, name: str) -> float:
         return statistics.median(mine / theirs for mine, theirs in zip(rates[ours], rates[name], strict=True))
 
-    lines = [f"| | samples/s a core | {STREAM} is | {KEPT}, is |", "| --- | ---: | ---: | ---: |"]
-    for name, found in rates.items():
-        lines.append(
-            f"| {name} | {statistics.median(found):.0f} | {ratio(STREAM, name):.2f} | {ratio(KEPT, name):.2f} |"
-        )
-    return lines
+    rows = [
+        (name, f"{statistics.median(found):.0f}", f"{ratio(STREAM, name):.2f}", f"{ratio(KEPT, name):.2f}")
+        for name, found in rates.items()
+    ]
+    return Table(("", "samples/s a core", f"{STREAM} is", f"{KEPT}, is"), rows)
 
 
 def _cpu_seconds(make: Contestant) -> float:
@@ -228,16 +228,13 @@ def _waiting_table(data: Sequence[Path], task: Task, plain: PlainDataset, argume
         for name, make in racing.items():
             times[name].append(_first_and_rest(make))
     samples = (task.steps - 1) * task.order.batch
-    lines = [
-        f"| {workers} loader processes | first batch, s | then samples/s |",
-        "| --- | ---: | ---: |",
-    ]
+    rows = []
     for name, found in times.items():
         first, rest = (statistics.median(values) for values in zip(*found, strict=True))
-        lines.append(f"| {name} | {first:.2f} | {samples / rest:.0f} |")
-    lines.append(f"\nthe very first time, while the loader processes' server starts: {times[OURS][0][0]:.2f} s")
-    load = os.getloadavg()[0]
-    return [*lines, "", f"{os.cpu_count()} cores, load {load:.1f}"]
+        rows.append((name, f"{first:.2f}", f"{samples / rest:.0f}"))
+    table = Table((f"{workers} loader processes", "first batch, s", "then samples/s"), rows)
+    started = f"the very first time, while the loader processes' server starts: {times[OURS][0][0]:.2f} s"
+    return [table.to_markdown(), started, "", f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"]
 
 
 def _first_and_rest(make: Contestant) -> tuple[float, float]:

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.markdown import markdown_table
 from benchmarks.tensor_memory import StorageWatch
 from benchmarks.workbench import Form, Workbench
 from unimmad.config import Precision, Recipe, load_recipe
 from unimmad.evaluation.scoring import named_device
 from unimmad.model.backends.activation_checkpointing import recompute_activations
 from unimmad.model.backends.private_torch import FakeTensorMode
+from unimmad.report.table import Table
 
 HELP = "the largest training batch in a given memory, measured on a GPU or simulated"
 LARGEST_BATCH = 4096
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> str:
     how = "simulated on fake tensors; workspaces of operations and the allocator's rounding are not in it"
     if not simulated:
         how = f"measured on {torch.cuda.get_device_name(device)}"
-    return "\n".join([*markdown_table(heads, rows, left=1), "", *_notes(arguments, how)])
+    return "\n".join([Table(heads, rows).to_markdown(), *_notes(arguments, how)])
 
 
 def largest_batch(memory_of: MemoryOf, limit: float) -> int:

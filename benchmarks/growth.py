@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.decoders import decoder_model, invented_maps, joined_distances, with_given_maps
-from benchmarks.markdown import markdown_table
 from benchmarks.workbench import LEADER_STD, evaluation_form
 from unimmad.config import ModelSettings, Precision, TrainingSettings, load_recipe
 from unimmad.evaluation.scoring import named_device
 from unimmad.model.backends.tf32 import choose_for_training, without_tf32
 from unimmad.profiling.timing import Work, interleaved_seconds
+from unimmad.report.table import Table
 
 LEVEL = 1
 """The recipe's second, of stride 8."""
@@ -147,7 +147,7 @@ def growth_table(case: Growth, found: dict[Size, tuple[float, float]]) -> str:
     base = next(iter(found.values()))
     rows = [[str(getattr(size, case.grows)), *_times(seconds, base)] for size, seconds in found.items()]
     heads = [case.grows, "inference, ms", "of the first", "forward and backward, ms", "of the first"]
-    return "\n".join([*markdown_table(heads, rows), _fixed(case)])
+    return Table(heads, rows).to_markdown() + _fixed(case)
 
 
 def _times(seconds: Sequence[float], base: Sequence[float]) -> list[str]:

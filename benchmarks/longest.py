@@ -15,12 +15,12 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contest import EVALUATION, TRAINING
-from benchmarks.markdown import markdown_table
 from benchmarks.workbench import Workbench
 from unimmad.config import Precision, load_recipe
 from unimmad.evaluation.scoring import named_device
 from unimmad.profiling.machine import machine_name
 from unimmad.profiling.timing import Work, synchronise
+from unimmad.report.table import Table
 
 LONGEST = 10
 RUNS = 3
@@ -108,7 +108,7 @@ def longest_table(case: Profiled, kernels: list[Kernel]) -> str:
     heads = ["kernel" if named_device(case.device).type == "cuda" else "operator", "share", "ms a run", "calls a run"]
     rows = [
         [
-            kernel.name[:NAME_WIDTH].replace("|", "\\|"),
+            kernel.name[:NAME_WIDTH],
             f"{kernel.share:.1%}",
             f"{kernel.seconds * 1e3:.2f}",
             f"{kernel.calls:g}",
@@ -119,4 +119,4 @@ def longest_table(case: Profiled, kernels: list[Kernel]) -> str:
         f"{case.task}, ours, {case.precision}, {case.batch} samples of {case.modalities} modalities, recipe "
         f"{case.recipe}, {case.device} ({machine_name(named_device(case.device))}): the longest of {RUNS} runs"
     )
-    return "\n".join([told, "", *markdown_table(heads, rows, left=1)])
+    return f"{told}\n\n{Table(heads, rows).to_markdown()}"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unimmad.metrics.metrics import MetricAccumulator, Metrics, evaluate
+from unimmad.report.table import Table
 
 HELP = "exact metrics against scikit-learn and a plain AUPRO: CPU time, memory, growth"
 FPR_LIMIT = 0.3
@@ -81,21 +82,17 @@ def run(arguments: argparse.Namespace) -> str:
 
 def benchmark_table(costs: Sequence[Cost]) -> str:
     """Markdown; the last row is what the ratio compares with."""
-    lines = [
-        "| | images | million pixels | CPU s | s / million pixels | bytes / pixel beyond the input |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    heads = ("", "images", "million pixels", "CPU s", "s / million pixels", "bytes / pixel beyond the input")
+    rows = []
     for cost in costs:
         millions = cost.pixels / 1e6
+        seconds = (f"{cost.cpu_seconds:.2f}", f"{cost.cpu_seconds / millions:.4f}")
         memory = "" if cost.bytes_per_pixel is None else f"{cost.bytes_per_pixel:.2f}"
-        lines.append(
-            f"| {cost.name} | {cost.images} | {millions:.1f} | {cost.cpu_seconds:.2f} | "
-            f"{cost.cpu_seconds / millions:.4f} | {memory} |"
-        )
+        rows.append((cost.name, str(cost.images), f"{millions:.1f}", *seconds, memory))
     reference = costs[-1]
     whole = next(cost for cost in reversed(costs[:-1]) if cost.name == costs[0].name)
-    lines += ["", f"{reference.name} takes {reference.cpu_seconds / whole.cpu_seconds:.0f} times the CPU time"]
-    return "\n".join(lines)
+    times = f"{reference.name} takes {reference.cpu_seconds / whole.cpu_seconds:.0f} times the CPU time"
+    return f"{Table(heads, rows).to_markdown()}\n{times}"
 
 
 def invented_images(count: int, size: int, seed: int) -> Images:

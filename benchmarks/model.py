@@ -26,7 +26,6 @@ from benchmarks.against import Comparison, compare
 from benchmarks.composing import composing_table
 from benchmarks.growth import growth_tables
 from benchmarks.longest import longest_tables
-from benchmarks.markdown import markdown_table
 from benchmarks.workbench import VARIANTS
 from unimmad.config import Precision, load_recipe
 from unimmad.evaluation.scoring import named_device, score_images, scoring_form
@@ -34,6 +33,7 @@ from unimmad.model.unimmad import UniMMAD
 from unimmad.profiling.flops import counted
 from unimmad.profiling.machine import peak_bytes
 from unimmad.profiling.timing import Work
+from unimmad.report.table import Table
 
 HELP = "cost of the model: parameters, FLOPs, images/s, latency, peak memory"
 PRECISIONS = ("fp32", "bf16")
@@ -222,7 +222,7 @@ def table(results: list[tuple[Case, Cost]]) -> str:
         f"{case.batch_size}; latency at batch size 1 over {case.repeats} runs; {torch.get_num_threads()} CPU threads; "
         "peak: resident on a CPU, allocated on a GPU"
     )
-    return "\n".join([*markdown_table(heads, rows), said])
+    return Table(heads, rows).to_markdown() + said
 
 
 def _seconds(score: Work, repeats: int) -> list[float]:

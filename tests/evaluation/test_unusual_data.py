@@ -18,7 +18,7 @@ from unimmad.data.layouts.find import find_set
 from unimmad.data.writing.shards import write_shards
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
 from unimmad.metrics.metrics import METRIC_KEYS
-from unimmad.report.console import screen_table
+from unimmad.report.tables import screen_table
 
 SIDE = 64
 IMAGE_KEYS, PIXEL_KEYS = METRIC_KEYS[:3], METRIC_KEYS[3:]

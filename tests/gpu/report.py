@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from gpu.check import Outcome
 
-from benchmarks.markdown import markdown_table
 from unimmad.profiling.machine import machine_name
+from unimmad.report.table import Table
 from unimmad.serialization.atomic_write import write_text_aside
 
 JSON_FILE, MARKDOWN_FILE = "check-gpu.json", "check-gpu.md"
@@ -50,13 +50,13 @@ def write_report(folder: Path, on: dict[str, str], outcomes: Sequence[Outcome]) 
 def markdown(on: dict[str, str], outcomes: Sequence[Outcome]) -> str:
     """Checks, then speeds, then the longest kernels."""
     lines = ["# GPU check", "", ", ".join(f"{name} {value}" for name, value in on.items()), ""]
-    rows = [[one.name, one.status, f"{one.seconds:.0f}", _cell(_told(one))] for one in outcomes]
-    lines += markdown_table(["check", "result", "s", "found"], rows, left=4)
+    rows = [[one.name, one.status, f"{one.seconds:.0f}", _told(one)] for one in outcomes]
+    lines.append(Table(["check", "result", "s", "found"], rows, names=4).to_markdown())
     speeds = [row for one in outcomes for row in one.speeds]
     if speeds:
         heads = list(speeds[0])
-        lines += ["", *markdown_table(heads, [[row[head] for head in heads] for row in speeds], left=3)]
-        lines += ["", "MFU: share of the rate of large matrix products in the row's precision, measured in turns with"]
+        lines.append(Table(heads, [[row[head] for head in heads] for row in speeds], names=3).to_markdown())
+        lines += ["MFU: share of the rate of large matrix products in the row's precision, measured in turns with"]
         lines += ["it (training in fp32 on a GPU: TF32). images/s: a sample is an image of each modality."]
     for one in outcomes:
         for table in one.tables:
@@ -73,10 +73,6 @@ def _words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{number} {name}" for name, number in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _commit() -> str:

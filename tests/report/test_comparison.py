@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import pytest
 
 from unimmad.metrics.metrics import METRIC_KEYS
-from unimmad.report.comparison import OtherReport, compare, read_report, screen_comparison, write_comparison
+from unimmad.report.comparison import OtherReport, compare, difference_table, read_report, write_comparison
 from unimmad.report.report import ClassResult, Report, to_json
 
 
@@ -36,10 +37,10 @@ def test_differences_are_ours_minus_theirs_over_common_classes():
 
 
 def test_the_screen_has_signs_and_says_what_else_differs():
-    text = screen_comparison(compare(OURS, OtherReport("other.json", THEIRS)))
+    text = difference_table(compare(OURS, OtherReport("other.json", THEIRS))).to_text()
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "differences: this report minus other.json"
+    assert lines[0] == "Differences: this report minus other.json."
     assert next(line for line in lines if line.startswith("  x")).split()[1:] == ["+0.250"] * 8
     assert next(line for line in lines if line.startswith("  y")).split()[1:5] == ["0.000"] * 4
     assert "n/a" in text
@@ -54,14 +55,14 @@ def test_files_hold_both_values_in_full(tmp_path):
     rows = list(csv.DictReader(paths[0].open()))
     assert len(rows) == 6 * len(METRIC_KEYS)
     assert (rows[0]["this"], rows[0]["other"], rows[0]["difference"]) == ("0.75", "0.5", "0.25")
-    assert "| a | x | +0.250 |" in paths[1].read_text()
+    assert re.search(r"\| a +\| x +\| +\+0\.250 \|", paths[1].read_text())
 
 
 def test_a_report_against_itself_shows_zeros():
     comparison = compare(OURS, OtherReport("itself", OURS))
     assert {value for row in comparison.rows for value in row.differences.values()} == {0.0, None}
     assert comparison.notes == ()
-    assert "+" not in screen_comparison(comparison)
+    assert "+" not in difference_table(comparison).to_text()
 
 
 def test_reports_without_a_common_class_are_refused():

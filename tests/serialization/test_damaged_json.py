@@ -40,9 +40,9 @@ from unimmad.launching.failure_notes import first_failure, note_failures
 from unimmad.launching.run_record import RunRecord
 from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_config
-from unimmad.report.comparison import OtherReport, compare, read_report, screen_comparison
-from unimmad.report.console import screen_table
+from unimmad.report.comparison import OtherReport, compare, difference_table, read_report
 from unimmad.report.report import ClassResult, PublishedRow, Report, class_entry, to_json
+from unimmad.report.tables import screen_table
 from unimmad.serialization.lock_holder import Holder, find_lock
 
 SHORT, LONG = 40, 20_000
@@ -208,7 +208,7 @@ def _result_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         found = read_report(folder)
         assert screen_table(found)
         assert to_json(found)
-        screen_comparison(compare(report, OtherReport("other", found)))
+        difference_table(compare(report, OtherReport("other", found))).to_text()
 
     def read_partial(data: bytes) -> None:
         partials = PartialResults(folder, "x")

@@ -27,7 +27,7 @@ from unimmad.cli.renamed import with_new_names
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
-from unimmad.evaluation.each_modality import evaluate_each_modality, screen_modalities
+from unimmad.evaluation.each_modality import evaluate_each_modality, modality_table
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
 from unimmad.evaluation.scoring import named_device
 from unimmad.ranks.exchange import Ranks
@@ -35,12 +35,12 @@ from unimmad.report.comparison import (
     Comparison,
     OtherReport,
     compare,
+    difference_table,
     read_report,
-    screen_comparison,
     write_comparison,
 )
-from unimmad.report.console import screen_table
 from unimmad.report.report import Report
+from unimmad.report.tables import screen_table
 from unimmad.serialization.folder_lock import FolderLock
 
 LOCK_NAME = "evaluation.lock"
@@ -110,7 +110,7 @@ def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: R
         each = evaluate_each_modality(run, data, arguments.split, output, cache)
         if each is not None:
             _print(each.whole)
-            print(screen_modalities(each))
+            print(modality_table(each).to_text())
             _print_tables(each.tables)
         return
     evaluation = run(output=output, modalities=chosen_modalities(arguments.modalities))
@@ -144,7 +144,7 @@ def _program() -> str:
 def _print_report(report: Report, comparison: Comparison | None) -> None:
     print(screen_table(report))
     if comparison is not None:
-        print(screen_comparison(comparison))
+        print(difference_table(comparison).to_text())
 
 
 def _print_tables(tables: Sequence[Path]) -> None:

@@ -13,12 +13,10 @@ from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation.evaluate import Evaluation
 from unimmad.evaluation.modalities import classes_by_modality
 from unimmad.metrics.metrics import METRIC_KEYS, Metrics
-from unimmad.report.console import Group, grouped_table
-from unimmad.report.csv_text import csv_text
 from unimmad.report.file_names import file_name
-from unimmad.report.formatting import PARTIAL, coverage, exact_cells, mean_cells
+from unimmad.report.formatting import cells, coverage, mean_cells
 from unimmad.report.report import Mean, Report, mean_of_members
-from unimmad.report.tables import escaped, markdown_row
+from unimmad.report.table import MARK, Table
 from unimmad.serialization.atomic_write import write_text_aside
 
 FOLDER = "modalities"
@@ -47,7 +45,7 @@ class EachModality:
     @property
     def notes(self) -> tuple[str, ...]:
         partial = tuple(
-            f"{PARTIAL} {row.dataset} with {row.modality}: the mean covers {coverage(row.mean)}"
+            f"{MARK} {row.dataset} with {row.modality}: the mean covers {coverage(row.mean)}"
             for row in self.rows
             if row.mean.incomplete
         )
@@ -96,20 +94,20 @@ def evaluate_each_modality(
     left_out = tuple(name for name in shards.classes(split) if name not in several)
     tables = tuple(output / FOLDER / f"modalities.{suffix}" for suffix in ("csv", "md"))
     each = EachModality(whole, rows, left_out, tables)
-    for path, text in zip(tables, (_csv(each), _markdown(each)), strict=True):
+    for path, text in zip(tables, (_csv(each), modality_table(each).to_markdown()), strict=True):
         write_text_aside(path, text)
     return each
 
 
-def screen_modalities(each: EachModality) -> str:
-    """The table for a terminal, in 80 columns."""
-    datasets = dict.fromkeys(row.dataset for row in each.rows)
-    groups: list[Group] = [
-        (dataset, [(row.modality, mean_cells(row.mean)) for row in each.rows if row.dataset == dataset])
-        for dataset in datasets
-    ]
-    title = "what each modality is worth: mean of each dataset's classes"
-    return grouped_table(title, groups, each.notes, first="modality")
+def modality_table(each: EachModality) -> Table:
+    """One row for each dataset and modality."""
+    return Table(
+        heads=("data set", "modality", *METRIC_KEYS),
+        rows=[(row.dataset, row.modality, *mean_cells(row.mean)) for row in each.rows],
+        names=2,
+        caption="What each modality is worth: mean of each dataset's classes.",
+        notes=each.notes,
+    )
 
 
 def _rows(whole: Report, reports: Mapping[str, Report], several: Collection[str]) -> Iterator[ModalityRow]:
@@ -127,16 +125,7 @@ def _rows(whole: Report, reports: Mapping[str, Report], several: Collection[str]
 
 def _csv(each: EachModality) -> str:
     rows = [
-        (row.dataset, row.modality, row.mean.members, *exact_cells(row.mean.metrics), coverage(row.mean))
+        (row.dataset, row.modality, str(row.mean.members), *cells(row.mean.metrics, form=repr), coverage(row.mean))
         for row in each.rows
     ]
-    return csv_text([("data set", "modality", "classes", *METRIC_KEYS, "note"), *rows])
-
-
-def _markdown(each: EachModality) -> str:
-    lines = [markdown_row(("data set", "modality", *METRIC_KEYS)), markdown_row(("---", "---", *["---:"] * 8))]
-    for row in each.rows:
-        cells = mean_cells(row.mean, partial=r"\*")
-        lines.append(markdown_row((escaped(row.dataset), escaped(row.modality), *cells)))
-    lines += [line for note in each.notes for line in ("", escaped(note).replace(PARTIAL, r"\*", 1))]
-    return "\n".join(lines) + "\n"
+    return Table(("data set", "modality", "classes", *METRIC_KEYS, "note"), rows).to_csv()

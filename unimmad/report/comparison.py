@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unimmad.metrics.metrics import METRIC_KEYS, Metrics
-from unimmad.report.console import Group, grouped_table
-from unimmad.report.csv_text import csv_text
-from unimmad.report.formatting import UNDEFINED
+from unimmad.report.formatting import cells
 from unimmad.report.report import Report, from_json
-from unimmad.report.tables import escaped, markdown_row
+from unimmad.report.table import Table
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_limited
 
@@ -110,14 +108,15 @@ def compare(report: Report, other: OtherReport) -> Comparison:
     )
 
 
-def screen_comparison(comparison: Comparison) -> str:
-    """The differences for a terminal, in 80 columns."""
-    datasets = dict.fromkeys(row.dataset for row in comparison.rows)
-    groups: list[Group] = [
-        (dataset, [(row.name, signed_cells(row.differences)) for row in comparison.rows if row.dataset == dataset])
-        for dataset in datasets
-    ]
-    return grouped_table(f"differences: this report minus {comparison.other}", groups, comparison.notes)
+def difference_table(comparison: Comparison) -> Table:
+    """The differences, one row a class or mean, and what else differs."""
+    return Table(
+        heads=("data set", "class", *METRIC_KEYS),
+        rows=[(row.dataset, row.name, *signed_cells(row.differences)) for row in comparison.rows],
+        names=2,
+        caption=f"Differences: this report minus {comparison.other}.",
+        notes=comparison.notes,
+    )
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
@@ -126,28 +125,18 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
     Raises:
         ValueError: the folder cannot be made or written to.
     """
-    contents = {"comparison.csv": _csv(comparison), "comparison.md": _markdown(comparison)}
+    contents = {"comparison.csv": _csv(comparison), "comparison.md": difference_table(comparison).to_markdown()}
     for name, content in contents.items():
         write_text_aside(folder / name, content)
     return tuple(folder / name for name in contents)
 
 
 def _csv(comparison: Comparison) -> str:
-    rows: list[tuple[str, ...]] = [("dataset", "row", "metric", "this", "other", "difference")]
+    rows = []
     for row in comparison.rows:
-        for key in METRIC_KEYS:
-            values = (row.ours[key], row.theirs[key], row.differences[key])
-            rows.append((row.dataset, row.name, key, *(UNDEFINED if v is None else repr(v) for v in values)))
-    return csv_text(rows)
-
-
-def _markdown(comparison: Comparison) -> str:
-    lines = [f"Differences: this report minus {escaped(comparison.other)}.", ""]
-    lines += [markdown_row(("data set", "class", *METRIC_KEYS)), markdown_row(("---", "---", *["---:"] * 8))]
-    for row in comparison.rows:
-        lines.append(markdown_row((escaped(row.dataset), escaped(row.name), *signed_cells(row.differences))))
-    lines += [line for note in comparison.notes for line in ("", escaped(note))]
-    return "\n".join(lines) + "\n"
+        values = (cells(metrics, form=repr) for metrics in (row.ours, row.theirs, row.differences))
+        rows += [(row.dataset, row.name, *of_key) for of_key in zip(METRIC_KEYS, *values, strict=True)]
+    return Table(("dataset", "row", "metric", "this", "other", "difference"), rows).to_csv()
 
 
 def _rows(report: Report, other: Report) -> Iterator[ComparedRow]:
@@ -178,5 +167,4 @@ def _difference(ours: float | None, theirs: float | None) -> float | None:
 
 def signed_cells(differences: Metrics) -> list[str]:
     """3 decimals with a sign; no sign where it rounds to zero."""
-    rounded = (None if (value := differences[key]) is None else round(value, 3) for key in METRIC_KEYS)
-    return [UNDEFINED if value is None else f"{value:+.3f}" if value else "0.000" for value in rounded]
+    return cells(differences, form=lambda value: f"{value:+.3f}" if round(value, 3) else "0.000")

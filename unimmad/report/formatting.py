@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from unimmad.metrics.metrics import METRIC_KEYS, Metrics
-from unimmad.report.report import ClassResult, Mean, PublishedRow, Report
+from unimmad.report.report import ClassResult, Mean, Report
+from unimmad.report.table import MARK
 
 UNDEFINED = "n/a"
 NOT_PUBLISHED = "-"
-PARTIAL = "*"
-"""Marks a mean that covers fewer members than there are; the footnotes say how many."""
 
 _REASONS: dict[str, Callable[[ClassResult], bool]] = {
     "no anomalous image, so no metric is defined": lambda result: not result.anomalous,
@@ -25,7 +24,7 @@ _REASONS: dict[str, Callable[[ClassResult], bool]] = {
 def footnotes(report: Report) -> tuple[str, ...]:
     """Why some metrics are undefined; and for each mean that covers fewer members than there are, how many; and
     where published rows come from."""
-    partial = (f"{PARTIAL} {mean.name} covers {coverage(mean)}" for mean in report.means() if mean.incomplete)
+    partial = (f"{MARK} {mean.name} covers {coverage(mean)}" for mean in report.means() if mean.incomplete)
     published = (f"published: {row.name}: {row.source}. {row.note}" for row in report.published)
     return (*_undefined(report), *partial, *published)
 
@@ -46,23 +45,13 @@ def coverage(mean: Mean) -> str:
     return "; ".join(f"{count} of {mean.members} {mean.unit} for {', '.join(keys)}" for count, keys in keys_of.items())
 
 
-def cells(metrics: Metrics) -> list[str]:
-    """In the order of ``METRIC_KEYS``, 3 decimals."""
-    return [UNDEFINED if metrics[key] is None else f"{metrics[key]:.3f}" for key in METRIC_KEYS]
+def cells(metrics: Metrics, undefined: str = UNDEFINED, form: Callable[[float], str] = "{:.3f}".format) -> list[str]:
+    """In the order of ``METRIC_KEYS``, 3 decimals; ``repr`` as ``form`` gives the same numbers when they are read."""
+    return [undefined if (value := metrics[key]) is None else form(value) for key in METRIC_KEYS]
 
 
-def exact_cells(metrics: Metrics) -> list[str]:
-    """In the order of ``METRIC_KEYS``, so that reading them gives the same numbers."""
-    return [UNDEFINED if metrics[key] is None else repr(metrics[key]) for key in METRIC_KEYS]
-
-
-def mean_cells(mean: Mean, partial: str = PARTIAL) -> list[str]:
-    """As :func:`cells`, with ``partial`` behind the numbers that cover fewer members than there are."""
+def mean_cells(mean: Mean) -> list[str]:
+    """As :func:`cells`, with a mark behind the numbers that cover fewer members than there are."""
     marked = {key for key in mean.incomplete if mean.covered[key]}
     by_key = zip(METRIC_KEYS, cells(mean.metrics), strict=True)
-    return [cell + partial if key in marked else cell for key, cell in by_key]
-
-
-def published_cells(row: PublishedRow) -> list[str]:
-    """As :func:`cells`; a dash where nothing was published."""
-    return [NOT_PUBLISHED if row.metrics[key] is None else f"{row.metrics[key]:.3f}" for key in METRIC_KEYS]
+    return [cell + MARK if key in marked else cell for key, cell in by_key]

@@ -18,15 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.report.class_pictures import DrawnClass
-from unimmad.report.comparison import Comparison, signed_cells
+from unimmad.report.comparison import Comparison, difference_table
 from unimmad.report.drawing import Limits
 from unimmad.report.expert_map import save_class_overlap, save_expert_map
 from unimmad.report.expert_usage import ClassUsage, rows_by_modality
 from unimmad.report.figures import SamplePicture, save_overview
 from unimmad.report.file_names import file_name
-from unimmad.report.html_page import Picture, Section, Table, save_page
+from unimmad.report.html_page import Picture, Section, save_page
 from unimmad.report.report import Report
 from unimmad.report.scored_class import ScoredClass
 from unimmad.report.specialisation import (
@@ -37,6 +36,7 @@ from unimmad.report.specialisation import (
     overlap_csv,
     specialisation,
 )
+from unimmad.report.table import Table
 from unimmad.serialization.atomic_write import write_aside, write_text_aside
 
 PAGE = "report.html"
@@ -151,7 +151,7 @@ def _gate_table(found: Specialisation) -> Table:
         rows.append((gate, f"{used_L.sum()} of {len(load_L)}", f"{load_L.max():.3f}", f"{entropy:.3f}"))
     heads = ("gate", "leaders in use", "largest load", "entropy over data sets")
     caption = "Leaders of each gate; entropies are weighted by load: 0 each leader serves one dataset, 1 all alike."
-    return Table(caption, heads, tuple(rows))
+    return Table(heads, rows, caption=caption)
 
 
 def _dataset_table(found: Specialisation) -> Table:
@@ -161,14 +161,10 @@ def _dataset_table(found: Specialisation) -> Table:
         for d, name in enumerate(found.datasets)
     )
     caption = "Spread of each dataset over leaders, mean of all gates: 1 (or all leaders) uses every leader alike."
-    return Table(caption, ("data set", "entropy over leaders", "effective leaders"), rows)
+    return Table(("data set", "entropy over leaders", "effective leaders"), rows, caption=caption)
 
 
 def _comparison_section(comparison: Comparison) -> Section:
     """This report minus the other, and what else differs between them."""
-    rows = tuple(
-        (f"{row.dataset} / {row.name}" if row.dataset else row.name, *signed_cells(row.differences))
-        for row in comparison.rows
-    )
-    table = Table(f"This report minus {comparison.other}.", ("class", *METRIC_KEYS), rows)
-    return Section("Comparison", "Over the classes that both reports have.", tables=(table,), notes=comparison.notes)
+    table = difference_table(comparison)
+    return Section("Comparison", "Over the classes that both reports have.", tables=(table,))

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unimmad.report.csv_text import csv_text
 from unimmad.report.expert_usage import ClassUsage, Shares, normalised, shares_by_dataset
-
-UNDEFINED = "n/a"
+from unimmad.report.formatting import UNDEFINED
+from unimmad.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -86,14 +85,14 @@ def leaders_csv(found: Specialisation) -> str:
     rows = [
         (
             gate,
-            leader,
+            str(leader),
             *_numbers((found.load_GL[number, leader], found.leader_entropy_GL[number, leader])),
             *_numbers(found.dataset_share_GLD[number, leader]),
         )
         for number, gate in enumerate(found.gates)
         for leader in range(found.load_GL.shape[1])
     ]
-    return csv_text([heads, *rows])
+    return Table(heads, rows).to_csv()
 
 
 def datasets_csv(found: Specialisation) -> str:
@@ -104,13 +103,13 @@ def datasets_csv(found: Specialisation) -> str:
         for d, name in enumerate(found.datasets)
         for g, gate in enumerate(found.gates)
     ]
-    return csv_text([heads, *rows])
+    return Table(heads, rows).to_csv()
 
 
 def overlap_csv(found: Specialisation) -> str:
     """The overlap of every two classes, as a square table."""
     rows = [(name, *_numbers(row_C)) for name, row_C in zip(found.classes, found.class_overlap_CC, strict=True)]
-    return csv_text([("class", *found.classes), *rows])
+    return Table(("class", *found.classes), rows).to_csv()
 
 
 def gate_names(kernel_sizes: Sequence[int], levels: int) -> tuple[str, ...]:

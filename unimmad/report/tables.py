@@ -1,86 +1,45 @@
-"""A report's files: Markdown, CSV, JSON, LaTeX (one ``tabular`` by the rules of booktabs), and the image scores."""
+"""A report's tables: for the screen, and its files: Markdown, CSV, JSON, LaTeX, and the image scores."""
 
 from __future__ import annotations
 
-import html
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from unimmad.metrics.metrics import METRIC_KEYS
-from unimmad.report.csv_text import csv_text
-from unimmad.report.formatting import PARTIAL, cells, coverage, exact_cells, footnotes, mean_cells, published_cells
-from unimmad.report.report import Report, to_json
+from unimmad.report.formatting import NOT_PUBLISHED, cells, coverage, footnotes, mean_cells
+from unimmad.report.report import Mean, Report, to_json
 from unimmad.report.scored_class import ScoredClass
+from unimmad.report.table import Row, Strong, Table, markdown_escaped, one_line, wrapped
 from unimmad.serialization.atomic_write import write_text_aside
-
-_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    # At the start of a row these would be an option of the line break that ends the row above.
-    **{letter: f"{{{letter}}}" for letter in "*["},
-}
-
-
-def latex_table(report: Report) -> str:
-    """The report as LaTeX; header and footnotes stand in comments above it. Needs ``\\usepackage{booktabs}``."""
-    facts = [f"{key}: {value}" for key, value in report.header.items()]
-    lines = [f"% {_one_line(text)}" for text in (*facts, *footnotes(report))]
-    lines += [r"\begin{tabular}{l" + "r" * len(METRIC_KEYS) + "}", r"\toprule", _row("class", METRIC_KEYS)]
-    for dataset in report.datasets:
-        lines += [r"\midrule", rf"\multicolumn{{{len(METRIC_KEYS) + 1}}}{{l}}{{{latex_escaped(dataset)}}} \\"]
-        for result in report.classes_of(dataset):
-            lines.append(_row(rf"\quad {latex_escaped(result.class_name)}", cells(result.metrics)))
-        mean = report.mean_of_dataset(dataset)
-        lines.append(_row(rf"\quad {latex_escaped(mean.name)}", mean_cells(mean, partial="$^*$")))
-        for row in report.published_of(dataset):
-            lines.append(_row(rf"\quad published: {latex_escaped(row.name)}", published_cells(row)))
-    lines.append(r"\midrule")
-    for mean in report.means_of_all():
-        lines.append(_row(latex_escaped(mean.name), mean_cells(mean, partial="$^*$")))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def latex_escaped(text: str) -> str:
-    """``text`` with LaTeX's special characters as themselves; what cannot be printed is left out."""
-    return "".join(_SPECIAL.get(letter, letter) for letter in _one_line(text) if letter.isprintable())
-
-
-def _row(name: str, row_cells: Sequence[str]) -> str:
-    return " & ".join((name, *row_cells)) + r" \\"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
 
 IMAGE_SCORES = "image_scores.csv"
 
 
+def screen_table(report: Report) -> str:
+    """The report for a terminal, in 80 columns: header, one row a class, the means, footnotes; 3 decimals."""
+    width = max(map(len, report.header), default=0) + 2
+    header = list(wrapped([f"{key + ':':<{width}}{value}" for key, value in report.header.items()], width))
+    headings = {result.dataset: f"{result.dataset} ({result.field})" for result in report.classes}
+    rows = [(headings.get(row[0], ""), row[1], *row[4:]) for row in _rows(report, published="published")]
+    table = Table(("data set", "class", *METRIC_KEYS), rows, names=2, notes=footnotes(report))
+    return "\n".join([*header, *[""][: len(header)], table.to_text()])
+
+
 def markdown_table(report: Report) -> str:
     """The report as Markdown: header as a list, a table with the counts of images, footnotes."""
-    lines = [f"- {escaped(key)}: {escaped(value)}" for key, value in report.header.items()]
+    header = [f"- {markdown_escaped(key)}: {markdown_escaped(value)}" for key, value in report.header.items()]
     heads = ("data set", "class", "normal", "anomalous", *METRIC_KEYS)
-    lines += ["", markdown_row(heads), markdown_row(("---", "---", *["---:"] * (len(heads) - 2)))]
-    for result in report.classes:
-        names = (escaped(result.dataset), escaped(result.class_name))
-        counts = (str(result.normal), str(result.anomalous))
-        lines.append(markdown_row((*names, *counts, *cells(result.metrics))))
-    for mean in report.means():
-        bold = (f"**{cell}**" for cell in mean_cells(mean, partial=r"\*"))
-        lines.append(markdown_row((f"**{escaped(mean.name)}**", "", "", "", *bold)))
-    for row in report.published:
-        lines.append(
-            markdown_row((escaped(row.dataset), f"published: {escaped(row.name)}", "", "", *published_cells(row)))
-        )
-    for note in footnotes(report):
-        lines += ["", escaped(note).replace(PARTIAL, r"\*", 1)]
-    return "\n".join(lines) + "\n"
+    table = Table(heads, list(_rows(report)), names=2, notes=footnotes(report))
+    return "\n".join([*header, "", table.to_markdown()])
+
+
+def latex_table(report: Report) -> str:
+    """The report as a LaTeX table; header and footnotes stand in comments above it."""
+    header = [f"% {one_line(f'{key}: {value}')}\n" for key, value in report.header.items()]
+    # Bold would say that the means are the best.
+    rows = [tuple(str(cell) for cell in (*row[:2], *row[4:])) for row in _rows(report)]
+    table = Table(("data set", "class", *METRIC_KEYS), rows, names=2, notes=footnotes(report))
+    return "".join([*header, table.to_latex()])
 
 
 def csv_table(report: Report) -> str:
@@ -88,16 +47,17 @@ def csv_table(report: Report) -> str:
 
     ``row`` is ``class`` or the mean's name; ``note`` says which metrics of a mean cover fewer members.
     """
-    rows: list[Sequence[object]] = [("row", "dataset", "field", "class", "normal", "anomalous", *METRIC_KEYS, "note")]
+    rows: list[Row] = []
     for result in report.classes:
-        names = (result.dataset, result.field, result.class_name, result.normal, result.anomalous)
-        rows.append(("class", *names, *exact_cells(result.metrics), ""))
+        names = (result.dataset, result.field, result.class_name, str(result.normal), str(result.anomalous))
+        rows.append(("class", *names, *cells(result.metrics, form=repr), ""))
     for mean in report.means():
-        rows.append((mean.name, "", "", "", "", "", *exact_cells(mean.metrics), coverage(mean)))
+        rows.append((mean.name, "", "", "", "", "", *cells(mean.metrics, form=repr), coverage(mean)))
     for row in report.published:
-        numbers = ("" if row.metrics[key] is None else repr(row.metrics[key]) for key in METRIC_KEYS)
+        numbers = cells(row.metrics, undefined="", form=repr)
         rows.append(("published", row.dataset, "", row.name, "", "", *numbers, f"{row.source}. {row.note}"))
-    return csv_text(rows)
+    heads = ("row", "dataset", "field", "class", "normal", "anomalous", *METRIC_KEYS, "note")
+    return Table(heads, rows).to_csv()
 
 
 def write_tables(report: Report, folder: Path) -> tuple[Path, ...]:
@@ -123,20 +83,29 @@ def write_image_scores(scored_classes: Sequence[ScoredClass], folder: Path) -> P
     Raises:
         ValueError: the folder cannot be made or written to.
     """
-    rows: list[Sequence[object]] = [("dataset", "class", "key", "defect", "anomalous", "score")]
+    rows: list[Row] = []
     for scored in scored_classes:
         names = scored.result.dataset, scored.result.class_name
         samples = zip(scored.keys, scored.defects, scored.labels, scored.image_scores, strict=True)
-        rows += [(*names, key, defect, int(label), repr(float(score))) for key, defect, label, score in samples]
+        rows += [(*names, key, defect, str(int(label)), repr(float(score))) for key, defect, label, score in samples]
     path = folder / IMAGE_SCORES
-    write_text_aside(path, csv_text(rows))
+    write_text_aside(path, Table(("dataset", "class", "key", "defect", "anomalous", "score"), rows).to_csv())
     return path
 
 
-def markdown_row(row_cells: Sequence[str]) -> str:
-    return f"| {' | '.join(row_cells)} |"
+def _rows(report: Report, published: str = "published: {}") -> Iterator[Row]:
+    """Dataset, name, counts of images, metrics: of each class, below them their dataset's mean and what is published
+    for it (``published`` with the row's name), and last the means of all, without a dataset."""
+    for dataset in report.datasets:
+        for result in report.classes_of(dataset):
+            counts = (str(result.normal), str(result.anomalous))
+            yield dataset, result.class_name, *counts, *cells(result.metrics)
+        yield _mean_row(dataset, report.mean_of_dataset(dataset))
+        for row in report.published_of(dataset):
+            yield dataset, published.format(row.name), "", "", *cells(row.metrics, NOT_PUBLISHED)
+    for mean in report.means_of_all():
+        yield _mean_row("", mean)
 
 
-def escaped(text: str) -> str:
-    """``text`` for a line or a table's cell of Markdown: no HTML, link or code, no end of the cell or line."""
-    return re.sub(r"([\\|\[\]`])", r"\\\1", html.escape(" ".join(text.splitlines()), quote=False))
+def _mean_row(dataset: str, mean: Mean) -> Row:
+    return dataset, Strong(mean.name), "", "", *map(Strong, mean_cells(mean))
