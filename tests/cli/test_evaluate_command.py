@@ -241,12 +241,12 @@ def test_compiling_without_a_compiler_is_one_line_and_code_2(typed, trained, mon
 def test_each_modality_and_a_comparison(typed, trained, tmp_path):
     code, out, _ = typed(trained, "--output-dir", str(tmp_path / "one"), "--modalities", "each", "--workers", "0")
     assert code == 0
-    assert "what each modality is worth" in out
+    assert "What each modality is worth" in out
     assert f"table    {tmp_path / 'one' / 'modalities' / 'modalities.csv'}" in out
     argv = ["--report", str(tmp_path / "one"), "--compare", str(tmp_path / "one" / "modalities" / "rgb")]
     code, out, _ = typed(trained, *argv, "--output-dir", str(tmp_path / "compared"))
     assert code == 0
-    assert "differences: this report minus" in out
+    assert "Differences: this report minus" in out
     assert "modalities: - (this), rgb only (other)" in out
     assert sorted(path.name for path in (tmp_path / "compared").iterdir()) == ["comparison.csv", "comparison.md"]
 

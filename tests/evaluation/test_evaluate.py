@@ -182,7 +182,7 @@ def test_another_reports_differences_are_on_the_page_and_in_tables(checkpoint, s
     found = evaluated(plain, [small_shards], tmp_path / "report", other=other)
     assert found.comparison.rows[0].differences["I-AP"] == pytest.approx(0.125, abs=CLOSE)
     page = found.page.read_text()
-    assert "<caption>This report minus before/report.json.</caption>" in page
+    assert "<caption>Differences: this report minus before/report.json.</caption>" in page
     assert "<td>+0.125</td>" in page
     assert {"comparison.csv", "comparison.md"} <= {path.name for path in found.tables}
     assert 'href="comparison.csv"' in page
