@@ -197,5 +197,5 @@ def _sum_states(weight_tRN: Tensor, h_tRND: Tensor) -> Tensor:
 
 
 def _sum_channels(h_tRND: Tensor, weight_tRD: Tensor) -> Tensor:
-    """[t, R, N]"""
-    return (h_tRND @ weight_tRD[..., None])[..., 0]
+    """[t, R, N]; as a row times a matrix, which is several times faster on a CPU than the matrix times a column."""
+    return (weight_tRD[:, :, None, :] @ h_tRND.transpose(2, 3))[:, :, 0]
