@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
+from unimmad.config import TrainingSettings
 from unimmad.methods.mambaad import MambaAD, MambaADSettings
 from unimmad.model.method import StepFacts
 
@@ -24,10 +25,10 @@ def images(tokens: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 100}, "image_size: must be a multiple of 32"),
-        ({"image_size": 32}, "image_size: must be a multiple of 32, 64 or more, not 32"),
-        ({"image_size": 96}, "image_size: 96 makes grids of 3 to 24.*power of two"),
-        ({"image_size": 192, "scan_type": "zorder"}, "image_size: 192 makes grids of 6 to 48"),
+        ({"image_size": 100}, "image_size 100 is not a multiple of 32"),
+        ({"image_size": 32}, "image_size 32 is not a multiple of 32, 64 or more"),
+        ({"image_size": 96}, "image_size 96 makes grids of 3 to 24.*power of two"),
+        ({"image_size": 192, "scan_type": "zorder"}, "image_size 192 makes grids of 6 to 48"),
         ({"depths": (3, 5, 6, 3)}, "depths: .*multiple of 2 or 3, not 5"),
         ({"depths": (3, 4, 6)}, "depths"),
         ({"drop_path": 1.0}, "drop_path"),
@@ -75,7 +76,7 @@ def test_the_teacher_stays_frozen_and_in_eval_mode(method):
 
 def test_a_step_reaches_every_trainable_parameter(method):
     method.train()
-    facts = StepFacts(torch.ones(3))
+    facts = StepFacts(torch.ones(3), TrainingSettings())
     method.loss(method(images(3), [2, 1], torch.tensor([0, 1, 0])), facts).total.backward()
     missing = [name for name, value in method.named_parameters() if value.requires_grad and value.grad is None]
     assert not missing
@@ -88,7 +89,9 @@ def test_steps_lower_the_loss(method):
     optimizer = torch.optim.AdamW([value for value in method.parameters() if value.requires_grad], 5e-3)
     losses = []
     for _ in range(3):
-        loss = method.loss(method(images(2), [1, 1], torch.zeros(2, dtype=torch.int64)), StepFacts(torch.ones(2))).total
+        loss = method.loss(
+            method(images(2), [1, 1], torch.zeros(2, dtype=torch.int64)), StepFacts(torch.ones(2), TrainingSettings())
+        ).total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -100,7 +103,7 @@ def test_a_token_s_loss_and_map_do_not_depend_on_its_neighbours(method):
     method.eval()
     with torch.no_grad():
         together, alone = method.compare(images(3)), method.compare(images(3)[1:2])
-        facts = StepFacts(torch.ones(3))
+        facts = StepFacts(torch.ones(3), TrainingSettings())
         torch.testing.assert_close(method.token_losses(together, facts)[1:2], method.token_losses(alone, facts))
         torch.testing.assert_close(method.token_maps(together)[1:2], method.token_maps(alone), rtol=1e-4, atol=1e-5)
 
@@ -142,7 +145,7 @@ def test_bf16_autocast_keeps_scan_and_loss_in_float32(method):
     method.train()
     with torch.autocast("cpu", torch.bfloat16):
         output = method(images(2), [1, 1], torch.zeros(2, dtype=torch.int64))
-        loss = method.loss(output, StepFacts(torch.ones(2))).total
+        loss = method.loss(output, StepFacts(torch.ones(2), TrainingSettings())).total
     assert loss.dtype == torch.float32
     loss.backward()
     assert all(value.grad.isfinite().all() for value in method.parameters() if value.requires_grad)

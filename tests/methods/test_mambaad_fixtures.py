@@ -13,6 +13,7 @@ import torch
 from methods.peer_fixtures import PeerFixture, assert_close
 from torch import Tensor, nn
 
+from unimmad.config import TrainingSettings
 from unimmad.methods.mamba_decoder import DirectionalScan, LocalAndScanned, MambaDecoder
 from unimmad.methods.mambaad import Fusion, MambaAD, MambaADSettings, Reconstruction
 from unimmad.methods.scan_orders import DIRECTIONS, direction_orders, scan_order
@@ -154,7 +155,9 @@ def test_loss_and_gradients_of_the_decoder(parts):
     decoder().train()
     outputs = decoder()(parts.tensor("decoder_in"))
     targets = [parts.tensor(f"target{level}") for level in (1, 2, 3)]
-    loss = MambaAD.token_losses(None, Reconstruction(targets, outputs), StepFacts(torch.ones(1))).mean()
+    loss = MambaAD.token_losses(
+        None, Reconstruction(targets, outputs), StepFacts(torch.ones(1), TrainingSettings())
+    ).mean()
     assert loss.item() == pytest.approx(parts.outputs["train_loss"].item(), rel=1e-4)
     loss.backward()
     assert_gradient_norms(parts, "decoder.", decoder())
@@ -211,7 +214,7 @@ def test_features_and_reconstruction_of_the_whole_network(whole, compared):
 
 
 def test_loss_map_and_score_of_the_whole_network(whole, network, compared):
-    loss = network.token_losses(compared, StepFacts(torch.ones(1))).mean()
+    loss = network.token_losses(compared, StepFacts(torch.ones(1), TrainingSettings())).mean()
     assert loss.item() == pytest.approx(whole.outputs["eval_loss"].item(), rel=1e-4)
     raw = network.token_maps(compared)
     blurred = gaussian_blur(raw, kernel_size=33, sigma=4.0, border="mirror")

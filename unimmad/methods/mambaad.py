@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import Positive
-from unimmad.config.method import MethodSettings
+from unimmad.config.method import MethodSettings, TimmName
+from unimmad.methods.frozen_teacher import FrozenTeacherMethod
 from unimmad.methods.mamba_decoder import MambaDecoder, scans_of_a_block
 from unimmad.methods.scan_orders import ScanType, scan_order
-from unimmad.methods.single_image import SingleImageMethod
 from unimmad.model.anomaly_map import cosine_distance
-from unimmad.model.backbone import Backbone, load_backbone_weights
+from unimmad.model.backbone import Backbone
 from unimmad.model.method import StepFacts
 
 from timm.models.resnet import Bottleneck  # isort: skip  # after the backbone, which sees to it that timm imports
@@ -34,7 +34,7 @@ FUSION_BLOCKS = 3
 class MambaADSettings(MethodSettings):
     """What a MambaAD is built from; the defaults are its authors' own."""
 
-    backbone: str = "resnet34.bt_in1k"
+    backbone: TimmName = "resnet34.bt_in1k"
     """A network of timm's own list whose channels double from stage to stage, such as a ResNet."""
     depths: tuple[Positive, Positive, Positive, Positive] = (3, 4, 6, 3)
     """Scan blocks of the decoder's four stages, coarsest first; each a multiple of 2 or 3."""
@@ -48,12 +48,12 @@ class MambaADSettings(MethodSettings):
     def _fits_together(self) -> Self:
         grid, rest = divmod(self.image_size, NARROWEST_STRIDE)
         if rest or grid < 2:
-            raise ValueError(f"image_size: must be a multiple of {NARROWEST_STRIDE}, 64 or more, not {self.image_size}")
+            raise ValueError(f"image_size {self.image_size} is not a multiple of {NARROWEST_STRIDE}, 64 or more")
         try:
             scan_order(self.scan_type, grid)
         except ValueError as error:
             raise ValueError(
-                f"image_size: {self.image_size} makes grids of {grid} to {8 * grid}, and {error}; "
+                f"image_size {self.image_size} makes grids of {grid} to {8 * grid}, and {error}; "
                 "take 64, 128, 256 or 512, or scan_type zigzag, scan or sweep"
             ) from None
         for depth in self.depths:
@@ -72,7 +72,7 @@ class Reconstruction:
     outputs: list[Tensor]
 
 
-class MambaAD(SingleImageMethod[Reconstruction]):
+class MambaAD(FrozenTeacherMethod[Reconstruction]):
     """Trained to rebuild the teacher's features of normal images; where it fails, an image is anomalous."""
 
     def __init__(self, settings: MambaADSettings) -> None:
@@ -81,9 +81,7 @@ class MambaAD(SingleImageMethod[Reconstruction]):
         Raises:
             ValueError: the backbone's channels do not double from stage to stage.
         """
-        super().__init__()
-        self.settings = settings
-        self.teacher = Backbone(settings.backbone).requires_grad_(False)
+        super().__init__(settings, Backbone(settings.backbone, without_rest=True))
         channels = self.teacher.channels
         if any(coarser != 2 * finer for finer, coarser in pairwise(channels)):
             raise ValueError(
@@ -98,25 +96,9 @@ class MambaAD(SingleImageMethod[Reconstruction]):
             settings.scan_type,
             settings.drop_path,
         )
-        self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        """The teacher stays as it is used in scoring."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def load_backbone(self) -> str:
-        """Fill the teacher as ``model.backbone_weights`` says; returns in words with what.
-
-        Raises:
-            ValueError: the weights can't be had, or do not fit.
-        """
-        return load_backbone_weights(self.teacher, self.settings.backbone_weights)
 
     def compare(self, images_TCHW: Tensor) -> Reconstruction:
-        with torch.no_grad():
-            targets = self.teacher(images_TCHW)
+        targets = self.teacher_maps(images_TCHW)
         return Reconstruction(targets, self.decoder(self.fusion(targets)))
 
     def token_losses(self, compared: Reconstruction, facts: StepFacts) -> Tensor:

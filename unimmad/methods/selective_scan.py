@@ -29,6 +29,7 @@ LEAST_SECTION = 32
 MOST_SECTIONS = 32
 
 
+@torch.compiler.disable  # which would unroll thousands of steps
 def selective_scan(
     u_LRD: Tensor, delta_LRD: Tensor, A_RND: Tensor, B_LRN: Tensor, C_LRN: Tensor, sections: int | None = None
 ) -> Tensor:
