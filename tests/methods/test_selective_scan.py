@@ -86,3 +86,19 @@ def test_autocast_leaves_the_scan_alone():
     plain = outputs_and_gradients(selective_scan, values)
     with torch.autocast("cpu", torch.bfloat16):
         assert_same(outputs_and_gradients(selective_scan, values), plain)
+
+
+class Scan(torch.nn.Module):
+    def forward(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        return selective_scan(u, delta, A, B, C)
+
+
+def test_a_program_for_any_number_of_rows():
+    rows = torch.export.Dim("rows", min=1)
+    by_position = {1: rows}
+    shapes = (by_position, by_position, {0: rows}, by_position, by_position)
+    with torch.no_grad():
+        program = torch.export.export(Scan(), tuple(arguments(37, torch.float64)), dynamic_shapes=shapes)
+        values = arguments(37, torch.float64, rows=8)
+        assert_same([program.module()(*values)], [stepwise(*values)])
+    assert len(program.graph.nodes) < 100

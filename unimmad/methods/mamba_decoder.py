@@ -179,23 +179,21 @@ class DirectionalScan(nn.Module):
         with torch.autocast(x_LBD.device.type, enabled=False):
             # A token's values do not depend on where it stands, so they are computed once and then put in order.
             tokens_LBKP = F.linear(x_LBD, self.token_weight_KPD.flatten(0, 1)).unflatten(2, (DIRECTIONS, -1))
-            tokens_LKBP = _take(tokens_LBKP.transpose(1, 2), self.visits_KL)
+            tokens_LKBP = torch.stack(_take(tokens_LBKP.unbind(2), self.visits_KL), dim=1)
             steps_LKBr, B_LKBN, C_LKBN = tokens_LKBP.split([self.step_rank, STATES, STATES], dim=3)
             steps_LKBD = torch.einsum("lkbr,kdr->lkbd", steps_LKBr, self.step_weight_KDr)
             delta_LKBD = F.softplus(steps_LKBD + self.step_bias_KD[:, None])
-            u_LKBD = _take(x_LBD[:, None].expand(-1, DIRECTIONS, -1, -1), self.visits_KL)
+            u_LKBD = torch.stack(_take([x_LBD] * DIRECTIONS, self.visits_KL), dim=1)
             A_KBND = -self.log_rate_KDN.exp().transpose(1, 2)[:, None].expand(-1, batch, -1, -1)
             u_LRD, delta_LRD, B_LRN, C_LRN = (value.flatten(1, 2) for value in (u_LKBD, delta_LKBD, B_LKBN, C_LKBN))
             y_LRD = selective_scan(u_LRD, delta_LRD, A_KBND.flatten(0, 1), B_LRN, C_LRN)
             y_LKBD = y_LRD.view(-1, DIRECTIONS, batch, inner) + self.skip_KD[:, None] * u_LKBD
-            return _take(y_LKBD, self.returns_KL).sum(1)
+            return torch.stack(_take(y_LKBD.unbind(1), self.returns_KL)).sum(0)
 
 
-def _take(values_LKBE: Tensor, positions_KL: Tensor) -> Tensor:
-    """Every direction's positions in that direction's order."""
-    length, directions = values_LKBE.shape[:2]
-    rows_LK = positions_KL.T * directions + torch.arange(directions, device=positions_KL.device)
-    return values_LKBE.flatten(0, 1).index_select(0, rows_LK.flatten()).unflatten(0, (length, directions))
+def _take(values: Sequence[Tensor], positions_KL: Tensor) -> list[Tensor]:
+    """One [L, B, E] a direction, each with its positions in that direction's order."""
+    return [value.index_select(0, order) for value, order in zip(values, positions_KL.unbind(), strict=True)]
 
 
 def _in_full_precision(x: Tensor) -> Tensor:

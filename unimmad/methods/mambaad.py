@@ -109,7 +109,7 @@ class MambaAD(FrozenTeacherMethod[Reconstruction]):
     def token_maps(self, compared: Reconstruction) -> Tensor:
         """The sum over levels of the cosine distance, divided by the square of their number, [T, H, W]."""
         size = (self.image_size, self.image_size)
-        total_THW = compared.targets[0].new_zeros(len(compared.targets[0]), *size, dtype=torch.float32)
+        total_THW = compared.targets[0].new_zeros(compared.targets[0].shape[0], *size, dtype=torch.float32)
         for target, output in zip(compared.targets, compared.outputs, strict=True):
             distance_T1hw = cosine_distance(target, output)[:, None]
             total_THW = total_THW + F.interpolate(distance_T1hw, size, mode="bilinear", align_corners=True)[:, 0]

@@ -45,8 +45,10 @@ def selective_scan(
             for twice the arithmetic. What suits the device if not given.
     """
     length, rows = delta_LRD.shape[:2]
-    sections = sections or _sections(length, delta_LRD.device)
     x_LRD = delta_LRD * u_LRD
+    if torch.compiler.is_exporting():
+        return _scan_by_doubling(delta_LRD, x_LRD, A_RND, B_LRN, C_LRN)
+    sections = sections or _sections(length, delta_LRD.device)
     if sections == 1:
         return _scan(delta_LRD, x_LRD, A_RND, B_LRN, C_LRN, torch.zeros_like(A_RND))[0]
     delta, x, B, C = (_cut(value, sections) for value in (delta_LRD, x_LRD, B_LRN, C_LRN))
@@ -58,6 +60,18 @@ def selective_scan(
         starts.append(torch.addcmul(ends[section], decays[section], starts[-1]))
     y = _scan(delta, x, A, B, C, torch.cat(starts))[0]
     return y.unflatten(1, (sections, rows)).transpose(0, 1).flatten(0, 1)[:length]
+
+
+def _scan_by_doubling(delta_LRD: Tensor, x_LRD: Tensor, A_RND: Tensor, B_LRN: Tensor, C_LRN: Tensor) -> Tensor:
+    """For programs without loops: few operations, each on the states of whole sequences. [L, R, D]"""
+    decay_LRND = torch.exp(delta_LRD[:, :, None, :] * A_RND)
+    h_LRND = x_LRD[:, :, None, :] * B_LRN[..., None]
+    reach = 1  # every state holds what its last tokens, so many, have brought in
+    while reach < delta_LRD.shape[0]:
+        h_LRND = torch.cat([h_LRND[:reach], h_LRND[reach:] + decay_LRND[reach:] * h_LRND[:-reach]])
+        decay_LRND = torch.cat([decay_LRND[:reach], decay_LRND[reach:] * decay_LRND[:-reach]])
+        reach *= 2
+    return _sum_states(C_LRN, h_LRND)
 
 
 def _sections(length: int, device: torch.device) -> int:
