@@ -149,3 +149,12 @@ def test_bf16_autocast_keeps_scan_and_loss_in_float32(method):
     assert loss.dtype == torch.float32
     loss.backward()
     assert all(value.grad.isfinite().all() for value in method.parameters() if value.requires_grad)
+
+
+@pytest.mark.long
+def test_a_program_for_any_batch_gives_the_same_maps(method):
+    network = method.eval().with_fixed_modalities([0]).requires_grad_(False)
+    with torch.no_grad():
+        batch = {0: torch.export.Dim("batch", min=1)}
+        program = torch.export.export(network, (images(2)[:, None],), dynamic_shapes=(batch,))
+        torch.testing.assert_close(program.module()(images(3)[:, None]), network(images(3)[:, None]))

@@ -71,7 +71,7 @@ def _scan_by_doubling(delta_LRD: Tensor, x_LRD: Tensor, A_RND: Tensor, B_LRN: Te
         h_LRND = torch.cat([h_LRND[:reach], h_LRND[reach:] + decay_LRND[reach:] * h_LRND[:-reach]])
         decay_LRND = torch.cat([decay_LRND[:reach], decay_LRND[reach:] * decay_LRND[:-reach]])
         reach *= 2
-    return _sum_states(C_LRN, h_LRND)
+    return (C_LRN[..., None] * h_LRND).sum(2)
 
 
 def _sections(length: int, device: torch.device) -> int:
