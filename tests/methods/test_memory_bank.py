@@ -326,6 +326,23 @@ def test_the_traced_form_gives_the_same_maps_for_any_batch(make: Maker, features
     torch.testing.assert_close(traced(images_BMCHW[:1]), expected_BHW[:1], rtol=1e-4, atol=1e-5)
 
 
+def test_the_inference_form_gives_the_same_scores(make: Maker) -> None:
+    method = make.fitted(coreset="none")
+    expected = method(*tokens(TEST)).scores_Thw
+    scores_Thw = method.inference_form(0)(*tokens(TEST)).scores_Thw
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in make().teacher.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in method.teacher.modules())
+    torch.testing.assert_close(scores_Thw, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_statistics_of_a_backbone_without_weights_come_from_images(make: Maker) -> None:
+    method = make()
+    before = method.describe_patches(TRAIN[0].images_MCHW)
+    method.calibrate_backbone([tokens(TRAIN)[0]])
+    assert not torch.allclose(method.describe_patches(TRAIN[0].images_MCHW), before)
+    assert not any(module.training for module in method.teacher.modules())
+
+
 def test_what_was_collected_in_inference_mode_can_be_loaded_into(make: Maker) -> None:
     method = make(coreset="none")
     with torch.inference_mode():

@@ -11,7 +11,7 @@ finest layer, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Annotated, Any, Literal, Self
@@ -27,7 +27,9 @@ from unimmad.methods.coreset import greedy_coreset, projected, random_start_poin
 from unimmad.methods.nearest import nearest_neighbours, neighbours_of_block
 from unimmad.methods.patch_collection import BankName, PatchCollection, RandomChoice, check_size
 from unimmad.methods.patch_features import joined_patches, patchcore_patches
-from unimmad.model.backbone import STRIDES, Backbone, load_backbone_weights
+from unimmad.model.backbone import STRIDES, Backbone, calibrate_batchnorm, load_backbone_weights
+from unimmad.model.backends.convolution import use_fast_convolutions
+from unimmad.model.folding import fold_batchnorm
 from unimmad.model.method import FittedMethod, Gather, check_slots, sample_of_token
 
 LEAST_DEVIATION = 1e-3
@@ -125,12 +127,16 @@ class MemoryBank(FittedMethod):
         return self
 
     def load_backbone(self) -> str:
-        """Fill the teacher as ``settings.backbone_weights`` says; returns in words what it now has.
-
-        Raises:
-            ValueError: as ``load_backbone_weights``.
-        """
         return load_backbone_weights(self.teacher, self.settings.backbone_weights)
+
+    def calibrate_backbone(self, batches: Iterable[Tensor]) -> None:
+        calibrate_batchnorm(self.teacher, batches)
+
+    def inference_form(self, cache_bytes: int) -> Self:
+        """BatchNorm is folded into the convolutions, of which those of large maps need fewer multiplications."""
+        fold_batchnorm(self.teacher)
+        use_fast_convolutions(self.teacher)
+        return self.eval()
 
     @torch.no_grad()
     def describe_patches(self, images_TCHW: Tensor) -> Tensor:
