@@ -326,6 +326,23 @@ def test_the_traced_form_gives_the_same_maps_for_any_batch(make: Maker, features
     torch.testing.assert_close(traced(images_BMCHW[:1]), expected_BHW[:1], rtol=1e-4, atol=1e-5)
 
 
+def test_the_inference_form_gives_the_same_scores(make: Maker) -> None:
+    method = make.fitted(coreset="none")
+    expected = method(*tokens(TEST)).scores_Thw
+    scores_Thw = method.inference_form(0)(*tokens(TEST)).scores_Thw
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in make().teacher.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in method.teacher.modules())
+    torch.testing.assert_close(scores_Thw, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_statistics_of_a_backbone_without_weights_come_from_images(make: Maker) -> None:
+    method = make()
+    before = method.describe_patches(TRAIN[0].images_MCHW)
+    method.calibrate_backbone([tokens(TRAIN)[0]])
+    assert not torch.allclose(method.describe_patches(TRAIN[0].images_MCHW), before)
+    assert not any(module.training for module in method.teacher.modules())
+
+
 def test_what_was_collected_in_inference_mode_can_be_loaded_into(make: Maker) -> None:
     method = make(coreset="none")
     with torch.inference_mode():
@@ -343,6 +360,27 @@ def test_the_teacher_stays_as_it_is_and_nothing_trains(make: Maker) -> None:
         method.loss(method(*tokens(TEST)), StepFacts(torch.ones(5), TrainingSettings()))
 
 
+@pytest.mark.parametrize("features", ["patchcore", "joined"])
+def test_a_vision_transformer_s_blocks_take_the_place_of_layers(features: str) -> None:
+    torch.manual_seed(0)
+    settings = MemoryBankSettings(
+        image_size=32, backbone="vit_tiny_patch16_224", blocks=(1, 2), features=features, coreset="none", patch_dim=48
+    )
+    method = MemoryBank(settings).eval()
+    assert len(method.teacher.network.blocks) == 3  # none behind the last one used
+    collect(method, TRAIN[:3])
+    method.finish(lambda given: given)
+    assert [tuple(bank_ND.shape) for bank_ND in method.banks] == [
+        (4, method.features),
+        (4, method.features),
+        (8, method.features),
+    ]
+    assert method.features == (48 if features == "patchcore" else 2 * 192)
+    output = method.inference_form(0)(*tokens(TRAIN[:1]))
+    assert output.scores_Thw.shape == (1, 2, 2)
+    assert method.maps(output).amax() < 1e-6 < method.maps(method(*tokens(TEST[1:2]))).amax()
+
+
 def test_the_backbone_says_what_it_has(make: Maker) -> None:
     assert make(backbone_weights="none").load_backbone() == "none (random)"
 
@@ -350,9 +388,9 @@ def test_the_backbone_says_what_it_has(make: Maker) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strides": (16, 8)}, r"strides: \[16, 8\] are not some of 4, 8, 16, ascending"),
+        ({"strides": (16, 8)}, r"strides \[16, 8\] and blocks \[\] must ascend"),
         ({"strides": ()}, "strides"),
-        ({"strides": (8, 32)}, "strides"),
+        ({"blocks": (3, 3)}, r"blocks \[3, 3\] must ascend"),
         ({"coreset": "none", "patches": 8000}, "patches: a bank of all patches"),
         ({"coreset": "kcenter"}, "coreset"),
         ({"coreset_share": 0}, "coreset_share"),

@@ -61,7 +61,7 @@ def theirs() -> Theirs:
 def test_layers_and_patches(theirs: Theirs) -> None:
     images_TCHW = theirs.fixture.tensor("test")
     with torch.no_grad():
-        _, layer2, layer3 = theirs.method.teacher(images_TCHW)
+        layer2, layer3 = theirs.method.teacher(images_TCHW)
     assert_close(layer2[:, ::8], theirs.fixture.tensor("test_layer2_sub"))
     assert_close(layer3[:, ::16], theirs.fixture.tensor("test_layer3_sub"))
     assert_close(theirs.method.describe_patches(images_TCHW).flatten(0, 2), theirs.fixture.tensor("test_embedding"))

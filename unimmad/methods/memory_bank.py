@@ -11,7 +11,7 @@ finest layer, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Annotated, Any, Literal, Self
@@ -27,8 +27,11 @@ from unimmad.methods.coreset import greedy_coreset, projected, random_start_poin
 from unimmad.methods.nearest import nearest_neighbours, neighbours_of_block
 from unimmad.methods.patch_collection import BankName, PatchCollection, RandomChoice, check_size
 from unimmad.methods.patch_features import joined_patches, patchcore_patches
-from unimmad.model.backbone import STRIDES, Backbone, load_backbone_weights
+from unimmad.model.backbone import Backbone, calibrate_batchnorm, load_backbone_weights
+from unimmad.model.backends.convolution import use_fast_convolutions
+from unimmad.model.folding import fold_batchnorm
 from unimmad.model.method import FittedMethod, Gather, check_slots, sample_of_token
+from unimmad.model.vit import FrozenViT, PositionResampling
 
 LEAST_DEVIATION = 1e-3
 """A feature's standard deviation counts as this share of all features' mean one at least."""
@@ -39,7 +42,12 @@ class MemoryBankSettings(MethodSettings):
 
     backbone: TimmName = "wide_resnet50_2.tv_in1k"
     strides: tuple[Positive, ...] = (8, 16)
-    """Of the layers whose features are used, ascending: of 4, 8 and 16."""
+    """Of the layers whose features are used, ascending; each passes a ReLU."""
+    blocks: tuple[NotNegative, ...] = ()
+    """With a vision transformer: the blocks whose tokens are used in place of ``strides``, ascending from 0."""
+    position_resampling: PositionResampling = "timm"
+    """How a vision transformer's position embeddings are brought to the image's grid: as ``timm`` does, or ``dinov2``
+    as that backbone's authors do."""
     features: Literal["patchcore", "joined"] = "patchcore"
     """What a patch is described by. ``patchcore``: all values of its 3 x 3 windows, averaged to ``layer_dim`` a layer
     and to ``patch_dim`` in all. ``joined``: the means of its windows in all layers, each divided by its standard
@@ -78,8 +86,10 @@ class MemoryBankSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.strides or not set(self.strides) <= set(STRIDES) or sorted(set(self.strides)) != [*self.strides]:
-            raise ValueError(f"strides: {list(self.strides)} are not some of {', '.join(map(str, STRIDES))}, ascending")
+        if not self.strides or any(sorted(set(used)) != [*used] for used in (self.strides, self.blocks)):
+            raise ValueError(
+                f"strides {list(self.strides)} and blocks {list(self.blocks)} must ascend; one or more strides"
+            )
         if self.coreset == "none" and self.patches is not None:
             raise ValueError("patches: a bank of all patches (coreset: none) has no limit; set coreset: random")
         return self
@@ -107,9 +117,16 @@ class MemoryBank(FittedMethod):
     def __init__(self, settings: MemoryBankSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.teacher = Backbone(settings.backbone).eval().requires_grad_(False)
-        self._layers = [STRIDES.index(stride) for stride in settings.strides]
-        channels = sum(self.teacher.channels[layer] for layer in self._layers)
+        self.teacher: Backbone | FrozenViT
+        if settings.blocks:
+            self.teacher = FrozenViT(
+                settings.backbone, settings.blocks, settings.image_size, settings.position_resampling
+            )
+            channels = self.teacher.dim * len(settings.blocks)
+        else:
+            self.teacher = Backbone(settings.backbone, settings.strides, without_rest=True)
+            channels = sum(self.teacher.channels)
+        self.teacher.eval().requires_grad_(False)
         self.features = settings.patch_dim if settings.features == "patchcore" else channels
         self.names: list[BankName] = []
         """Whose patches each bank holds."""
@@ -125,12 +142,18 @@ class MemoryBank(FittedMethod):
         return self
 
     def load_backbone(self) -> str:
-        """Fill the teacher as ``settings.backbone_weights`` says; returns in words what it now has.
-
-        Raises:
-            ValueError: as ``load_backbone_weights``.
-        """
         return load_backbone_weights(self.teacher, self.settings.backbone_weights)
+
+    def calibrate_backbone(self, batches: Iterable[Tensor]) -> None:
+        if isinstance(self.teacher, Backbone):
+            calibrate_batchnorm(self.teacher, batches)
+
+    def inference_form(self, cache_bytes: int) -> Self:
+        """BatchNorm is folded into the convolutions, of which those of large maps need fewer multiplications."""
+        if isinstance(self.teacher, Backbone):
+            fold_batchnorm(self.teacher)
+            use_fast_convolutions(self.teacher)
+        return self.eval()
 
     @torch.no_grad()
     def describe_patches(self, images_TCHW: Tensor) -> Tensor:
@@ -139,11 +162,17 @@ class MemoryBank(FittedMethod):
             return self._patches(images_TCHW.float())
 
     def _patches(self, images_TCHW: Tensor) -> Tensor:
-        of_all_layers = self.teacher(images_TCHW)
-        maps = [of_all_layers[layer] for layer in self._layers]
+        maps = self._maps(images_TCHW)
         if self.settings.features == "joined":
             return joined_patches(maps)
         return patchcore_patches(maps, self.settings.layer_dim, self.settings.patch_dim)
+
+    def _maps(self, images_TCHW: Tensor) -> Sequence[Tensor]:
+        """The teacher's, [T, C, h, w] each, the finest first."""
+        if isinstance(self.teacher, FrozenViT):
+            return [self.teacher.as_map(tokens.patches_NPD) for tokens in self.teacher(images_TCHW)]
+        maps: list[Tensor] = self.teacher(images_TCHW)
+        return maps
 
     def collect(
         self,
