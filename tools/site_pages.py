@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from unimmad.cli.compare import compare_parser
 from unimmad.cli.convert import conversion_parser
 from unimmad.cli.evaluate_arguments import calibration_parser, evaluation_parser
 from unimmad.cli.export import export_parser
@@ -27,7 +28,9 @@ from unimmad.cli.main import COMMANDS
 from unimmad.cli.predict import prediction_parser
 from unimmad.cli.shards import shards_parser
 from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, parse_recipe
+from unimmad.config.recipe import DEFAULT_METHOD
 from unimmad.launching.options import launch_parser
+from unimmad.methods.registry import METHOD_SETTINGS, METHODS
 from unimmad.training.arguments import training_parser
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "shards": shards_parser,
     "train": training_parser,
     "evaluate": evaluation_parser,
+    "compare": compare_parser,
     "calibrate": calibration_parser,
     "predict": prediction_parser,
     "export": export_parser,
@@ -87,7 +91,9 @@ def command_page(name: str, parser: argparse.ArgumentParser) -> str:
 
 def settings_page() -> str:
     """Every setting of a recipe: key, default, what shipped recipes say instead, and its docstring."""
-    recipes = {path.stem: load_recipe(path.stem) for path in sorted(RECIPES_FOLDER.glob("*.yaml"))}
+    recipes = {
+        path.stem: load_recipe(path.stem, methods=METHOD_SETTINGS) for path in sorted(RECIPES_FOLDER.glob("*.yaml"))
+    }
     lines = [
         "# Settings of a recipe",
         "",
@@ -99,13 +105,26 @@ def settings_page() -> str:
     ]
     for section, settings in parse_recipe({"name": ""}, "the defaults"):
         if isinstance(settings, BaseModel):
-            rows = [
-                _setting_row(f"{section}.{key}", getattr(settings, key), said, recipes)
-                for key, said in field_docstrings(type(settings)).items()
-            ]
-            about = inspect.cleandoc(type(settings).__doc__ or "")
-            lines += [f"## {section}", "", about, "", *_table(("key", "default", "in recipes", "meaning"), rows), ""]
+            of_unimmad = {recipe: found for recipe, found in recipes.items() if found.method == DEFAULT_METHOD}
+            shown = of_unimmad if section == "model" else recipes
+            lines += _settings_table(section, settings, shown)
+    for name, kind in METHODS.items():
+        if name != DEFAULT_METHOD:
+            of_method = {recipe: found for recipe, found in recipes.items() if found.method == name}
+            lines += _settings_table(
+                "model", kind.settings.model_validate({}), of_method, f"## model, of method {name}"
+            )
     return "\n".join(lines)
+
+
+def _settings_table(section: str, settings: BaseModel, recipes: dict[str, Recipe], heading: str = "") -> list[str]:
+    rows = [
+        _setting_row(f"{section}.{key}", getattr(settings, key), said, recipes)
+        for key, said in field_docstrings(type(settings)).items()
+    ]
+    about = inspect.cleandoc(type(settings).__doc__ or "")
+    heads = ("key", "default", "in recipes", "meaning")
+    return [heading or f"## {section}", "", about, "", *_table(heads, rows), ""]
 
 
 def _setting_row(key: str, default: object, said: str, recipes: dict[str, Recipe]) -> tuple[str, str, str, str]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from unimmad.config import RECIPES_FOLDER, EvaluationSettings, Recipe, check_dataset_weights, load_recipe
+from unimmad.config import RECIPES_FOLDER, EvaluationSettings, Recipe, check_dataset_weights, load_recipe, parse_recipe
+from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.anomaly_map import gaussian_blur
 
 SHIPPED = sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
@@ -25,23 +26,23 @@ def test_the_promised_recipes_are_shipped():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name):
-    recipe = load_recipe(name)
+    recipe = load_recipe(name, methods=METHOD_SETTINGS)
     assert recipe.name == name
-    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    assert parse_recipe(recipe.model_dump(mode="json"), "it", METHOD_SETTINGS) == recipe
 
 
 @pytest.mark.parametrize("size", [64, 128, 256, 512])
 def test_a_blur_in_pixels_is_the_same_at_every_image_size(size):
     for given in ({}, {"blur_sigma": 4}, {"blur_kernel": 15}, {"blur_sigma": None, "blur_sigma_at_256": None}):
-        assert EvaluationSettings.model_validate(given).blur(size) == (15, 4.0)
-    assert load_recipe("paper").evaluation.blur(size) == (15, 4.0)
-    assert load_recipe("tiny").evaluation.blur(size) == (5, 1.0)
+        assert EvaluationSettings.model_validate(given).blur(size) == (15, 4.0, "zeros")
+    assert load_recipe("paper").evaluation.blur(size) == (15, 4.0, "zeros")
+    assert load_recipe("tiny").evaluation.blur(size) == (5, 1.0, "zeros")
 
 
 @pytest.mark.parametrize(("size", "blur"), [(64, (9, 1.0)), (128, (17, 2.0)), (256, (33, 4.0)), (512, (65, 8.0))])
 def test_a_blur_at_256_follows_the_image_size_and_its_window_reaches_four_sigma(size, blur):
-    assert EvaluationSettings(blur_sigma_at_256=4).blur(size) == blur
-    assert EvaluationSettings(blur_sigma_at_256=0).blur(size) == (1, 0)
+    assert EvaluationSettings(blur_sigma_at_256=4).blur(size) == (*blur, "zeros")
+    assert EvaluationSettings(blur_sigma_at_256=0).blur(size) == (1, 0, "zeros")
 
 
 def test_demo_is_the_default():

@@ -46,7 +46,7 @@ def test_the_shipped_files_are_what_their_names_say(path):
 
 
 def test_the_files_that_commands_name_are_shipped():
-    assert {"ep1", "ep4", "ep8", "bf16", "zero2_offload"} == {path.stem for path in SHIPPED}
+    assert {"ep1", "ep4", "ep8", "bf16", "zero0", "zero2_offload"} == {path.stem for path in SHIPPED}
 
 
 @pytest.mark.parametrize(

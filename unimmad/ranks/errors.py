@@ -86,7 +86,7 @@ class SharedError(ValueError):
 
 
 def tell(error: BaseException, rank: int, size: int, program: str) -> None:
-    """Print what went wrong in ``program``: one line a problem, after a traceback where it is no message for users.
+    """Print what went wrong in ``program``: one line a problem, after a traceback unless users can mend it.
 
     A rank that only noticed that another is gone says so.
     """

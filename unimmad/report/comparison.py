@@ -77,7 +77,7 @@ def read_report(path: Path) -> Report:
     """Read a report.json; a folder stands for the one in it.
 
     Raises:
-        ValueError: the file can't be read, or is no report.
+        ValueError: the file can't be read as a report.
     """
     file = path / "report.json" if path.is_dir() else path
     try:

@@ -42,7 +42,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page that is no class: the experts, say."""
+    """A part of the page beside its classes: the experts, say."""
 
     name: str
     text: str

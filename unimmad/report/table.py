@@ -185,7 +185,7 @@ def _markdown_cell(cell: str) -> str:
 
 
 def _latex_row(row: Row) -> str:
-    """A name, which may end in what is no mark, and numbers."""
+    """A name, whose last letter is never a mark, and numbers."""
     name, *numbers = row
     texts = [latex_escaped(name), *(latex_escaped(n.removesuffix(MARK)) + "$^*$" * n.endswith(MARK) for n in numbers)]
     cells = (rf"\textbf{{{text}}}" if isinstance(cell, Strong) else text for cell, text in zip(row, texts, strict=True))

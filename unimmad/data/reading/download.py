@@ -123,7 +123,7 @@ def _joined(url: str, max_bytes: int) -> bytes:
     for block in fetch_blocks(url):
         data += block
         if len(data) > max_bytes:
-            raise ValueError(f"{shown(url)}: is larger than {max_bytes} bytes; it is no file of a shard folder")
+            raise ValueError(f"{shown(url)}: is larger than {max_bytes} bytes; it is not a file of a shard folder")
     return bytes(data)
 
 
