@@ -80,7 +80,8 @@ class MemoryBankSettings(MethodSettings):
     """What all banks may take together, and before them the patches that they are chosen from, of all processes as of
     each, in units of 10^9 bytes. While the banks are made, twice as much is needed."""
     align_corners: bool = False
-    """How patch scores come bilinearly to the image size, as ``torch.nn.functional.interpolate`` calls it."""
+    """How coarser layers come bilinearly to the finest one's grid, and patch scores to the image size, as
+    ``torch.nn.functional.interpolate`` calls it."""
     join: Literal["rss", "sum", "max"] = "rss"
     """How the maps of a sample's modalities become one: root of the sum of squares, sum, or maximum."""
 
@@ -164,8 +165,9 @@ class MemoryBank(FittedMethod):
     def _patches(self, images_TCHW: Tensor) -> Tensor:
         maps = self._maps(images_TCHW)
         if self.settings.features == "joined":
-            return joined_patches(maps)
-        return patchcore_patches(maps, self.settings.layer_dim, self.settings.patch_dim)
+            return joined_patches(maps, self.settings.align_corners)
+        settings = self.settings
+        return patchcore_patches(maps, settings.layer_dim, settings.patch_dim, settings.align_corners)
 
     def _maps(self, images_TCHW: Tensor) -> Sequence[Tensor]:
         """The teacher's, [T, C, h, w] each, the finest first."""
