@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from unimmad.comparing.tables import Compared
 from unimmad.metrics.metrics import METRIC_KEYS
@@ -71,7 +72,10 @@ def quality_and_cost(compared: Compared) -> Figure:
             ax.errorbar(speed[method], spread.mean, yerr=spread.std, fmt="o", color=f"C{number}", capsize=3)
             ax.annotate(method, (speed[method], spread.mean), (5, 4), textcoords="offset points", fontsize=FONT_SIZE)
         ax.set_xscale("log")
-        ax.margins(0.2)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.margins(0.35, 0.2)
         ax.set_xlabel("samples a second", fontsize=FONT_SIZE)
         ax.set_title(f"mean {key}", fontsize=FONT_SIZE + 1)
         ax.tick_params(labelsize=FONT_SIZE - 1, which="both")
