@@ -18,7 +18,7 @@ from unimmad.checkpoint.state import FITTED
 from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe, parse_recipe
-from unimmad.methods.registry import METHOD_SETTINGS, build_method
+from unimmad.methods.registry import METHODS, Registry, build_method, settings_of
 from unimmad.model.method import FittedMethod, Method
 from unimmad.ranks.exchange import ALONE, Ranks
 
@@ -62,7 +62,9 @@ class LoadedCheckpoint:
         return str(self.state.get("backbone_weights", "not said"))
 
 
-def load_checkpoint(folder: Path, *, verify: bool = True, ranks: Ranks = ALONE) -> LoadedCheckpoint:
+def load_checkpoint(
+    folder: Path, *, verify: bool = True, ranks: Ranks = ALONE, methods: Registry = METHODS
+) -> LoadedCheckpoint:
     """Build the checkpoint's own recipe's model and fill it; the model is in eval mode, on the CPU.
 
     The optimizer's files need not be there, and are not read.
@@ -71,6 +73,7 @@ def load_checkpoint(folder: Path, *, verify: bool = True, ranks: Ranks = ALONE) 
         folder: of the checkpoint.
         verify: hold the files against their digests.
         ranks: those that load it at the same time, and share that.
+        methods: its own among them.
 
     Raises:
         ValueError: the folder is not a whole checkpoint, a file is not what was saved, or the tensors do not fit the
@@ -80,21 +83,21 @@ def load_checkpoint(folder: Path, *, verify: bool = True, ranks: Ranks = ALONE) 
         with ranks.together():
             verify_checkpoint(folder, OPTIMIZER_PREFIX, (ranks.rank, ranks.size))
     state = read_state(folder)
-    recipe = parse_recipe(state["recipe"], f"{folder / STATE_NAME}: recipe", METHOD_SETTINGS)
+    recipe = parse_recipe(state["recipe"], f"{folder / STATE_NAME}: recipe", settings_of(methods))
     reader = TensorReader(folder, without=OPTIMIZER_PREFIX)
     # First without memory: a recipe may ask for more than any machine has, and its tensors would not be there.
     with torch.device("meta"):
-        reader.check_fits(_made_for(reader, state, _shapes_of(recipe, folder), folder).state_dict())
-    model = _made_for(reader, state, build_method(recipe), folder)
+        reader.check_fits(_made_for(reader, state, _shapes_of(recipe, methods, folder), folder).state_dict())
+    model = _made_for(reader, state, build_method(recipe, methods), folder)
     fill_model(model, reader)
     return LoadedCheckpoint(folder, recipe, model.eval(), state, _digest(model))
 
 
-def _shapes_of(recipe: Recipe, folder: Path) -> Method:
+def _shapes_of(recipe: Recipe, methods: Registry, folder: Path) -> Method:
     """The recipe's model on the meta device."""
     try:
         with torch.device("meta"):
-            return build_method(recipe)
+            return build_method(recipe, methods)
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder / STATE_NAME}: recipe: no model can have these sizes ({reason})") from None

@@ -121,6 +121,8 @@ def _apply_override(values: dict[str, Any], override: str, recipe_type: type[Rec
     if not equals:
         raise ValueError(f"--set {override}: write it as KEY=VALUE, for example model.embed_dim=64")
     key = key.strip()
+    if key == "method":
+        raise ValueError(f"--set {override}: a method has a recipe of its own; name one by --recipe, such as {text}")
     if key in _sections(recipe_type):
         raise ValueError(f"--set {override}: {key} is a section; set one of its keys by --set {key}.KEY=VALUE")
     *sections, last = key.split(".")
@@ -169,7 +171,7 @@ def _explain(problem: dict[str, Any], recipe_type: type[Recipe[Any]]) -> str:
         return f"unknown key {key}{_nearest(key, _known_keys(recipe_type) + list(recipe_type.model_fields))}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     instead = "" if isinstance(problem["input"], (dict, BaseModel)) else f", not {shown(problem['input'])}"
-    return f"{key}: {message}{instead}"
+    return f"{key}: {message}{instead}" if key else f"{message}{instead}"
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

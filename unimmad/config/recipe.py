@@ -44,6 +44,15 @@ class Recipe(Section, Generic[Model]):
     def _fill_in_sections(cls, values: Any) -> Any:
         return {"model": {}} | values if isinstance(values, dict) else values
 
+    @model_validator(mode="after")
+    def _check(self) -> Recipe[Model]:
+        if self.evaluation.score_pool > self.model.image_size:
+            raise ValueError(
+                f"evaluation.score_pool {self.evaluation.score_pool} is larger than the image: "
+                f"model.image_size is {self.model.image_size}"
+            )
+        return self
+
     def with_precision(self, precision: Literal["fp32", "bf16"]) -> Recipe[Model]:
         """The same but for ``training.precision``."""
         return self.model_copy(update={"training": self.training.model_copy(update={"precision": precision})})

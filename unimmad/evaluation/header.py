@@ -43,6 +43,7 @@ def report_header(
         "image size": f"{size} x {size}",
         "blur": _in_words(settings.blur(size)),
         "image score": f"mean of the map's top {top} of {windows} values{pooled}",
+        "modalities joined": checkpoint.model.modalities_joined,
         "masks": f"resized {mask_resize}, anomalous where > 0",
         "precision": numerics(precision, device),
     }

@@ -30,9 +30,11 @@ from unimmad.methods.patch_features import joined_patches, patchcore_patches
 from unimmad.model.backbone import Backbone, calibrate_batchnorm, load_backbone_weights
 from unimmad.model.backends.convolution import use_fast_convolutions
 from unimmad.model.folding import fold_batchnorm
-from unimmad.model.method import FittedMethod, Gather, check_slots, sample_of_token
+from unimmad.model.method import ROOT_OF_SQUARES, FittedMethod, Gather, check_slots, sample_of_token
 from unimmad.model.vit import FrozenViT, PositionResampling
 
+JOINS = {"rss": ROOT_OF_SQUARES, "sum": "sum", "max": "maximum"}
+"""In words."""
 LEAST_DEVIATION = 1e-3
 """A feature's standard deviation counts as this share of all features' mean one at least."""
 
@@ -118,6 +120,7 @@ class MemoryBank(FittedMethod):
     def __init__(self, settings: MemoryBankSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.modalities_joined = JOINS[settings.join]
         self.teacher: Backbone | FrozenViT
         if settings.blocks:
             self.teacher = FrozenViT(

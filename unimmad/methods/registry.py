@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from unimmad.config import MethodSettings, ModelSettings, Recipe
-from unimmad.config.recipe import DEFAULT_METHOD
+from unimmad.config.recipe import DEFAULT_METHOD, MethodTypes
 from unimmad.methods.dinomaly import Dinomaly, DinomalySettings
 from unimmad.methods.inp_former import INPFormer, INPFormerSettings
 from unimmad.methods.mambaad import MambaAD, MambaADSettings
@@ -36,7 +36,10 @@ class MethodType:
         return isinstance(self.network, type) and issubclass(self.network, FittedMethod)
 
 
-METHODS: Mapping[str, MethodType] = {
+Registry = Mapping[str, MethodType]
+"""Methods by the names that recipes call them by. What trains, loads or compares takes one; by default all of ours."""
+
+METHODS: Registry = {
     DEFAULT_METHOD: MethodType(ModelSettings, UniMMAD),
     "rd": MethodType(RDSettings, RD),
     "uniad": MethodType(UniADSettings, UniAD),
@@ -46,30 +49,41 @@ METHODS: Mapping[str, MethodType] = {
     "dinomaly": MethodType(DinomalySettings, Dinomaly),
     "memory_bank": MethodType(MemoryBankSettings, MemoryBank),
 }
-METHOD_SETTINGS: Mapping[str, type[MethodSettings]] = {name: kind.settings for name, kind in METHODS.items()}
-"""For ``load_recipe`` and ``parse_recipe``."""
 
 
-def build_method(recipe: Recipe[Any]) -> Method:
+def settings_of(methods: Registry) -> MethodTypes:
+    """What ``load_recipe`` and ``parse_recipe`` take."""
+    return {name: kind.settings for name, kind in methods.items()}
+
+
+METHOD_SETTINGS: MethodTypes = settings_of(METHODS)
+
+
+def build_method(recipe: Recipe[Any], methods: Registry = METHODS) -> Method:
     """The recipe's network with random weights, to be filled from a checkpoint.
+
+    Args:
+        recipe: what it is.
+        methods: the recipe's among them.
 
     Raises:
         ValueError: its settings do not fit each other, such as a backbone that does not exist.
     """
-    return METHODS[recipe.method].network(recipe.model)
+    return methods[recipe.method].network(recipe.model)
 
 
-def new_model(recipe: Recipe[Any], seed: int | None = None) -> tuple[Method, str]:
+def new_model(recipe: Recipe[Any], seed: int | None = None, methods: Registry = METHODS) -> tuple[Method, str]:
     """The network at the start of training, the same for the same seed; and in words what its backbone was loaded with.
 
     Args:
         recipe: what it is.
         seed: in place of the recipe's.
+        methods: the recipe's among them.
 
     Raises:
         ValueError: as ``build_method``, or the backbone's weights can't be had.
     """
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed if seed is None else seed)
-        model = build_method(recipe)
+        model = build_method(recipe, methods)
     return model, model.load_backbone()

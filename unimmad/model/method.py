@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from unimmad.model.routing import Routing
 
 
+ROOT_OF_SQUARES = "root of the sum of squares"
+
+
 def alone(value: Tensor) -> Tensor:
     """``StepFacts.global_sum`` of one process."""
     return value
@@ -65,6 +68,8 @@ class Method(nn.Module, ABC):
     since what comes to where is then known. Gives them back, each with what its branch needs besides."""
     memory_format: torch.memory_format = torch.contiguous_format
     """Of the maps of convolutional networks."""
+    modalities_joined: str = ROOT_OF_SQUARES
+    """How the maps of a sample's modalities become one, in a few words for reports."""
 
     @property
     def image_size(self) -> int:

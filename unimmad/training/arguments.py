@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 from unimmad.checkpoint.folder import NO_VERIFY_HELP
 from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
 from unimmad.data.location import DataFolder, parse_data_folder
-from unimmad.methods.registry import METHOD_SETTINGS
+from unimmad.methods.registry import METHODS, Registry, settings_of
 from unimmad.parallel.deepspeed_config import default_deepspeed_config, find_deepspeed_config
 
 TRAINER = "unimmad train"
@@ -44,6 +44,8 @@ class TrainArguments:
     """Whether files of a checkpoint to continue from, or of ``init_from``, are held against their digests."""
     profile: range | None = None
     """Steps to record a trace of, counted from 1."""
+    methods: Registry = field(default_factory=lambda: METHODS)
+    """The recipe's among them."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,11 +54,14 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; {TRAINER} --help lists the options")
 
 
-def parse_arguments(argv: Sequence[str] | None = None, prog: str = TRAINER) -> TrainArguments:
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str = TRAINER, methods: Registry = METHODS
+) -> TrainArguments:
     """
     Args:
         argv: None: the command line's.
         prog: what the help calls the program.
+        methods: those that a recipe may name.
 
     Raises:
         ValueError: an option is unknown or ill-formed; the recipe, an override, a number or a data URL is wrong.
@@ -65,7 +70,7 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str = TRAINER) -> T
     if given.max_steps is not None and given.max_steps < 1:
         raise ValueError(f"--max-steps {given.max_steps} must be 1 or more")
     overrides = [*given.overrides, *([f"data.on_error={given.on_error}"] if given.on_error else [])]
-    recipe = load_recipe(given.recipe, overrides, METHOD_SETTINGS)
+    recipe = load_recipe(given.recipe, overrides, settings_of(methods))
     return TrainArguments(
         recipe=recipe,
         deepspeed_config=given.deepspeed_config or default_deepspeed_config(recipe.training),
@@ -77,6 +82,7 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str = TRAINER) -> T
         deterministic=given.deterministic,
         verify=not given.no_verify,
         profile=None if given.profile is None else _profiled_steps(given.profile),
+        methods=methods,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
 from unimmad.checkpoint.tensor_slices import TensorReader, TensorSlice, write_pieces
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe
+from unimmad.methods.registry import METHODS, Registry
 from unimmad.parallel.engine import Engine, OptimizerPiece
 from unimmad.parallel.placement import fqn
 from unimmad.training.composing import Composing
@@ -35,6 +36,8 @@ class RunFacts:
     composing: Composing | None = None
     seconds: float = 0.0
     """Of training before this start."""
+    methods: Registry = field(default_factory=lambda: METHODS)
+    """The recipe's among them."""
 
 
 def save_checkpoint(

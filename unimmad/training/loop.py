@@ -208,7 +208,7 @@ class Trainer:
         try:
             with ranks.together():
                 evaluation = evaluate_checkpoint(
-                    load_checkpoint(checkpoint, verify=False),  # it was just written
+                    load_checkpoint(checkpoint, verify=False, methods=self.facts.methods),  # it was just written
                     self.shards.folders,
                     folder,
                     cache=self.shards.cache,

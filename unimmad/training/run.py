@@ -29,7 +29,7 @@ from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.reading.stream import expect_workers
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards
-from unimmad.methods.registry import METHODS, build_method, new_model
+from unimmad.methods.registry import build_method, new_model
 from unimmad.model.backbone import RANDOM_WEIGHTS
 from unimmad.model.backends.execution import check_compiling
 from unimmad.model.backends.tf32 import choose_for_training
@@ -45,7 +45,14 @@ from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.composing import Composing, described, follow_composing, kept_composing, new_composing
 from unimmad.training.fitting import fit
 from unimmad.training.loop import Trainer
-from unimmad.training.run_folder import LOCK_NAME, RunFolder, check_same_data, choose_run_folder, claim_run_folder
+from unimmad.training.run_folder import (
+    LOCK_NAME,
+    RunFolder,
+    check_same_data,
+    check_same_method,
+    choose_run_folder,
+    claim_run_folder,
+)
 from unimmad.training.schedule import Schedule
 from unimmad.training.stop_request import StopRequest
 
@@ -84,7 +91,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     shards, order, trained_on = world.together(lambda: _open_data(recipe, data, run, world))
     world.ranks.check_same(shards.digest(), "other data")
     run = world.on_main(partial(claim_run_folder, run, arguments, trained_on, lock))
-    if METHODS[recipe.method].is_fitted and run.resume_from is not None:
+    if arguments.methods[recipe.method].is_fitted and run.resume_from is not None:
         logger.info("%s is fitted already: nothing to do", run.path)
         return True
     schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
@@ -115,6 +122,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
         trained_on,
         composing,
         _seconds_before(run),
+        arguments.methods,
     )
     checkpoints = CheckpointFolder(run.path)
     trainer = Trainer(engine, shards, order, schedule, checkpoints, facts, lock, stop, arguments.profile)
@@ -232,6 +240,9 @@ def _starting_model(
     arguments: TrainArguments, run: RunFolder, world: World, calibration_images: Callable[[], Iterator[Tensor]]
 ) -> tuple[Method, str]:
     """The model in its local form, the same on every rank: rank 0's weights go to all when DeepSpeed takes it over."""
+    method = arguments.recipe.method
+    if arguments.init_from is not None and arguments.methods[method].is_fitted:
+        raise ValueError(f"--init-from: {method} is fitted to the data, not trained from weights: leave it out")
     if run.resume_from is None and arguments.init_from is None:
         return _from_main_first(arguments, world, calibration_images)
     return world.together(lambda: _stored_model(arguments, run, world))
@@ -240,7 +251,8 @@ def _starting_model(
 def _stored_model(arguments: TrainArguments, run: RunFolder, world: World) -> tuple[Method, str]:
     """Of the checkpoint to continue, or of ``--init-from``; the ranks share the verification."""
     source = run.resume_from or find_checkpoint(cast(Path, arguments.init_from))
-    model = build_method(arguments.recipe)
+    check_same_method(source, arguments.recipe)
+    model = build_method(arguments.recipe, arguments.methods)
     # A run that continues needs the optimizer's state, too: better to miss it now than after DeepSpeed's set-up.
     without = None if run.resume_from else OPTIMIZER_PREFIX
     if arguments.verify:
@@ -274,8 +286,8 @@ def _from_main_first(
 
     def fresh() -> tuple[Method, str]:
         if not world.is_main:
-            return build_method(recipe), ""
-        model, origin = new_model(recipe)
+            return build_method(recipe, arguments.methods), ""
+        model, origin = new_model(recipe, methods=arguments.methods)
         if origin == RANDOM_WEIGHTS:
             model.calibrate_backbone(calibration_images())
             origin += ", BatchNorm calibrated on training samples"

@@ -12,7 +12,9 @@ from typing import Any
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe
+from unimmad.config.recipe import DEFAULT_METHOD
 from unimmad.serialization.folder_lock import FolderLock
+from unimmad.serialization.text import shown
 from unimmad.training.arguments import TrainArguments
 
 logger = logging.getLogger(__name__)
@@ -108,6 +110,7 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
     Raises:
         ValueError: the checkpoint was trained with other settings; names them.
     """
+    check_same_method(checkpoint, recipe)
     # A setting that is younger than the checkpoint had its default there.
     theirs = _flat(type(recipe).model_validate({"name": ""}).model_dump(mode="json")) | _flat(
         read_state(checkpoint)["recipe"]
@@ -122,6 +125,19 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
             f"{checkpoint} is of another recipe: {first} is {theirs.get(first)!r} there and {ours.get(first)!r} now"
             f"{f' ({len(different)} settings differ)' if len(different) > 1 else ''}; "
             "use its recipe, another --output-dir, or --resume never"
+        )
+
+
+def check_same_method(checkpoint: Path, recipe: Recipe) -> None:
+    """
+    Raises:
+        ValueError: the checkpoint is of another method than the recipe.
+    """
+    theirs = read_state(checkpoint)["recipe"].get("method", DEFAULT_METHOD)
+    if theirs != recipe.method:
+        raise ValueError(
+            f"{checkpoint} is of method {shown(theirs)}, and recipe {recipe.name} of {recipe.method}: "
+            "weights of another method can't be gone on with: use its recipe, or other weights or another --output-dir"
         )
 
 
