@@ -58,8 +58,9 @@ class Maker:
         method.teacher.load_state_dict(self.teacher)
         return method
 
-    def fitted(self, samples: Sequence[Sample] = TRAIN, **changes: Any) -> MemoryBank:
+    def fitted(self, samples: Sequence[Sample] = TRAIN, seed: int = 0, **changes: Any) -> MemoryBank:
         method = self(**changes)
+        method.begin(seed)
         collect(method, samples)
         method.finish(lambda given: given)
         return method

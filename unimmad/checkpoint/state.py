@@ -68,7 +68,7 @@ def build_state(
         "samples_seen": samples,
         "data_position": samples,
         "finished": finished,
-        **({} if seconds is None else {SECONDS: round(seconds, 1)}),
+        **({} if seconds is None else {SECONDS: round(seconds, 3)}),
         "recipe": recipe.model_dump(mode="json"),
         "backbone_weights": backbone_weights,
         "data": list(data),

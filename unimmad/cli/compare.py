@@ -15,9 +15,9 @@ from unimmad.comparing.cells import SHARED, Cell, Override, make_cells
 from unimmad.comparing.disputed import Disputed, class_limits, disputed_figure, most_disputed, pictures_of
 from unimmad.comparing.page import save_comparison_page
 from unimmad.comparing.results import NAME, Result, by_method, read_result
-from unimmad.comparing.running import FAILURE, CellError, Running, finished, run_cell
+from unimmad.comparing.running import FAILURE, Running, finished, run_cell
 from unimmad.comparing.tables import Compared, Failed, write_tables
-from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
+from unimmad.config import DEFAULT_RECIPE, load_recipe
 from unimmad.data.location import parse_data_folder
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards
@@ -144,13 +144,15 @@ def _compare(given: argparse.Namespace) -> int:
 def _run_all(cells: Sequence[Cell], running: Running, table_only: bool) -> tuple[list[Result], list[Failed]]:
     results, failed = [], []
     for number, cell in enumerate(cells, start=1):
-        result = finished(cell, running)
-        if result is None and not table_only:
-            print(f"== {cell.name} ({number} of {len(cells)})", file=sys.stderr, flush=True)
-            try:
+        try:
+            result = finished(cell, running)
+            if result is None and not table_only:
+                print(f"== {cell.name} ({number} of {len(cells)})", file=sys.stderr, flush=True)
                 result = run_cell(cell, running)
-            except CellError as error:
-                print(f"{program()}: {cell.name}: {error}", file=sys.stderr, flush=True)
+        except ValueError as error:
+            print(f"{program()}: {cell.name}: {error}", file=sys.stderr, flush=True)
+            failed.append(Failed(cell.name, str(error)))
+            continue
         if result is not None:
             results.append(result)
         else:
@@ -179,9 +181,10 @@ def _report(
         compared = Compared(tuple(methods), tuple(failed), published_rows(compared.datasets))
     output: Path = given.output_dir
     tables = write_tables(compared, output)
-    done = [cell for cell in cells if (cell.folder / NAME).is_file()]
+    of_results = {(result.method, result.seed) for result in results}
+    done = [cell for cell in cells if (cell.method, cell.seed) in of_results]
     page = save_comparison_page(
-        compared, output, _header(cells[0].recipe, running), _disputed_pictures(done, running, output), tables
+        compared, output, _header(given.recipe, running), _disputed_pictures(done, running, output), tables
     )
     print(compared.metric_table(means_only=True).to_text())
     print(compared.cost_table().to_text())
@@ -190,13 +193,12 @@ def _report(
     print(f"page     {page}")
 
 
-def _header(recipe: Recipe, running: Running) -> dict[str, str]:
+def _header(recipe: str, running: Running) -> dict[str, str]:
     """What holds for all methods."""
     keys = [f"{section}.{key}" for section, of_section in SHARED.items() for key in of_section]
     return {
         "data": ", ".join(str(folder) for folder in running.data),
-        "image size": f"{recipe.model.image_size} x {recipe.model.image_size}",
-        "training": f"{running.minutes:g} minutes each" if running.minutes else "as long as its recipe says",
+        "training": f"{running.minutes:g} minutes each" if running.minutes else f"as long as recipe {recipe} says",
         "the same for all": f"{', '.join(keys)}, data",
     }
 
@@ -214,11 +216,14 @@ def _disputed_pictures(cells: Sequence[Cell], running: Running, output: Path) ->
         method: pictures_of(cell.folder / "run", shards, samples, device, running.precision)
         for method, cell in first.items()
     }
-    limits = {method: class_limits(pictures) for method, pictures in drawn.items()}
+    limits = {method: class_limits(pictures.values()) for method, pictures in drawn.items()}
     written = []
     for number, sample in enumerate(samples):
+        of_methods = {method: pictures[sample.name] for method, pictures in drawn.items() if sample.name in pictures}
+        if not of_methods:
+            continue
         path = output / "disputed" / f"{number + 1:02d}.png"
-        save_figure(disputed_figure(sample, {m: pictures[number] for m, pictures in drawn.items()}, limits), path)
+        save_figure(disputed_figure(sample, of_methods, limits), path)
         written.append(Picture(path, _caption(sample)))
     return written
 

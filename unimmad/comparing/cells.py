@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unimmad.config import Recipe, load_recipe, override_recipe, parse_recipe
+from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, override_recipe, parse_overridden, parse_recipe
 from unimmad.methods.registry import METHOD_SETTINGS, METHODS
 
 SHARED: Mapping[str, tuple[str, ...]] = {
@@ -88,6 +88,8 @@ def make_cells(
     names = [_label(method) for method in methods]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"--methods: {twice[0]} is there twice")
+    if {base.method, base.name} <= set(names) and base.method != base.name:
+        raise ValueError(f"--methods: {base.method} and {base.name} are both recipe {base.name}; name one of them")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds: {max(seeds, key=list(seeds).count)} is there twice")
     if unknown := [override.method for override in overrides if override.method not in (None, *names)]:
@@ -96,29 +98,42 @@ def make_cells(
     for method, name in zip(methods, names, strict=True):
         of_all = [override.setting for override in overrides if override.method is None]
         of_method = [override.setting for override in overrides if override.method == name]
-        recipe = override_recipe(method_recipe(method, base), [*of_all, *of_method], METHOD_SETTINGS)
+        recipe = method_recipe(method, base, [*of_all, *of_method])
         for seed in seeds:
             seeded = override_recipe(recipe, [f"training.seed={seed}"], METHOD_SETTINGS)
             cells.append(Cell(name, seed, seeded, output / name / f"seed_{seed}"))
     return cells
 
 
-def method_recipe(method: str, base: Recipe[Any]) -> Recipe[Any]:
+def method_recipe(method: str, base: Recipe[Any], overrides: Sequence[str] = ()) -> Recipe[Any]:
     """The recipe of ``method`` with what it shares with ``base``; ``base`` itself where it is of that method.
+
+    Args:
+        method: a name, of a method or of a recipe, or a recipe file.
+        base: what is shared.
+        overrides: ``KEY=VALUE``, which may mend what does not fit.
 
     Raises:
         ValueError: no such method or recipe, or they do not fit each other.
     """
     if method in (base.method, base.name):
-        return base
-    own = load_recipe(method, methods=METHOD_SETTINGS)
+        return override_recipe(base, overrides, METHOD_SETTINGS)
+    own = _own_recipe(method)
     values, shared = own.model_dump(mode="json"), base.model_dump(mode="json")
     for section, keys in SHARED.items():
         values[section] |= {key: shared[section][key] for key in keys}
     values["data"] = shared["data"]
-    if METHODS[own.method].settings.backbone_kind == METHODS[base.method].settings.backbone_kind:
+    if own.model.backbone_kind == base.model.backbone_kind:
         values["model"] |= {key: shared["model"][key] for key in BACKBONE}
-    return parse_recipe(values, f"{method}, with what recipe {base.name} says for all", METHOD_SETTINGS)
+    return parse_overridden(values, f"{method}, with what recipe {base.name} says for all", overrides, METHOD_SETTINGS)
+
+
+def _own_recipe(method: str) -> Recipe[Any]:
+    """The shipped one of that name or the file; a method without one has its settings' defaults."""
+    shipped = (RECIPES_FOLDER / f"{method}.yaml").is_file()
+    if method in METHODS and not shipped:
+        return parse_recipe({"name": method, "method": method}, method, METHOD_SETTINGS)
+    return load_recipe(method, methods=METHOD_SETTINGS)
 
 
 def _label(method: str) -> str:

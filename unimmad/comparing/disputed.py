@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -110,8 +110,8 @@ def _ranks(scores: Mapping[Name, float]) -> dict[Name, float]:
 
 def pictures_of(
     run: Path, shards: ShardSet, samples: Sequence[Disputed], device: torch.device, precision: Precision | None
-) -> list[SamplePicture]:
-    """Each sample scored by a run's newest checkpoint.
+) -> dict[Name, SamplePicture]:
+    """Each sample that the data have, scored by a run's newest checkpoint.
 
     Raises:
         ValueError: the checkpoint or a sample can't be read.
@@ -125,14 +125,14 @@ def pictures_of(
         for ref in of_class
     }
     chosen = chosen_precision(precision, device)
-    return [
-        sample_picture(model, shards, refs[sample.name], settings, device, precision=chosen)
+    return {
+        sample.name: sample_picture(model, shards, refs[sample.name], settings, device, precision=chosen)
         for sample in samples
         if sample.name in refs
-    ]
+    }
 
 
-def class_limits(pictures: Sequence[SamplePicture]) -> dict[str, Limits]:
+def class_limits(pictures: Iterable[SamplePicture]) -> dict[str, Limits]:
     """One method's colour scale for each class: of all its maps that are shown."""
     maps: dict[str, list[NDArray[np.floating]]] = {}
     for picture in pictures:
@@ -168,5 +168,5 @@ def disputed_figure(
     for ax, (method, picture) in zip(axes[len(first.images) + 1 :], of_methods.items(), strict=True):
         show_map(ax, picture.map_HW, limits_of[method][picture.class_name])
         draw_contour(ax, picture.mask_HW)
-        ax.set_title(f"{method}: above {sample.ranks[method]:.0%}", fontsize=FONT_SIZE)
+        ax.set_title(f"{method}: above {sample.ranks[method]:.0%}".replace("$", r"\$"), fontsize=FONT_SIZE)
     return figure

@@ -22,6 +22,8 @@ from unimmad.serialization.documents import read_json
 from unimmad.serialization.validation import Count, Entry, validated
 
 FORMAT = 1
+FACTS = ("method", "recipe", "backbone", "image size", "blur", "image score", "masks", "precision")
+"""Of the reports' headers: what must be the same of all seeds of a method."""
 NAME = "result.json"
 
 
@@ -196,6 +198,9 @@ def by_method(results: Iterable[Result], order: Sequence[str]) -> list[MethodRes
             raise ValueError(f"there are two results of {one.method}, seed {max(seeds, key=seeds.count)}")
         if len({tuple((e.dataset, e.class_name) for e in result.report.classes) for result in one.results}) > 1:
             raise ValueError(f"the results of {one.method} are over different classes; compare on the same data")
+        for fact in FACTS:
+            if len(said := {result.report.header.get(fact, "") for result in one.results}) > 1:
+                raise ValueError(f"the results of {one.method} differ in {fact}: {'; '.join(sorted(said))}")
     return found
 
 

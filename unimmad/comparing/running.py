@@ -12,10 +12,12 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import yaml
 from pydantic import TypeAdapter
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.state import SECONDS
@@ -30,12 +32,15 @@ from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_json
 from unimmad.serialization.folder_lock import FolderLock
 from unimmad.serialization.validation import validated
+from unimmad.training.run_folder import TENSORBOARD
 
 LOCK_NAME = "cell.lock"
 FAILURE = "failure.txt"
 PROBE_EVERY = 6
-PROBE_POINTS = 3
-"""Checkpoints of the run that measures a step's time; the time is taken between the first and the last of them."""
+PROBE_STEPS = 18
+"""Of the run that measures a step's time; the last ``PROBE_EVERY`` of them count."""
+WARMUP_PART = 8
+"""A warm-up takes no more of a training than one part of so many."""
 WORDS_KEPT = 5
 """Last lines of a command that failed."""
 
@@ -56,6 +61,11 @@ class Running:
     """Of scoring."""
     minutes: float | None = None
     """Of training, for every method; None: as long as its recipe says."""
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Of the shards' indexes."""
+        return ShardSet.open(self.data).digest()
 
     @property
     def data_words(self) -> list[str]:
@@ -79,7 +89,7 @@ def finished(cell: Cell, running: Running) -> Result | None:
 def cell_fingerprint(cell: Cell, running: Running) -> str:
     """Of what was asked for: with minutes, the steps follow from the machine."""
     asked = {"recipe": cell.recipe.model_dump(mode="json"), "minutes": running.minutes, "precision": running.precision}
-    return fingerprint(asked, ShardSet.open(running.data).digest())
+    return fingerprint(asked, running.data_digest)
 
 
 def run_cell(cell: Cell, running: Running) -> Result:
@@ -103,7 +113,8 @@ def _run(cell: Cell, running: Running) -> Result:
     folder, asked = cell.folder, cell_fingerprint(cell, running)
     recipe = _settled_recipe(cell, running, asked)
     run, evaluation, cost = folder / "run", folder / "evaluation", folder / "cost.json"
-    _train(running, folder / "recipe.yaml", run)
+    if not _is_trained(run):
+        _train(running, folder / "recipe.yaml", run)
     words = ["--checkpoint", str(run), *running.data_words, *running.scoring_words]
     _unimmad(["evaluate", *words, "--output-dir", str(evaluation)])
     measure = [str(run), str(cost), *running.data_words, *running.scoring_words]
@@ -122,33 +133,59 @@ def _run(cell: Cell, running: Running) -> Result:
     return result
 
 
+def _is_trained(run: Path) -> bool:
+    """Whether the run has come to its end: the trainer would begin another one."""
+    newest = CheckpointFolder(run).newest()
+    return newest is not None and bool(read_state(newest).get("finished"))
+
+
 def _settled_recipe(cell: Cell, running: Running, asked: str) -> Recipe:
-    """What is trained, as recipe.yaml has it; with minutes its steps are measured once, and kept."""
+    """What is trained, as recipe.yaml has it; with minutes its steps are measured once, and kept.
+
+    Raises:
+        ValueError: the folder is of another recipe, other data or minutes: nothing of it would fit.
+    """
     path, mark = cell.folder / "recipe.yaml", cell.folder / "asked.txt"
-    if path.is_file() and mark.is_file() and mark.read_text(encoding="utf-8").strip() == asked:
+    if mark.is_file():
+        if mark.read_text(encoding="utf-8", errors="replace").strip() != asked:
+            raise ValueError(
+                f"{cell.folder} is of another recipe, other data or --minutes; remove it, or choose another "
+                "--output-dir"
+            )
         return load_recipe(str(path), methods=METHOD_SETTINGS)
     recipe = cell.recipe
     if running.minutes is not None and not METHODS[recipe.method].is_fitted:
         steps = max(1, round(60 * running.minutes / _step_seconds(cell, running)))
         recipe = override_recipe(recipe, [f"training.steps={steps}"], METHOD_SETTINGS)
+    recipe = override_recipe(recipe, [f"training.warmup_steps={_warmup(recipe, running)}"], METHOD_SETTINGS)
     write_text_aside(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     write_text_aside(mark, f"{asked}\n")
     return recipe
 
 
+def _warmup(recipe: Recipe, running: Running) -> int:
+    """The recipe's own, but no more than a part of a training that is shorter than its authors'."""
+    training = recipe.training
+    samples = sum(map(len, ShardSet.open(running.data).classes("train").values()))
+    steps = training.steps or training.epochs * max(1, samples // training.global_batch)
+    return min(training.warmup_steps, steps // WARMUP_PART)
+
+
 def _step_seconds(cell: Cell, running: Running) -> float:
-    """From the time between checkpoints of a short run of its own."""
-    every = f"training.checkpoint_every={PROBE_EVERY}"
-    recipe = override_recipe(
-        cell.recipe, [every, f"training.keep_checkpoints={PROBE_POINTS}", "training.evaluate_every=0"], METHOD_SETTINGS
-    )
+    """Of the last steps of a short run of its own, without its checkpoint."""
+    short = [f"training.log_every={PROBE_EVERY}", f"training.steps={PROBE_STEPS}", "training.evaluate_every=0"]
+    recipe = override_recipe(cell.recipe, short, METHOD_SETTINGS)
     path, run = cell.folder / "probe.yaml", cell.folder / "probe"
     shutil.rmtree(run, ignore_errors=True)  # of a comparison that was ended meanwhile
     write_text_aside(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    _train(running, path, run, "--max-steps", str(PROBE_EVERY * PROBE_POINTS))
-    states = [read_state(step) for step in CheckpointFolder(run).steps()]
-    first, last = states[0], states[-1]
-    return (last[SECONDS] - first[SECONDS]) / max(1, last["step"] - first["step"])
+    _train(running, path, run)
+    events = EventAccumulator(str(run / TENSORBOARD))
+    events.Reload()
+    seconds = float(events.Scalars("step_seconds")[-1].value)
+    shutil.rmtree(run, ignore_errors=True)
+    if not seconds > 0:
+        raise CellError("no time could be taken of a few steps; say training.steps in place of --minutes")
+    return seconds
 
 
 def _train(running: Running, recipe: Path, run: Path, *more: str) -> None:

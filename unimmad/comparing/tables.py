@@ -51,14 +51,14 @@ class Compared:
             yield "mean of datasets", self.of_all()
 
     def of_dataset(self, dataset: str) -> dict[str, Mapping[str, Spread | None]]:
-        with_it = (m for m in self.methods if any(name[0] == dataset for name in m.classes))
-        return {method.method: method.of_dataset(dataset) for method in with_it}
+        """Of methods that have every class of it: the mean of fewer would be another number."""
+        wanted = {name for name in self._classes() if name[0] == dataset}
+        return {method.method: method.of_dataset(dataset) for method in self.methods if wanted <= set(method.classes)}
 
     def of_all(self) -> dict[str, Mapping[str, Spread | None]]:
-        """Of methods that have every dataset: the mean of fewer would be another number."""
-        datasets = set(self.datasets)
-        whole = (m for m in self.methods if {dataset for dataset, _ in m.classes} == datasets)
-        return {method.method: method.of_all() for method in whole}
+        """Of methods that have every class."""
+        wanted = self._classes()
+        return {method.method: method.of_all() for method in self.methods if wanted <= set(method.classes)}
 
     def metric_table(self, means_only: bool = False) -> Table:
         """A row for each class or mean and method."""
@@ -84,6 +84,7 @@ class Compared:
         """A row a method; means over seeds."""
         heads = (
             "method",
+            "image",
             "seeds",
             "steps",
             "minutes",
@@ -142,6 +143,7 @@ def _cost_row(method: MethodResults) -> list[str]:
     minutes = [result.minutes for result in results if result.minutes is not None]
     return [
         method.method,
+        results[0].report.header.get("image size", UNDEFINED).partition(" ")[0],
         str(len(results)),
         f"{mean([result.steps for result in results]):.0f}",
         f"{mean(minutes):.1f}" if minutes else UNDEFINED,

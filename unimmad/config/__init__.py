@@ -16,6 +16,7 @@ from unimmad.config.loading import (
     check_dataset_weights,
     load_recipe,
     override_recipe,
+    parse_overridden,
     parse_recipe,
 )
 from unimmad.config.method import MethodSettings
@@ -44,5 +45,6 @@ __all__ = [
     "check_dataset_weights",
     "load_recipe",
     "override_recipe",
+    "parse_overridden",
     "parse_recipe",
 ]

@@ -30,6 +30,8 @@ Integer = Annotated[int, BeforeValidator(_no_truth_value)]
 Real = Annotated[float, BeforeValidator(_no_truth_value)]
 Positive = Annotated[Integer, Field(gt=0)]
 NotNegative = Annotated[Integer, Field(ge=0)]
+Blocks = Annotated[Integer, Field(gt=0, le=256)]
+"""Of a stage or a network: each is made before a checkpoint's tensors are looked for."""
 
 
 class Section(BaseModel):

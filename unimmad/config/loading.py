@@ -48,10 +48,22 @@ def override_recipe(recipe: Recipe[Any], overrides: Sequence[str], methods: Meth
     """
     if not overrides:
         return recipe
-    changed = recipe.model_dump(mode="json")
+    return parse_overridden(recipe.model_dump(mode="json"), "the recipe", overrides, methods)
+
+
+def parse_overridden(
+    values: dict[str, Any], origin: str, overrides: Sequence[str], methods: MethodTypes = UNIMMAD_ALONE
+) -> Recipe[Any]:
+    """As ``parse_recipe``, with ``KEY=VALUE`` overrides that may mend what does not fit in ``values``, all sections of
+    which are there and are changed.
+
+    Raises:
+        ValueError: as ``load_recipe``.
+    """
+    recipe_type = _recipe_type(values, origin, methods)
     for override in overrides:
-        _apply_override(changed, override, type(recipe))
-    return parse_recipe(changed, "--set " + " --set ".join(overrides), methods)
+        _apply_override(values, override, recipe_type)
+    return parse_recipe(values, " ".join([origin, *(f"--set {override}" for override in overrides)]), methods)
 
 
 def _read(path: Path) -> dict[str, Any]:

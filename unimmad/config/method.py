@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
-from unimmad.config.fields import Positive, Section
+from unimmad.config.fields import Integer, Section
 
 
 def _of_timms_list(name: str) -> str:
@@ -17,24 +17,32 @@ def _of_timms_list(name: str) -> str:
     return name
 
 
+BackboneKind = Literal["convolutional", "transformer"]
+
 TimmName = Annotated[str, AfterValidator(_of_timms_list)]
+
+
+MAX_IMAGE_SIZE = 8192
+"""Pixels a side; what is built for it may grow with its square."""
 
 
 class MethodSettings(Section):
     """The part that the rest of the package may read whatever the method."""
 
-    backbone_kind: ClassVar[Literal["convolutional", "transformer"]] = "convolutional"
-    """What ``backbone`` must be."""
-
-    image_size: Positive = 256
+    image_size: Annotated[Integer, Field(gt=0, le=MAX_IMAGE_SIZE)] = 256
     """Height and width of every image."""
-    modality_slots: Positive = 4
+    modality_slots: Annotated[Integer, Field(gt=0, le=64)] = 4
     """Images of a sample at most."""
     backbone: TimmName
     """A network of timm's own list."""
     backbone_weights: str = "imagenet"
     """``imagenet`` (timm's; training stops where they can't be had), ``imagenet-or-none``, ``none``, or a file (.pth,
     .safetensors)."""
+
+    @property
+    def backbone_kind(self) -> BackboneKind:
+        """What ``backbone`` must be."""
+        return "convolutional"
 
     @property
     def expert_counts(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The section ``model``: sizes of the network."""
+"""The section ``model`` of UniMMAD: sizes of the network."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from unimmad.config.fields import Integer, Positive, Real
+from unimmad.config.fields import Blocks, Integer, Positive, Real
 from unimmad.config.method import MethodSettings, TimmName
 
 CHANNELS_PER_MODALITY = 3
-
-Blocks = Annotated[Integer, Field(gt=0, le=256)]
 
 KernelSize = Annotated[Integer, Field(gt=0, le=63)]
 

@@ -50,7 +50,9 @@ def report_header(
     if modalities is not None:
         header["modalities"] = f"{', '.join(modalities)} only"
     if unseen := _unseen_classes(checkpoint, shards, split):
-        header["not trained on"] = f"{', '.join(unseen)}; the router chooses experts for them all the same"
+        header["not trained on"] = ", ".join(unseen)
+        if checkpoint.model.kernel_sizes:
+            header["not trained on"] += "; the router chooses experts for them all the same"
     return header
 
 

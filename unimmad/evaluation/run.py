@@ -55,7 +55,7 @@ def evaluate_classes(
     Args:
         workers: loader processes of this rank.
         finished: classes scored before, by ``DATASET/CLASS``, which are given as they are. Rank 0's count.
-        spill_to: see ``MetricAccumulator``.
+        scratch_dir: see ``MetricAccumulator``.
         on_error: ``skip`` leaves corrupt samples out; a class that loses all of them gives no result.
         skip_log: counts what this rank left out.
         ranks: those that share the work, all with the same arguments; results are given to rank 0 only.

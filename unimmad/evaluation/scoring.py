@@ -140,11 +140,11 @@ def score_images(
     slot_of_token_T: Tensor,
     settings: EvaluationSettings,
     precision: Precision,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str | None] | None = None,
 ) -> BatchScores:
     """Score normalised images, listed sample by sample, that are on the model's device; the scores stay there.
 
-    ``classes``: of each sample where they are known, for methods that look at them.
+    ``classes``: of each sample, None where it is not known, for methods that look at them.
     """
     known = {"classes": classes} if isinstance(model, FittedMethod) else {}
     with without_tf32():

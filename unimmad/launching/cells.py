@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,23 +17,25 @@ from unimmad.launching.plan import make_plan
 from unimmad.launching.submission import PYTHON_OF_TASKS, sbatch_words, slurm_parameters
 
 
-@dataclass(frozen=True)
+@dataclass
 class CellJob:
     """One cell; begun again, it goes on where it was."""
 
     argv: tuple[str, ...]
     """Of ``unimmad compare``."""
+    child: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> None:
-        import subprocess
-
-        done = subprocess.run([sys.executable, "-m", "unimmad", "compare", *self.argv], check=False)
-        if done.returncode:
-            raise RuntimeError(f"the cell ended with status {done.returncode}; the table says why")
+        self.child = subprocess.Popen([sys.executable, "-m", "unimmad", "compare", *self.argv])
+        if status := self.child.wait():
+            raise RuntimeError(f"the cell ended with status {status}; the table says why")
 
     def checkpoint(self) -> DelayedSubmission:
-        """submitit calls it when the job is to be started again."""
-        return DelayedSubmission(self)
+        """submitit calls it when the job is to be started again: a training saves first."""
+        if self.child is not None:
+            self.child.terminate()
+            self.child.wait()
+        return DelayedSubmission(CellJob(self.argv))
 
 
 def submit_cells(cells: Sequence[str], argv: Sequence[str], launch_argv: Sequence[str], output_dir: Path) -> None:
@@ -48,7 +52,11 @@ def submit_cells(cells: Sequence[str], argv: Sequence[str], launch_argv: Sequenc
     """
     forced = ["--cluster", "slurm", "--nodes", "1", "--tasks-per-node", "1", "--output-dir", str(output_dir)]
     options = parse_options([*launch_argv, *forced])
+    if options.trainer_argv:
+        raise ValueError(f"{' '.join(options.trainer_argv)}: say what is trained before the first --, by --set")
     plan = make_plan(replace(options, name=options.name or "unimmad-compare"))
+    if options.gpus_per_node is None and options.gres is None:
+        plan = replace(plan, gpus_per_node=min(plan.gpus_per_node, 1))  # a job is one process
     executor = submitit.SlurmExecutor(folder=plan.jobs_folder, python=PYTHON_OF_TASKS)
     executor.update_parameters(**slurm_parameters(plan))
     words = [word for word in argv if word != "--slurm"]
@@ -61,4 +69,4 @@ def submit_cells(cells: Sequence[str], argv: Sequence[str], launch_argv: Sequenc
         print(f"job {job.job_id}: {cell}")
     array = jobs[0].job_id.partition("_")[0]
     print(f"to watch:  squeue -j {array}   or   tail -F {plan.jobs_folder}/{array}_*_log.err")
-    print(f"the table: unimmad compare {' '.join(words)} --table")
+    print(f"the table: unimmad compare {shlex.join(words)} --table")

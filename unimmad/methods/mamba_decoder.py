@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,7 +46,7 @@ class MambaDecoder(nn.Module):
             drop_path: the largest share of samples that a scan block is skipped for in training.
         """
         super().__init__()
-        rates = torch.linspace(drop_path, 0, sum(depths)).tolist()
+        rates = np.linspace(drop_path, 0, sum(depths)).tolist()
         stages = []
         for stage, depth in enumerate(depths):
             orders_KL = direction_orders(scan_type, coarsest_grid * 2**stage)

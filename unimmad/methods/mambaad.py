@@ -15,11 +15,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unimmad.config.fields import Positive
+from unimmad.config.fields import Blocks
 from unimmad.config.method import MethodSettings, TimmName
 from unimmad.methods.frozen_teacher import FrozenTeacherMethod
 from unimmad.methods.mamba_decoder import MambaDecoder, scans_of_a_block
-from unimmad.methods.scan_orders import ScanType, scan_order
+from unimmad.methods.scan_orders import ScanType, check_side
 from unimmad.model.anomaly_map import cosine_distance
 from unimmad.model.backbone import Backbone
 from unimmad.model.method import StepFacts
@@ -36,7 +36,7 @@ class MambaADSettings(MethodSettings):
 
     backbone: TimmName = "resnet34.bt_in1k"
     """A network of timm's own list whose channels double from stage to stage, such as a ResNet."""
-    depths: tuple[Positive, Positive, Positive, Positive] = (3, 4, 6, 3)
+    depths: tuple[Blocks, Blocks, Blocks, Blocks] = (3, 4, 6, 3)
     """Scan blocks of the decoder's four stages, coarsest first; each a multiple of 2 or 3."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """The share of samples that the coarsest scan block is skipped for in training; it falls to 0 at the finest."""
@@ -50,7 +50,7 @@ class MambaADSettings(MethodSettings):
         if rest or grid < 2:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {NARROWEST_STRIDE}, 64 or more")
         try:
-            scan_order(self.scan_type, grid)
+            check_side(self.scan_type, grid)
         except ValueError as error:
             raise ValueError(
                 f"image_size {self.image_size} makes grids of {grid} to {8 * grid}, and {error}; "

@@ -21,8 +21,8 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unimmad.config.fields import NotNegative, Positive, Real, Section
-from unimmad.config.method import MethodSettings, TimmName
+from unimmad.config.fields import Integer, NotNegative, Positive, Real, Section
+from unimmad.config.method import BackboneKind, MethodSettings, TimmName
 from unimmad.methods.coreset import greedy_coreset, projected, random_start_points, rows_to_keep
 from unimmad.methods.nearest import nearest_neighbours, neighbours_of_block
 from unimmad.methods.patch_collection import BankName, PatchCollection, RandomChoice, check_size
@@ -37,6 +37,9 @@ JOINS = {"rss": ROOT_OF_SQUARES, "sum": "sum", "max": "maximum"}
 """In words."""
 LEAST_DEVIATION = 1e-3
 """A feature's standard deviation counts as this share of all features' mean one at least."""
+
+
+Dimensions = Annotated[Integer, Field(gt=0, le=65536)]
 
 
 class MemoryBankSettings(MethodSettings):
@@ -54,9 +57,9 @@ class MemoryBankSettings(MethodSettings):
     """What a patch is described by. ``patchcore``: all values of its 3 x 3 windows, averaged to ``layer_dim`` a layer
     and to ``patch_dim`` in all. ``joined``: the means of its windows in all layers, each divided by its standard
     deviation over the patches that the bank is chosen from."""
-    layer_dim: Positive = 1024
+    layer_dim: Dimensions = 1024
     """Features of a layer (``patchcore``)."""
-    patch_dim: Positive = 1024
+    patch_dim: Dimensions = 1024
     """Features of a patch (``patchcore``)."""
     coreset: Literal["none", "random", "greedy", "approximate"] = "approximate"
     """Which patches of the training images a bank keeps: all, a random choice, or PatchCore's greedy one, by distances
@@ -69,8 +72,6 @@ class MemoryBankSettings(MethodSettings):
     """Dimensions that the greedy choices measure distances in."""
     start_points: Positive = 10
     """Of the approximate choice."""
-    seed: Annotated[NotNegative, Field(lt=2**63)] = 0
-    """Of the random choice, the projection and the start points."""
     neighbours: Positive = 1
     """A patch's score is the mean of its distances to so many."""
     distance: Literal["squared", "root"] = "squared"
@@ -86,6 +87,10 @@ class MemoryBankSettings(MethodSettings):
     ``torch.nn.functional.interpolate`` calls it."""
     join: Literal["rss", "sum", "max"] = "rss"
     """How the maps of a sample's modalities become one: root of the sum of squares, sum, or maximum."""
+
+    @property
+    def backbone_kind(self) -> BackboneKind:
+        return "transformer" if self.blocks else "convolutional"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -138,6 +143,10 @@ class MemoryBank(FittedMethod):
         """[N, D] each."""
         self.deviations = nn.ParameterList()
         """What each bank's features were divided by, [D] each (``joined``)."""
+        self.begin(0)
+
+    def begin(self, seed: int) -> None:
+        self._seed = seed % 2**63
         self._collection = self._new_collection()
 
     def train(self, mode: bool = True) -> Self:
@@ -254,7 +263,7 @@ class MemoryBank(FittedMethod):
         images_TCHW: Tensor,
         tokens_per_sample: Sequence[int],
         slot_of_token_T: Tensor,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str | None] | None = None,
     ) -> PatchScores:
         """Scores of all patches.
 
@@ -302,7 +311,7 @@ class MemoryBank(FittedMethod):
     def _new_collection(self) -> PatchCollection:
         settings = self.settings
         at_random = RandomChoice(settings.coreset_share, settings.patches) if settings.coreset == "random" else None
-        return PatchCollection(self.features, settings.seed, at_random, settings.max_bank_gb)
+        return PatchCollection(self.features, self._seed, at_random, settings.max_bank_gb)
 
     def _name_banks(self, names: Sequence[BankName]) -> None:
         """There are these banks from now on, all still empty."""
@@ -314,7 +323,7 @@ class MemoryBank(FittedMethod):
         settings = self.settings
         if settings.coreset in ("none", "random"):  # the random choice is made while they are collected
             return slice(None)
-        generator = torch.Generator().manual_seed(settings.seed)
+        generator = torch.Generator().manual_seed(self._seed)
         rows_Nd = projected(rows_ND, settings.projection_dim, generator)
         count = rows_to_keep(len(rows_ND), settings.coreset_share, settings.patches)
         if settings.coreset == "greedy":
@@ -375,7 +384,7 @@ class MemoryBank(FittedMethod):
             )
 
     @staticmethod
-    def _check_length(what: str, given: Sequence[str], batch: int) -> None:
+    def _check_length(what: str, given: Sequence[str | None], batch: int) -> None:
         if len(given) != batch:
             raise ValueError(f"{len(given)} {what} were given for {batch} samples")
 

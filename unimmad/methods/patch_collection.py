@@ -86,9 +86,9 @@ class PatchCollection:
             dim=1,
         )
         parts = self._parts.setdefault(name, [])
-        if self.choice is None:
-            parts.append(Patches(rows_PD.cpu(), marks_P3))
-            self._kept += len(rows_PD)
+        if self.choice is None or self.choice.most is None:
+            parts.append(_share_of(Patches(rows_PD, marks_P3), 1.0 if self.choice is None else self.choice.share))
+            self._kept += len(parts[-1].rows_ND)
         else:
             self._kept -= sum(len(part.rows_ND) for part in parts)
             parts[:] = [self._chosen(parts, rows_PD, marks_P3, self.choice)]
@@ -97,14 +97,13 @@ class PatchCollection:
 
     def _chosen(self, kept: list[Patches], rows_PD: Tensor, marks_P3: Tensor, choice: RandomChoice) -> Patches:
         """What stays of what is kept and an image's patches."""
-        largest = int(choice.share * LARGEST) if choice.share < 1 else LARGEST
-        if kept and len(kept[0].rows_ND) == choice.most:
-            largest = min(largest, int(kept[0].marks_N3[:, 2].max()))
-        wanted = marks_P3[:, 2] <= largest
-        new = Patches(rows_PD[wanted.to(rows_PD.device)].cpu(), marks_P3[wanted])
+        full = bool(kept) and len(kept[0].rows_ND) == choice.most
+        new = _share_of(
+            Patches(rows_PD, marks_P3), choice.share, int(kept[0].marks_N3[:, 2].max()) if full else LARGEST
+        )
         if not kept:
             return smallest(new, choice.most)
-        return smallest(joined([kept[0], new]), choice.most) if wanted.any() else kept[0]
+        return smallest(joined([kept[0], new]), choice.most) if len(new.rows_ND) else kept[0]
 
     def gathered(self, gather: Gather) -> dict[BankName, Patches]:
         """What all processes collected, sorted by bank and place, on rank 0 (elsewhere nothing); here it is forgotten.
@@ -140,6 +139,12 @@ class PatchCollection:
             parts.setdefault(name, []).append(Patches(*part))
         most = None if self.choice is None else self.choice.most
         return {name: _in_order(smallest(joined(parts[name]), most), name) for name in sorted(parts)}
+
+
+def _share_of(patches: Patches, share: float, largest: int = LARGEST) -> Patches:
+    """On the CPU, those whose random number is in this share of all, and no larger than ``largest``."""
+    wanted_N = patches.marks_N3[:, 2] <= min(largest, int(share * LARGEST) if share < 1 else LARGEST)
+    return Patches(patches.rows_ND[wanted_N.to(patches.rows_ND.device)].cpu(), patches.marks_N3[wanted_N])
 
 
 def joined(parts: list[Patches]) -> Patches:

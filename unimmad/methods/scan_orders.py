@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,18 +23,28 @@ def scan_order(scan_type: ScanType, side: int) -> Tensor:
     Raises:
         ValueError: a grid that the curve does not fill.
     """
-    if scan_type in ("hilbert", "zorder") and (side < 1 or side & (side - 1)):
-        raise ValueError(f"a {scan_type} scan needs a grid whose side is a power of two, not {side}")
+    check_side(scan_type, side)
     if scan_type == "hilbert":
         return _hilbert_ranks(side).flatten().argsort()
     if scan_type == "zorder":
         return _zorder_ranks(side).flatten().argsort()
     if scan_type == "zigzag":
-        return torch.tensor(sorted(range(side * side), key=lambda position: _on_diagonals(*divmod(position, side))))
+        row, column = np.divmod(np.arange(side * side), side)
+        # Diagonal by diagonal, upwards and downwards by turns.
+        return torch.from_numpy(np.lexsort((np.where((row + column) % 2, row, column), row + column)))
     positions = torch.arange(side * side).view(side, side)
     if scan_type == "scan":
         positions[1::2] = positions[1::2].flip(1)
     return positions.flatten()
+
+
+def check_side(scan_type: ScanType, side: int) -> None:
+    """
+    Raises:
+        ValueError: a grid that the curve does not fill.
+    """
+    if scan_type in ("hilbert", "zorder") and (side < 1 or side & (side - 1)):
+        raise ValueError(f"a {scan_type} scan needs a grid whose side is a power of two, not {side}")
 
 
 def direction_orders(scan_type: ScanType, side: int) -> Tensor:
@@ -68,9 +79,3 @@ def _zorder_ranks(side: int) -> Tensor:
     quarter = _zorder_ranks(side // 2)
     top = torch.cat([quarter, quarter + quarter.numel()], dim=1)
     return torch.cat([top, top + top.numel()])
-
-
-def _on_diagonals(row: int, column: int) -> tuple[int, int]:
-    """Sorts positions diagonal by diagonal, upwards and downwards by turns."""
-    diagonal = row + column
-    return diagonal, row if diagonal % 2 else column

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field, model_validator
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import NotNegative, Positive
-from unimmad.config.method import MethodSettings, TimmName
+from unimmad.config.method import BackboneKind, MethodSettings, TimmName
 from unimmad.methods.single_image import Compared, SingleImageMethod
 from unimmad.model.backbone import load_backbone_weights
 from unimmad.model.vit import FrozenViT, PositionResampling
@@ -32,8 +32,6 @@ Group = Annotated[tuple[NotNegative, ...], Field(min_length=1)]
 class TokenGroupSettings(MethodSettings):
     """Which tokens are compared."""
 
-    backbone_kind: ClassVar[Literal["convolutional", "transformer"]] = "transformer"
-
     image_size: Positive = 392
     """Height and width of every image; a multiple of the backbone's patches."""
     backbone: TimmName = "vit_base_patch14_reg4_dinov2.lvd142m"
@@ -45,6 +43,10 @@ class TokenGroupSettings(MethodSettings):
     position_resampling: PositionResampling = "dinov2"
     """How the backbone's position embeddings are brought to the image's grid: ``dinov2`` as its authors do, or
     ``timm``."""
+
+    @property
+    def backbone_kind(self) -> BackboneKind:
+        return "transformer"
 
     @model_validator(mode="after")
     def _check_groups(self) -> TokenGroupSettings:

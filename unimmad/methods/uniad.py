@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unimmad.config.fields import Positive, Real
+from unimmad.config.fields import Blocks, Positive, Real
 from unimmad.config.method import MethodSettings, TimmName
 from unimmad.methods.frozen_teacher import FrozenTeacherMethod
 from unimmad.model.backbone import Backbone
@@ -26,6 +26,10 @@ from unimmad.model.method import StepFacts
 STATICALLY_PADDED = ("tf_efficientnet_b4", "blocks.2.0.conv_dw", 2)
 """Network, its convolution and the pixels that the authors' port of it pads on every side, at any image size. timm's
 depend on the size; at 224 and 256 pixels they differ for this convolution alone."""
+
+
+MAX_GRID = 128
+"""Of positions a side: attention is between all of them."""
 
 
 class UniADSettings(MethodSettings):
@@ -44,9 +48,9 @@ class UniADSettings(MethodSettings):
     """Channels inside the transformer; a multiple of 2 and of ``heads``."""
     heads: Positive = 8
     """Attention heads."""
-    encoder_layers: Positive = 4
+    encoder_layers: Blocks = 4
     """Layers of the encoder."""
-    decoder_layers: Positive = 4
+    decoder_layers: Blocks = 4
     """Layers of the decoder, each with queries of its own."""
     feedforward_dim: Positive = 1024
     """Channels of a layer's inner linear map."""
@@ -66,6 +70,11 @@ class UniADSettings(MethodSettings):
             raise ValueError(f"image_size {self.image_size} is not a multiple of the last of strides {self.strides}")
         if self.hidden_dim % 2 or self.hidden_dim % self.heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of 2 and of heads {self.heads}")
+        if self.grid > MAX_GRID:
+            raise ValueError(
+                f"image_size {self.image_size} makes a grid of {self.grid} x {self.grid}; attention between all of its "
+                f"positions is for {MAX_GRID} x {MAX_GRID} at most"
+            )
         if self.neighbour_window % 2 == 0:
             raise ValueError(f"neighbour_window {self.neighbour_window} must be odd")
         if self.neighbour_window >= self.grid:
@@ -169,9 +178,9 @@ def jittered(tokens_TPC: Tensor, noise_TPC: Tensor, scale: float) -> Tensor:
 
 def neighbour_mask(side: int, window: int) -> Tensor:
     """Whether a position lies in the square of ``window`` positions around another one: bool [P, P]."""
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    places_P2 = torch.stack([rows.flatten(), columns.flatten()], dim=1)
-    return ((places_P2[:, None] - places_P2).abs() <= window // 2).all(dim=2)
+    places = torch.arange(side)
+    near_ss = (places[:, None] - places).abs() <= window // 2
+    return (near_ss[:, None, :, None] & near_ss[None, :, None, :]).view(side**2, side**2)
 
 
 class Reconstruction(nn.Module):

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unimmad.config.fields import NotNegative, Positive
-from unimmad.config.method import MethodSettings, TimmName
+from unimmad.config.method import BackboneKind, MethodSettings, TimmName
 from unimmad.methods.level_cosines import level_losses, mean_distance_map
 from unimmad.methods.single_image import SingleImageMethod
 from unimmad.model.backbone import load_backbone_weights
@@ -33,8 +33,6 @@ Blocks = Annotated[tuple[NotNegative, ...], Field(min_length=1)]
 class ViTADSettings(MethodSettings):
     """Which tokens are compared; defaults are the authors'."""
 
-    backbone_kind: ClassVar[Literal["convolutional", "transformer"]] = "transformer"
-
     image_size: Positive = 256
     """Height and width of every image; a multiple of the backbone's patches."""
     backbone: TimmName = "vit_small_patch16_224.dino"
@@ -49,6 +47,10 @@ class ViTADSettings(MethodSettings):
     position_resampling: PositionResampling = "timm"
     """How the backbone's position embeddings are brought to the image's grid: as ``timm`` does, or ``dinov2`` as that
     backbone's authors do."""
+
+    @property
+    def backbone_kind(self) -> BackboneKind:
+        return "transformer"
 
     @model_validator(mode="after")
     def _check(self) -> ViTADSettings:

@@ -133,8 +133,10 @@ class Method(nn.Module, ABC):
         return self.eval().requires_grad_(False)
 
     def networks(self) -> list[nn.Module]:
-        """The parts that may be compiled."""
-        return list(self.children())
+        """The parts that may be compiled; a list's members, since the list itself is never called."""
+        return [
+            network for child in self.children() for network in (child if isinstance(child, nn.ModuleList) else [child])
+        ]
 
     def routings(self, output: Any) -> Sequence[Sequence[Routing]]:
         """The gates' decisions by level, then branch, of methods that route tokens to experts."""
@@ -149,10 +151,14 @@ gets those of all ranks joined along the first dimension, in the order of ranks,
 class FittedMethod(Method):
     """A method that is fitted instead of trained: it sees every training sample once, and has no loss.
 
-    ``collect`` is called for every sample, on any rank, in any order; then ``finish``, on all ranks. After it rank 0
-    alone is fitted: by ``describe`` and its tensors the others, and every checkpoint, become what it is, in this order:
-    ``restore`` (what it describes), ``resize`` (its tensors' shapes), ``load_state_dict``.
+    After ``begin``, ``collect`` is called for every sample, on any rank, in any order; then ``finish``, on all ranks.
+    After it rank 0 alone is fitted: by ``describe`` and its tensors the others, and every checkpoint, become what it
+    is, in this order: ``restore`` (what it describes), ``resize`` (its tensors' shapes), ``load_state_dict``.
     """
+
+    @abstractmethod
+    def begin(self, seed: int) -> None:
+        """Forget what was collected; what is chosen at random from now on follows from ``seed``."""
 
     @abstractmethod
     def collect(
@@ -212,9 +218,9 @@ class FittedMethod(Method):
         images_TCHW: Tensor,
         tokens_per_sample: Sequence[int],
         slot_of_token_T: Tensor,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str | None] | None = None,
     ) -> Any:
-        """As ``Method.forward``; ``classes`` are those of the B samples where they are known."""
+        """As ``Method.forward``; ``classes`` are those of the B samples, None where one is not known."""
 
     def loss(self, output: Any, facts: StepFacts) -> NoReturn:
         """There is none.

@@ -140,7 +140,7 @@ def engine_config(settings: DeepSpeedSettings, training: TrainingSettings, world
         "train_batch_size": training.global_batch,
         "train_micro_batch_size_per_gpu": micro_batch // world_size,
         "gradient_accumulation_steps": training.accumulation,
-        # Without ZeRO we clip ourselves: see clipping.py.
+        # Without ZeRO we clip ourselves: see gradient_norm.py.
         "gradient_clipping": training.gradient_clipping if settings.zero_stage else 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -23,6 +23,7 @@ from unimmad.model.backends.tf32 import without_tf32
 from unimmad.model.method import FittedMethod
 from unimmad.parallel.world import World
 from unimmad.ranks.exchange import Letter
+from unimmad.serialization.folder_lock import FolderLock
 from unimmad.training.checkpointing import RunFacts
 
 logger = logging.getLogger(__name__)
@@ -31,17 +32,29 @@ STEP = 1
 """Of the only checkpoint."""
 
 
-def fit(model: FittedMethod, shards: ShardSet, facts: RunFacts, checkpoints: CheckpointFolder, world: World) -> None:
+def fit(
+    model: FittedMethod,
+    shards: ShardSet,
+    facts: RunFacts,
+    checkpoints: CheckpointFolder,
+    world: World,
+    lock: FolderLock,
+) -> None:
     """Show ``model`` every training sample, each to one rank, and write what rank 0 makes of them. Collective.
 
     Raises:
         ValueError: a sample can't be read, there are too few or too many, or the checkpoint can't be written.
     """
+    logger.info(
+        "%s is fitted, not trained: of the recipe's section training, the seed alone counts", facts.recipe.method
+    )
     started = time.monotonic()
     model.to(world.device).eval()
-    with world.ranks.together():
+    model.begin(facts.recipe.training.seed)
+    with world.ranks.together(), without_tf32():
         _show(model, shards, facts.recipe, world)
         model.finish(lambda tensors: _gather(tensors, world))
+    world.on_main(lock.check)
     path = world.on_main(lambda: _write(model, facts, checkpoints, world, time.monotonic() - started))
     if world.is_main:
         tqdm.write(f"fitted: checkpoint {path}")
@@ -61,7 +74,7 @@ def _show(model: FittedMethod, shards: ShardSet, recipe: Recipe, world: World) -
         on_error=recipe.data.on_error,
         skip_log=SkipLog("it is left out"),
     )
-    with tqdm(total=samples, desc=f"fit {recipe.name}", unit="image", disable=not world.is_main) as bar, without_tf32():
+    with tqdm(total=samples, desc=f"fit {recipe.name}", unit="image", disable=not world.is_main) as bar:
         for batch in rounds:
             if batch is not None:
                 _collect(model, batch, world.device)

@@ -103,7 +103,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
         world.together(lambda: check_batchnorm(model))
     if isinstance(model, FittedMethod):
         facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], 0, trained_on)
-        fit(model, shards, facts, CheckpointFolder(run.path), world)
+        fit(model, shards, facts, CheckpointFolder(run.path), world, lock)
         return True
     composing = _composing(arguments, run, world, ep_size, shards.classes("train"))
     if model.kernel_sizes:

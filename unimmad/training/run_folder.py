@@ -105,6 +105,12 @@ def make_run_folder(folder: Path) -> None:
         raise ValueError(f"the run folder {folder} can't be written to ({error.strerror}); {_ANOTHER}") from None
 
 
+def _defaults(recipe: Recipe) -> Recipe:
+    """A recipe that says nothing but what it must."""
+    needed = {name for name, field in type(recipe.model).model_fields.items() if field.is_required()}
+    return type(recipe).model_validate({"name": "", "model": recipe.model.model_dump(include=needed)})
+
+
 def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
     """
     Raises:
@@ -112,9 +118,7 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
     """
     check_same_method(checkpoint, recipe)
     # A setting that is younger than the checkpoint had its default there.
-    theirs = _flat(type(recipe).model_validate({"name": ""}).model_dump(mode="json")) | _flat(
-        read_state(checkpoint)["recipe"]
-    )
+    theirs = _flat(_defaults(recipe).model_dump(mode="json")) | _flat(read_state(checkpoint)["recipe"])
     ours = _flat(recipe.model_dump(mode="json"))
     different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     # How a run is watched, stored and read may change while it goes on; what it computes may not.
