@@ -74,7 +74,7 @@ def test_data_that_one_node_lacks(nodes):
         (
             "ep1.json",
             "--deepspeed_config ep1.json can't be read: No such file or directory; "
-            "give a file, or one of bf16, ep1, ep4, ep8, zero2_offload",
+            "give a file, or one of bf16, ep1, ep4, ep8, zero0, zero2_offload",
         ),
     ],
 )
