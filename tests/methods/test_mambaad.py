@@ -1,5 +1,6 @@
 """MambaAD as a method: what its settings refuse, what is frozen, how modalities join, what is trained."""
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -124,7 +125,7 @@ def test_rates_of_skipping_fall_towards_the_finest_stage():
     rates = [
         [block.scans[0].drop_path.drop_prob for block in stage if hasattr(block, "scans")] for stage in decoder.stages
     ]
-    every = torch.linspace(0.2, 0, 16).tolist()
+    every = np.linspace(0.2, 0, 16).tolist()
     assert rates == [every[:1], every[3:5], every[7:9], every[13:14]]
     assert [len(block.scans) for stage in decoder.stages for block in stage if hasattr(block, "scans")] == [
         3, 2, 2, 3, 3, 3
