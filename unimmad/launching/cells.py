@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,9 +26,15 @@ class CellJob:
     def __call__(self) -> None:
         import subprocess
 
-        done = subprocess.run([sys.executable, "-m", "unimmad", "compare", *self.argv], check=False)
-        if done.returncode:
-            raise RuntimeError(f"the cell ended with status {done.returncode}; the table says why")
+        with subprocess.Popen([sys.executable, "-m", "unimmad", "compare", *self.argv]) as child:
+            try:
+                status = child.wait()
+            except BaseException:  # submitit leaves so, when the job is to be started again
+                child.terminate()
+                child.wait()
+                raise
+        if status:
+            raise RuntimeError(f"the cell ended with status {status}; the table says why")
 
     def checkpoint(self) -> DelayedSubmission:
         """submitit calls it when the job is to be started again."""
@@ -61,4 +68,4 @@ def submit_cells(cells: Sequence[str], argv: Sequence[str], launch_argv: Sequenc
         print(f"job {job.job_id}: {cell}")
     array = jobs[0].job_id.partition("_")[0]
     print(f"to watch:  squeue -j {array}   or   tail -F {plan.jobs_folder}/{array}_*_log.err")
-    print(f"the table: unimmad compare {' '.join(words)} --table")
+    print(f"the table: unimmad compare {shlex.join(words)} --table")
