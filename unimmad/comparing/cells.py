@@ -108,12 +108,10 @@ def make_cells(
         of_all = [override.setting for override in overrides if override.method is None]
         of_method = [override.setting for override in overrides if override.method == name]
         try:
-            recipe = override_recipe(
-                method_recipe(method, base, registry), [*of_all, *of_method], settings_of(registry)
-            )
+            recipe = method_recipe(method, base, [*of_all, *of_method], registry)
         except ValueError as error:
             one = f"; a setting of some methods alone is --set METHOD:KEY=VALUE, such as {name}:..." if of_all else ""
-            raise ValueError(f"{name}: {error}{one}") from None
+            raise ValueError(f"{name}, with what recipe {base.name} says for all: {error}{one}") from None
         cells += [Cell(name, seed, _seeded(recipe, seed, registry), output / name / f"seed_{seed}") for seed in seeds]
     return cells
 
@@ -143,22 +141,28 @@ def _seeded(recipe: Recipe[Any], seed: int, registry: Registry) -> Recipe[Any]:
     return override_recipe(recipe, [f"{key}={seed}" for key in SEEDS if key in known], settings_of(registry))
 
 
-def method_recipe(method: str, base: Recipe[Any], registry: Registry = METHODS) -> Recipe[Any]:
+def method_recipe(
+    method: str, base: Recipe[Any], overrides: Sequence[str] = (), registry: Registry = METHODS
+) -> Recipe[Any]:
     """The recipe of ``method`` with what it shares with ``base``; ``base`` itself where it is of that method or name.
+
+    Args:
+        method: a method, or a recipe's name or file.
+        base: what is shared.
+        overrides: of either, ``KEY=VALUE``.
+        registry: methods that a recipe may be of.
 
     Raises:
         ValueError: no such method or recipe, or they do not fit each other.
     """
     if method == base.method or (method == base.name and method not in registry):
-        return base
+        return override_recipe(base, overrides, settings_of(registry))
     own = load_recipe(_recipe_of(method, registry), methods=settings_of(registry))
-    values, shared = own.model_dump(mode="json"), base.model_dump(mode="json")
-    for section, keys in SHARED.items():
-        values[section] |= {key: shared[section][key] for key in keys}
-    values["data"] = shared["data"]
+    values = base.model_dump(mode="json")
+    shared = {section: {key: values[section][key] for key in keys} for section, keys in SHARED.items()}
     if registry[own.method].settings.backbone_kind == registry[base.method].settings.backbone_kind:
-        values["model"] |= {key: shared["model"][key] for key in BACKBONE}
-    return parse_recipe(values, f"with what recipe {base.name} says for all", settings_of(registry))
+        shared["model"] |= {key: values["model"][key] for key in BACKBONE}
+    return override_recipe(own, overrides, settings_of(registry), {**shared, "data": values["data"]})
 
 
 def _recipe_of(method: str, registry: Registry) -> str:
