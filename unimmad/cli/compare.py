@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import shlex
 import signal
 import sys
@@ -11,22 +13,26 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.comparing.cells import SHARED, Cell, Override, make_cells
 from unimmad.comparing.disputed import Disputed, class_limits, disputed_figure, most_disputed, pictures_of
 from unimmad.comparing.page import save_comparison_page
 from unimmad.comparing.results import NAME, Result, by_method, read_result
-from unimmad.comparing.running import FAILURE, Running, finished, run_cell
+from unimmad.comparing.running import FAILURE, CellError, Running, finished, run_cell
 from unimmad.comparing.tables import Compared, Failed, write_tables
 from unimmad.config import DEFAULT_RECIPE, load_recipe
-from unimmad.data.location import parse_data_folder
-from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.location import RemoteFolder, parse_data_folder
+from unimmad.data.location import shown as shown_url
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards
 from unimmad.evaluation.scoring import named_device
-from unimmad.methods.registry import METHOD_SETTINGS, METHODS
+from unimmad.methods.registry import METHODS, Registry, settings_of
 from unimmad.ranks.launcher import program
 from unimmad.report.figures import save_figure
 from unimmad.report.html_page import Picture
 from unimmad.report.published import published_rows
+from unimmad.report.report import PublishedRow
+from unimmad.report.tables import IMAGE_SCORES
+from unimmad.serialization.text import one_line
 
 DESCRIPTION = """Train and score several methods on the same shards, one after the other, and write one table of all.
 
@@ -38,7 +44,8 @@ DESCRIPTION = """Train and score several methods on the same shards, one after t
 Each method has its own recipe; image size, data, length and batch come from --recipe. Whatever ends it, the same
 command goes on where it was.
 """
-SIGTERM_STATUS = 128 + signal.SIGTERM
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+"""SLURM's SIGUSR2 comes before a job is preempted."""
 LAUNCHER_MARK = "--"
 
 
@@ -73,118 +80,156 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", default="", help="words that start a training: 'torchrun --nproc-per-node 4'")
     parser.add_argument("--device", help="to score on, such as cuda:1; default: the GPU where there is one")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="of scoring (default: as unimmad evaluate)")
-    parser.add_argument("--only", metavar="METHOD/SEED", help="run this cell alone, and write no table")
-    parser.add_argument("--table", action="store_true", help="run nothing: write the table of what is finished")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--only", metavar="METHOD/SEED", help="run this cell alone, and write no table")
+    instead.add_argument("--table", action="store_true", help="run nothing: write the table of what is finished")
+    instead.add_argument(
         "--slurm", action="store_true", help="submit the cells as a job array; options of unimmad launch follow --"
     )
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0, 1 where a cell failed, 2 where something given is wrong, 130 or 143 where it was asked to stop."""
+def main(argv: Sequence[str] | None = None, methods: Registry = METHODS) -> int:
+    """0, 1 where a cell failed, 2 where something given is wrong, 128 and the signal's number where one came."""
     words = sys.argv[1:] if argv is None else list(argv)
     ours = words[: words.index(LAUNCHER_MARK)] if LAUNCHER_MARK in words else words
     given = compare_parser().parse_args(ours)
-    signal.signal(signal.SIGTERM, _stop)
+    for number in STOP_SIGNALS:
+        signal.signal(number, _stop)
     try:
         if given.slurm:
-            from unimmad.launching.cells import submit_cells
-
-            cells, _ = _cells_and_running(given)
-            submit_cells(
-                [f"{cell.method}/{cell.seed}" for cell in cells], ours, words[len(ours) + 1 :], given.output_dir
-            )
-            return 0
-        return _compare(given)
+            return _submit(given, ours, words[len(ours) + 1 :], methods)
+        if len(words) > len(ours):
+            raise ValueError(f"options of unimmad launch follow {LAUNCHER_MARK} with --slurm alone")
+        return _compare(given, methods)
     except KeyboardInterrupt:
         print(f"{program()}: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
     except ValueError as error:
         print(f"{program()}: {error}", file=sys.stderr)
         return 2
 
 
-def _stop(*_: int | FrameType | None) -> NoReturn:
-    sys.exit(SIGTERM_STATUS)
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
-def _cells_and_running(given: argparse.Namespace) -> tuple[list[Cell], Running]:
-    base = load_recipe(given.recipe, (), METHOD_SETTINGS)
+def _submit(given: argparse.Namespace, ours: Sequence[str], of_launcher: Sequence[str], methods: Registry) -> int:
+    from unimmad.launching.cells import submit_cells
+
+    cells, running = _cells_and_running(given, methods)
+    open_cells = [cell for cell in cells if finished(cell, running) is None]
+    if not open_cells:
+        raise ValueError(f"all cells are finished; --table in place of --slurm writes the table to {given.output_dir}")
+    submit_cells([_name(cell) for cell in open_cells], ours, of_launcher, given.output_dir)
+    return 0
+
+
+def _name(cell: Cell) -> str:
+    """For ``--only``."""
+    return f"{cell.method}/{cell.seed}"
+
+
+def _cells_and_running(given: argparse.Namespace, methods: Registry) -> tuple[list[Cell], Running]:
+    base = load_recipe(given.recipe, (), settings_of(methods))
     data = tuple(parse_data_folder(text) for text in given.data) or (ensure_synthetic_shards(),)
-    methods = [word.strip() for word in given.methods.split(",") if word.strip()]
+    names = [word.strip() for word in given.methods.split(",") if word.strip()]
     overrides = [Override.parse(text) for text in given.overrides]
-    cells = make_cells(methods, _seeds(given.seeds), base, overrides, given.output_dir)
-    if given.minutes is not None and not given.minutes > 0:
-        raise ValueError(f"--minutes {given.minutes:g} must be above 0")
-    running = Running(data, tuple(shlex.split(given.launcher)), given.device, given.precision, given.minutes)
-    return cells, running
+    cells = make_cells(names, _seeds(given.seeds), base, overrides, given.output_dir, methods)
+    if given.minutes is not None and not 0 < given.minutes < math.inf:
+        raise ValueError(f"--minutes {given.minutes:g} must be a number above 0")
+    launcher = _words(given.launcher)
+    return cells, Running(data, launcher, given.device, given.precision, given.minutes, methods)
+
+
+def _words(launcher: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(launcher))
+    except ValueError as error:
+        raise ValueError(f"--launcher {launcher}: {error}") from None
 
 
 def _seeds(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
-    if not all(word.lstrip("-").isdecimal() for word in words):
+    if not all(re.fullmatch(r"\d{1,9}", word, re.ASCII) for word in words):
         raise ValueError(f"--seeds {text}: give whole numbers, such as 0,1,2")
     return [int(word) for word in words]
 
 
-def _compare(given: argparse.Namespace) -> int:
-    cells, running = _cells_and_running(given)
+def _compare(given: argparse.Namespace, methods: Registry) -> int:
+    cells, running = _cells_and_running(given, methods)
     if given.only is not None:
-        cells = [cell for cell in cells if f"{cell.method}/{cell.seed}" == given.only]
-        if not cells:
-            raise ValueError(f"--only {given.only}: there is no such cell; write it as METHOD/SEED")
-    results, failed = _run_all(cells, running, given.table)
-    if given.only is not None:
-        return int(bool(failed))
-    _report(given, cells, running, results, failed)
+        chosen = [cell for cell in cells if _name(cell) == given.only]
+        if not chosen:
+            raise ValueError(f"--only {given.only}: the cells are {', '.join(map(_name, cells))}")
+        return int(bool(_run_all(chosen, running, table_only=False)[1]))
+    # Before hours of training, whatever would stop the table behind them.
+    others, published = _results_of_elsewhere(given.results), _published(given, running)
+    for cell in cells:
+        finished(cell, running)
+    done, failed = _run_all(cells, running, given.table)
+    found = by_method([*(result for _, result in done), *others], list(dict.fromkeys(cell.method for cell in cells)))
+    if not found:
+        reasons = "; ".join(f"{one.name}: {one.reason}" for one in failed)
+        print(f"{program()}: no cell is finished: {reasons}", file=sys.stderr)
+        return 1
+    _report(Compared(tuple(found), tuple(failed), published), given.output_dir, [cell for cell, _ in done], running)
     return int(bool(failed) and not given.table)
 
 
-def _run_all(cells: Sequence[Cell], running: Running, table_only: bool) -> tuple[list[Result], list[Failed]]:
-    results, failed = [], []
+def _results_of_elsewhere(folders: Sequence[Path]) -> list[Result]:
+    """
+    Raises:
+        ValueError: a folder holds none, or one can't be read.
+    """
+    found: list[Result] = []
+    for folder in folders:
+        paths = sorted(folder.rglob(NAME))
+        if not paths:
+            raise ValueError(f"--results {folder}: there is no {NAME} in it")
+        found += [read_result(path)[0] for path in paths]
+    return found
+
+
+def _published(given: argparse.Namespace, running: Running) -> tuple[PublishedRow, ...]:
+    return published_rows(list(running.shards.datasets)) if given.published else ()
+
+
+def _run_all(
+    cells: Sequence[Cell], running: Running, table_only: bool
+) -> tuple[list[tuple[Cell, Result]], list[Failed]]:
+    """Those with a result, and the others; a cell that fails leaves the others alone."""
+    done: list[tuple[Cell, Result]] = []
+    failed: list[Failed] = []
     for number, cell in enumerate(cells, start=1):
-        try:
-            result = finished(cell, running)
-            if result is None and not table_only:
-                print(f"== {cell.name} ({number} of {len(cells)})", file=sys.stderr, flush=True)
+        result = finished(cell, running)
+        reason = _kept_reason(cell)
+        if result is None and not table_only:
+            print(f"== {cell.name} ({number} of {len(cells)})", file=sys.stderr, flush=True)
+            try:
                 result = run_cell(cell, running)
-        except ValueError as error:
-            print(f"{program()}: {cell.name}: {error}", file=sys.stderr, flush=True)
-            failed.append(Failed(cell.name, str(error)))
-            continue
+            except CellError as error:
+                reason = str(error)
+                print(f"{program()}: {cell.name}: {reason}", file=sys.stderr, flush=True)
         if result is not None:
-            results.append(result)
+            done.append((cell, result))
         else:
-            failed.append(Failed(cell.name, _why(cell)))
-    return results, failed
+            failed.append(Failed(cell.name, reason))
+    return done, failed
 
 
-def _why(cell: Cell) -> str:
+def _kept_reason(cell: Cell) -> str:
+    """Of what ran before, such as a job of an array."""
     note = cell.folder / FAILURE
-    return note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else "not finished yet"
+    return (
+        one_line(note.read_text(encoding="utf-8", errors="replace").strip()) if note.is_file() else "not finished yet"
+    )
 
 
-def _report(
-    given: argparse.Namespace,
-    cells: Sequence[Cell],
-    running: Running,
-    results: Sequence[Result],
-    failed: Sequence[Failed],
-) -> None:
-    others = [read_result(path)[0] for folder in given.results for path in sorted(folder.rglob(NAME))]
-    methods = by_method([*results, *others], list(dict.fromkeys(cell.method for cell in cells)))
-    if not methods:
-        raise ValueError(f"no cell is finished: {'; '.join(f'{one.name}: {one.reason}' for one in failed)}")
-    compared = Compared(tuple(methods), tuple(failed))
-    if given.published:
-        compared = Compared(tuple(methods), tuple(failed), published_rows(compared.datasets))
-    output: Path = given.output_dir
+def _report(compared: Compared, output: Path, done: Sequence[Cell], running: Running) -> None:
     tables = write_tables(compared, output)
-    of_results = {(result.method, result.seed) for result in results}
-    done = [cell for cell in cells if (cell.method, cell.seed) in of_results]
     page = save_comparison_page(
-        compared, output, _header(given.recipe, running), _disputed_pictures(done, running, output), tables
+        compared, output, _header(done, running), _disputed_pictures(done, running, output), tables
     )
     print(compared.metric_table(means_only=True).to_text())
     print(compared.cost_table().to_text())
@@ -193,38 +238,40 @@ def _report(
     print(f"page     {page}")
 
 
-def _header(recipe: str, running: Running) -> dict[str, str]:
+def _header(done: Sequence[Cell], running: Running) -> dict[str, str]:
     """What holds for all methods."""
     keys = [f"{section}.{key}" for section, of_section in SHARED.items() for key in of_section]
+    sizes = dict.fromkeys(f"{cell.recipe.model.image_size} x {cell.recipe.model.image_size}" for cell in done)
     return {
-        "data": ", ".join(str(folder) for folder in running.data),
-        "training": f"{running.minutes:g} minutes each" if running.minutes else f"as long as recipe {recipe} says",
-        "the same for all": f"{', '.join(keys)}, data",
+        "data": ", ".join(shown_url(one.url) if isinstance(one, RemoteFolder) else str(one) for one in running.data),
+        "image size": ", ".join(sizes),
+        "training": f"{running.minutes:g} minutes each" if running.minutes else "as long as its recipe says",
+        "the same for all": f"{', '.join(keys)}, data, where --set says nothing else of one method",
     }
 
 
-def _disputed_pictures(cells: Sequence[Cell], running: Running, output: Path) -> list[Picture]:
-    """Of the first seed of each method."""
+def _disputed_pictures(done: Sequence[Cell], running: Running, output: Path) -> list[Picture]:
+    """Of the first seed of each method whose run and scores are still there."""
     first: dict[str, Cell] = {}
-    for cell in cells:
-        first.setdefault(cell.method, cell)
+    for cell in done:
+        if (cell.folder / "evaluation" / IMAGE_SCORES).is_file() and CheckpointFolder(cell.folder / "run").newest():
+            first.setdefault(cell.method, cell)
     if len(first) < 2:
         return []
     samples = most_disputed({method: cell.folder / "evaluation" for method, cell in first.items()})
-    shards, device = ShardSet.open(running.data), named_device(running.device)
+    device = named_device(running.device)
     drawn = {
-        method: pictures_of(cell.folder / "run", shards, samples, device, running.precision)
+        method: pictures_of(cell.folder / "run", running.shards, samples, device, running.precision, running.methods)
         for method, cell in first.items()
     }
     limits = {method: class_limits(pictures.values()) for method, pictures in drawn.items()}
     written = []
     for number, sample in enumerate(samples):
-        of_methods = {method: pictures[sample.name] for method, pictures in drawn.items() if sample.name in pictures}
-        if not of_methods:
-            continue
         path = output / "disputed" / f"{number + 1:02d}.png"
-        save_figure(disputed_figure(sample, of_methods, limits), path)
-        written.append(Picture(path, _caption(sample)))
+        of_sample = {method: pictures[sample.name] for method, pictures in drawn.items() if sample.name in pictures}
+        if len(of_sample) == len(drawn):
+            save_figure(disputed_figure(sample, of_sample, limits), path)
+            written.append(Picture(path, _caption(sample)))
     return written
 
 

@@ -7,13 +7,17 @@ where the method can take it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, override_recipe, parse_overridden, parse_recipe
-from unimmad.methods.registry import METHOD_SETTINGS, METHODS
+from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, override_recipe
+from unimmad.config.recipe import DEFAULT_METHOD
+from unimmad.methods.registry import METHODS, Registry, settings_of
+from unimmad.serialization.text import shown
 
 SHARED: Mapping[str, tuple[str, ...]] = {
     "model": ("image_size", "modality_slots"),
@@ -26,6 +30,12 @@ SHARED: Mapping[str, tuple[str, ...]] = {
 """Keys of the base recipe that hold for every method; its section ``data`` does as a whole."""
 BACKBONE = ("backbone", "backbone_weights")
 """Those that hold for every method whose backbone is of the same kind."""
+RECIPE_OF: Mapping[str, str] = {DEFAULT_METHOD: "paper"}
+"""Of methods whose shipped recipe has another name."""
+SEEDS = ("training.seed", "model.seed")
+"""Keys that a cell's seed is the value of, where its recipe has them."""
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+=-]{0,99}", re.ASCII)
+"""A folder's name, and what ``--set LABEL:KEY=VALUE`` can name."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,12 @@ class Override:
 
 
 def make_cells(
-    methods: Sequence[str], seeds: Sequence[int], base: Recipe[Any], overrides: Sequence[Override], output: Path
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    base: Recipe[Any],
+    overrides: Sequence[Override],
+    output: Path,
+    registry: Registry = METHODS,
 ) -> list[Cell]:
     """A cell for each method and seed, the seeds of a method one after the other.
 
@@ -81,61 +96,104 @@ def make_cells(
         base: what is shared.
         overrides: in their order; those of one method after those of all.
         output: the comparison's folder.
+        registry: methods that a recipe may be of.
 
     Raises:
         ValueError: no such method, two of one name, an override of a method that is not compared, a wrong setting.
     """
     names = [_label(method) for method in methods]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"--methods: {twice[0]} is there twice")
-    if {base.method, base.name} <= set(names) and base.method != base.name:
+    _check(names, seeds, overrides)
+    if base.name not in registry and {base.method, base.name} <= set(names):
         raise ValueError(f"--methods: {base.method} and {base.name} are both recipe {base.name}; name one of them")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds: {max(seeds, key=list(seeds).count)} is there twice")
-    if unknown := [override.method for override in overrides if override.method not in (None, *names)]:
-        raise ValueError(f"--set {unknown[0]}:...: compared are {', '.join(names)}")
     cells = []
     for method, name in zip(methods, names, strict=True):
         of_all = [override.setting for override in overrides if override.method is None]
         of_method = [override.setting for override in overrides if override.method == name]
-        recipe = method_recipe(method, base, [*of_all, *of_method])
-        for seed in seeds:
-            seeded = override_recipe(recipe, [f"training.seed={seed}"], METHOD_SETTINGS)
-            cells.append(Cell(name, seed, seeded, output / name / f"seed_{seed}"))
+        try:
+            recipe = method_recipe(method, base, [*of_all, *of_method], registry)
+        except ValueError as error:
+            one = f"; a setting of some methods alone is --set METHOD:KEY=VALUE, such as {name}:..." if of_all else ""
+            raise ValueError(f"{name}, with what recipe {base.name} says for all: {error}{one}") from None
+        cells += [Cell(name, seed, _seeded(recipe, seed, registry), output / name / f"seed_{seed}") for seed in seeds]
     return cells
 
 
-def method_recipe(method: str, base: Recipe[Any], overrides: Sequence[str] = ()) -> Recipe[Any]:
-    """The recipe of ``method`` with what it shares with ``base``; ``base`` itself where it is of that method.
+def _check(names: Sequence[str], seeds: Sequence[int], overrides: Sequence[Override]) -> None:
+    """
+    Raises:
+        ValueError: there is nothing to compare, something twice, or an override that is for none of it.
+    """
+    if not names or not seeds:
+        raise ValueError(f"{'--seeds' if names else '--methods'} names none")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"--methods: two are called {twice[0]}; the table would mix them: give a recipe file another name"
+        )
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds: {max(seeds, key=list(seeds).count)} is there twice")
+    for override in overrides:
+        if override.method not in (None, *names):
+            raise ValueError(f"--set {override.method}:{override.setting}: compared are {', '.join(names)}")
+        if (key := override.setting.partition("=")[0].strip()) in SEEDS:
+            raise ValueError(f"--set {override.setting}: {key} follows --seeds")
+
+
+def _seeded(recipe: Recipe[Any], seed: int, registry: Registry) -> Recipe[Any]:
+    known = {f"{section}.{key}" for section in ("training", "model") for key in getattr(recipe, section).model_dump()}
+    return override_recipe(recipe, [f"{key}={seed}" for key in SEEDS if key in known], settings_of(registry))
+
+
+def method_recipe(
+    method: str, base: Recipe[Any], overrides: Sequence[str] = (), registry: Registry = METHODS
+) -> Recipe[Any]:
+    """The recipe of ``method`` with what it shares with ``base``; ``base`` itself where it is of that method or name.
 
     Args:
-        method: a name, of a method or of a recipe, or a recipe file.
+        method: a method, or a recipe's name or file.
         base: what is shared.
-        overrides: ``KEY=VALUE``, which may mend what does not fit.
+        overrides: of either, ``KEY=VALUE``.
+        registry: methods that a recipe may be of.
 
     Raises:
         ValueError: no such method or recipe, or they do not fit each other.
     """
-    if method in (base.method, base.name):
-        return override_recipe(base, overrides, METHOD_SETTINGS)
-    own = _own_recipe(method)
-    values, shared = own.model_dump(mode="json"), base.model_dump(mode="json")
-    for section, keys in SHARED.items():
-        values[section] |= {key: shared[section][key] for key in keys}
-    values["data"] = shared["data"]
+    if method == base.method or (method == base.name and method not in registry):
+        return override_recipe(base, overrides, settings_of(registry))
+    own = load_recipe(_recipe_of(method, registry), methods=settings_of(registry))
+    values = base.model_dump(mode="json")
+    shared = {section: {key: values[section][key] for key in keys} for section, keys in SHARED.items()}
     if own.model.backbone_kind == base.model.backbone_kind:
-        values["model"] |= {key: shared["model"][key] for key in BACKBONE}
-    return parse_overridden(values, f"{method}, with what recipe {base.name} says for all", overrides, METHOD_SETTINGS)
+        shared["model"] |= {key: values["model"][key] for key in BACKBONE}
+    return override_recipe(own, overrides, settings_of(registry), {**shared, "data": values["data"]})
 
 
-def _own_recipe(method: str) -> Recipe[Any]:
-    """The shipped one of that name or the file; a method without one has its settings' defaults."""
-    shipped = (RECIPES_FOLDER / f"{method}.yaml").is_file()
-    if method in METHODS and not shipped:
-        return parse_recipe({"name": method, "method": method}, method, METHOD_SETTINGS)
-    return load_recipe(method, methods=METHOD_SETTINGS)
+def _recipe_of(method: str, registry: Registry) -> str:
+    """What to load.
+
+    Raises:
+        ValueError: there is no such method; names the nearest.
+    """
+    name = RECIPE_OF.get(method, method)
+    shipped = {path.stem for path in RECIPES_FOLDER.glob("*.yaml")}
+    if name in shipped or Path(name).is_file():
+        return name
+    known = sorted({*registry, *shipped})
+    near = get_close_matches(method, known, n=1)
+    raise ValueError(
+        f"it is neither a method ({', '.join(registry)}), nor a recipe's name or file"
+        + (f"; did you mean {near[0]}?" if near else "")
+    )
 
 
 def _label(method: str) -> str:
-    """A recipe file goes by its name."""
-    return Path(method).stem if method.endswith((".yaml", ".yml")) else method
+    """A recipe file goes by its name.
+
+    Raises:
+        ValueError: no folder should be called so.
+    """
+    label = Path(method).stem if Path(method).is_file() or method.endswith((".yaml", ".yml")) else method
+    if not _LABEL.fullmatch(label):
+        raise ValueError(
+            f"--methods: {shown(label)} can't name a folder; use letters, digits and _ . + = - in a file's name"
+        )
+    return label

@@ -25,6 +25,7 @@ from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.data.sample import Batch
 from unimmad.evaluation.scoring import BatchScores, chosen_precision, named_device, score_on_device, scoring_form
+from unimmad.methods.registry import METHODS, Registry
 from unimmad.model.method import Method
 from unimmad.profiling.flops import counted
 from unimmad.profiling.machine import machine_name, peak_bytes
@@ -37,13 +38,19 @@ REPEATS = 3
 GIB = 2**30
 
 
-def measure(run: Path, data: Sequence[DataFolder], device: torch.device, precision: Precision | None) -> CostEntry:
+def measure(
+    run: Path,
+    data: Sequence[DataFolder],
+    device: torch.device,
+    precision: Precision | None,
+    methods: Registry = METHODS,
+) -> CostEntry:
     """Load a run's newest checkpoint and score some test batches of ``data``, after a round that counts operations.
 
     Raises:
         ValueError: the checkpoint or a sample can't be read.
     """
-    checkpoint = load_checkpoint(find_checkpoint(run), verify=False)
+    checkpoint = load_checkpoint(find_checkpoint(run), verify=False, methods=methods)
     settings, model = checkpoint.recipe.evaluation, checkpoint.model
     sizes = [tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point()]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -19,6 +19,7 @@ from unimmad.config import Precision
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation.scoring import chosen_precision, scoring_form
 from unimmad.evaluation.shared_drawing import sample_picture
+from unimmad.methods.registry import METHODS, Registry
 from unimmad.report.drawing import (
     FONT_SIZE,
     Limits,
@@ -31,6 +32,7 @@ from unimmad.report.drawing import (
 from unimmad.report.figures import SamplePicture, new_figure
 from unimmad.report.table import harmless
 from unimmad.report.tables import IMAGE_SCORES
+from unimmad.serialization.text import one_line
 
 COUNT = 16
 """Samples shown."""
@@ -63,6 +65,9 @@ def most_disputed(evaluations: Mapping[str, Path], count: int = COUNT, of_a_clas
         evaluations: each method's evaluation folder.
         count: how many, at most.
         of_a_class: how many of one class, at most.
+
+    Raises:
+        ValueError: a folder's scores can't be read.
     """
     ranks_of: dict[str, dict[Name, float]] = {}
     defects: dict[Name, str] = {}
@@ -86,12 +91,19 @@ def most_disputed(evaluations: Mapping[str, Path], count: int = COUNT, of_a_clas
 
 
 def _scores(path: Path) -> dict[Name, tuple[float, str]]:
-    """Score and defect of each sample."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return {
-            (f"{row['dataset']}/{row['class']}", row["key"]): (float(row["score"]), row["defect"])
-            for row in csv.DictReader(file)
-        }
+    """Score and defect of each sample.
+
+    Raises:
+        ValueError: the table can't be read.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return {
+                (f"{row['dataset']}/{row['class']}", row["key"]): (float(row["score"]), row["defect"])
+                for row in csv.DictReader(file)
+            }
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path} can't be read ({one_line(error)}); remove the folder and compare again") from None
 
 
 def _ranks(scores: Mapping[Name, float]) -> dict[Name, float]:
@@ -109,14 +121,19 @@ def _ranks(scores: Mapping[Name, float]) -> dict[Name, float]:
 
 
 def pictures_of(
-    run: Path, shards: ShardSet, samples: Sequence[Disputed], device: torch.device, precision: Precision | None
+    run: Path,
+    shards: ShardSet,
+    samples: Sequence[Disputed],
+    device: torch.device,
+    precision: Precision | None,
+    methods: Registry = METHODS,
 ) -> dict[Name, SamplePicture]:
-    """Each sample that the data have, scored by a run's newest checkpoint.
+    """Each sample scored by a run's newest checkpoint, but those that ``shards`` do not have.
 
     Raises:
         ValueError: the checkpoint or a sample can't be read.
     """
-    checkpoint = load_checkpoint(find_checkpoint(run), verify=False)
+    checkpoint = load_checkpoint(find_checkpoint(run), verify=False, methods=methods)
     settings = checkpoint.recipe.evaluation
     model = scoring_form(checkpoint.model, settings.model_copy(update={"compile": False}), device)
     refs = {

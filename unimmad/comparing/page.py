@@ -70,13 +70,8 @@ def quality_and_cost(compared: Compared) -> Figure:
             if spread is None:
                 continue
             ax.errorbar(speed[method], spread.mean, yerr=spread.std, fmt="o", color=f"C{number}", capsize=3)
-            ax.annotate(
-                method.replace("$", r"\$"),
-                (speed[method], spread.mean),
-                (5, 4),
-                textcoords="offset points",
-                fontsize=FONT_SIZE,
-            )
+            name = method.replace("$", r"\$")
+            ax.annotate(name, (speed[method], spread.mean), (5, 4), textcoords="offset points", fontsize=FONT_SIZE)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from unimmad.comparing.results import MethodResults, Result, Spread, best_of
 from unimmad.metrics.metrics import METRIC_KEYS
-from unimmad.report.formatting import UNDEFINED
+from unimmad.report.formatting import NOT_PUBLISHED, UNDEFINED, cells
 from unimmad.report.report import PublishedRow
-from unimmad.report.table import Strong, Table
+from unimmad.report.table import Best, Table
 from unimmad.serialization.atomic_write import write_text_aside
 
 RULE = (
-    "Mean and standard deviation over seeds. Bold: the best, and what differs from it by no more than either's "
-    "standard deviation; of one seed nobody knows that, and the best alone is bold."
+    "Mean and standard deviation over seeds. Bold (^ on a screen): the best, and what differs from it by no more than "
+    "either's standard deviation; of one seed nobody knows that, and the best alone is bold."
 )
 
 
@@ -67,8 +67,7 @@ class Compared:
             if not means_only or self._is_mean(name):
                 rows += _rows(name, of_methods)
         for row in self.published:
-            cells = [_number(None if (v := row.metrics[key]) is None else Spread(v, None)) for key in METRIC_KEYS]
-            rows.append([f"published, {row.dataset}", row.name, *cells])
+            rows.append([f"published, {row.dataset}", row.name, *cells(row.metrics, NOT_PUBLISHED)])
         notes = [RULE, *(f"no result of {one.name}: {one.reason}" for one in self.failed)]
         notes += [f"{row.name}: {row.source}. {row.note}" for row in self.published]
         return Table(("class", "method", *METRIC_KEYS), rows, names=2, notes=notes)
@@ -93,7 +92,7 @@ class Compared:
             "GFLOP",
             "images/s",
             "peak GiB",
-            "join",
+            "modalities joined",
         )
         rows = [_cost_row(method) for method in self.methods]
         devices = dict.fromkeys(result.cost.device for method in self.methods for result in method.results)
@@ -125,7 +124,7 @@ def _rows(name: str, of_methods: Mapping[str, Mapping[str, Spread | None]]) -> l
 
 
 def _cell(spread: Spread | None, is_best: bool) -> str:
-    return Strong(_number(spread)) if is_best else _number(spread)
+    return Best(_number(spread)) if is_best and spread is not None else _number(spread)
 
 
 def _number(spread: Spread | None) -> str:

@@ -16,7 +16,6 @@ from unimmad.config.loading import (
     check_dataset_weights,
     load_recipe,
     override_recipe,
-    parse_overridden,
     parse_recipe,
 )
 from unimmad.config.method import MethodSettings
@@ -45,6 +44,5 @@ __all__ = [
     "check_dataset_weights",
     "load_recipe",
     "override_recipe",
-    "parse_overridden",
     "parse_recipe",
 ]

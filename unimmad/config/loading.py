@@ -40,30 +40,32 @@ def load_recipe(
     return override_recipe(parse_recipe(values, str(path), methods), overrides, methods)
 
 
-def override_recipe(recipe: Recipe[Any], overrides: Sequence[str], methods: MethodTypes = UNIMMAD_ALONE) -> Recipe[Any]:
-    """The same but for ``KEY=VALUE`` overrides, applied in their order.
-
-    Raises:
-        ValueError: as ``load_recipe``.
-    """
-    if not overrides:
-        return recipe
-    return parse_overridden(recipe.model_dump(mode="json"), "the recipe", overrides, methods)
-
-
-def parse_overridden(
-    values: dict[str, Any], origin: str, overrides: Sequence[str], methods: MethodTypes = UNIMMAD_ALONE
+def override_recipe(
+    recipe: Recipe[Any],
+    overrides: Sequence[str],
+    methods: MethodTypes = UNIMMAD_ALONE,
+    shared: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Recipe[Any]:
-    """As ``parse_recipe``, with ``KEY=VALUE`` overrides that may mend what does not fit in ``values``, all sections of
-    which are there and are changed.
+    """The same but for ``KEY=VALUE`` overrides, applied in their order, and checked when all are.
+
+    Args:
+        recipe: what is changed.
+        overrides: the last of a key counts.
+        methods: the recipe's among them.
+        shared: before them, by section, values of other keys, as another recipe has them.
 
     Raises:
         ValueError: as ``load_recipe``.
     """
-    recipe_type = _recipe_type(values, origin, methods)
+    if not overrides and not shared:
+        return recipe
+    changed = recipe.model_dump(mode="json")
+    for section, values in (shared or {}).items():
+        changed[section] |= values
     for override in overrides:
-        _apply_override(values, override, recipe_type)
-    return parse_recipe(values, " ".join([origin, *(f"--set {override}" for override in overrides)]), methods)
+        _apply_override(changed, override, type(recipe))
+    origin = "".join(f"--set {override} " for override in overrides).rstrip() or f"recipe {recipe.name}, changed"
+    return parse_recipe(changed, origin, methods)
 
 
 def _read(path: Path) -> dict[str, Any]:

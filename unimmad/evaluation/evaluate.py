@@ -109,7 +109,7 @@ def evaluate_checkpoint(
     refs_of = shards.classes(split)
     if other is not None:
         other.check_common(refs_of)
-    beside = published_rows(_datasets(refs_of)) if published else ()
+    beside = published_rows(_datasets(refs_of), checkpoint.recipe.method) if published else ()
     settings, precision = checkpoint.recipe.evaluation, chosen_precision(precision, device)
     facts = _number_facts(settings, split, mask_resize, precision, device)
     fingerprint = evaluation_fingerprint(checkpoint.weights_digest, shards, facts)

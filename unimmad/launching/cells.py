@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,25 +16,29 @@ from unimmad.launching.plan import make_plan
 from unimmad.launching.submission import PYTHON_OF_TASKS, sbatch_words, slurm_parameters
 
 
-@dataclass
+@dataclass(frozen=True)
 class CellJob:
     """One cell; begun again, it goes on where it was."""
 
     argv: tuple[str, ...]
     """Of ``unimmad compare``."""
-    child: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> None:
-        self.child = subprocess.Popen([sys.executable, "-m", "unimmad", "compare", *self.argv])
-        if status := self.child.wait():
+        import subprocess
+
+        with subprocess.Popen([sys.executable, "-m", "unimmad", "compare", *self.argv]) as child:
+            try:
+                status = child.wait()
+            except BaseException:  # submitit leaves so, when the job is to be started again
+                child.terminate()
+                child.wait()
+                raise
+        if status:
             raise RuntimeError(f"the cell ended with status {status}; the table says why")
 
     def checkpoint(self) -> DelayedSubmission:
-        """submitit calls it when the job is to be started again: a training saves first."""
-        if self.child is not None:
-            self.child.terminate()
-            self.child.wait()
-        return DelayedSubmission(CellJob(self.argv))
+        """submitit calls it when the job is to be started again."""
+        return DelayedSubmission(self)
 
 
 def submit_cells(cells: Sequence[str], argv: Sequence[str], launch_argv: Sequence[str], output_dir: Path) -> None:

@@ -11,13 +11,18 @@ from unimmad.report.report import PublishedRow
 from unimmad.serialization.documents import parse_json
 
 
-def published_rows(datasets: Sequence[str]) -> tuple[PublishedRow, ...]:
+def published_rows(datasets: Sequence[str], method: str | None = None) -> tuple[PublishedRow, ...]:
     """The rows of datasets that go by one of the names in ``published.json``, however capitalised.
+
+    Args:
+        datasets: by the names that the data have for them.
+        method: whose rows; None: all methods'.
 
     Raises:
         ValueError: there is no row for any of them.
     """
-    entries = parse_json(files("unimmad.report").joinpath("published.json").read_bytes(), "published.json")["rows"]
+    content = files("unimmad.report").joinpath("published.json").read_bytes()
+    entries = [row for row in parse_json(content, "published.json")["rows"] if method in (None, row["method"])]
     rows = tuple(
         PublishedRow(
             dataset=dataset,
@@ -31,8 +36,9 @@ def published_rows(datasets: Sequence[str]) -> tuple[PublishedRow, ...]:
         if _plain(dataset) in map(_plain, entry["datasets"])
     )
     if not rows:
-        known = ", ".join(name for entry in entries for name in entry["datasets"])
-        raise ValueError(f"no published row for {', '.join(datasets)}; there are rows for datasets named {known}")
+        known = ", ".join(dict.fromkeys(name for entry in entries for name in entry["datasets"])) or "nothing else"
+        of_method = "" if method is None else f" of {method}"
+        raise ValueError(f"no published row{of_method} for {', '.join(datasets)}; there are rows for {known}")
     return rows
 
 

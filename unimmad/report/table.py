@@ -18,6 +18,8 @@ from unimmad.metrics.metrics import METRIC_KEYS
 
 MARK = "*"
 """Behind a number: a footnote says more of it."""
+BEST_MARK = "^"
+"""On a screen, behind the best number, which is bold elsewhere."""
 WIDTH = 80
 """Characters in a line of the screen."""
 _CELL_WIDTH = 6
@@ -46,6 +48,10 @@ class Strong(str):
     def __html__(self) -> str:
         """What a template that escapes takes as it is."""
         return f"<b>{html.escape(self)}</b>"
+
+
+class Best(Strong):
+    """The best number of a column, in bold; in text it has a mark."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,8 @@ class _Columns:
     """How wide a table's columns are on a screen, and lines in them; numbers align with and without a mark."""
 
     def __init__(self, table: Table) -> None:
-        numbers = [row[table.names :] for row in table.rows]
-        self._marked = any(cell.endswith(MARK) for row in numbers for cell in row)
+        numbers = [[_marked(cell) for cell in row[table.names :]] for row in table.rows]
+        self._any_mark = any(_has_mark(cell) for row in numbers for cell in row)
         heads = map(_short, table.heads[table.names :])
         columns = zip(heads, *(map(self._placed, row) for row in numbers), strict=True)
         self._widths = [1 + max(_CELL_WIDTH, *map(len, column)) for column in columns]
@@ -127,7 +133,7 @@ class _Columns:
 
     def line(self, name: str, numbers: Row) -> str:
         between = "\n" + " " * self._name_width if len(name) >= self._name_width else ""
-        aligned = map(str.rjust, map(self._placed, numbers), self._widths)
+        aligned = map(str.rjust, map(self._placed, map(_marked, numbers)), self._widths)
         return (name + between).ljust(self._name_width) + "".join(aligned).rstrip()
 
     def heads(self, heads: Row) -> Iterator[str]:
@@ -144,7 +150,16 @@ class _Columns:
 
     def _placed(self, cell: str) -> str:
         """With the place for a mark kept free behind it, where other numbers have one."""
-        return cell if not self._marked or cell.endswith(MARK) or len(cell) == _CELL_WIDTH else f"{cell} "
+        return cell if not self._any_mark or _has_mark(cell) or len(cell) == _CELL_WIDTH else f"{cell} "
+
+
+def _marked(cell: str) -> str:
+    """As text shows a number."""
+    return f"{cell}{BEST_MARK}" if isinstance(cell, Best) else cell
+
+
+def _has_mark(cell: str) -> bool:
+    return cell.endswith((MARK, BEST_MARK))
 
 
 def harmless(cell: object) -> object:
