@@ -82,7 +82,10 @@ def _print(metadata: ExportMetadata, options: argparse.Namespace) -> None:
     print(f"outputs  maps: float32 [batch, {size}, {size}]; scores: float32 [batch]")
     print(f"classes  {', '.join(metadata.classes)}")
     if metadata.thresholds is None:
-        print("note: no thresholds lie beside the checkpoint; calibrate first to have decisions")
+        print(
+            "note: no thresholds go with it: none lie beside the checkpoint (calibrate first), or its method's scores "
+            "depend on the class, of which the file is told nothing"
+        )
     elif note := metadata.thresholds.precision_note(metadata.precision):
         print(f"note: the file's samples are {note}")
     print(f"written  {options.target} ({options.target.stat().st_size / 2**20:.1f} MiB)")

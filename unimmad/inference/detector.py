@@ -270,6 +270,8 @@ class Detector:
         if missing:
             # A map adds up over modalities, so scores of fewer are lower.
             return None, None, [*notes, "no threshold holds for fewer modalities"]
+        if self.engine.looks_at_class and known is None:
+            return None, None, [*notes, "no threshold holds where the class is not known: name it"]
         of_class = self.thresholds.classes.get(known) if known else None
         if of_class is not None and set(of_class.modalities) != set(sample.modality_names):
             return None, None, [*notes, f"{known} was calibrated with {', '.join(of_class.modalities)}"]

@@ -37,6 +37,10 @@ class Engine(Protocol):
     def precision(self) -> Precision:
         """What it computes in."""
 
+    @property
+    def looks_at_class(self) -> bool:
+        """Whether a sample's scores are others where its class is known."""
+
     def check(self, sample: PreparedSample) -> None:
         """
         Raises:
@@ -67,6 +71,10 @@ class ModelEngine:
     @property
     def precision(self) -> Precision:
         return self._precision
+
+    @property
+    def looks_at_class(self) -> bool:
+        return self.model.looks_at_class
 
     def check(self, sample: PreparedSample) -> None:
         highest = max(modality.slot for modality in sample.modalities)
@@ -144,6 +152,11 @@ class OnnxEngine:
     @property
     def precision(self) -> Precision:
         return self.metadata.precision
+
+    @property
+    def looks_at_class(self) -> bool:
+        """An exported file is told nothing but images."""
+        return False
 
     def _check_interface(self, file: Path) -> None:
         """Images are made as the metadata say: the graph must take them, and give what is asked for."""

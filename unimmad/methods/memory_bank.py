@@ -126,6 +126,7 @@ class MemoryBank(FittedMethod):
         super().__init__()
         self.settings = settings
         self.modalities_joined = JOINS[settings.join]
+        self.looks_at_class = settings.bank_per == "class"
         self.teacher: Backbone | FrozenViT
         if settings.blocks:
             self.teacher = FrozenViT(

@@ -81,7 +81,8 @@ def build_program(
         classes=tuple(found for found in catalogue.classes if found.startswith(f"{name}/")),
         image_size=size,
         evaluation=settings,
-        thresholds=None if thresholds is None else thresholds.only(name),
+        # They were made with the class known, of which a file is told nothing.
+        thresholds=None if thresholds is None or checkpoint.model.looks_at_class else thresholds.only(name),
     )
     return ExportProgram(network, modalities, settings, size).eval(), metadata
 
