@@ -31,6 +31,10 @@ class DataSettings(Section):
     cache_gb: Annotated[Real, Field(ge=1e-9, le=1e9)] = 50.0
     """Most that ``cache_folder`` may hold, in 10^9 bytes; the least recently read shards make room.
     What the node's loader processes fetch at the same time is kept even where it is more."""
+    feature_cache_gb: Annotated[Real, Field(ge=0, le=1e9)] = 0.0
+    """Most that a frozen teacher's features may take there, in 10^9 bytes for each state of data and teacher, so that
+    a training image goes through it once and not once an epoch; 0 keeps none. Each image then goes through it alone,
+    which differs from a batch in rounding."""
     resized_cache_gb: Annotated[Real, Field(ge=0, le=1e9)] = 0.0
     """Most that resized training images may take in ``cache_folder``, in 10^9 bytes, so that a node decodes each once
     and not once an epoch; 0 keeps none."""

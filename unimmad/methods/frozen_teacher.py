@@ -6,7 +6,7 @@ Letters: T tokens (sample, modality), C_l channels of level l, h x w positions o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ class FrozenTeacherMethod(SingleImageMethod[Compared]):
         itself, which goes to the host."""
         self.folded_teacher = FoldedTeacher(self.teacher)
         self.teacher.to("cpu")
+
+    def frozen_features(self) -> tuple[Any, str] | None:
+        return self, "folded_teacher"
 
     def inference_form(self, cache_bytes: int) -> Self:
         """BatchNorm is folded into the convolutions, of which those of large maps need fewer multiplications."""

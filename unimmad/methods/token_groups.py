@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -84,6 +84,9 @@ class TokenGroupMethod(SingleImageMethod[Compared]):
             ValueError: the weights can't be had or do not fit.
         """
         return load_backbone_weights(self.teacher, self.settings.backbone_weights)
+
+    def frozen_features(self) -> tuple[Any, str] | None:
+        return self.teacher, "features"
 
     def group_means(self, patches: Sequence[Tensor]) -> list[Tensor]:
         """One output of each target, [T, P, D], to one of each group, [T, D, g, g]."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -100,6 +100,9 @@ class ViTAD(SingleImageMethod[Levels]):
             ValueError: the weights can't be had or do not fit.
         """
         return load_backbone_weights(self.teacher, self.settings.backbone_weights)
+
+    def frozen_features(self) -> tuple[Any, str] | None:
+        return self.teacher, "features"
 
     def compare(self, images_TCHW: Tensor) -> Levels:
         outputs = [tokens.patches_NPD for tokens in self.teacher(images_TCHW)]

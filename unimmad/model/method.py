@@ -140,6 +140,11 @@ class Method(nn.Module, ABC):
             network for child in self.children() for network in (child if isinstance(child, nn.ModuleList) else [child])
         ]
 
+    def frozen_features(self) -> tuple[Any, str] | None:
+        """Where the function lies that gives the features of images which training leaves as they are: an object and
+        its attribute's name. It takes [T, C, H, W] and gives tensors whose first dimension is T."""
+        return None
+
     def routings(self, output: Any) -> Sequence[Sequence[Routing]]:
         """The gates' decisions by level, then branch, of methods that route tokens to experts."""
         return ()

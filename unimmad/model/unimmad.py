@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,9 @@ class UniMMAD(Method):
         itself, which goes to the host."""
         self.folded_teacher = FoldedTeacher(self.teacher)
         self.teacher.to("cpu")
+
+    def frozen_features(self) -> tuple[Any, str] | None:
+        return self, "folded_teacher"
 
     def inference_form(self, cache_bytes: int) -> UniMMAD:
         from unimmad.model.inference import for_inference  # which is made of this class

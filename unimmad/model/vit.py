@@ -94,9 +94,14 @@ class FrozenViT(TimmNetwork):
         """Stays in eval mode."""
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, images_NCHW: Tensor) -> list[Tokens]:
         """The outputs of ``blocks``, in their order, before any last normalisation."""
+        prefix = self.network.num_prefix_tokens
+        return [Tokens(tokens_NTD[:, prefix:], tokens_NTD[:, :prefix]) for tokens_NTD in self.features(images_NCHW)]
+
+    @torch.no_grad()
+    def features(self, images_NCHW: Tensor) -> list[Tensor]:
+        """The same with prefix and patches side by side, [N, R + P, D] each."""
         outputs = self.network.forward_intermediates(
             images_NCHW,
             indices=self.blocks,
@@ -105,8 +110,8 @@ class FrozenViT(TimmNetwork):
             intermediates_only=True,
         )
         if not self.network.num_prefix_tokens:
-            return [Tokens(patches_NPD, patches_NPD[:, :0]) for patches_NPD in outputs]
-        return [Tokens(patches_NPD, prefix_NRD) for patches_NPD, prefix_NRD in outputs]
+            return list(outputs)
+        return [torch.cat([prefix_NRD, patches_NPD], dim=1) for patches_NPD, prefix_NRD in outputs]
 
     def as_map(self, patches_NPD: Tensor) -> Tensor:
         """[N, P, D] to [N, D, grid, grid]."""

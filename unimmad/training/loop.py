@@ -26,6 +26,7 @@ from unimmad.parallel.engine import Engine
 from unimmad.ranks.errors import SharedError, StoppedError
 from unimmad.serialization.folder_lock import FolderLock
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
+from unimmad.training.feature_cache import FeatureCache
 from unimmad.training.micro_step import LossGuard, micro_step
 from unimmad.training.profiling import profiling
 from unimmad.training.run_log import RunLog
@@ -49,6 +50,7 @@ class Trainer:
         lock: FolderLock,
         stop: StopRequest | None = None,
         profile: range | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         self.engine = engine
         self.shards = shards
@@ -62,6 +64,8 @@ class Trainer:
         """Where some rank got a signal, all save and stop at the end of a step. Where None, nobody asks."""
         self.profile = profile
         """Steps whose trace is written, counted from 1."""
+        self.features = features
+        """Where the teacher's are kept; it is attached to the model."""
         self.settings = facts.recipe.training
         self.skip_log = SkipLog("another sample takes its place")
         self._started = time.monotonic()
@@ -98,7 +102,8 @@ class Trainer:
                     self._seed(step, part)
                     with log.waiting_for_data():
                         batch = next(batches)
-                    with log.counting_operations():
+                    kept = contextlib.nullcontext() if self.features is None else self.features.of(batch)
+                    with log.counting_operations(), kept:
                         output, loss = micro_step(
                             self.engine, batch, self._weights(batch), self.settings, step, self.schedule.epoch(step)
                         )

@@ -39,10 +39,12 @@ from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config, 
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.placement import effective_ep_size
 from unimmad.parallel.world import World
+from unimmad.ranks.processes import ranks_here
 from unimmad.serialization.folder_lock import FolderLock
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.composing import Composing, described, follow_composing, kept_composing, new_composing
+from unimmad.training.feature_cache import FeatureCache, fingerprint
 from unimmad.training.fitting import fit
 from unimmad.training.loop import Trainer
 from unimmad.training.run_folder import (
@@ -111,6 +113,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     if composing is not None:
         follow_composing(model, composing)
     engine = build_engine(model, settings, recipe.training, world, ep_size)
+    features = world.together(lambda: _feature_cache(recipe, engine, shards))
     start = world.together(lambda: _restore(engine, run))
     if run.resume_from is not None:
         logger.info("continuing %s at step %d", run.path, start)
@@ -125,7 +128,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
         arguments.methods,
     )
     checkpoints = CheckpointFolder(run.path)
-    trainer = Trainer(engine, shards, order, schedule, checkpoints, facts, lock, stop, arguments.profile)
+    trainer = Trainer(engine, shards, order, schedule, checkpoints, facts, lock, stop, arguments.profile, features)
     return trainer.run(start, arguments.max_steps)
 
 
@@ -187,6 +190,19 @@ def _resized_cache(recipe: Recipe, shards: ShardSet, world: World) -> ResizedCac
     if world.local_rank == 0:
         kept = cache.make_room(expected_bytes(shards.indexes, cache.image_size))
         logger.info("resized images in %s: %.2f of %.2f GB", cache.folder, kept / GB, recipe.data.resized_cache_gb)
+    return cache
+
+
+def _feature_cache(recipe: Recipe, engine: Engine, shards: ShardSet) -> FeatureCache | None:
+    """Attached to the engine's model; the ranks of a node share the room."""
+    if not recipe.data.feature_cache_gb:
+        return None
+    facts = (shards.digest(), str(recipe.model.image_size), recipe.training.precision, str(recipe.training.tf32))
+    name = fingerprint(engine.model.get_submodule("teacher"), *facts, engine.world.device.type)
+    limit = int(recipe.data.feature_cache_gb * GB) // ranks_here(engine.world.size)
+    cache = FeatureCache(shards.cache.folder / "features" / name, limit)
+    cache.attach(engine.model)
+    logger.info("features of the teacher in %s", cache.folder)
     return cache
 
 
