@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import NotNegative, Real
-from unimmad.methods.level_cosines import level_losses, mean_distance_map
+from unimmad.methods.level_cosines import distance_map, level_losses
 from unimmad.methods.token_groups import (
     DECODER_NORM_EPS,
     MLP_RATIO,
@@ -84,7 +84,7 @@ class Dinomaly(TokenGroupMethod[GroupedFeatures]):
         return level_losses(compared.teacher, decoder).mean(dim=1)
 
     def token_maps(self, compared: GroupedFeatures) -> Tensor:
-        return mean_distance_map(compared.teacher, compared.decoder, self.image_size)
+        return distance_map(compared.teacher, compared.decoder, self.image_size) / len(self.groups)
 
     def _easy_share(self, step: int) -> float:
         final, steps = self.settings.easy_share, self.settings.easy_share_steps

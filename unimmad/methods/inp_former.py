@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import Positive, Real
-from unimmad.methods.level_cosines import level_losses, mean_distance_map
+from unimmad.methods.level_cosines import distance_map, level_losses
 from unimmad.methods.token_groups import (
     DECODER_NORM_EPS,
     GroupedFeatures,
@@ -95,7 +95,7 @@ class INPFormer(TokenGroupMethod[Rebuilt]):
         return level_losses(teacher, decoder).mean(dim=1) + self.settings.gather_weight * gather_T
 
     def token_maps(self, compared: Rebuilt) -> Tensor:
-        return mean_distance_map(compared.features.teacher, compared.features.decoder, self.image_size)
+        return distance_map(compared.features.teacher, compared.features.decoder, self.image_size) / len(self.groups)
 
 
 class PrototypeExtractor(nn.Module):

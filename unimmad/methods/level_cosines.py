@@ -23,9 +23,11 @@ def level_losses(targets: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor
     return torch.stack(losses, dim=1)
 
 
-def mean_distance_map(targets: Sequence[Tensor], rebuilt: Sequence[Tensor], image_size: int) -> Tensor:
-    """The mean over levels of 1 - cosine along channels, of levels of the same grid: [T, H, W]."""
-    distances = [cosine_distance(*pair) for pair in zip(targets, rebuilt, strict=True)]
-    mean_Tgg = torch.stack(distances).mean(dim=0)
+def distance_map(targets: Sequence[Tensor], rebuilt: Sequence[Tensor], image_size: int) -> Tensor:
+    """1 - cosine along channels of each level, brought to H x W, summed over levels: float32 [T, H, W]."""
     size = (image_size, image_size)
-    return F.interpolate(mean_Tgg[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
+    maps = [
+        F.interpolate(cosine_distance(target, output)[:, None], size, mode="bilinear", align_corners=True)[:, 0]
+        for target, output in zip(targets, rebuilt, strict=True)
+    ]
+    return torch.stack(maps).sum(dim=0)

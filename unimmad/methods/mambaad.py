@@ -13,14 +13,13 @@ from typing import Annotated, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unimmad.config.fields import Blocks
 from unimmad.config.method import MethodSettings, TimmName
 from unimmad.methods.frozen_teacher import FrozenTeacherMethod
+from unimmad.methods.level_cosines import distance_map
 from unimmad.methods.mamba_decoder import MambaDecoder, scans_of_a_block
 from unimmad.methods.scan_orders import ScanType, check_side
-from unimmad.model.anomaly_map import cosine_distance
 from unimmad.model.backbone import Backbone
 from unimmad.model.method import StepFacts
 
@@ -108,12 +107,7 @@ class MambaAD(FrozenTeacherMethod[Reconstruction]):
 
     def token_maps(self, compared: Reconstruction) -> Tensor:
         """The sum over levels of the cosine distance, divided by the square of their number, [T, H, W]."""
-        size = (self.image_size, self.image_size)
-        total_THW = compared.targets[0].new_zeros(compared.targets[0].shape[0], *size, dtype=torch.float32)
-        for target, output in zip(compared.targets, compared.outputs, strict=True):
-            distance_T1hw = cosine_distance(target, output)[:, None]
-            total_THW = total_THW + F.interpolate(distance_T1hw, size, mode="bilinear", align_corners=True)[:, 0]
-        return total_THW / len(compared.targets) ** 2
+        return distance_map(compared.targets, compared.outputs, self.image_size) / len(compared.targets) ** 2
 
 
 def _squared_difference(target_TChw: Tensor, output_TChw: Tensor) -> Tensor:

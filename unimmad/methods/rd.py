@@ -15,11 +15,10 @@ from typing import Literal, cast
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unimmad.config.method import MethodSettings, TimmName
 from unimmad.methods.frozen_teacher import FrozenTeacherMethod
-from unimmad.model.anomaly_map import cosine_distance
+from unimmad.methods.level_cosines import distance_map, level_losses
 from unimmad.model.backbone import Backbone
 from unimmad.model.backends.torchvision_repair import ensure_torchvision_imports
 from unimmad.model.method import StepFacts
@@ -75,22 +74,11 @@ class RD(FrozenTeacherMethod[Features]):
 
     def token_losses(self, compared: Features, facts: StepFacts) -> Tensor:
         """1 - cosine of all of a level's features as one vector, summed over levels."""
-        losses = [
-            1 - F.cosine_similarity(target_TChw.flatten(1).float(), student_TChw.flatten(1).float())
-            for target_TChw, student_TChw in zip(compared.teacher, compared.student, strict=True)
-        ]
-        return torch.stack(losses).sum(dim=0)
+        return level_losses(compared.teacher, compared.student).sum(dim=1)
 
     def token_maps(self, compared: Features) -> Tensor:
         """1 - cosine along channels, brought to H x W, summed over levels."""
-        size = (self.image_size, self.image_size)
-        maps = [
-            F.interpolate(
-                cosine_distance(target_TChw, student_TChw)[:, None], size=size, mode="bilinear", align_corners=True
-            )
-            for target_TChw, student_TChw in zip(compared.teacher, compared.student, strict=True)
-        ]
-        return torch.cat(maps, dim=1).sum(dim=1)
+        return distance_map(compared.teacher, compared.student, self.image_size)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unimmad.config.fields import NotNegative, Positive
 from unimmad.config.method import BackboneKind, MethodSettings, TimmName
-from unimmad.methods.level_cosines import level_losses, mean_distance_map
+from unimmad.methods.level_cosines import distance_map, level_losses
 from unimmad.methods.single_image import SingleImageMethod
 from unimmad.model.backbone import load_backbone_weights
 from unimmad.model.backends.torchvision_repair import ensure_torchvision_imports
@@ -117,9 +117,8 @@ class ViTAD(SingleImageMethod[Levels]):
         return level_losses(compared.teacher, compared.student).sum(dim=1)
 
     def token_maps(self, compared: Levels) -> Tensor:
-        """The mean of the levels' distances, divided by their number once more, as the authors do."""
-        levels = len(compared.teacher)
-        return mean_distance_map(compared.teacher, compared.student, self.image_size) / levels
+        """The sum of the levels' distances, divided by the square of their number, as the authors do."""
+        return distance_map(compared.teacher, compared.student, self.image_size) / len(compared.teacher) ** 2
 
 
 class Student(nn.Module):
