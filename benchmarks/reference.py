@@ -70,14 +70,18 @@ class ReferenceUniMMAD(nn.Module):
             routings.append(tuple(routing))
         return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch)
 
+    @property
+    def image_size(self) -> int:
+        return self.settings.image_size
+
     def maps(self, reconstruction: Reconstruction) -> Tensor:
         """Anomaly maps before blurring: float32 [B, H, W]."""
         return anomaly_maps(
-            reconstruction.distances,
-            reconstruction.sample_of_token_T,
-            reconstruction.batch,
-            self.settings.image_size,
+            reconstruction.distances, reconstruction.sample_of_token_T, reconstruction.batch, self.image_size
         )
+
+    def routings(self, reconstruction: Reconstruction) -> Sequence[Sequence[Routing]]:
+        return reconstruction.routings
 
 
 class WholeBackbone(nn.Module):
