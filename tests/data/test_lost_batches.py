@@ -330,7 +330,7 @@ def test_a_command_whose_loader_process_is_killed_says_so(trained: Path, program
 
 def loader_process(command: int) -> int:
     """Waits for the first one: it forks from the server of such, which is the command's child."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while time.monotonic() < end:
         for server in children(command):
             if b"forkserver" in Path(f"/proc/{server}/cmdline").read_bytes():
