@@ -81,7 +81,7 @@ def test_overrides_of_all_come_first_and_those_of_one_method_behind_them():
 
 
 def test_an_override_may_mend_what_is_shared():
-    with pytest.raises(ValueError, match="uniad, with what recipe tiny says for all: .*neighbour_window 7"):
+    with pytest.raises(ValueError, match=r"uniad, with what recipe tiny says for all: .*neighbour_window 7"):
         cells("uniad")
     assert cells("uniad", overrides=NARROW)[0].recipe.model.neighbour_window == 3
     assert cells("dinomaly", overrides=["dinomaly:model.image_size=70"])[0].recipe.model.image_size == 70
@@ -130,7 +130,7 @@ def test_what_cannot_be_compared_is_said_in_one_line(methods, settings, said):
 
 def test_two_files_of_one_name_are_refused(tmp_path):
     files = [written(tmp_path / folder / "mine.yaml", method="rd") for folder in ("a", "b")]
-    with pytest.raises(ValueError, match="--methods: two are called mine; .*give a recipe file another name"):
+    with pytest.raises(ValueError, match=r"--methods: two are called mine; .*give a recipe file another name"):
         cells(*files)
     with pytest.raises(ValueError, match="two are called rd"):
         cells("rd", written(tmp_path / "rd.yaml", method="rd"))

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, override_recipe, parse_recipe
+from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, override_recipe
 from unimmad.config.recipe import DEFAULT_METHOD
 from unimmad.methods.registry import METHODS, Registry, settings_of
 from unimmad.serialization.text import shown
