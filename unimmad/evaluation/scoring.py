@@ -140,7 +140,7 @@ def score_images(
     slot_of_token_T: Tensor,
     settings: EvaluationSettings,
     precision: Precision,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str | None] | None = None,
 ) -> BatchScores:
     """Score normalised images, listed sample by sample, that are on the model's device; the scores stay there.
 

@@ -79,12 +79,11 @@ class ModelEngine:
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
         slots = [modality.slot for sample in samples for modality in sample.modalities]
         images_TCHW = torch.cat([normalised(sample) for sample in samples])
-        classes = [sample.match.class_name for sample in samples if sample.match.class_name is not None]
         return self.score_tokens(
             images_TCHW,
             [len(sample.modalities) for sample in samples],
             torch.tensor(slots),
-            classes if len(classes) == len(samples) else None,
+            [sample.match.class_name for sample in samples],
         )
 
     def score_tokens(
@@ -92,7 +91,7 @@ class ModelEngine:
         images_TCHW: Tensor,
         tokens_per_sample: Sequence[int],
         slot_of_token_T: Tensor,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The same for normalised images, listed sample by sample, of these classes where they are known."""
         images_TCHW, slot_of_token_T = images_TCHW.to(self.device), slot_of_token_T.to(self.device)

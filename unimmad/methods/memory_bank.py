@@ -254,7 +254,7 @@ class MemoryBank(FittedMethod):
         images_TCHW: Tensor,
         tokens_per_sample: Sequence[int],
         slot_of_token_T: Tensor,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str | None] | None = None,
     ) -> PatchScores:
         """Scores of all patches.
 
@@ -375,7 +375,7 @@ class MemoryBank(FittedMethod):
             )
 
     @staticmethod
-    def _check_length(what: str, given: Sequence[str], batch: int) -> None:
+    def _check_length(what: str, given: Sequence[object], batch: int) -> None:
         if len(given) != batch:
             raise ValueError(f"{len(given)} {what} were given for {batch} samples")
 

@@ -212,9 +212,9 @@ class FittedMethod(Method):
         images_TCHW: Tensor,
         tokens_per_sample: Sequence[int],
         slot_of_token_T: Tensor,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str | None] | None = None,
     ) -> Any:
-        """As ``Method.forward``; ``classes`` are those of the B samples where they are known."""
+        """As ``Method.forward``; ``classes`` are those of the B samples, None where one is not known."""
 
     def loss(self, output: Any, facts: StepFacts) -> NoReturn:
         """There is none.
