@@ -385,7 +385,7 @@ class MemoryBank(FittedMethod):
             )
 
     @staticmethod
-    def _check_length(what: str, given: Sequence[str | None], batch: int) -> None:
+    def _check_length(what: str, given: Sequence[object], batch: int) -> None:
         if len(given) != batch:
             raise ValueError(f"{len(given)} {what} were given for {batch} samples")
 
