@@ -129,14 +129,15 @@ def test_the_detector_takes_the_bank_of_a_class_it_knows_and_the_nearest_of_one_
     assert unknown.score == other.score
     assert unknown.score <= max(of_classes.values())
     assert detector.predict(images(900), class_name=with_threshold).threshold == found.classes[with_threshold].value
-    assert unknown.threshold == found.all_classes.value
+    assert unknown.threshold is None
+    assert "no threshold holds where the class is not known: name it" in unknown.notes
 
 
 def test_a_sample_has_the_score_that_it_has_alone(calibrated, shards):
     """In one batch a class is known of some samples only."""
     engine = Detector.from_checkpoint(calibrated, data=[shards]).engine
     images_TCHW = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    slots_T, known = torch.tensor([0, 1, 0, 1]), list(ShardSet.open([shards]).classes("train"))[0]
+    slots_T, known = torch.tensor([0, 1, 0, 1]), next(iter(ShardSet.open([shards]).classes("train")))
     _, together = engine.score_tokens(images_TCHW, [2, 2], slots_T, [known, None])
     _, first = engine.score_tokens(images_TCHW[:2], [2], slots_T[:2], [known])
     _, second = engine.score_tokens(images_TCHW[2:], [2], slots_T[2:], [None])
