@@ -15,6 +15,7 @@ from unimmad.checkpoint import thresholds
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds
 from unimmad.checkpoint.trained_on import read_trained_on
+from unimmad.comparing import results
 from unimmad.config import parse_recipe
 from unimmad.data import index
 from unimmad.data.index import INDEX_NAME, parse_index
@@ -25,7 +26,7 @@ from unimmad.report import report
 
 PAGE = Path(__file__).parents[1] / "docs" / "formats.md"
 WRITTEN = Path(__file__).parent / "fixtures" / "formats"
-"""By version 0.1.0; ``export.json`` holds the metadata of an exported file."""
+"""By version 0.1.0, ``result.json`` by 0.2.0; ``export.json`` holds the metadata of an exported file."""
 
 
 def _read_state(content: Any, folder: Path) -> Any:
@@ -50,12 +51,18 @@ def _read_export(content: Any, _: Path) -> Any:
     return ExportMetadata.from_strings({key: json.dumps(value) for key, value in content.items()}, "model.onnx")
 
 
+def _read_result(content: Any, folder: Path) -> Any:
+    (folder / results.NAME).write_text(json.dumps(content))
+    return results.read_result(folder / results.NAME)
+
+
 READ: dict[str, Callable[[Any, Path], Any]] = {
     STATE_NAME: _read_state,
     INDEX_NAME: _read_index,
     THRESHOLDS_NAME: _read_thresholds,
     "report.json": _read_report,
     "export.json": _read_export,
+    results.NAME: _read_result,
 }
 REFUSE_UNKNOWN_KEYS = {INDEX_NAME, THRESHOLDS_NAME}
 
@@ -98,6 +105,12 @@ def test_shards_thresholds_a_report_and_an_export_of_0_1_0_are_read(tmp_path: Pa
     assert _read_export(written("export.json"), tmp_path).thresholds == found
 
 
+def test_a_result_of_0_2_0_is_read(tmp_path: Path) -> None:
+    found, _ = _read_result(written(results.NAME), tmp_path)
+    assert (found.method, found.seed, found.steps, found.cost.parameters) == ("rd", 1, 10, 2_000_000)
+    assert found.report.classes[0].metrics["AUPRO"] == 0.5
+
+
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("number", [0, 2, "1", None])
 def test_another_format_is_refused_in_one_line(name: str, number: object, tmp_path: Path) -> None:
@@ -123,6 +136,7 @@ def test_the_page_has_the_codes_numbers() -> None:
         "shards": index.FORMAT,
         "thresholds": thresholds.FORMAT,
         "report": report.FORMAT,
+        "result": results.FORMAT,
         "exported": metadata.FORMAT,
     }
     assert f"`{resized_cache._MARK.decode()}`" in PAGE.read_text()
