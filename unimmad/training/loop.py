@@ -7,7 +7,7 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,13 +84,14 @@ class Trainer:
         if start >= end:
             logger.info("%s is at step %d already: nothing to do", self.checkpoints.run, start)
             return True
-        batches = self._batches(start, end)
         guard = LossGuard(self.engine)
         if self.stop is not None:
             self.stop.training = True
         run, world = self.checkpoints.run, self.engine.world
         poll = StopPoll(self.stop, world)
+        # Closed here: whatever refers to this frame afterwards would keep its loader processes.
         with (
+            contextlib.closing(self._batches(start, end)) as batches,
             RunLog(run, world, self.facts.recipe, self.engine.model, start, end) as log,
             profiling(self.profile, run, world, start, end, log.message) as step_is_done,
         ):
@@ -128,7 +129,7 @@ class Trainer:
         """Corrupt samples by shard, of all ranks."""
         return sum(self.engine.world.ranks.gather(Counter(self.skip_log.shards)), Counter())
 
-    def _batches(self, start: int, end: int) -> Iterator[Batch]:
+    def _batches(self, start: int, end: int) -> Generator[Batch, None, None]:
         world, accumulation = self.engine.world, self.settings.accumulation
         stream = training_batches(
             self.shards,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import mmap
 import os
 import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from multiprocessing import forkserver, get_context, parent_process, resource_tracker
+from multiprocessing import active_children, forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import BaseContext
 from threading import Thread
 from typing import Any, TypeVar
@@ -90,6 +91,8 @@ def _received(loader: DataLoader[Any]) -> Iterator[Any]:
     """
     if loader.num_workers:
         _check_room(loader.num_workers)
+        atexit.unregister(_kill_workers)
+        atexit.register(_kill_workers)  # after multiprocessing's own, so that it runs before
     try:
         items = iter(loader)
     except (OSError, EOFError) as error:
@@ -100,6 +103,13 @@ def _received(loader: DataLoader[Any]) -> Iterator[Any]:
         if LOST_WORKER_SIGN in str(error):
             raise ValueError(f"{error}: {KILLED}; {WAY_OUT}") from None
         raise
+
+
+def _kill_workers() -> None:
+    """Of a loader that something still refers to when the program ends: multiprocessing would ask them to end by a
+    signal that they do not get (``start_worker_server``), and wait for them for ever."""
+    for worker in active_children():
+        worker.kill()
 
 
 def _check_room(workers: int) -> None:
