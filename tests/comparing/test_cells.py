@@ -34,10 +34,6 @@ def test_a_cell_for_each_method_and_seed_in_a_folder_of_its_own():
     assert made[0].folder == Path("out/rd/seed_3")
 
 
-def test_a_method_that_chooses_at_random_itself_follows_the_seed_too():
-    assert [cell.recipe.model.seed for cell in cells("memory_bank", seeds=(0, 4))] == [0, 4]
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_what_is_shared_and_keeps_its_optimizer_and_scoring(method):
     (cell,) = cells(method, overrides=NARROW if method == "uniad" else ())

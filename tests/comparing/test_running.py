@@ -10,20 +10,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from made_results import COST, result
+from torch.utils.tensorboard import SummaryWriter
 
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
 from unimmad.comparing import running as module
 from unimmad.comparing.cells import Cell
 from unimmad.comparing.running import CellError, Running, _command, finished, run_cell
-from unimmad.config import Recipe, load_recipe, override_recipe
+from unimmad.config import ModelSettings, Recipe, load_recipe, override_recipe
 from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.report.tables import write_tables
 from unimmad.serialization.folder_lock import FolderLock
 from unimmad.training.run_folder import LOCK_NAME as TRAINING_LOCK
+from unimmad.training.run_folder import TENSORBOARD
 
 RUNNING = Running(data=())
 STEP_SECONDS = 0.5
@@ -36,6 +39,10 @@ def write_checkpoint(run: Path, recipe: Recipe, step: int, finished: bool) -> No
     about = {"backbone_weights": "none", "data": [], "layout": Layout(), "seconds": step * STEP_SECONDS}
     write_index_and_state(partial, build_state(recipe, step=step, finished=finished, **about), {})
     folder.commit(partial, step, keep=9)
+
+
+class LaterSettings(ModelSettings):
+    added: int = 3
 
 
 @dataclass
@@ -64,6 +71,8 @@ class Commands:
         self._stop("start")
         recipe = load_recipe(after["--recipe"], methods=METHOD_SETTINGS)
         run, every = Path(after["--output-dir"]), recipe.training.checkpoint_every
+        with SummaryWriter(str(run / TENSORBOARD)) as log:
+            log.add_scalar("step_seconds", STEP_SECONDS, 1)
         steps = recipe.training.steps
         begun = max((int(path.name[-8:]) for path in CheckpointFolder(run).steps()), default=0)
         for step in range(begun + every, steps, every):
@@ -81,6 +90,7 @@ def commands(monkeypatch) -> Commands:
     made = Commands()
     monkeypatch.setattr(module, "_command", made)
     monkeypatch.setattr(Running, "data_digest", "of the data")
+    monkeypatch.setattr(Running, "shards", SimpleNamespace(classes=lambda _: {"solids/nut": range(40)}))
     return made
 
 
@@ -162,6 +172,18 @@ def test_the_folder_of_other_settings_data_or_minutes_is_left_alone(commands, ce
     assert (cell.folder / "result.json").read_bytes() == kept
 
 
+def test_a_setting_that_a_later_version_adds_leaves_results_valid(commands, cell):
+    run_cell(cell, RUNNING)
+    values = cell.recipe.model_dump(mode="json")
+    later = replace(cell, recipe=Recipe[LaterSettings].model_validate(values))
+    assert finished(later, RUNNING) is not None
+    other = replace(
+        cell, recipe=Recipe[LaterSettings].model_validate({**values, "model": {**values["model"], "added": 4}})
+    )
+    with pytest.raises(ValueError, match="holds what other settings"):
+        finished(other, RUNNING)
+
+
 def test_so_is_one_that_is_half_trained(commands, cell):
     commands.stop = {"train": KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
@@ -210,7 +232,22 @@ def test_minutes_are_measured_once(commands, cell, monkeypatch):
 
 def test_steps_that_take_no_measurable_time(commands, cell, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "STEP_SECONDS", 0.0)
-    assert run_cell(cell, Running(data=(), minutes=0.01)).steps == 72
+    with pytest.raises(CellError, match=r"no time could be taken of a few steps; set training\.steps"):
+        run_cell(cell, Running(data=(), minutes=0.01))
+
+
+@pytest.mark.parametrize(
+    ("settings", "minutes", "warmup"),
+    [
+        (["training.warmup_steps=46", "training.steps=80"], None, 10),
+        (["training.warmup_steps=46", "training.steps=0", "training.epochs=16"], None, 20),
+        (["training.warmup_steps=46"], 2, 30),
+        (["training.warmup_steps=3", "training.steps=80"], None, 3),
+    ],
+)
+def test_a_warm_up_takes_a_part_of_a_short_training_at_most(commands, cell, settings, minutes, warmup):
+    run_cell(with_settings(cell, *settings), Running(data=(), minutes=minutes))
+    assert load_recipe(str(cell.folder / "recipe.yaml")).training.warmup_steps == warmup
 
 
 def test_what_is_fitted_is_not_measured_by_steps(commands, tmp_path):

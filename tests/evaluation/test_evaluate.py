@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 from functools import partialmethod
-from html import escape
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from urllib.parse import unquote
@@ -18,6 +17,7 @@ from urllib.parse import unquote
 import pytest
 import torch
 from hand_made import hand_made_shards
+from markupsafe import escape
 from PIL import Image
 from torch import nn
 

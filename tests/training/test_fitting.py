@@ -10,7 +10,6 @@ import pytest
 import torch
 from hand_made import hand_made_checkpoint, hand_made_shards
 from launches import command, evaluate, run, weights
-from PIL import Image
 
 from unimmad import Detector
 from unimmad.checkpoint.folder import find_checkpoint, read_state
@@ -106,10 +105,10 @@ def calibrated(fitted, shards) -> Path:
     return fitted[1]
 
 
-def images(level: float) -> dict[str, Image.Image | np.ndarray]:
+def images(level: float) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(7)
     return {
-        "rgb": Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=np.uint8)),
+        "rgb": generator.integers(0, 256, (48, 48, 3), dtype=np.uint8),
         "depth": np.full((48, 48), level, dtype=np.uint16),
     }
 

@@ -32,8 +32,7 @@ BACKBONE = ("backbone", "backbone_weights")
 """Those that hold for every method whose backbone is of the same kind."""
 RECIPE_OF: Mapping[str, str] = {DEFAULT_METHOD: "paper"}
 """Of methods whose shipped recipe has another name."""
-SEEDS = ("training.seed", "model.seed")
-"""Keys that a cell's seed is the value of, where its recipe has them."""
+SEED = "training.seed"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+=-]{0,99}", re.ASCII)
 """A folder's name, and what ``--set LABEL:KEY=VALUE`` can name."""
 
@@ -134,13 +133,12 @@ def _check(names: Sequence[str], seeds: Sequence[int], overrides: Sequence[Overr
     for override in overrides:
         if override.method not in (None, *names):
             raise ValueError(f"--set {override.method}:{override.setting}: compared are {', '.join(names)}")
-        if (key := override.setting.partition("=")[0].strip()) in SEEDS:
-            raise ValueError(f"--set {override.setting}: {key} follows --seeds")
+        if override.setting.partition("=")[0].strip() == SEED:
+            raise ValueError(f"--set {override.setting}: {SEED} follows --seeds")
 
 
 def _seeded(recipe: Recipe[Any], seed: int, registry: Registry) -> Recipe[Any]:
-    known = {f"{section}.{key}" for section in ("training", "model") for key in getattr(recipe, section).model_dump()}
-    return override_recipe(recipe, [f"{key}={seed}" for key in SEEDS if key in known], settings_of(registry))
+    return override_recipe(recipe, [f"{SEED}={seed}"], settings_of(registry))
 
 
 def method_recipe(

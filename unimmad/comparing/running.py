@@ -115,8 +115,12 @@ def finished(cell: Cell, running: Running) -> Result | None:
 
 
 def cell_fingerprint(cell: Cell, running: Running) -> str:
-    """Of what was asked for: with minutes, the steps follow from the machine."""
-    asked = {"recipe": cell.recipe.model_dump(mode="json"), "minutes": running.minutes, "precision": running.precision}
+    """Of what was asked for: with minutes, the steps follow from the machine.
+
+    Settings at their defaults are left out, so that results stay when a later version has more of them.
+    """
+    recipe = cell.recipe.model_dump(mode="json", exclude_defaults=True)
+    asked = {"recipe": recipe, "minutes": running.minutes, "precision": running.precision}
     return fingerprint(asked, running.data_digest)
 
 
