@@ -7,6 +7,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices whose product shows what the machine can do."""
 RATE_SIZE = {"cpu": 1024, "cuda": 8192}
 """The same where it is measured before training, which waits for it."""
+SLOW_SIZE = 512
+"""In place of both for half precision on a CPU: where it has no instructions for it, a large product takes minutes."""
 RATE_SECONDS = 0.3
 """For which products are repeated then."""
 
@@ -46,7 +49,7 @@ def matrix_product(
     dtype: torch.dtype, device: torch.device, size: int | None = None, products: int = 1
 ) -> tuple[Work, int]:
     """Some large square matrix products and their operations; with TF32 where the process allows it."""
-    size = size or MATRIX_SIZE.get(device.type, MATRIX_SIZE["cpu"])
+    size = size or _size(MATRIX_SIZE, dtype, device)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def multiply() -> Tensor:
@@ -57,10 +60,16 @@ def matrix_product(
     return multiply, products * 2 * size**3
 
 
+def _size(sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> int:
+    if device.type == "cpu" and dtype.itemsize < torch.float32.itemsize:
+        return SLOW_SIZE
+    return sizes.get(device.type, sizes["cpu"])
+
+
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of a large matrix product: the median of a third of a second. No random state is moved."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        multiply, operations = matrix_product(dtype, device, RATE_SIZE.get(device.type, RATE_SIZE["cpu"]))
+        multiply, operations = matrix_product(dtype, device, _size(RATE_SIZE, dtype, device))
     multiply()
     synchronise(device)
     seconds: list[float] = []
