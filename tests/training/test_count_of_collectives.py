@@ -32,7 +32,7 @@ def test_a_micro_step_takes_two_a_batchnorm_one_for_the_loss_and_four_a_gate_tha
         expected = {
             "collectives forward all_gather": batchnorms,
             "batchnorm backward all_reduce": batchnorms,
-            "loss forward all_reduce": 1,
+            "world forward all_reduce": 1,
         }
         if ep_size > 1:
             # All gates together say how much comes, then ids and scores; maps go and come home for each.
