@@ -120,7 +120,7 @@ def saved(folder: Path, composing) -> Path:
     checkpoints = CheckpointFolder(folder)
     engine = SimpleNamespace(world=World(0, 1, 0, CPU), ep_size=1)
     facts = RunFacts(RECIPE, "none", [], 0, None, composing)
-    _finish(checkpoints, checkpoints.begin(1), engine, facts, 1, finished=False, digests={})
+    _finish(checkpoints, checkpoints.begin(1), engine, facts, 1, finished=False, digests={}, seconds=None)
     checkpoint = checkpoints.newest()
     assert checkpoint is not None
     return checkpoint
