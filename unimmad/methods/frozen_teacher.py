@@ -15,7 +15,7 @@ from unimmad.config.method import MethodSettings
 from unimmad.methods.single_image import Compared, SingleImageMethod
 from unimmad.model.backbone import Backbone, calibrate_batchnorm, load_backbone_weights
 from unimmad.model.backends.convolution import use_fast_convolutions
-from unimmad.model.folding import FoldedTeacher, fold_batchnorm
+from unimmad.model.folding import FoldedTeacher, fold_batchnorm, rest_on_host
 
 
 class FrozenTeacherMethod(SingleImageMethod[Compared]):
@@ -43,7 +43,7 @@ class FrozenTeacherMethod(SingleImageMethod[Compared]):
         """From now on maps come from a folded copy of the teacher, on its device; checkpoints alone need the teacher
         itself, which goes to the host."""
         self.folded_teacher = FoldedTeacher(self.teacher)
-        self.teacher.to("cpu")
+        rest_on_host(self.teacher)
 
     def frozen_features(self) -> tuple[Any, str] | None:
         return self, "folded_teacher"

@@ -173,9 +173,9 @@ class MemoryBank(FittedMethod):
     def describe_patches(self, images_TCHW: Tensor) -> Tensor:
         """The features of every patch: float32 [T, h, w, D]."""
         with torch.autocast(images_TCHW.device.type, enabled=False):
-            return self._patches(images_TCHW.float())
+            return self.patch_features(images_TCHW.float())
 
-    def _patches(self, images_TCHW: Tensor) -> Tensor:
+    def patch_features(self, images_TCHW: Tensor) -> Tensor:
         maps = self._maps(images_TCHW)
         if self.settings.features == "joined":
             return joined_patches(maps, self.settings.align_corners)
@@ -276,7 +276,7 @@ class MemoryBank(FittedMethod):
             self._check_length("classes", classes, len(tokens_per_sample))
         tokens_of: dict[int, list[int]] = {}
         for token, (sample, slot) in enumerate(zip(samples_T.tolist(), slot_of_token_T.tolist(), strict=True)):
-            for number in self._banks_to_search(None if classes is None else classes[sample], slot):
+            for number in self.banks_to_search(None if classes is None else classes[sample], slot):
                 tokens_of.setdefault(number, []).append(token)
         patches_ThwD = self.describe_patches(images_TCHW)
         best_Thw = torch.full_like(patches_ThwD[..., 0], torch.inf)
@@ -286,7 +286,7 @@ class MemoryBank(FittedMethod):
         return PatchScores(best_Thw, samples_T.to(best_Thw.device), len(tokens_per_sample))
 
     def maps(self, output: PatchScores) -> Tensor:
-        maps_THW = self._at_image_size(output.scores_Thw)
+        maps_THW = self.at_image_size(output.scores_Thw)
         nothing_BHW = maps_THW.new_zeros(output.batch, *maps_THW.shape[1:])
         if self.settings.join == "max":  # scores are 0 or more
             places_THW = output.sample_of_token_T[:, None, None].expand_as(maps_THW)
@@ -300,7 +300,7 @@ class MemoryBank(FittedMethod):
         check_slots(slots, self.modality_slots)
         return _FixedModalities(self, slots)
 
-    def _at_image_size(self, scores_Thw: Tensor) -> Tensor:
+    def at_image_size(self, scores_Thw: Tensor) -> Tensor:
         """[T, H, W]."""
         size, align_corners = (self.image_size, self.image_size), self.settings.align_corners
         return F.interpolate(scores_Thw[:, None], size=size, mode="bilinear", align_corners=align_corners)[:, 0]
@@ -334,20 +334,20 @@ class MemoryBank(FittedMethod):
     def _search(self, patches_thwD: Tensor, number: int) -> Tensor:
         """Scores by one bank: [t, h, w]."""
         with torch.autocast(patches_thwD.device.type, enabled=False):
-            queries_nD = self._queries(patches_thwD, number)
+            queries_nD = self.queries(patches_thwD, number)
             distances_nk, _ = nearest_neighbours(queries_nD, self.banks[number], self.settings.neighbours)
-        return self._scores(distances_nk).unflatten(0, patches_thwD.shape[:3])
+        return self.patch_scores(distances_nk).unflatten(0, patches_thwD.shape[:3])
 
-    def _queries(self, patches_thwD: Tensor, number: int) -> Tensor:
+    def queries(self, patches_thwD: Tensor, number: int) -> Tensor:
         """As the bank's rows are: [n, D]."""
         queries_nD = patches_thwD.flatten(0, 2)
         return queries_nD / self.deviations[number] if len(self.deviations) else queries_nD
 
-    def _scores(self, distances_nk: Tensor) -> Tensor:
+    def patch_scores(self, distances_nk: Tensor) -> Tensor:
         """From squared distances: [n]."""
         return (distances_nk.sqrt() if self.settings.distance == "root" else distances_nk).mean(1)
 
-    def _banks_to_search(self, class_name: str | None, slot: int) -> list[int]:
+    def banks_to_search(self, class_name: str | None, slot: int) -> list[int]:
         if class_name is None and self.settings.bank_per == "class":
             found = [number for number, name in enumerate(self.names) if name.slot == slot]
         else:
@@ -396,14 +396,14 @@ class _FixedModalities(nn.Module):
     def __init__(self, method: MemoryBank, slots: Sequence[int]) -> None:
         super().__init__()
         self.method = method.eval()
-        self.banks_of_M = [method._banks_to_search(None, slot) for slot in slots]
+        self.banks_of_M = [method.banks_to_search(None, slot) for slot in slots]
 
     def forward(self, images_BMCHW: Tensor) -> Tensor:
         """Normalised images -> maps before blurring, float32 [B, H, W]."""
-        patches_ThwD = self.method._patches(images_BMCHW.flatten(0, 1))
+        patches_ThwD = self.method.patch_features(images_BMCHW.flatten(0, 1))
         patches_BMhwD = patches_ThwD.unflatten(0, images_BMCHW.shape[:2])
         of_modalities = zip(patches_BMhwD.unbind(1), self.banks_of_M, strict=True)
-        maps_MBHW = torch.stack([self.method._at_image_size(self._modality(*pair)) for pair in of_modalities])
+        maps_MBHW = torch.stack([self.method.at_image_size(self._modality(*pair)) for pair in of_modalities])
         if self.method.settings.join == "max":
             return maps_MBHW.amax(0)
         return maps_MBHW.sum(0) if self.method.settings.join == "sum" else maps_MBHW.square().sum(0).sqrt()
@@ -414,9 +414,9 @@ class _FixedModalities(nn.Module):
         of_banks = []
         for number in numbers:
             bank_ND = method.banks[number]
-            queries_nD, squares_N = method._queries(patches_BhwD, number), bank_ND.square().sum(1)
+            queries_nD, squares_N = method.queries(patches_BhwD, number), bank_ND.square().sum(1)
             distances_nk, _ = neighbours_of_block(queries_nD, bank_ND, squares_N, method.settings.neighbours)
-            of_banks.append(method._scores(distances_nk).unflatten(0, size))
+            of_banks.append(method.patch_scores(distances_nk).unflatten(0, size))
         return reduce(_of_nearer_bank, of_banks)
 
 

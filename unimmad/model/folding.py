@@ -38,6 +38,12 @@ class FoldedTeacher:
         return self.network(images_NCHW)
 
 
+def rest_on_host(teacher: Backbone) -> None:
+    """Checkpoints alone need the teacher itself once a folded one gives its maps."""
+    if any(weight.device.type != "cpu" for weight in teacher.parameters()):
+        teacher.to("cpu")
+
+
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from unimmad.model.anomaly_map import anomaly_maps, cosine_distance
 from unimmad.model.backbone import Backbone, calibrate_batchnorm, freeze_batchnorm, load_backbone_weights
 from unimmad.model.compression import FeatureCompression
 from unimmad.model.cross_moe import CrossMoE
-from unimmad.model.folding import FoldedTeacher
+from unimmad.model.folding import FoldedTeacher, rest_on_host
 from unimmad.model.loss import balance_scale, unimmad_loss
 from unimmad.model.method import Loss, Method, StepFacts, sample_of_token
 from unimmad.model.routing import Routing
@@ -133,7 +133,7 @@ class UniMMAD(Method):
         """From now on maps come from a folded copy of the teacher, on its device; checkpoints alone need the teacher
         itself, which goes to the host."""
         self.folded_teacher = FoldedTeacher(self.teacher)
-        self.teacher.to("cpu")
+        rest_on_host(self.teacher)
 
     def frozen_features(self) -> tuple[Any, str] | None:
         return self, "folded_teacher"
