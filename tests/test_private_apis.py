@@ -15,6 +15,9 @@ GATHERED = {
 }
 SOURCES = sorted(path for part in ("unimmad", "tools", "slurm") for path in (PROJECT / part).rglob("*.py"))
 OF_THE_LANGUAGE = {
+    "__module__",
+    "__mro__",
+    "_asdict",
     "__name__",
     "__doc__",
     "__qualname__",

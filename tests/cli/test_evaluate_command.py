@@ -139,7 +139,7 @@ def test_checkpoint_data_and_output_can_be_named(typed, trained, tmp_path):
         (["--report", "x", "--output-dir", "y"], "leave --output-dir out, or add --compare"),
         (["--false-alarm-rate", "0.1"], "--false-alarm-rate is for --calibrate"),
         (["--report", "data/small/index.json"], "data/small/index.json: the report"),
-        (["--published"], "no published row for solids"),
+        (["--published"], "no published row of unimmad for solids"),
         (["--scratch-dir", "data/small/index.json/x"], "cannot keep pixel scores in data/small/index.json/x"),
     ],
 )
