@@ -122,13 +122,14 @@ def test_a_source_file_that_goes_away_is_named(
 ) -> None:
     gone = source / "x" / "train" / "good" / "4.npy"
 
-    def unreadable(self: Path) -> bytes:
+    plain_open = Path.open
+
+    def unreadable(self: Path, *argv: Any, **named: Any) -> Any:
         if self == gone:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
-        with self.open("rb") as file:
-            return file.read()
+        return plain_open(self, *argv, **named)
 
-    act = gone.unlink if change == "removed" else lambda: monkeypatch.setattr(Path, "read_bytes", unreadable)
+    act = gone.unlink if change == "removed" else lambda: monkeypatch.setattr(Path, "open", unreadable)
     at_shard(monkeypatch, 0, act)
     with pytest.raises(ValueError, match=r"4\.npy: cannot be read \((No such file|Permission denied).*finished shards"):
         write(source, tmp_path / "shards")
