@@ -24,6 +24,7 @@ from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
 from unimmad.checkpoint.tensor_slices import TensorReader, TensorSlice, write_pieces
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds, make_thresholds
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
+from unimmad.comparing.results import read_result
 from unimmad.config import EvaluationSettings, TrainingSettings, load_recipe, parse_recipe
 from unimmad.data.index import INDEX_NAME, load_index
 from unimmad.data.layouts import find_set
@@ -48,6 +49,7 @@ from unimmad.serialization.lock_holder import Holder, find_lock
 SHORT, LONG = 40, 20_000
 """Cases of each kind of file, and of all together."""
 
+FORMATS = Path(__file__).parents[1] / "fixtures" / "formats"
 Read = Callable[[bytes], object]
 
 
@@ -216,9 +218,16 @@ def _result_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         (partials.folder / "food-bagel.json").write_bytes(data)
         for scored in partials.load().values():
             assert len(scored.keys) == len(scored.image_scores) == len(scored.labels)
-            assert scored.usage.shares.ndim == 2
+            assert scored.usage is None or scored.usage.shares.ndim == 2
 
+    def read_cell(data: bytes) -> None:
+        (folder / "result.json").write_bytes(data)
+        found, _ = read_result(folder / "result.json")
+        assert found.report.mean_of_datasets()
+
+    cell = json.loads((FORMATS / "result.json").read_text())
     return {
+        "result of a cell": Kind(cell, read_cell),
         "thresholds": Kind(json.loads(thresholds.model_dump_json()), read_thresholds),
         "report": Kind(json.loads(to_json(report)), read_whole_report),
         "partial result": Kind(partial, read_partial),
@@ -292,9 +301,9 @@ def _other_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
 
 KINDS = (
     *("index of shards", "sample in a shard", "note of a shard", "manifest"),
-    *("index of tensors", "state of a checkpoint", "latest"),
-    *("thresholds", "report", "partial result"),
-    *("run record", "failure note", "DeepSpeed's configuration"),
+    *("index of tensors", "state of a checkpoint", "latest", "digests"),
+    *("thresholds", "report", "partial result", "result of a cell"),
+    *("run record", "failure note", "DeepSpeed's configuration", "holder of a lock"),
     *("metadata of an export", "recipe"),
 )
 
