@@ -20,11 +20,13 @@ from mutations import damaged
 
 from unimmad.checkpoint.digests import DIGESTS_NAME, file_digest, verify_checkpoint
 from unimmad.checkpoint.folder import LATEST, STATE_NAME, CheckpointFolder, read_state
-from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
+from unimmad.checkpoint.loading import load_checkpoint
+from unimmad.checkpoint.state import FITTED, Layout, build_state, write_index_and_state
 from unimmad.checkpoint.tensor_slices import TensorReader, TensorSlice, write_pieces
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds, make_thresholds
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
-from unimmad.comparing.results import read_result
+from unimmad.checkpoint.writing import write_model
+from unimmad.comparing.results import read_cost, read_result
 from unimmad.config import EvaluationSettings, TrainingSettings, load_recipe, parse_recipe
 from unimmad.data.index import INDEX_NAME, load_index
 from unimmad.data.layouts import find_set
@@ -39,6 +41,8 @@ from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.export.metadata import ExportMetadata
 from unimmad.launching.failure_notes import first_failure, note_failures
 from unimmad.launching.run_record import RunRecord
+from unimmad.methods.memory_bank import MemoryBank
+from unimmad.methods.registry import METHODS, build_method, settings_of
 from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_config
 from unimmad.report.comparison import OtherReport, compare, difference_table, read_report
@@ -70,7 +74,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kinds(shards: Path, tmp_path: Path) -> dict[str, Kind]:
-    makers = (_shard_kinds, _checkpoint_kinds, _result_kinds, _launching_kinds, _other_kinds)
+    makers = (_shard_kinds, _checkpoint_kinds, _fitted_kinds, _result_kinds, _launching_kinds, _other_kinds)
     return {name: kind for make in makers for name, kind in make(shards, tmp_path).items()}
 
 
@@ -180,6 +184,32 @@ def _checkpoint_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
     }
 
 
+def _fitted_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
+    """What state.json says of a method that is fitted, beside its tensors."""
+    recipe = load_recipe("search", ["model.backbone=resnet10t", "model.image_size=32"], settings_of(METHODS))
+    model = build_method(recipe)
+    assert isinstance(model, MemoryBank)
+    description = {"banks": [["food/bagel", 0], ["food/bagel", 1]]}
+    model.restore(description)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for number in range(2):
+        shapes |= {f"banks.{number}": (3, model.features), f"deviations.{number}": (model.features,)}
+    model.resize(shapes)
+    state = build_state(
+        recipe, step=0, finished=True, backbone_weights="none", data=[], layout=Layout(), fitted=description
+    )
+    checkpoint = write_model(CheckpointFolder(folder / "fitted"), model, state)
+    before, after = json.dumps(state | {FITTED: "FITTED"}).split('"FITTED"')
+
+    def read_fitted(data: bytes) -> None:
+        (checkpoint / STATE_NAME).write_bytes(before.encode() + data + after.encode())
+        loaded = load_checkpoint(checkpoint, verify=False).model
+        assert isinstance(loaded, MemoryBank)
+        assert len(loaded.names) == 2, "each of its tensors belongs to a class and slot"
+
+    return {"what a method was fitted to": Kind(description, read_fitted)}
+
+
 def _result_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
     datasets = ShardSet.open([shards]).datasets
     thresholds = make_thresholds({"food/bagel": [0.1, 0.2]}, {"food/bagel": ["rgb"]}, datasets, ["food/bagel"], 0.1)
@@ -225,9 +255,14 @@ def _result_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         found, _ = read_result(folder / "result.json")
         assert found.report.mean_of_datasets()
 
+    def read_cost_file(data: bytes) -> None:
+        (folder / "cost.json").write_bytes(data)
+        assert read_cost(folder / "cost.json").parameters >= 0
+
     cell = json.loads((FORMATS / "result.json").read_text())
     return {
         "result of a cell": Kind(cell, read_cell),
+        "cost of a cell": Kind(cell["cost"], read_cost_file),
         "thresholds": Kind(json.loads(thresholds.model_dump_json()), read_thresholds),
         "report": Kind(json.loads(to_json(report)), read_whole_report),
         "partial result": Kind(partial, read_partial),
@@ -301,8 +336,8 @@ def _other_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
 
 KINDS = (
     *("index of shards", "sample in a shard", "note of a shard", "manifest"),
-    *("index of tensors", "state of a checkpoint", "latest", "digests"),
-    *("thresholds", "report", "partial result", "result of a cell"),
+    *("index of tensors", "state of a checkpoint", "latest", "digests", "what a method was fitted to"),
+    *("thresholds", "report", "partial result", "result of a cell", "cost of a cell"),
     *("run record", "failure note", "DeepSpeed's configuration", "holder of a lock"),
     *("metadata of an export", "recipe"),
 )

@@ -59,6 +59,7 @@ class ResultEntry(Entry):
 
 
 _SCHEMA = TypeAdapter(ResultEntry)
+_COST = TypeAdapter(CostEntry)
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,15 @@ def write_result(folder: Path, result: Result, fingerprint: str) -> Path:
     return path
 
 
+def read_cost(path: Path) -> CostEntry:
+    """What cost.json says.
+
+    Raises:
+        ValueError: the file can't be read, or says something else.
+    """
+    return validated(_COST, _content(path), str(path), "compare again")
+
+
 def read_result(path: Path) -> tuple[Result, str]:
     """A result and its fingerprint.
 
@@ -167,15 +177,19 @@ def read_result(path: Path) -> tuple[Result, str]:
         ValueError: the file can't be read, or is of another format.
     """
     remedy = "remove it and compare again"
-    try:
-        content = read_json(path)
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    content = _content(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a result of format {FORMAT}; {remedy}")
     entry = validated(_SCHEMA, content, str(path), remedy)
     report = Report(entry.header, tuple(read_class(of_class) for of_class in entry.classes))
     return Result(entry.method, entry.seed, report, entry.steps, entry.minutes, entry.cost), entry.fingerprint
+
+
+def _content(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
 
 
 def by_method(results: Iterable[Result], order: Sequence[str]) -> list[MethodResults]:

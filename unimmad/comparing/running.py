@@ -20,24 +20,21 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
-from pydantic import TypeAdapter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.state import SECONDS
 from unimmad.comparing.cells import Cell
-from unimmad.comparing.results import NAME, CostEntry, Result, fingerprint, read_result, write_result
+from unimmad.comparing.results import NAME, Result, fingerprint, read_cost, read_result, write_result
 from unimmad.config import Precision, Recipe, load_recipe, override_recipe
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.methods.registry import METHODS, Registry, settings_of
 from unimmad.report.comparison import read_report
 from unimmad.serialization.atomic_write import write_text_aside
-from unimmad.serialization.documents import read_json
 from unimmad.serialization.folder_lock import FolderLock
 from unimmad.serialization.lock_holder import find_lock
 from unimmad.serialization.text import one_line
-from unimmad.serialization.validation import validated
 from unimmad.training.run_folder import LOCK_NAME as TRAINING_LOCK
 from unimmad.training.run_folder import TENSORBOARD
 
@@ -165,7 +162,7 @@ def _run(cell: Cell, running: Running) -> Result:
         read_report(evaluation),
         0 if running.methods[recipe.method].is_fitted else int(state["step"]),
         seconds / 60 if isinstance(seconds, int | float) else None,
-        validated(TypeAdapter(CostEntry), read_json(cost), str(cost), "compare again"),
+        read_cost(cost),
     )
     write_result(folder, result, asked)
     return result
