@@ -85,8 +85,9 @@ def collect(method: MemoryBank, samples: Sequence[Sample], batch: int = 1) -> No
         method.collect(*tokens(part), [sample.class_name for sample in part], [sample.key for sample in part])
 
 
-def fit_on_ranks(ranks: Sequence[MemoryBank]) -> None:
-    """``finish`` of all ranks, the last first: it does not wait for rank 0's answer, which is nothing."""
+def fit_on_ranks(ranks: Sequence[MemoryBank], calls: int = 2) -> None:
+    """``finish`` of all ranks, each of which gathers so often, the last first: it does not wait for rank 0's answer,
+    which is nothing."""
     given: list[list[dict[str, torch.Tensor]]] = []
 
     def keep(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -96,16 +97,16 @@ def fit_on_ranks(ranks: Sequence[MemoryBank]) -> None:
     for method in reversed(ranks[1:]):
         given.append([])
         method.finish(keep)
-    calls = iter(range(2))
+    numbers = iter(range(calls))
 
     def gather(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        call = next(calls)
+        call = next(numbers)
         of_all = [tensors, *(of_rank[call] for of_rank in reversed(given))]
         return {name: torch.cat([of_rank[name] for of_rank in of_all]) for name in tensors}
 
     ranks[0].finish(gather)
-    assert next(calls, None) is None
-    assert all(len(of_rank) == 2 for of_rank in given)
+    assert next(numbers, None) is None
+    assert all(len(of_rank) == calls for of_rank in given)
 
 
 def hand_over(source: MemoryBank, target: MemoryBank) -> None:

@@ -41,7 +41,7 @@ def test_every_method_is_one_and_says_whether_it_is_fitted():
         assert kind.is_fitted == issubclass(kind.network, FittedMethod)
         assert isinstance(kind.network.modalities_joined, str)
     assert METHODS["unimmad"].network is UniMMAD
-    assert [name for name, kind in METHODS.items() if kind.is_fitted] == ["memory_bank"]
+    assert [name for name, kind in METHODS.items() if kind.is_fitted] == ["memory_bank", "level_search"]
 
 
 def test_a_recipe_may_name_the_methods_that_are_handed_in_and_no_others(recipe_file):

@@ -19,7 +19,7 @@ from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe, parse_recipe
 from unimmad.methods.registry import METHODS, Registry, build_method, settings_of
-from unimmad.model.method import FittedMethod, Method
+from unimmad.model.method import Fitted, Method
 from unimmad.ranks.exchange import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _shapes_of(recipe: Recipe, methods: Registry, folder: Path) -> Method:
 
 def _made_for(reader: TensorReader, state: Mapping[str, Any], model: Method, folder: Path) -> Method:
     """The model with room for the checkpoint's tensors, where their shapes come from the data it was fitted to."""
-    if not isinstance(model, FittedMethod):
+    if not isinstance(model, Fitted):
         return model
     description = state.get(FITTED)
     if not isinstance(description, dict):

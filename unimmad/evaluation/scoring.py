@@ -21,7 +21,7 @@ from unimmad.data.sample import Batch
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.backends.tf32 import without_tf32
-from unimmad.model.method import FittedMethod, Method
+from unimmad.model.method import Fitted, Method
 from unimmad.model.routing import Routing
 
 MaskRule = Literal["nearest", "bilinear"]
@@ -146,7 +146,7 @@ def score_images(
 
     ``classes``: of each sample, None where it is not known, for methods that look at them.
     """
-    known = {"classes": classes} if isinstance(model, FittedMethod) else {}
+    known = {"classes": classes} if isinstance(model, Fitted) else {}
     with without_tf32():
         with torch.autocast(images_TCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
             output = model(images_TCHW, tokens_per_sample, slot_of_token_T, **known)

@@ -60,6 +60,24 @@ def neighbours_of_block(
     return distances_nk, indices_nk.gather(1, order_nk)
 
 
+def nearest_of_others(rows_mD: Tensor, owner_of_m: Tensor, block_bytes: int = BLOCK_BYTES) -> Tensor:
+    """The squared Euclidean distance of each row to the nearest row of another owner: float32 [m].
+
+    Args:
+        rows_mD: float32.
+        owner_of_m: whose each row is; two owners or more.
+        block_bytes: what the distances at hand take at most.
+    """
+    squares_m = rows_mD.square().sum(1)
+    queries = max(1, block_bytes // (len(rows_mD) * rows_mD.element_size()))
+    found = []
+    for block_nD, owner_of_n in zip(rows_mD.split(queries), owner_of_m.split(queries), strict=True):
+        products_nm = torch.addmm(squares_m, block_nD, rows_mD.T, alpha=-2)
+        products_nm.masked_fill_(owner_of_n[:, None] == owner_of_m, torch.inf)
+        found.append((block_nD - rows_mD[products_nm.argmin(1)]).square().sum(1))
+    return torch.cat(found)
+
+
 def _smallest(values_nm: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Values and places, [n, count]."""
     if count > 1:

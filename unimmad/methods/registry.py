@@ -12,6 +12,7 @@ from unimmad.config import MethodSettings, ModelSettings, Recipe
 from unimmad.config.recipe import DEFAULT_METHOD, MethodTypes
 from unimmad.methods.dinomaly import Dinomaly, DinomalySettings
 from unimmad.methods.inp_former import INPFormer, INPFormerSettings
+from unimmad.methods.level_search import LevelSearchMethod, LevelSearchMethodSettings
 from unimmad.methods.mambaad import MambaAD, MambaADSettings
 from unimmad.methods.memory_bank import MemoryBank, MemoryBankSettings
 from unimmad.methods.rd import RD, RDSettings
@@ -48,6 +49,7 @@ METHODS: Registry = {
     "inp_former": MethodType(INPFormerSettings, INPFormer),
     "dinomaly": MethodType(DinomalySettings, Dinomaly),
     "memory_bank": MethodType(MemoryBankSettings, MemoryBank),
+    "level_search": MethodType(LevelSearchMethodSettings, LevelSearchMethod),
 }
 
 

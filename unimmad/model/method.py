@@ -155,12 +155,13 @@ Gather = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 gets those of all ranks joined along the first dimension, in the order of ranks, every other rank gets an empty dict."""
 
 
-class FittedMethod(Method):
-    """A method that is fitted instead of trained: it sees every training sample once, and has no loss.
+class Fitted(ABC):
+    """What a method is, beside ``Method``, that sees every training sample once to be made of them.
 
     After ``begin``, ``collect`` is called for every sample, on any rank, in any order; then ``finish``, on all ranks.
     After it rank 0 alone is fitted: by ``describe`` and its tensors the others, and every checkpoint, become what it
     is, in this order: ``restore`` (what it describes), ``resize`` (its tensors' shapes), ``load_state_dict``.
+    ``forward`` takes ``classes`` besides: those of the B samples, None where one is not known, or where none is.
     """
 
     @abstractmethod
@@ -218,6 +219,10 @@ class FittedMethod(Method):
         Raises:
             ValueError: the shapes are not those of what was restored, or would take more memory than allowed.
         """
+
+
+class FittedMethod(Fitted, Method):
+    """A method that is fitted instead of trained: it has no loss."""
 
     @abstractmethod
     def forward(

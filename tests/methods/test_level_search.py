@@ -1,0 +1,160 @@
+"""Search level by level: what distances are divided by, how levels and modalities join, and the forms it comes in."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+import torch
+from methods.test_memory_bank import SIZE, TRAIN, Sample, collect, fit_on_ranks, sample, tokens
+from torch.nn import functional as F
+
+from unimmad.methods.level_search import (
+    LevelSearchMethod,
+    LevelSearchMethodSettings,
+    described,
+    harmonic_mean,
+    nearer_class,
+)
+from unimmad.methods.nearest import nearest_of_others
+
+TEST = [sample(number) for number in (11, 12, 13)]
+
+
+def method_with(**changes: object) -> LevelSearchMethod:
+    values = {"image_size": SIZE, "backbone": "resnet10t", "modality_slots": 2, "patches": 40} | changes
+    torch.manual_seed(0)
+    return LevelSearchMethod(LevelSearchMethodSettings.model_validate(values)).eval()
+
+
+def fitted(samples: Sequence[Sample] = TRAIN, **changes: object) -> LevelSearchMethod:
+    method = method_with(**changes)
+    method.begin(0)
+    collect(method, samples)  # type: ignore[arg-type]
+    method.finish(lambda given: given)
+    return method
+
+
+def test_the_nearest_of_others_is_what_plain_distances_say() -> None:
+    torch.manual_seed(1)
+    rows_mD, owner_of_m = torch.randn(30, 5), torch.arange(30) // 7
+    distances_mm = torch.cdist(rows_mD.double(), rows_mD.double()).square()
+    expected_m = distances_mm.masked_fill(owner_of_m[:, None] == owner_of_m, torch.inf).amin(1).float()
+    for block_bytes in (1, 1000, 2**20):
+        torch.testing.assert_close(nearest_of_others(rows_mD, owner_of_m, block_bytes), expected_m)
+
+
+def test_patches_of_a_bank_lie_at_distance_1_of_other_images_in_the_mean() -> None:
+    method = fitted(patches=10**6)  # all are kept, so it is known which image each row is of
+    for level in method.search.banks:
+        for (_, slot), bank_ND in zip(level.names, level.banks, strict=True):
+            images = 3 if len(level.names) > 1 else 6
+            patches = len(bank_ND) // images
+            distances_NN = torch.cdist(bank_ND, bank_ND, compute_mode="donot_use_mm_for_euclid_dist")
+            image_of_N = torch.arange(len(bank_ND)) // patches
+            nearest_N = distances_NN.masked_fill(image_of_N[:, None] == image_of_N, torch.inf).amin(1)
+            assert nearest_N.mean() == pytest.approx(1, abs=1e-3), slot
+
+
+def test_one_image_of_a_class_is_enough() -> None:
+    method = fitted([TRAIN[1]])
+    assert method.maps(method(*tokens([TEST[0]]))).isfinite().all()
+
+
+def test_levels_and_modalities_join_as_written_plainly() -> None:
+    method = fitted()
+    images_TCHW, counts, slots_T = tokens(TEST)
+    classes = [each.class_name for each in TEST]
+    maps_BHW = method.maps(method(images_TCHW, counts, slots_T, classes))
+    names = method.search.banks[0].names
+    levels = method.teacher(images_TCHW)
+    token = 0
+    for number, each in enumerate(TEST):
+        expected_HW = torch.zeros(SIZE, SIZE)
+        for slot in each.slots:
+            inverse_HW = torch.zeros(SIZE, SIZE)
+            for banks, level_TChw in zip(method.search.banks, levels, strict=True):
+                place = names.index((each.class_name, slot))
+                patches_hwD = F.avg_pool2d(level_TChw[token : token + 1], 3, 1, 1)[0].permute(1, 2, 0)
+                queries_PD = (patches_hwD / banks.deviations[place]).flatten(0, 1)
+                distances_P = (queries_PD[:, None] - banks.banks[place]).square().sum(2).amin(1).sqrt()
+                distances_hw = distances_P.unflatten(0, level_TChw.shape[2:])
+                large = F.interpolate(distances_hw[None, None], size=(SIZE, SIZE), mode="bilinear", align_corners=True)
+                inverse_HW += 1 / large[0, 0]
+            expected_HW += 3 / inverse_HW
+            token += 1
+        torch.testing.assert_close(maps_BHW[number], expected_HW, rtol=1e-3, atol=1e-4)
+
+
+def test_a_harmonic_mean_is_large_only_where_all_levels_are() -> None:
+    one, ten = torch.ones(1, 2, 2), torch.full((1, 2, 2), 10.0)
+    torch.testing.assert_close(harmonic_mean([ten, ten], 4), torch.full((1, 4, 4), 10.0))
+    torch.testing.assert_close(harmonic_mean([one, ten], 4), torch.full((1, 4, 4), 20 / 11))
+    assert harmonic_mean([torch.zeros(1, 2, 2), ten], 4).isfinite().all()
+
+
+def test_the_nearer_class_is_the_same_for_all_levels_of_a_token() -> None:
+    first = [torch.tensor([1.0, 5.0])[:, None, None], torch.tensor([1.0, 1.0])[:, None, None]]
+    second = [torch.tensor([3.0, 1.0])[:, None, None], torch.tensor([0.5, 2.0])[:, None, None]]
+    kept = nearer_class(first, second)
+    assert [level.flatten().tolist() for level in kept] == [[1, 1], [1, 2]]
+
+
+def test_an_unknown_class_is_that_whose_banks_are_nearest() -> None:
+    method, one = fitted(), tokens([TEST[1]])  # one modality, which both classes have
+    of_classes = [method(*one, [name]).ratios for name in ("a", "b")]
+    nearest = min(of_classes, key=lambda levels: float(sum(level.mean() for level in levels)))
+    for ours, theirs in zip(method(*one).ratios, nearest, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_ranks_and_checkpoints_change_nothing() -> None:
+    expected, ranks = fitted(), [method_with() for _ in range(2)]
+    for method, part in zip(ranks, ([5, 2, 0], [4, 3, 1]), strict=True):
+        collect(method, [TRAIN[number] for number in part])  # type: ignore[arg-type]
+    fit_on_ranks(ranks, calls=6)  # type: ignore[arg-type]
+    state = expected.state_dict()
+    assert ranks[0].describe() == expected.describe()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in ranks[0].state_dict().items())
+    other = ranks[1]
+    other.restore(json.loads(json.dumps(expected.describe())))
+    other.resize({name: tuple(tensor.shape) for name, tensor in state.items()})
+    other.load_state_dict(state)
+    assert torch.equal(other.maps(other(*tokens(TEST))), expected.maps(expected(*tokens(TEST))))
+
+
+def test_banks_of_levels_that_do_not_belong_together_are_refused() -> None:
+    state = fitted().state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if name != "search.levels.2.banks.0"}
+    method = method_with()
+    method.restore({"banks": [["a", 0], ["a", 1], ["b", 0]]})
+    with pytest.raises(ValueError, match=r"2 tensors banks\.\* do not belong to 3 memory banks"):
+        method.resize(shapes)
+
+
+def test_the_traced_and_the_inference_form_give_the_same_maps() -> None:
+    method = fitted()
+    both = [each for each in [*TEST, sample(15)] if len(each.slots) == 2]
+    images_BMCHW = torch.stack([each.images_MCHW for each in both])
+    expected_BHW = method.maps(method(*tokens(both)))
+    any_batch = {"images_BMCHW": {0: torch.export.Dim("batch", min=1)}}
+    network = method.with_fixed_modalities((0, 1))
+    traced = torch.export.export(network, (images_BMCHW[:2],), dynamic_shapes=any_batch).module()
+    torch.testing.assert_close(traced(images_BMCHW), expected_BHW, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(traced(images_BMCHW[:1]), expected_BHW[:1], rtol=1e-4, atol=1e-4)
+    folded = method.inference_form(0)
+    torch.testing.assert_close(folded.maps(folded(*tokens(both))), expected_BHW, rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_changes_no_number_and_nothing_trains() -> None:
+    method = fitted().train()
+    assert not any(parameter.requires_grad for parameter in method.parameters())
+    assert not any(module.training for module in method.teacher.modules())
+    plain = method.maps(method(*tokens(TEST)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(method.maps(method(*tokens(TEST))), plain)
+
+
+def test_windows_are_of_the_papers_kind() -> None:
+    map_TChw = torch.arange(9.0).reshape(1, 1, 3, 3)
+    assert described(map_TChw)[0, 1, 1, 0] == 4
+    assert described(map_TChw)[0, 0, 0, 0] == pytest.approx((0 + 1 + 3 + 4) / 9)

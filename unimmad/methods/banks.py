@@ -1,0 +1,312 @@
+"""Banks of patches of normal images: which are kept, and how far other patches are from the nearest of them.
+
+Each class and modality has a bank of its own, or one a modality serves all classes. All banks hold one kind of
+features. Features and distances are float32 whatever autocast says, since banks are compared with what is made later.
+
+Letters: T tokens (sample, modality), N patches of a bank, P patches of an image, D features of a patch, h x w
+positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from torch import Tensor, nn
+
+from unimmad.config.fields import NotNegative, Positive, Real, Section
+from unimmad.methods.coreset import greedy_coreset, projected, random_start_points, rows_to_keep
+from unimmad.methods.nearest import nearest_neighbours, nearest_of_others, neighbours_of_block
+from unimmad.methods.patch_collection import BankName, PatchCollection, RandomChoice, check_size
+from unimmad.model.method import Gather
+
+LEAST_DEVIATION = 1e-3
+"""A feature's standard deviation counts as this share of all features' mean one at least."""
+
+Scaling = Literal["none", "deviation", "normal"]
+"""What a bank's features are divided by: nothing; each by its standard deviation over the patches that the bank is
+chosen from; or by that and one number more, such that the bank's patches lie on average at distance 1 from the nearest
+one of another image."""
+
+
+class BankSettings(Section):
+    """What is kept, and how it is searched. PatchCore's published choice by default."""
+
+    coreset: Literal["none", "random", "greedy", "approximate"] = "approximate"
+    """Which patches of the training images a bank keeps: all, a random choice, or PatchCore's greedy one, by distances
+    to all patches or, for a start, to some. Only with ``random`` are the others forgotten as soon as they are seen."""
+    coreset_share: Annotated[Real, Field(gt=0, le=1)] = 0.1
+    """The share of its patches that a bank keeps (``random``: about so many; ``none``: all, whatever it says)."""
+    patches: Positive | None = None
+    """What a bank keeps at most, where that is less."""
+    projection_dim: Positive = 128
+    """Dimensions that the greedy choices measure distances in."""
+    start_points: Positive = 10
+    """Of the approximate choice."""
+    neighbours: Positive = 1
+    """A patch's score is the mean of its distances to so many."""
+    distance: Literal["squared", "root"] = "squared"
+    """The squared Euclidean distance, or its root."""
+    bank_per: Literal["class", "all"] = "class"
+    """A bank of its own for each class and modality, or one a modality for all classes. Where a sample's class is not
+    known, each of its images is scored by the class whose bank gives it the smallest mean."""
+    max_bank_gb: Annotated[Real, Field(gt=0)] = 8.0
+    """What all banks may take together, and before them the patches that they are chosen from, of all processes as of
+    each, in units of 10^9 bytes. While the banks are made, twice as much is needed."""
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> Self:
+        if self.coreset == "none" and self.patches is not None:
+            raise ValueError("patches: a bank of all patches (coreset: none) has no limit; set coreset: random")
+        return self
+
+
+class _Description(Section):
+    """What banks are kept, in the order of their tensors."""
+
+    banks: tuple[tuple[str, NotNegative], ...]
+
+
+class Banks(nn.Module):
+    """They are made of patches that are added one image after the other, on any rank, in any order."""
+
+    def __init__(self, settings: BankSettings, features: int, slots: int, scaling: Scaling) -> None:
+        """No banks yet.
+
+        Args:
+            settings: what is kept.
+            features: D.
+            slots: how many modality slots there are.
+            scaling: what features are divided by.
+        """
+        super().__init__()
+        self.bank_settings = settings
+        self.features = features
+        self.slots = slots
+        self.scaling = scaling
+        self.names: list[BankName] = []
+        """Whose patches each bank holds."""
+        self.banks = nn.ParameterList()
+        """[N, D] each."""
+        self.deviations = nn.ParameterList()
+        """What each bank's features were divided by, [D] each; none where ``scaling`` is."""
+        self._anchor: Tensor
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+        self.begin(0)
+
+    def begin(self, seed: int) -> None:
+        """Forget what was added; what is chosen at random from now on follows from ``seed``."""
+        self._seed = seed % 2**63
+        self._collection = self._new_collection()
+
+    def add(self, names: Sequence[BankName], keys: Sequence[str], patches_TPD: Tensor) -> None:
+        """Take in the patches of T images, each of which ``names`` gives to a bank and ``keys`` tells from all others.
+
+        Raises:
+            ValueError: what is kept would take more memory than the settings allow.
+        """
+        for patches_PD, name, key in zip(patches_TPD, names, keys, strict=True):
+            self._collection.add(name, patches_PD, key)
+
+    @torch.no_grad()
+    def finish(self, gather: Gather) -> None:
+        """Make the banks of what all ranks added, on rank 0, and forget that; collective.
+
+        Raises:
+            ValueError: on rank 0: there are no samples, too few patches, too many, or a sample came twice.
+        """
+        collected = self._collection.gathered(gather)
+        self._collection = self._new_collection()
+        self._name_banks(list(collected))
+        for name in self.names:
+            patches = collected.pop(name)
+            rows_ND = patches.rows_ND.to(self._device)
+            self._check_rows(name, len(rows_ND))
+            deviation_D = None if self.scaling == "none" else _deviation(rows_ND)
+            if deviation_D is not None:
+                rows_ND = rows_ND / deviation_D
+            chosen = self._choice(rows_ND)
+            bank_ND = rows_ND[chosen]
+            self._check_rows(name, len(bank_ND))
+            if deviation_D is not None and self.scaling == "normal":
+                apart = self._normal_score(bank_ND, patches.marks_N3[chosen, 0].to(self._device))
+                bank_ND, deviation_D = bank_ND / apart, deviation_D * apart
+            self.banks.append(_frozen(bank_ND))
+            if deviation_D is not None:
+                self.deviations.append(_frozen(deviation_D))
+
+    def _normal_score(self, bank_ND: Tensor, image_of_N: Tensor) -> Tensor:
+        """The mean distance of the bank's patches to the nearest one of another image; where there is but one image,
+        to the nearest other one: a scalar."""
+        same_image = bool((image_of_N == image_of_N[0]).all())
+        owner_of_N = torch.arange(len(bank_ND), device=bank_ND.device) if same_image else image_of_N
+        distance_N = nearest_of_others(bank_ND, owner_of_N).sqrt()
+        return _or_1(distance_N.mean())
+
+    def describe(self) -> dict[str, Any]:
+        """See ``FittedPart``."""
+        return {"banks": [list(name) for name in self.names]}
+
+    def restore(self, description: Mapping[str, Any]) -> None:
+        """See ``FittedPart``."""
+        try:
+            names = [BankName(*bank) for bank in _Description.model_validate(description).banks]
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"this describes no memory bank: {where}: {first['msg']}") from None
+        if len(set(names)) < len(names):
+            raise ValueError("this describes no memory bank: it has two banks of one class and slot")
+        for name in names:
+            self._check_name(name)
+        self._name_banks(names)
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """See ``FittedPart``."""
+        bank_shapes = _numbered(shapes, "banks", len(self.names))
+        for name, shape in zip(self.names, bank_shapes, strict=True):
+            if len(shape) != 2 or shape[1] != self.features:
+                raise ValueError(
+                    f"a memory bank has the shape {list(shape)}, not [patches, {self.features}]: it was made of "
+                    "other features than the recipe's"
+                )
+            self._check_rows(name, shape[0])
+        scaled = self.scaling != "none"
+        deviation_shapes = _numbered(shapes, "deviations", len(self.names) if scaled else 0)
+        if any(shape != (self.features,) for shape in deviation_shapes):
+            raise ValueError(f"a memory bank's deviations are not [{self.features}]: other features than the recipe's")
+        check_size(sum(shape[0] for shape in bank_shapes), self.features, self.bank_settings.max_bank_gb)
+        self.banks = nn.ParameterList(_frozen(torch.zeros(shape, device=self._device)) for shape in bank_shapes)
+        self.deviations = nn.ParameterList(
+            _frozen(torch.ones(shape, device=self._device)) for shape in deviation_shapes
+        )
+
+    def scores(self, patches_thwD: Tensor, number: int) -> Tensor:
+        """How far patches are from those of one bank: [t, h, w]."""
+        with torch.autocast(patches_thwD.device.type, enabled=False):
+            queries_nD = self._queries(patches_thwD, number)
+            distances_nk, _ = nearest_neighbours(queries_nD, self.banks[number], self.bank_settings.neighbours)
+        return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
+
+    def traced_scores(self, patches_thwD: Tensor, number: int) -> Tensor:
+        """As ``scores``, in plain operations that can be traced for any number of images."""
+        queries_nD, bank_ND = self._queries(patches_thwD, number), self.banks[number]
+        neighbours = self.bank_settings.neighbours
+        distances_nk, _ = neighbours_of_block(queries_nD, bank_ND, bank_ND.square().sum(1), neighbours)
+        return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
+
+    @property
+    def _device(self) -> torch.device:
+        return self._anchor.device
+
+    def _new_collection(self) -> PatchCollection:
+        settings = self.bank_settings
+        at_random = RandomChoice(settings.coreset_share, settings.patches) if settings.coreset == "random" else None
+        return PatchCollection(self.features, self._seed, at_random, settings.max_bank_gb)
+
+    def _name_banks(self, names: Sequence[BankName]) -> None:
+        """There are these banks from now on, all still empty."""
+        self.names = list(names)
+        self.banks, self.deviations = nn.ParameterList(), nn.ParameterList()
+
+    def _choice(self, rows_ND: Tensor) -> Tensor | slice:
+        """The rows that a bank keeps."""
+        settings = self.bank_settings
+        if settings.coreset in ("none", "random"):  # the random choice is made while they are collected
+            return slice(None)
+        generator = torch.Generator().manual_seed(self._seed)
+        rows_Nd = projected(rows_ND, settings.projection_dim, generator)
+        count = rows_to_keep(len(rows_ND), settings.coreset_share, settings.patches)
+        if settings.coreset == "greedy":
+            return greedy_coreset(rows_Nd, count)
+        return greedy_coreset(rows_Nd, count, random_start_points(len(rows_ND), settings.start_points, generator))
+
+    def _queries(self, patches_thwD: Tensor, number: int) -> Tensor:
+        """As the bank's rows are: [n, D]."""
+        queries_nD = patches_thwD.flatten(0, 2)
+        return queries_nD / self.deviations[number] if len(self.deviations) else queries_nD
+
+    def _of_distances(self, distances_nk: Tensor) -> Tensor:
+        """From squared distances: [n]."""
+        return (distances_nk.sqrt() if self.bank_settings.distance == "root" else distances_nk).mean(1)
+
+    def banks_to_search(self, class_name: str | None, slot: int) -> list[int]:
+        """The bank of a class and slot; of every class where it is not known.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if class_name is None and self.bank_settings.bank_per == "class":
+            found = [number for number, name in enumerate(self.names) if name.slot == slot]
+        else:
+            wanted = self.bank_name(class_name or "", slot)
+            found = [number for number, name in enumerate(self.names) if name == wanted]
+        if not found:
+            whose = f"class {class_name!r}" if class_name and self.bank_settings.bank_per == "class" else "any class"
+            known = sorted({name.class_name for name in self.names if name.class_name})
+            raise ValueError(
+                f"there is no memory bank of {whose} for modality slot {slot}; fit it to normal samples that have that "
+                f"modality{', or name one of ' + ', '.join(known) if known else ''}"
+            )
+        return found
+
+    def bank_name(self, class_name: str, slot: int) -> BankName:
+        """Where the patches of a class and slot go.
+
+        Raises:
+            ValueError: there can't be such a bank.
+        """
+        name = BankName("" if self.bank_settings.bank_per == "all" else class_name, slot)
+        self._check_name(name)
+        return name
+
+    def _check_name(self, name: BankName) -> None:
+        if not 0 <= name.slot < self.slots:
+            raise ValueError(f"modality slot {name.slot} is not one of the {self.slots} of model.modality_slots")
+        if (self.bank_settings.bank_per == "all") != (name.class_name == ""):
+            raise ValueError(
+                f"a memory bank of class {name.class_name!r} is none of model.bank_per={self.bank_settings.bank_per}"
+            )
+
+    def _check_rows(self, name: BankName, rows: int) -> None:
+        if rows < self.bank_settings.neighbours:
+            raise ValueError(
+                f"the memory bank of class {name.class_name!r}, slot {name.slot}, has {rows} patches, fewer than "
+                f"model.neighbours, {self.bank_settings.neighbours}: keep more, by model.coreset_share or model.patches"
+            )
+
+
+def _deviation(rows_ND: Tensor) -> Tensor:
+    """Each feature's standard deviation: [D]."""
+    deviation_D = rows_ND.std(0, correction=0)
+    # A feature that hardly varies would drown all others.
+    return _or_1(deviation_D.clamp_min(LEAST_DEVIATION * deviation_D.mean()))
+
+
+def _or_1(divisor: Tensor) -> Tensor:
+    """1 where it is 0, or too small to divide by."""
+    return torch.where(divisor < torch.finfo(divisor.dtype).tiny, 1.0, divisor)
+
+
+def of_nearer_bank(first_thw: Tensor, second_thw: Tensor) -> Tensor:
+    """Of each image the scores whose mean is smaller."""
+    return torch.where((second_thw.mean((1, 2)) < first_thw.mean((1, 2)))[:, None, None], second_thw, first_thw)
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.contiguous(), requires_grad=False)
+
+
+def _numbered(shapes: Mapping[str, tuple[int, ...]], prefix: str, count: int) -> list[tuple[int, ...]]:
+    """The shapes of ``prefix.0`` and so on.
+
+    Raises:
+        ValueError: they are more or fewer than ``count``.
+    """
+    found = {name for name in shapes if name.startswith(f"{prefix}.")}
+    wanted = [f"{prefix}.{number}" for number in range(count)]
+    if found != set(wanted):
+        raise ValueError(f"{len(found)} tensors {prefix}.* do not belong to {count} memory banks; the file is damaged")
+    return [tuple(shapes[name]) for name in wanted]
