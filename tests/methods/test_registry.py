@@ -47,7 +47,7 @@ def test_every_method_is_one_and_says_whether_it_is_fitted():
 def test_a_recipe_may_name_the_methods_that_are_handed_in_and_no_others(recipe_file):
     recipe = load_recipe(str(recipe_file), ["model.width=2"], settings_of(REGISTRY))
     assert (recipe.method, recipe.model) == ("toy", ToySettings(image_size=32, width=2))
-    with pytest.raises(ValueError, match="method 'toy' is not one of unimmad, rd, "):
+    with pytest.raises(ValueError, match="method 'toy' is not one of unimmad, unimmad_search, rd, "):
         load_recipe(str(recipe_file), methods=settings_of(METHODS))
     with pytest.raises(ValueError, match=r"unknown key model.widht; did you mean model.width\?"):
         load_recipe(str(recipe_file), ["model.widht=2"], settings_of(REGISTRY))

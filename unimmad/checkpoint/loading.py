@@ -87,8 +87,8 @@ def load_checkpoint(
     reader = TensorReader(folder, without=OPTIMIZER_PREFIX)
     # First without memory: a recipe may ask for more than any machine has, and its tensors would not be there.
     with torch.device("meta"):
-        reader.check_fits(_made_for(reader, state, _shapes_of(recipe, methods, folder), folder).state_dict())
-    model = _made_for(reader, state, build_method(recipe, methods), folder)
+        reader.check_fits(with_room_for(reader, state, _shapes_of(recipe, methods, folder), folder).state_dict())
+    model = with_room_for(reader, state, build_method(recipe, methods), folder)
     fill_model(model, reader)
     return LoadedCheckpoint(folder, recipe, model.eval(), state, _digest(model))
 
@@ -103,8 +103,12 @@ def _shapes_of(recipe: Recipe, methods: Registry, folder: Path) -> Method:
         raise ValueError(f"{folder / STATE_NAME}: recipe: no model can have these sizes ({reason})") from None
 
 
-def _made_for(reader: TensorReader, state: Mapping[str, Any], model: Method, folder: Path) -> Method:
-    """The model with room for the checkpoint's tensors, where their shapes come from the data it was fitted to."""
+def with_room_for(reader: TensorReader, state: Mapping[str, Any], model: Method, folder: Path) -> Method:
+    """The model with room for the checkpoint's tensors, where their shapes come from the data it was fitted to.
+
+    Raises:
+        ValueError: ``state`` does not say what that was, or these are not its tensors.
+    """
     if not isinstance(model, Fitted):
         return model
     description = state.get(FITTED)

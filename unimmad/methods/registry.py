@@ -16,6 +16,7 @@ from unimmad.methods.level_search import LevelSearchMethod, LevelSearchMethodSet
 from unimmad.methods.mambaad import MambaAD, MambaADSettings
 from unimmad.methods.memory_bank import MemoryBank, MemoryBankSettings
 from unimmad.methods.rd import RD, RDSettings
+from unimmad.methods.searching import SearchingSettings, SearchingUniMMAD
 from unimmad.methods.uniad import UniAD, UniADSettings
 from unimmad.methods.vitad import ViTAD, ViTADSettings
 from unimmad.model.method import FittedMethod, Method
@@ -42,6 +43,7 @@ Registry = Mapping[str, MethodType]
 
 METHODS: Registry = {
     DEFAULT_METHOD: MethodType(ModelSettings, UniMMAD),
+    "unimmad_search": MethodType(SearchingSettings, SearchingUniMMAD),
     "rd": MethodType(RDSettings, RD),
     "uniad": MethodType(UniADSettings, UniAD),
     "vitad": MethodType(ViTADSettings, ViTAD),

@@ -46,18 +46,24 @@ class FixedModalities(nn.Module):
     def forward(self, images_BMCHW: Tensor) -> Tensor:
         """Normalised images, modalities in the order of ``slots`` -> maps before blurring, float32 [B, H, W]."""
         model, modalities = self.model, len(self.slots)
-        size = model.settings.image_size
         images_TCHW = images_BMCHW.flatten(0, 1)
         batch = images_BMCHW.shape[0]
         # Not repeat_interleave, whose result has a size that a tracer does not know.
         sample_of_token_T = torch.arange(batch, device=images_BMCHW.device)[:, None].expand(-1, modalities).flatten()
         teacher_maps = model.teacher(images_TCHW)
         shared_maps = model.compression(model.encoder(model.input_embedding.embed(self._placed(images_BMCHW))))
-        squares_BHW = images_BMCHW.new_zeros(batch, size, size)
+        distances = []
         for level, shared_BChw, teacher_TChw in zip(model.levels, shared_maps, teacher_maps, strict=True):
             target_TChw = F.normalize(teacher_TChw, dim=1)
             reconstruction_TChw, _ = level(F.normalize(shared_BChw, dim=1), target_TChw, (), sample_of_token_T)
-            distance_BMhw = cosine_distance(target_TChw, reconstruction_TChw).unflatten(0, (-1, modalities))
+            distances.append(cosine_distance(target_TChw, reconstruction_TChw).unflatten(0, (-1, modalities)))
+        return self.joined(distances, [level_TChw.unflatten(0, (-1, modalities)) for level_TChw in teacher_maps])
+
+    def joined(self, distances: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+        """Maps [B, H, W] of each level's distances [B, M, h, w] and the teacher's maps [B, M, C_l, h, w]."""
+        size = self.model.settings.image_size
+        squares_BHW = distances[0].new_zeros(len(distances[0]), size, size)
+        for distance_BMhw in distances:
             upsampled_BMHW = F.interpolate(distance_BMhw, size=(size, size), mode="bilinear", align_corners=True)
             squares_BHW = squares_BHW + upsampled_BMHW.square().sum(dim=1)
         return squares_BHW.sqrt()

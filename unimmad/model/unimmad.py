@@ -73,6 +73,8 @@ class Reconstruction:
     """Position in the batch of each token's sample: int64 [T]."""
     batch: int
     """Number of samples."""
+    teacher_maps: tuple[Tensor, ...] = ()
+    """The teacher's features of each level, finest first, [T, C_l, h, w]; for whom ``keeps_teacher_maps`` is set."""
 
 
 ForwardPass = Callable[[Tensor, Sequence[int], Tensor], Reconstruction]
@@ -88,6 +90,9 @@ def whole_batch(
 
 class UniMMAD(Method):
     """One model for all classes and modalities."""
+
+    keeps_teacher_maps = False
+    """Whether a forward pass gives the teacher's maps, too."""
 
     def __init__(self, settings: ModelSettings) -> None:
         """The model with random weights, to be filled from a checkpoint.
@@ -166,7 +171,8 @@ class UniMMAD(Method):
     ) -> Reconstruction:
         batch = len(tokens_per_sample)
         sample_of_token_T = sample_of_token(tokens_per_sample, images_TCHW.device)
-        targets = self._targets(images_TCHW)
+        teacher_maps = self.teacher_maps(images_TCHW)
+        targets = [_unit_features(features) for features in teacher_maps]
         embedded_BCHW = self.input_embedding(images_TCHW, sample_of_token_T, slot_of_token_T, batch)
         embedded_BCHW = embedded_BCHW.contiguous(memory_format=self.memory_format)
         shared_maps = [_unit_features(features) for features in self.compression(self.encoder(embedded_BCHW))]
@@ -185,15 +191,16 @@ class UniMMAD(Method):
                 shared_BChw, key_BEhw, of_level, tokens_per_sample, sample_of_token_T
             )
             distances.append(cosine_distance(target_TChw, reconstruction_TChw))
-        return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch)
+        kept = tuple(teacher_maps) if self.keeps_teacher_maps else ()
+        return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch, kept)
 
-    def _targets(self, images_TCHW: Tensor) -> list[Tensor]:
-        """The teacher's features of every level, each position's of length 1: [T, C_l, h, w]."""
+    def teacher_maps(self, images_TCHW: Tensor) -> list[Tensor]:
+        """The teacher's features of every level, made in inference mode, so that no backward pass can save them:
+        [T, C_l, h, w]."""
         teacher = self.folded_teacher or self.teacher
         with torch.inference_mode():
-            maps = teacher(images_TCHW.contiguous(memory_format=self.memory_format))
-        # Outside, or the backward pass could not save what is made of them.
-        return [_unit_features(features) for features in maps]
+            maps: list[Tensor] = teacher(images_TCHW.contiguous(memory_format=self.memory_format))
+        return maps
 
     def loss(self, output: Reconstruction, facts: StepFacts) -> Loss:
         settings = facts.settings

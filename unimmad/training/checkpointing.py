@@ -19,6 +19,7 @@ from unimmad.checkpoint.tensor_slices import TensorReader, TensorSlice, write_pi
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Recipe
 from unimmad.methods.registry import METHODS, Registry
+from unimmad.model.method import Fitted
 from unimmad.parallel.engine import Engine, OptimizerPiece
 from unimmad.parallel.placement import fqn
 from unimmad.training.composing import Composing
@@ -198,6 +199,7 @@ def _finish(
         layout=Layout(engine.world.size, engine.ep_size, facts.zero_stage),
         trained_on=facts.trained_on,
         composing=facts.composing,
+        fitted=engine.model.describe() if isinstance(engine.model, Fitted) else None,
         seconds=seconds,
     )
     write_index_and_state(partial, state, digests)

@@ -1,4 +1,4 @@
-"""The run of a method that is fitted, not trained: every training sample once, then a checkpoint."""
+"""Fitting: every training sample once. Of a method that is not trained it is the whole run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unimmad.data.reading.skipping import SkipLog
 from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.data.sample import Batch
 from unimmad.model.backends.tf32 import without_tf32
-from unimmad.model.method import FittedMethod
+from unimmad.model.method import Fitted, FittedMethod
 from unimmad.parallel.world import World
 from unimmad.ranks.exchange import Letter
 from unimmad.serialization.folder_lock import FolderLock
@@ -50,25 +50,34 @@ def fit(
     )
     started = time.monotonic()
     model.to(world.device).eval()
-    model.begin(facts.recipe.training.seed)
-    with world.ranks.together(), without_tf32():
-        _show(model, shards, facts.recipe, world)
-        model.finish(lambda tensors: _gather(tensors, world))
+    show_samples(model, shards, facts.recipe, world)
     world.on_main(lock.check)
     path = world.on_main(lambda: _write(model, facts, checkpoints, world, time.monotonic() - started))
     if world.is_main:
         tqdm.write(f"fitted: checkpoint {path}")
 
 
+def show_samples(model: Fitted, shards: ShardSet, recipe: Recipe, world: World) -> None:
+    """Fit ``model`` to every training sample, each shown to one rank; rank 0's is fitted then. Collective.
+
+    Raises:
+        ValueError: a sample can't be read, or there are too few or too many.
+    """
+    model.begin(recipe.training.seed)
+    with world.ranks.together(), without_tf32():
+        _show(model, shards, recipe, world)
+        model.finish(lambda tensors: _gather(tensors, world))
+
+
 @torch.inference_mode()
-def _show(model: FittedMethod, shards: ShardSet, recipe: Recipe, world: World) -> None:
+def _show(model: Fitted, shards: ShardSet, recipe: Recipe, world: World) -> None:
     samples = sum(map(len, shards.classes("train").values()))
     rounds = evaluation_rounds(
         shards,
         "train",
         rank=world.rank,
         world_size=world.size,
-        image_size=model.image_size,
+        image_size=recipe.model.image_size,
         batch_size=recipe.evaluation.batch_size,
         workers=recipe.data.workers,
         on_error=recipe.data.on_error,
@@ -81,7 +90,7 @@ def _show(model: FittedMethod, shards: ShardSet, recipe: Recipe, world: World) -
                 bar.update(min(len(batch.samples) * world.size, samples - bar.n))
 
 
-def _collect(model: FittedMethod, batch: Batch, device: torch.device) -> None:
+def _collect(model: Fitted, batch: Batch, device: torch.device) -> None:
     on_device = batch.to(device)
     model.collect(
         on_device.images_TCHW,

@@ -22,11 +22,13 @@ from unimmad.data.reading.skipping import SkipLog, summary
 from unimmad.data.reading.stream import training_batches
 from unimmad.data.sample import Batch
 from unimmad.evaluation.evaluate import evaluate_checkpoint
+from unimmad.model.method import Fitted
 from unimmad.parallel.engine import Engine
 from unimmad.ranks.errors import SharedError, StoppedError
 from unimmad.serialization.folder_lock import FolderLock
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
 from unimmad.training.feature_cache import FeatureCache
+from unimmad.training.fitting import show_samples
 from unimmad.training.micro_step import LossGuard, micro_step
 from unimmad.training.profiling import profiling
 from unimmad.training.run_log import RunLog
@@ -193,6 +195,9 @@ class Trainer:
                 f"{self._way_out()}"
             )
             raise SharedError.of_all(problem, self.engine.world.size)
+        model = self.engine.model
+        if step == end and isinstance(model, Fitted):
+            show_samples(model, self.shards, self.facts.recipe, self.engine.world)
         self.engine.world.on_main(self.lock.check)
         seconds = self.facts.seconds + time.monotonic() - self._started
         path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, step == total, seconds)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
-from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model
+from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model, with_room_for
 from unimmad.checkpoint.state import SECONDS
 from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.checkpoint.trained_on import TrainedOn
@@ -273,7 +273,8 @@ def _stored_model(arguments: TrainArguments, run: RunFolder, world: World) -> tu
     without = None if run.resume_from else OPTIMIZER_PREFIX
     if arguments.verify:
         verify_checkpoint(source, without, (world.rank, world.size))
-    fill_model(model, TensorReader(source, without))
+    reader = TensorReader(source, without)
+    fill_model(with_room_for(reader, read_state(source), model, source), reader)
     if run.resume_from is None:
         logger.info("weights from %s", source)
     elif arguments.init_from is not None:

@@ -59,4 +59,5 @@ def _joined(parts: Sequence[Reconstruction]) -> Reconstruction:
         ),
         torch.cat(samples),
         sum(part.batch for part in parts),
+        tuple(torch.cat(of_level) for of_level in zip(*(part.teacher_maps for part in parts), strict=True)),
     )

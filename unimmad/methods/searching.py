@@ -1,0 +1,175 @@
+"""UniMMAD with a search beside its reconstruction: both look at the same frozen features.
+
+The search (level_search.py) is fitted when the training ends; until then the reconstruction scores alone. How far a
+token is from its reconstruction is divided by what is usual in training for its level and modality, as the search's
+distances are by what is usual between normal images. A token's map is the search's times the root of the
+reconstruction's, each the harmonic mean of its levels.
+
+Letters: B samples, T tokens (sample, modality), L levels, C_l channels of level l, h x w positions of a level,
+H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unimmad.config import ModelSettings
+from unimmad.methods.level_search import (
+    LevelSearch,
+    LevelSearchSettings,
+    harmonic_mean,
+    in_submodule,
+    sum_of_tokens,
+)
+from unimmad.model.fixed_modalities import FixedModalities
+from unimmad.model.method import ROOT_OF_SQUARES, Fitted, Gather, Loss, StepFacts, check_slots, sample_of_token
+from unimmad.model.unimmad import Reconstruction, UniMMAD
+
+JOINED = "sum of products of search and reconstruction"
+RECONSTRUCTED = f"{ROOT_OF_SQUARES}; reconstruction alone, since the search is fitted when the training ends"
+MOMENTUM = 0.05
+"""What a batch counts beside those before it."""
+
+
+class SearchingSettings(ModelSettings):
+    """UniMMAD's, and the search's."""
+
+    search: LevelSearchSettings = LevelSearchSettings()
+    """What the search beside the reconstruction keeps."""
+
+
+@dataclass(frozen=True)
+class SearchedReconstruction(Reconstruction):
+    """What a forward pass gives once the search is fitted."""
+
+    ratios: tuple[Tensor, ...] = ()
+    """What the search says of each level, finest first: [T, h, w]."""
+
+
+class SearchingUniMMAD(Fitted, UniMMAD):
+    """Trained as UniMMAD is, then fitted."""
+
+    modalities_joined = JOINED
+
+    def __init__(self, settings: SearchingSettings) -> None:
+        """The model with random weights and no banks.
+
+        Raises:
+            ValueError: the backbone does not exist or does not fit.
+        """
+        super().__init__(settings)
+        self.keeps_teacher_maps = True
+        self.looks_at_class = settings.search.bank_per == "class"
+        channels = self.encoder.channels
+        self.search = LevelSearch(settings.search, channels, settings.modality_slots)
+        self.usual_L: Tensor
+        """The mean distance of training tokens at each level, of late; 0 before the first."""
+        self.register_buffer("usual_L", torch.zeros(len(channels)))
+        self._say_how_joined()
+
+    def teacher_maps(self, images_TCHW: Tensor) -> list[Tensor]:
+        """In scoring in float32 whatever autocast says, since banks are compared with them."""
+        if self.training:
+            return super().teacher_maps(images_TCHW)
+        with torch.autocast(images_TCHW.device.type, enabled=False):
+            return super().teacher_maps(images_TCHW.float())
+
+    def begin(self, seed: int) -> None:
+        self.search.begin(seed)
+
+    @torch.no_grad()
+    def collect(
+        self,
+        images_TCHW: Tensor,
+        tokens_per_sample: Sequence[int],
+        slot_of_token_T: Tensor,
+        classes: Sequence[str],
+        keys: Sequence[str],
+    ) -> None:
+        samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()
+        classes_T, keys_T = [classes[sample] for sample in samples], [keys[sample] for sample in samples]
+        with torch.autocast(images_TCHW.device.type, enabled=False):
+            maps = self.teacher_maps(images_TCHW.float())
+        self.search.add(maps, classes_T, slot_of_token_T.tolist(), keys_T)
+
+    def finish(self, gather: Gather) -> None:
+        self.search.finish(gather)
+        self._say_how_joined()
+
+    def describe(self) -> dict[str, Any]:
+        return self.search.describe()
+
+    def restore(self, description: Mapping[str, Any]) -> None:
+        self.search.restore(description)
+        self._say_how_joined()
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.search.resize(in_submodule(shapes, "search"))
+
+    def forward(
+        self,
+        images_TCHW: Tensor,
+        tokens_per_sample: Sequence[int],
+        slot_of_token_T: Tensor,
+        classes: Sequence[str | None] | None = None,
+    ) -> Reconstruction:
+        output = super().forward(images_TCHW, tokens_per_sample, slot_of_token_T)
+        if self.training or self.search.is_empty:
+            return replace(output, teacher_maps=())
+        samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()
+        classes_T = [None if classes is None else classes[sample] for sample in samples]
+        ratios = self.search.ratios(output.teacher_maps, classes_T, slot_of_token_T.tolist())
+        return SearchedReconstruction(**(vars(output) | {"teacher_maps": ()}), ratios=tuple(ratios))
+
+    def loss(self, output: Reconstruction, facts: StepFacts) -> Loss:
+        """UniMMAD's; on the way it takes in how far tokens are from their reconstructions."""
+        self._take_in([distance_Thw.detach().mean((1, 2)) for distance_Thw in output.distances], facts)
+        return super().loss(output, facts)
+
+    def _take_in(self, of_levels: Sequence[Tensor], facts: StepFacts) -> None:
+        sums = facts.global_sum(
+            torch.stack([*(mean_T.sum() for mean_T in of_levels), torch.ones_like(of_levels[0]).sum()])
+        )
+        means_L = sums[:-1] / sums[-1]
+        self.usual_L.copy_(torch.where(self.usual_L == 0, means_L, self.usual_L.lerp(means_L, MOMENTUM)))
+
+    def maps(self, output: Reconstruction) -> Tensor:
+        if not isinstance(output, SearchedReconstruction):
+            return super().maps(output)
+        maps_THW = self.joined(output.ratios, output.distances)
+        return sum_of_tokens(maps_THW, output.sample_of_token_T, output.batch)
+
+    def joined(self, ratios: Sequence[Tensor], distances: Sequence[Tensor]) -> Tensor:
+        """Of every token what the search and the reconstruction say, [T, h, w] a level each: [T, H, W]."""
+        size = self.image_size
+        usual_L = torch.where(self.usual_L == 0, 1.0, self.usual_L)
+        rebuilt = [distance_Thw / usual for distance_Thw, usual in zip(distances, usual_L, strict=True)]
+        return harmonic_mean(ratios, size) * harmonic_mean(rebuilt, size).sqrt()
+
+    def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
+        """As ``Method``'s; the class of a sample is not known to it."""
+        if self.search.is_empty:
+            return super().with_fixed_modalities(slots)
+        check_slots(slots, self.modality_slots)
+        return _FixedModalities(self, slots)
+
+    def _say_how_joined(self) -> None:
+        self.modalities_joined = RECONSTRUCTED if self.search.is_empty else JOINED
+
+
+class _FixedModalities(FixedModalities):
+    """With the search's maps joined."""
+
+    model: SearchingUniMMAD
+
+    def joined(self, distances: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+        of_modalities = []
+        for place, slot in enumerate(self.slots):
+            ratios = self.model.search.traced_ratios([level_BMChw[:, place] for level_BMChw in teacher_maps], slot)
+            of_modalities.append(self.model.joined(ratios, [level_BMhw[:, place] for level_BMhw in distances]))
+        return torch.stack(of_modalities).sum(0)
