@@ -89,21 +89,6 @@ def test_a_level_is_its_definition_token_by_token(counts, banks, training):
     np.testing.assert_allclose(output_TChw.detach(), expected, rtol=1e-3, atol=2e-4)
 
 
-def test_a_residual_output_begins_as_the_shared_features_and_adds_to_them():
-    counts = [1, 3]
-    shared_BChw, teacher_TChw = maps(2, CHANNELS, 1), maps(4, CHANNELS, 2)
-    level = CrossMoE(CHANNELS, sizes(residual_output=True))
-    output_TChw, _ = level(shared_BChw, teacher_TChw, counts, sample_of_token(counts))
-    assert torch.equal(output_TChw, shared_BChw[sample_of_token(counts)])
-    plain = make_level()
-    with torch.no_grad():
-        plain.out[1].bias += 100  # so that the ReLU, which a residual output has not, cuts nothing off
-    level.load_state_dict(plain.state_dict())
-    added_TChw, _ = plain(shared_BChw, teacher_TChw, counts, sample_of_token(counts))
-    output_TChw, _ = level(shared_BChw, teacher_TChw, counts, sample_of_token(counts))
-    torch.testing.assert_close(output_TChw, added_TChw + shared_BChw[sample_of_token(counts)])
-
-
 def test_other_kernel_sizes_are_other_branches():
     level = make_level(kernel_sizes=(3, 7)).eval()
     shared_BChw, teacher_TChw = maps(1, CHANNELS, 1), maps(2, CHANNELS, 2)

@@ -69,14 +69,6 @@ def test_the_inference_form_gives_the_same_numbers_with_any_cache(model, cache_b
         assert products_of(fast).held_bytes <= cache_bytes
 
 
-def test_so_does_a_residual_output():
-    model, _ = new_model(load_recipe("tiny", ["model.residual_output=true", "model.initial_output_bias=0"]), seed=0)
-    for level in model.levels:
-        torch.nn.init.normal_(level.out[1].weight)
-    expected = score(model.eval())
-    assert_same(score(for_inference(model)), expected)
-
-
 @pytest.fixture
 def transformed(monkeypatch) -> list[int]:
     """Every convolution that can be is transformed, however small; the kernel size of each."""

@@ -51,9 +51,6 @@ class ModelSettings(MethodSettings):
     initial_output_bias: Annotated[Real, Field(ge=-100, le=100)] = 0.0
     """Shift of the reconstruction's last GroupNorm at the start (the paper: 0). Above 0 fewer values begin cut off by
     the ReLU behind it, which suits the dense features of a backbone without weights."""
-    residual_output: bool = False
-    """Add what C-MoE makes of the shared features to these, in place of taking it alone (the paper). It begins as
-    nothing, so training begins with what the compression module gives, and that learns from the first step on."""
 
     @property
     def expert_counts(self) -> tuple[int, ...]:
@@ -68,10 +65,6 @@ class ModelSettings(MethodSettings):
             raise ValueError(f"top_k {self.top_k} is more than leaders {self.leaders}")
         if self.leaders % self.banks:
             raise ValueError(f"leaders {self.leaders} can't be shared evenly among banks {self.banks}")
-        if self.residual_output and self.initial_output_bias:
-            raise ValueError(
-                "initial_output_bias is for a reconstruction that is C-MoE's alone: set it or residual_output"
-            )
         if any(size % 2 == 0 for size in self.kernel_sizes):
             raise ValueError(f"kernel_sizes {self.kernel_sizes} must be odd")
         return self

@@ -43,12 +43,9 @@ class CrossMoE(nn.Module):
         self.condition = CrossCondition(embed_dim)
         self.branches = nn.ModuleList([MiMoEBranch(size, settings) for size in kernel_sizes])
         self.out = pointwise(embed_dim * len(kernel_sizes), channels)
-        self.residual = settings.residual_output
         output_norm = self.out[1]
         assert isinstance(output_norm, nn.GroupNorm)
         nn.init.constant_(output_norm.bias, settings.initial_output_bias)
-        if self.residual:
-            nn.init.zeros_(output_norm.weight)
         self.convolve_last: LastConvolution = over_joined_maps
 
     def forward(
@@ -60,7 +57,7 @@ class CrossMoE(nn.Module):
     ) -> tuple[Tensor, list[Routing]]:
         """Reconstruction [T, C_l, h, w] of the teacher's features, and each branch's routing."""
         key_BEhw, routings = self.route(shared_BChw, teacher_TChw, sample_of_token_T)
-        return self.reconstruct(shared_BChw, key_BEhw, routings, tokens_per_sample, sample_of_token_T), routings
+        return self.reconstruct(key_BEhw, routings, tokens_per_sample, sample_of_token_T), routings
 
     def route(
         self, shared_BChw: Tensor, teacher_TChw: Tensor, sample_of_token_T: Tensor
@@ -72,26 +69,18 @@ class CrossMoE(nn.Module):
 
     def reconstruct(
         self,
-        shared_BChw: Tensor,
         key_BEhw: Tensor,
         routings: Sequence[Routing],
         tokens_per_sample: Sequence[int],
         sample_of_token_T: Tensor,
     ) -> Tensor:
-        """What the routed experts make of the key; with a residual output, added to the shared features.
-
-        Returns:
-            [T, C_l, h, w].
-        """
+        """What the routed experts make of the key: [T, C_l, h, w]."""
         maps = (  # each made when it is asked for: at the finest level they are the largest there are
             branch(key_BEhw, routing, tokens_per_sample, sample_of_token_T)
             for branch, routing in zip(self.branches, routings, strict=True)
         )
         convolution, norm, relu = self.out
-        output_TChw = norm(self.convolve_last(maps, cast(nn.Conv2d, convolution)))
-        if self.residual:
-            return output_TChw + shared_BChw.index_select(0, sample_of_token_T)
-        return relu(output_TChw)
+        return relu(norm(self.convolve_last(maps, cast(nn.Conv2d, convolution))))
 
 
 def over_joined_maps(maps: Iterator[Tensor], convolution: nn.Conv2d) -> Tensor:

@@ -185,11 +185,9 @@ class UniMMAD(Method):
         decided: Sequence[Routing] = [routing for of_level in routings for routing in of_level]
         of_branches = iter(decided if self.on_routed is None else self.on_routed(decided))
         distances = []
-        for level, shared_BChw, key_BEhw, target_TChw in zip(levels, shared_maps, keys, targets, strict=True):
+        for level, key_BEhw, target_TChw in zip(levels, keys, targets, strict=True):
             of_level = list(islice(of_branches, len(level.branches)))
-            reconstruction_TChw = level.reconstruct(
-                shared_BChw, key_BEhw, of_level, tokens_per_sample, sample_of_token_T
-            )
+            reconstruction_TChw = level.reconstruct(key_BEhw, of_level, tokens_per_sample, sample_of_token_T)
             distances.append(cosine_distance(target_TChw, reconstruction_TChw))
         kept = tuple(teacher_maps) if self.keeps_teacher_maps else ()
         return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch, kept)
