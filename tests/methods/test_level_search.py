@@ -9,6 +9,7 @@ from methods.test_memory_bank import SIZE, TRAIN, Sample, collect, fit_on_ranks,
 from torch.nn import functional as F
 
 from unimmad.methods.level_search import (
+    LEAST_RATIO,
     LevelSearchMethod,
     LevelSearchMethodSettings,
     described,
@@ -58,6 +59,20 @@ def test_patches_of_a_bank_lie_at_distance_1_of_other_images_in_the_mean() -> No
 def test_one_image_of_a_class_is_enough() -> None:
     method = fitted([TRAIN[1]])
     assert method.maps(method(*tokens([TEST[0]]))).isfinite().all()
+
+
+def test_images_that_are_alike_to_the_pixel_have_no_rounding_for_a_usual_distance() -> None:
+    alike = [Sample(f"a/{number}", "a", TRAIN[1].slots, TRAIN[1].images_MCHW) for number in range(3)]
+    flat = [Sample(f"b/{number}", "b", (0,), torch.full((1, 3, SIZE, SIZE), 0.3)) for number in range(3)]
+    method = fitted([*alike, *flat], image_size=64)
+    known = method.maps(method(*tokens([alike[0], flat[0]]), ["a", "b"]))
+    assert known.amax() < 0.2, "two modalities of the images that the banks are made of"
+    alone = torch.cat([method.maps(method(*tokens([each]), [each.class_name])) for each in (alike[0], flat[0])])
+    torch.testing.assert_close(alone, known, rtol=1e-2, atol=1e-3, msg="the size of a batch decides nothing")
+    changed = flat[0].images_MCHW.clone()
+    changed[..., 8:10, 8:10] += 0.01
+    other = method.maps(method(*tokens([Sample("c", "b", (0,), changed)]), ["b"]))
+    assert known[1].amax() < other.amax() < 100
 
 
 def test_levels_and_modalities_join_as_written_plainly() -> None:

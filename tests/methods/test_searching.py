@@ -26,7 +26,7 @@ from unimmad.model.unimmad import UniMMAD
 SMALL = {
     **{"image_size": SIZE, "backbone": "resnet10t", "backbone_weights": "none", "modality_slots": 2},
     **{"fcm_dim": 48, "bottleneck_dim": 64, "decoder_planes": (16, 16, 16), "decoder_blocks": (1, 1, 1)},
-    **{"embed_dim": 16, "leaders": 4, "base_experts": 2, "residual_output": True, "search": {"patches": 40}},
+    **{"embed_dim": 16, "leaders": 4, "base_experts": 2, "search": {"patches": 40}},
 }
 
 
@@ -62,7 +62,11 @@ def test_search_and_reconstruction_are_joined_as_written_plainly() -> None:
     assert isinstance(output, SearchedReconstruction)
     usual = (0.5, 1.0, 2.0)
     rebuilt = [distance / usual for distance, usual in zip(output.distances, usual, strict=True)]
-    of_tokens = harmonic_mean(output.ratios, SIZE) * harmonic_mean(rebuilt, SIZE).sqrt()
+    large = [
+        F.interpolate(level[:, None], size=(SIZE, SIZE), mode="bilinear", align_corners=True)[:, 0]
+        for level in (*output.ratios, *rebuilt)
+    ]
+    of_tokens = 6 / sum(1 / level.clamp_min(0.05) for level in large)
     expected = torch.stack([of_tokens[:2].sum(0), of_tokens[2], of_tokens[3:].sum(0)])
     torch.testing.assert_close(method.maps(output), expected)
     teacher_maps = method.teacher(tokens(TEST)[0])
@@ -70,6 +74,16 @@ def test_search_and_reconstruction_are_joined_as_written_plainly() -> None:
     of_first = [banks.scores(patches[:1], 0) for banks, patches in zip(method.search.banks, means, strict=True)]
     for ours, theirs in zip(output.ratios, of_first, strict=True):
         torch.testing.assert_close(ours[:1], theirs)
+
+
+@torch.no_grad()
+def test_without_a_training_step_it_gives_what_the_search_gives() -> None:
+    method = fitted()
+    method.usual_L.zero_()
+    output = method(*tokens(TEST))
+    of_tokens = harmonic_mean(output.ratios, SIZE)
+    expected = torch.stack([of_tokens[:2].sum(0), of_tokens[2], of_tokens[3:].sum(0)])
+    torch.testing.assert_close(method.maps(output), expected)
 
 
 def test_the_usual_distance_is_that_of_all_ranks_tokens_and_moves_slowly() -> None:
@@ -110,7 +124,7 @@ method: unimmad_search
 model:
   {image_size: 64, backbone: resnet10t, backbone_weights: none, fcm_dim: 48, bottleneck_dim: 64,
    decoder_planes: [16, 16, 16], decoder_blocks: [1, 1, 1], embed_dim: 16, leaders: 4, base_experts: 2,
-   residual_output: true, search: {patches: 100}}
+   search: {patches: 100}}
 data: {workers: 0}
 training: {global_batch: 2, steps: 3, schedule: step, learning_rate: 0.001, checkpoint_every: 1}
 evaluation: {batch_size: 2, blur_sigma_at_256: 4}

@@ -25,6 +25,12 @@ from unimmad.model.method import Gather
 LEAST_DEVIATION = 1e-3
 """A feature's standard deviation counts as this share of all features' mean one at least."""
 
+ROUNDING = 1e-3
+"""And as this share of the features' root mean square at least, where distances are divided by the usual one."""
+LEAST_APART = 0.05
+"""What is usual is at least this share of how far patches lie from their mean, which is the root of D once each feature
+is divided by its deviation. Patches of different photographs are some ten times as far apart."""
+
 Scaling = Literal["none", "deviation", "normal"]
 """What a bank's features are divided by: nothing; each by its standard deviation over the patches that the bank is
 chosen from; or by that and one number more, such that the bank's patches lie on average at distance 1 from the nearest
@@ -126,6 +132,8 @@ class Banks(nn.Module):
             self._check_rows(name, len(rows_ND))
             deviation_D = None if self.scaling == "none" else _deviation(rows_ND)
             if deviation_D is not None:
+                if self.scaling == "normal":  # where no feature varies there is rounding
+                    deviation_D = deviation_D.clamp_min(ROUNDING * rows_ND.square().mean().sqrt())
                 rows_ND = rows_ND / deviation_D
             chosen = self._choice(rows_ND)
             bank_ND = rows_ND[chosen]
@@ -139,11 +147,11 @@ class Banks(nn.Module):
 
     def _normal_score(self, bank_ND: Tensor, image_of_N: Tensor) -> Tensor:
         """The mean distance of the bank's patches to the nearest one of another image; where there is but one image,
-        to the nearest other one: a scalar."""
+        to the nearest other one: a scalar. Where images are alike to the pixel that would be rounding."""
         same_image = bool((image_of_N == image_of_N[0]).all())
         owner_of_N = torch.arange(len(bank_ND), device=bank_ND.device) if same_image else image_of_N
         distance_N = nearest_of_others(bank_ND, owner_of_N).sqrt()
-        return _or_1(distance_N.mean())
+        return distance_N.mean().clamp_min(LEAST_APART * self.features**0.5)
 
     def describe(self) -> dict[str, Any]:
         """See ``FittedPart``."""

@@ -29,8 +29,8 @@ from unimmad.model.folding import fold_batchnorm
 from unimmad.model.method import FittedMethod, Gather, check_slots, sample_of_token
 
 SUMMED = "sum of the levels' harmonic means"
-LEAST_RATIO = 1e-3
-"""Distances count as this share of a usual one at least: a patch that is in a bank is at 0."""
+LEAST_RATIO = 0.05
+"""Distances count as this share of a usual one at least. Below it there is rounding, and a patch that is in a bank."""
 
 
 class LevelSearchSettings(Section):
@@ -157,16 +157,26 @@ def nearer_class(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tens
     return [torch.where(is_second_t11, *pair) for pair in zip(second, first, strict=True)]
 
 
-def harmonic_mean(ratios: Sequence[Tensor], image_size: int) -> Tensor:
-    """Of all levels, [T, h, w] each, brought bilinearly to the image size: [T, H, W]."""
+def harmonic_mean(ratios: Sequence[Tensor], image_size: int, weights_L: Tensor | None = None) -> Tensor:
+    """Of all levels, [T, h, w] each, brought bilinearly to the image size: [T, H, W].
+
+    Args:
+        ratios: distances over usual ones.
+        image_size: H and W.
+        weights_L: what each counts; None: all alike.
+    """
+    if weights_L is None:
+        weights_L = ratios[0].new_ones(len(ratios))
     size = (image_size, image_size)
-    inverses_THW = [
-        F.interpolate(ratio_Thw[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
-        .clamp_min(LEAST_RATIO)
-        .reciprocal()
-        for ratio_Thw in ratios
-    ]
-    return len(ratios) / sum(inverses_THW, torch.zeros_like(inverses_THW[0]))
+    inverses_LTHW = torch.stack(
+        [
+            F.interpolate(ratio_Thw[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
+            .clamp_min(LEAST_RATIO)
+            .reciprocal()
+            for ratio_Thw in ratios
+        ]
+    )
+    return weights_L.sum() / (weights_L[:, None, None, None] * inverses_LTHW).sum(0)
 
 
 def sum_of_tokens(maps_THW: Tensor, sample_of_token_T: Tensor, batch: int) -> Tensor:

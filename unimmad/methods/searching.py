@@ -1,9 +1,9 @@
 """UniMMAD with a search beside its reconstruction: both look at the same frozen features.
 
 The search (level_search.py) is fitted when the training ends; until then the reconstruction scores alone. How far a
-token is from its reconstruction is divided by what is usual in training for its level and modality, as the search's
-distances are by what is usual between normal images. A token's map is the search's times the root of the
-reconstruction's, each the harmonic mean of its levels.
+token is from its reconstruction is divided by what is usual in training at its level, as the search's distances are by
+what is usual between normal images. A token's map is the harmonic mean of all levels of both: what is anomalous must be
+so to both. Without a training step nothing is usual yet, and the search scores alone.
 
 Letters: B samples, T tokens (sample, modality), L levels, C_l channels of level l, h x w positions of a level,
 H x W pixels.
@@ -30,7 +30,7 @@ from unimmad.model.fixed_modalities import FixedModalities
 from unimmad.model.method import ROOT_OF_SQUARES, Fitted, Gather, Loss, StepFacts, check_slots, sample_of_token
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 
-JOINED = "sum of products of search and reconstruction"
+JOINED = "sum of the harmonic means of search's and reconstruction's levels"
 RECONSTRUCTED = f"{ROOT_OF_SQUARES}; reconstruction alone, since the search is fitted when the training ends"
 MOMENTUM = 0.05
 """What a batch counts beside those before it."""
@@ -146,10 +146,11 @@ class SearchingUniMMAD(Fitted, UniMMAD):
 
     def joined(self, ratios: Sequence[Tensor], distances: Sequence[Tensor]) -> Tensor:
         """Of every token what the search and the reconstruction say, [T, h, w] a level each: [T, H, W]."""
-        size = self.image_size
-        usual_L = torch.where(self.usual_L == 0, 1.0, self.usual_L)
+        seen_L = self.usual_L > 0
+        usual_L = torch.where(seen_L, self.usual_L, 1)
         rebuilt = [distance_Thw / usual for distance_Thw, usual in zip(distances, usual_L, strict=True)]
-        return harmonic_mean(ratios, size) * harmonic_mean(rebuilt, size).sqrt()
+        weights = torch.cat([torch.ones_like(usual_L), seen_L.to(usual_L.dtype)])
+        return harmonic_mean([*ratios, *rebuilt], self.image_size, weights)
 
     def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
         """As ``Method``'s; the class of a sample is not known to it."""
