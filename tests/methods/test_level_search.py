@@ -9,7 +9,6 @@ from methods.test_memory_bank import SIZE, TRAIN, Sample, collect, fit_on_ranks,
 from torch.nn import functional as F
 
 from unimmad.methods.level_search import (
-    LEAST_RATIO,
     LevelSearchMethod,
     LevelSearchMethodSettings,
     described,

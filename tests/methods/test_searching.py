@@ -192,3 +192,22 @@ def test_exported_it_gives_the_detectors_scores_where_the_class_is_unknown(undis
     of_export = Detector.open(target).predict(images)
     assert of_export.score == pytest.approx(of_checkpoint.score, rel=1e-4)
     np.testing.assert_allclose(of_export.map_HW, of_checkpoint.map_HW, rtol=1e-3, atol=1e-4)
+
+
+def test_it_begins_with_the_weights_of_a_trained_unimmad(tmp_path, shards, recipe) -> None:
+    plain = tmp_path / "plain.yaml"
+    text = recipe.read_text().replace("unimmad_search", "unimmad").replace("search: {patches: 100}", "top_k: 2")
+    plain.write_text(text.replace("steps: 3", "steps: 1"))
+    first = trained(tmp_path, shards, plain).rename(tmp_path / "first")
+    later = trained(tmp_path, shards, recipe, "--init-from", str(first), "--set", "training.learning_rate=1e-12")
+    ours, theirs = weights(later), weights(first)
+    assert ours["usual_L"].min() > 0
+    assert read_state(find_checkpoint(later))["fitted"]["banks"]
+    still = [name for name in theirs if torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-9)]
+    moved = [name for name in theirs if name not in still and not name.startswith("optimizer/")]
+    assert all("running" in name or "batches" in name for name in moved), "statistics alone move at such a rate"
+    (tmp_path / "run").rename(tmp_path / "second")
+    start = [*command("python", 1), "--recipe", str(plain), "--data", str(shards), "--output-dir", "run"]
+    refused = run([*start, "--init-from", str(tmp_path / "second")], tmp_path, threads=1)
+    assert refused.returncode == 2
+    assert "is of method 'unimmad_search', and recipe plain of unimmad" in refused.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,14 +122,15 @@ def with_room_for(reader: TensorReader, state: Mapping[str, Any], model: Method,
     return model
 
 
-def fill_model(model: Method, reader: TensorReader) -> None:
-    """Load every tensor of a local-form model.
+def fill_model(model: Method, reader: TensorReader, own: Sequence[str] = ()) -> None:
+    """Load every tensor of a local-form model but its ``own``.
 
     Raises:
         ValueError: a tensor is missing or of another shape or type: the checkpoint is of another recipe, or damaged.
     """
-    reader.check_fits(model.state_dict())
-    for name, tensor in model.state_dict().items():
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in own}
+    reader.check_fits(tensors)
+    for name, tensor in tensors.items():
         reader.read_into(tensor.view(-1), name, 0)
 
 

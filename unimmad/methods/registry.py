@@ -31,6 +31,8 @@ class MethodType:
     """Of the recipe's section ``model``."""
     network: Callable[[Any], Method]
     """A subclass of Method, from those settings, with random weights; a ValueError where they do not fit each other."""
+    extends: str | None = None
+    """The method that it is with something more: a run may begin with that one's weights."""
 
     @property
     def is_fitted(self) -> bool:
@@ -43,7 +45,7 @@ Registry = Mapping[str, MethodType]
 
 METHODS: Registry = {
     DEFAULT_METHOD: MethodType(ModelSettings, UniMMAD),
-    "unimmad_search": MethodType(SearchingSettings, SearchingUniMMAD),
+    "unimmad_search": MethodType(SearchingSettings, SearchingUniMMAD, extends=DEFAULT_METHOD),
     "rd": MethodType(RDSettings, RD),
     "uniad": MethodType(UniADSettings, UniAD),
     "vitad": MethodType(ViTADSettings, ViTAD),

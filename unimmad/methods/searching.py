@@ -55,6 +55,7 @@ class SearchingUniMMAD(Fitted, UniMMAD):
     """Trained as UniMMAD is, then fitted."""
 
     modalities_joined = JOINED
+    own_tensors = ("usual_L",)
 
     def __init__(self, settings: SearchingSettings) -> None:
         """The model with random weights and no banks.

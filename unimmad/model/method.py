@@ -68,6 +68,8 @@ class Method(nn.Module, ABC):
     since what comes to where is then known. Gives them back, each with what its branch needs besides."""
     memory_format: torch.memory_format = torch.contiguous_format
     """Of the maps of convolutional networks."""
+    own_tensors: tuple[str, ...] = ()
+    """Of its state dict, those that the method which it extends does not have."""
     looks_at_class: bool = False
     """Whether a sample's scores are others where its class is known: thresholds then hold for those alone."""
     modalities_joined: str = ROOT_OF_SQUARES

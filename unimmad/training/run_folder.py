@@ -132,17 +132,19 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
         )
 
 
-def check_same_method(checkpoint: Path, recipe: Recipe) -> None:
-    """
+def check_same_method(checkpoint: Path, recipe: Recipe, also: str | None = None) -> bool:
+    """Whether the checkpoint is of the recipe's method, and not of ``also``.
+
     Raises:
-        ValueError: the checkpoint is of another method than the recipe.
+        ValueError: it is of neither.
     """
     theirs = read_state(checkpoint)["recipe"].get("method", DEFAULT_METHOD)
-    if theirs != recipe.method:
+    if theirs not in (recipe.method, also):
         raise ValueError(
             f"{checkpoint} is of method {shown(theirs)}, and recipe {recipe.name} of {recipe.method}: "
             "weights of another method can't be gone on with: use its recipe, or other weights or another --output-dir"
         )
+    return bool(theirs == recipe.method)
 
 
 def check_same_data(checkpoint: Path, given: TrainedOn) -> None:
