@@ -62,7 +62,7 @@ class FixedModalities(nn.Module):
     def joined(self, distances: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
         """Maps [B, H, W] of each level's distances [B, M, h, w] and the teacher's maps [B, M, C_l, h, w]."""
         size = self.model.settings.image_size
-        squares_BHW = distances[0].new_zeros(len(distances[0]), size, size)
+        squares_BHW = distances[0].new_zeros(distances[0].shape[0], size, size)  # len() would fix the batch
         for distance_BMhw in distances:
             upsampled_BMHW = F.interpolate(distance_BMhw, size=(size, size), mode="bilinear", align_corners=True)
             squares_BHW = squares_BHW + upsampled_BMHW.square().sum(dim=1)
