@@ -27,7 +27,7 @@ NOT_TO_SHOW = _OF_A_REPORT | {
 _EXAMPLES = """Report a checkpoint's metrics on screen, as CSV, JSON, Markdown, LaTeX, and an HTML page with pictures.
 
     %(prog)s                                              the newest run, on the data it was trained on
-    %(prog)s --checkpoint runs/demo --data data/synthetic data/pothole
+    %(prog)s --data data/synthetic data/pothole --output-dir reports/both
     %(prog)s --modalities each                            what each sensor is worth
     %(prog)s --compare runs/other/evaluation              differences to another report
     torchrun --nproc-per-node 8 --no-python unimmad evaluate      by eight GPUs
@@ -53,7 +53,7 @@ def evaluation_parser() -> argparse.ArgumentParser:
     """All options; their names are the attributes of what it parses."""
     parser = argparse.ArgumentParser(description=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_what(parser)
-    parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation")
+    parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation, of one data and split")
     parser.add_argument(
         "--split", choices=["test", "train"], default="test", help="what to score; default: %(default)s"
     )
