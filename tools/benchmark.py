@@ -19,6 +19,7 @@ import importlib
 import sys
 from pathlib import Path
 
+from unimmad.cli.console import quiet_if_unread
 from unimmad.cpu_features import tune_cpu
 
 SUBCOMMANDS = ("data", "scaling", "metrics", "model", "fit", "checkpoint")
@@ -43,4 +44,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(quiet_if_unread(main))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import posixpath
 import re
 import textwrap
 import tomllib
@@ -36,6 +37,7 @@ from unimmad.training.arguments import training_parser
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 HELP_COLUMNS = 100
@@ -52,6 +54,14 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
 }
 """By command; a test holds the names to ``COMMANDS``."""
 FROM_THE_ROOT = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+MADE_FROM = {
+    **{f"commands/{name}.md": f"unimmad/cli/{name}.py" for name in PARSERS},
+    **FROM_THE_ROOT,
+    "settings.md": "unimmad/config",
+    "tree.md": "unimmad",
+    "tutorial.md": "docs/tutorial.py",
+}
+"""By page, what a link in ``docs/`` leads to: in a checkout there are no pages that the site makes."""
 OTHER_FOLDERS = {
     "benchmarks": "what `python tools/benchmark.py` measures; not in the wheel",
     "docs": "these pages",
@@ -69,6 +79,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, text in generated_pages().items():
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """MkDocs calls this with the text of each page."""
+    return with_made_pages(markdown, page.file.src_uri)
+
+
+def with_made_pages(markdown: str, name: str) -> str:
+    """The text of the page ``name`` with links to what other pages are made from leading to those pages."""
+    here = posixpath.dirname(name)
+    pages = {posixpath.relpath(source, f"docs/{here}"): page for page, source in MADE_FROM.items()}
+
+    def lead(found: re.Match[str]) -> str:
+        page = pages.get(found[1])
+        return f"]({posixpath.relpath(page, here or '.')})" if page else found[0]
+
+    return re.sub(r"\]\(([^()\s#]+)\)", lead, markdown)
 
 
 def generated_pages() -> dict[str, str]:

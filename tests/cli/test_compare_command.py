@@ -122,6 +122,31 @@ def test_a_table_of_what_there_is_runs_nothing(typed, ran):
     assert "no result of unimmad, seed 0: not finished yet" in out
 
 
+def test_a_table_without_methods_is_of_all_cells_that_lie_there(typed, ran):
+    typed("--methods", "rd,memory_bank", "--seeds", "0,1", "--set", "rd:training.learning_rate=0.5")
+    Path("out/memory_bank/seed_1", NAME).unlink()
+    Path("out/uniad/seed_0").mkdir(parents=True)
+    Path("out/uniad/seed_0", FAILURE).write_text("train ended with status 2: it can't\n")
+    ran.clear()
+    code, out, _ = typed("--table")
+    assert (code, ran) == (0, [])
+    assert means() == {("solids/nut", "memory_bank"): "0.5", ("solids/nut", "rd"): "0.755"}
+    assert "no result of memory_bank, seed 1: not finished yet" in out
+    assert "no result of uniad, seed 0: train ended with status 2: it can't" in " ".join(out.split())
+
+
+def test_a_table_of_results_that_were_kept_alone_needs_no_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["unimmad compare"])
+    write_result(Path("kept/mine/seed_3"), result("mine", {"solids/nut": 0.5}, 3), "of another day")
+    assert compare.main(["--table", "--output-dir", "kept"]) == 0
+    assert means(Path("kept/comparison.csv")) == {("solids/nut", "mine"): "0.5"}
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert compare.main(["--table", "--output-dir", "empty"]) == 2
+    said = "unimmad compare: --table: there is no METHOD/seed_N/result.json in empty; name another --output-dir\n"
+    assert capsys.readouterr().err == said
+
+
 def test_without_any_result_there_is_no_table(typed, ran):
     code, out, err = typed("--methods", "rd", "--table")
     assert (code, out) == (1, "")

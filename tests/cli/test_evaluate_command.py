@@ -115,6 +115,27 @@ def test_checkpoint_data_and_output_can_be_named(typed, trained, tmp_path):
     assert "(train split)" in (tmp_path / "mine" / "report.md").read_text()
 
 
+def test_a_report_on_other_data_is_not_replaced_unless_its_folder_is_named(typed, trained, tmp_path):
+    """And then no picture of the report before is left."""
+    work = shutil.copytree(trained, tmp_path / "work")
+    hand_made_shards(work / "data" / "other", ["materials"])
+    assert typed(work, "--checkpoint", "runs/tiny", "--workers", "0")[0] == 0
+    report = work / "runs" / "tiny" / "evaluation"
+    before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
+    argv = ["--checkpoint", "runs/tiny", "--workers", "0", "--data", "data/other"]
+    code, out, err = typed(work, *argv)
+    assert (code, out) == (2, "")
+    said = "holds the report on data/small (test split); choose a folder for data/other (test split) with --output-dir"
+    assert err == f"evaluate.py: runs/tiny/evaluation {said}\n"
+    assert typed(work, "--checkpoint", "runs/tiny", "--split", "train")[0] == 2
+    assert {path: path.read_bytes() for path in report.rglob("*") if path.is_file()} == before
+    (report / "pictures" / "mine.png").write_bytes(b"somebody else's")
+    assert typed(work, *argv, "--output-dir", "runs/tiny/evaluation")[0] == 0
+    of_other = {"materials-cloth.png", "materials-nut.png", "materials-tiles.png"}
+    assert {path.name for path in (report / "curves").iterdir()} == of_other
+    assert {path.name for path in (report / "pictures").iterdir()} == {*of_other, "mine.png"}
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -51,6 +51,7 @@ def test_writes_and_summarises(tool: ModuleType, road: Path, capsys: pytest.Capt
         ("rgb", 1, 1.0, None),
     ]
     lines = capsys.readouterr().out.splitlines()
+    assert "street (domain: traffic)" in lines
     assert "  class asphalt: 1 train, 2 test" in lines
     assert any(line.startswith("note: ") and "without a mask" in line for line in lines)
     assert lines[-1] == f"next: unimmad train --data {target}"
@@ -118,7 +119,7 @@ def test_lists_layouts(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> 
         tool.main(["--list"])
     assert stopped.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["layout", "classes", "modalities", "field", "citation"]
+    assert lines[0].split() == ["layout", "classes", "modalities", "domain", "citation"]
     assert [line.split()[0] for line in lines[1:-1]] == list(LAYOUTS)
     assert lines[-1].startswith("66 classes")
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from unimmad.cli.evaluate_arguments import calibration_parser, evaluation_parser
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("unimmad", "benchmarks", "tools", "slurm", "tests/gpu")
@@ -31,3 +36,14 @@ def test_every_option_has_help(folder: str) -> None:
 def test_an_option_without_help_is_found() -> None:
     source = "p.add_argument('--a', help='of it')\np.add_argument('--b', type=int)\ngroup.add_argument('--c', help='')"
     assert options_without_help(source) == ["'--b'", "'--c'"]
+
+
+@pytest.mark.parametrize(("parser", "program"), [(evaluation_parser, "evaluate"), (calibration_parser, "calibrate")])
+def test_what_examples_are_for_stands_in_one_column(
+    parser: Callable[[], argparse.ArgumentParser], program: str
+) -> None:
+    shown = parser()
+    shown.prog = f"unimmad {program}"
+    examples = re.findall(r"^(    (?:unimmad|torchrun) .*\S {3,})\S", shown.format_help(), re.MULTILINE)
+    assert len(examples) >= 2
+    assert len(set(map(len, examples))) == 1

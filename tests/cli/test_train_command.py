@@ -96,6 +96,15 @@ def test_finished_run_is_kept_and_the_next_gets_a_numbered_folder(shards, tmp_pa
     assert (tmp_path / "runs" / "tiny-2" / "checkpoints" / "latest").is_file()
 
 
+@pytest.mark.parametrize(("launcher", "ranks"), [("python", 1), ("torchrun", 2)])
+def test_at_the_end_it_says_how_to_evaluate(shards, tmp_path, launcher, ranks):
+    words = [*command(launcher, ranks), "--recipe", "tiny", "--data", str(shards), *ONE_STEP, "--output-dir", "my run"]
+    done = run(words, tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1] == "next: unimmad evaluate --checkpoint 'my run'"
+    assert done.stdout.count("next: ") == 1
+
+
 @pytest.fixture(scope="module")
 def one_step(shards, tmp_path_factory):
     """One plain gradient step on one process, at rate 1 and at a rate too small to move anything."""

@@ -68,6 +68,12 @@ def test_a_tie_marks_both_and_a_method_alone_is_not_called_best(two):
     assert "^" not in "".join(compared(result("rd", {"a/b": 0.5})).metric_table().to_text().splitlines()[:-3])
 
 
+def test_the_rule_of_bold_says_how_many_seeds_there_are(two):
+    assert two.metric_table().notes[0].startswith("One seed, so nobody knows")
+    several = Compared((seeds_of("x", "a/b", [0.80, 0.84]), seeds_of("y", "a/b", [0.81])))
+    assert several.metric_table().notes[0].startswith("Mean and standard deviation over seeds.")
+
+
 def test_a_difference_below_the_seeds_spread_is_not_called_better():
     methods = (seeds_of("x", "a/b", [0.80, 0.84]), seeds_of("y", "a/b", [0.81, 0.81]), seeds_of("w", "a/b", [0.5, 0.5]))
     text = Compared(methods).metric_table().to_text()

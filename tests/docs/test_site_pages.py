@@ -18,6 +18,8 @@ from unimmad.cli.main import COMMANDS
 from unimmad.config import parse_recipe
 
 ROOT = Path(__file__).parents[2]
+LEADS_INTO_THE_SITE_ALONE = {"methods.md": {"settings.md"}}
+"""Links, by page, that are dead in a checkout."""
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,38 @@ def test_the_settings_page_has_every_setting_with_its_docstring(pages) -> None:
         pages["settings.md"],
         re.MULTILINE,
     )
+
+
+@pytest.mark.parametrize(
+    ("link", "page", "leads_to"),
+    [
+        ("../unimmad/cli/train.py", "training.md", "commands/train.md"),
+        ("../../unimmad/config", "api/config.md", "../settings.md"),
+        ("tutorial.py", "index.md", "tutorial.md"),
+        ("../CONTRIBUTING.md", "index.md", "contributing.md"),
+        ("../unimmad", "index.md", "tree.md"),
+        ("data.md", "index.md", "data.md"),
+        ("https://a.b/tutorial.py", "index.md", "https://a.b/tutorial.py"),
+    ],
+)
+def test_a_link_to_what_a_page_is_made_from_leads_to_the_page_in_the_site(link, page, leads_to) -> None:
+    assert site_pages.with_made_pages(f"see [it]({link}).", page) == f"see [it]({leads_to})."
+
+
+def test_every_made_page_has_a_file_to_link_to_in_a_checkout(pages) -> None:
+    assert set(site_pages.MADE_FROM) == set(pages)
+    assert all((ROOT / source).exists() for source in site_pages.MADE_FROM.values())
+
+
+LINKING = [path for pattern in ("*.md", "docs/*.md", "docs/api/*.md") for path in sorted(ROOT.glob(pattern))]
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file_of_the_repository(page) -> None:
+    links = re.findall(r"\]\(([^()\s]+)\)", page.read_text())
+    targets = {link.partition("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)}
+    dead = {target for target in targets if not (page.parent / target).exists()}
+    assert dead <= LEADS_INTO_THE_SITE_ALONE.get(page.name, set())
 
 
 def _public_types() -> list[type]:

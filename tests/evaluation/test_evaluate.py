@@ -141,6 +141,15 @@ def test_another_way_to_compute_changes_no_number(checkpoint, small_shards, fini
         assert ours.metrics == pytest.approx(theirs.metrics, abs=CLOSE)
 
 
+def test_without_heat_maps_those_of_the_report_before_are_gone(checkpoint, small_shards, tmp_path):
+    assert evaluated(checkpoint, [small_shards], tmp_path).overview == tmp_path / "overview.png"
+    recipe = load_recipe("tiny", ["evaluation.pictures_per_class=0"])
+    evaluated(dataclasses.replace(checkpoint, recipe=recipe), [small_shards], tmp_path)
+    assert not (tmp_path / "overview.png").exists()
+    assert list((tmp_path / "pictures").iterdir()) == []
+    assert len(list((tmp_path / "curves").iterdir())) == 4
+
+
 def test_several_folders_make_one_report(checkpoint, small_shards, finished, tmp_path):
     materials = hand_made_shards(tmp_path / "materials", ["materials"])
     report = evaluated(checkpoint, [materials, small_shards], tmp_path / "both").report

@@ -9,8 +9,10 @@ import torch
 
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.checkpoint.thresholds import Thresholds
+from unimmad.cli.shards import shards_parser
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
+from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
 from unimmad.evaluation.scoring import score_batch
 from unimmad.inference.calibration import calibrate, describe
 
@@ -72,8 +74,21 @@ def test_too_few_images_are_said(thresholds):
 
 def test_without_the_split_it_says_what_to_do(checkpoint, calibration_shards, tmp_path):
     copy = changed(calibration_shards, tmp_path / "none", {"split": "train"})
-    with pytest.raises(ValueError, match=r"none: no calibration split.*--calibration-fraction.*train"):
+    with pytest.raises(ValueError, match=r"none: no calibration split.*SOURCE.*train --data DIR.*with --data$"):
         calibrate(checkpoint, [copy], 0.01, device=CPU, progress=False)
+
+
+def test_without_the_split_of_the_synthetic_set_the_commands_said_can_be_typed(
+    checkpoint, calibration_shards, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    changed(calibration_shards, SYNTHETIC_FOLDER, {"split": "train"})
+    with pytest.raises(ValueError, match="no calibration split") as raised:
+        calibrate(checkpoint, [SYNTHETIC_FOLDER], 0.01, device=CPU, progress=False)
+    made = "unimmad shards synthetic --target data/calibrated --calibration-fraction 0.2"
+    assert f"({made}), train on those (unimmad train --data data/calibrated)" in str(raised.value)
+    asked = shards_parser().parse_args(made.split()[2:])
+    assert (asked.sources, asked.target, asked.calibration_fraction) == (["synthetic"], Path("data/calibrated"), 0.2)
 
 
 def test_an_anomalous_image_in_the_split_is_named(checkpoint, calibration_shards, tmp_path):

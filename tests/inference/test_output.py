@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unimmad.inference.detector import Prediction
-from unimmad.inference.output import LINES_NAME, PARTIAL_NAME, PredictionFolder, screen_table
+from unimmad.checkpoint.thresholds import Thresholds, make_thresholds
+from unimmad.inference.detector import ALL_CLASSES, Prediction
+from unimmad.inference.output import LINES_NAME, PARTIAL_NAME, PredictionFolder, Row, screen_table
 
 NAMES = ["a", "b", "c", "d"]
 FINGERPRINTS = {name: f"print of {name}" for name in NAMES}
@@ -162,4 +163,35 @@ def test_names_do_not_steer_the_screen(tmp_path):
         writing.add(prediction(name))
     table = screen_table(list(writing.rows.values()), None)
     assert all(line.isprintable() for line in table.splitlines())
-    assert len(table.splitlines()) == 3
+    assert len(table.splitlines()) == 4
+
+
+def decided(threshold_of: str | None) -> Row:
+    anomalous = None if threshold_of is None else True
+    return Row(name="a", fingerprint="f", score=0.5, anomalous=anomalous, threshold_of=threshold_of, notes=())
+
+
+@pytest.fixture
+def thresholds() -> Thresholds:
+    """At 0.3: three images of a class promise 1/4, two images 1/3, and the five together 1/6."""
+    scores = {"a/many": [0.1, 0.2, 0.3], "a/few": [0.1, 0.2]}
+    return make_thresholds(scores, dict.fromkeys(scores, ("rgb",)), {}, tuple(scores), 0.3)
+
+
+@pytest.mark.parametrize(
+    ("used", "said"),
+    [
+        (["a/many", "a/few"], "2 anomalous, 0 normal, at a false-alarm rate of 0.333"),
+        (["a/few", None], "1 anomalous, 0 normal, 1 not decided, at a false-alarm rate of 0.333"),
+        (["a/many"], "1 anomalous, 0 normal, at a false-alarm rate of 0.3"),
+        ([ALL_CLASSES], "1 anomalous, 0 normal, at a false-alarm rate of 0.3"),
+    ],
+)
+def test_the_rate_is_one_that_all_thresholds_used_promise(thresholds, used, said):
+    assert screen_table([decided(name) for name in used], thresholds).splitlines()[-1] == said
+
+
+def test_without_thresholds_it_says_how_to_get_them():
+    last = screen_table([decided(None)], None).splitlines()[-1]
+    assert "unimmad calibrate" in last
+    assert "unimmad shards --calibration-fraction" in last

@@ -8,7 +8,8 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -16,9 +17,10 @@ from typing import NoReturn
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.comparing.cells import SHARED, Cell, Override, make_cells
 from unimmad.comparing.disputed import Disputed, class_limits, disputed_figure, most_disputed, pictures_of
+from unimmad.comparing.found import Done, data_of, found_cells
 from unimmad.comparing.page import save_comparison_page
 from unimmad.comparing.results import NAME, Result, by_method, read_result
-from unimmad.comparing.running import FAILURE, CellError, Running, finished, run_cell
+from unimmad.comparing.running import CellError, Running, finished, kept_reason, run_cell
 from unimmad.comparing.tables import Compared, Failed, write_tables
 from unimmad.config import DEFAULT_RECIPE, load_recipe
 from unimmad.data.location import RemoteFolder, parse_data_folder
@@ -32,7 +34,6 @@ from unimmad.report.html_page import Picture
 from unimmad.report.published import published_rows
 from unimmad.report.report import PublishedRow
 from unimmad.report.tables import IMAGE_SCORES
-from unimmad.serialization.text import one_line
 
 DESCRIPTION = """Train and score several methods on the same shards, one after the other, and write one table of all.
 
@@ -44,6 +45,7 @@ DESCRIPTION = """Train and score several methods on the same shards, one after t
 Each method has its own recipe; image size, data, length and batch come from --recipe. Whatever ends it, the same
 command goes on where it was.
 """
+DEFAULT_METHODS = "memory_bank,unimmad"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """SLURM's SIGUSR2 comes before a job is preempted."""
 LAUNCHER_MARK = "--"
@@ -56,7 +58,8 @@ def compare_parser() -> argparse.ArgumentParser:
     )
     names = ", ".join(METHODS)
     parser.add_argument(
-        "--methods", default="memory_bank,unimmad", help=f"of {names}, recipe names and files (default: %(default)s)"
+        "--methods",
+        help=f"of {names}, recipe names and files (default: {DEFAULT_METHODS}; with --table what is there)",
     )
     parser.add_argument("--seeds", default="0", help="of each method, such as 0,1,2 (default: %(default)s)")
     parser.add_argument(
@@ -82,7 +85,9 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="of scoring (default: as unimmad evaluate)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--only", metavar="METHOD/SEED", help="run this cell alone, and write no table")
-    instead.add_argument("--table", action="store_true", help="run nothing: write the table of what is finished")
+    instead.add_argument(
+        "--table", action="store_true", help="run nothing: write the table of what is finished in --output-dir"
+    )
     instead.add_argument(
         "--slurm", action="store_true", help="submit the cells as a job array; options of unimmad launch follow --"
     )
@@ -133,7 +138,7 @@ def _name(cell: Cell) -> str:
 def _cells_and_running(given: argparse.Namespace, methods: Registry) -> tuple[list[Cell], Running]:
     base = load_recipe(given.recipe, (), settings_of(methods))
     data = tuple(parse_data_folder(text) for text in given.data) or (ensure_synthetic_shards(),)
-    names = [word.strip() for word in given.methods.split(",") if word.strip()]
+    names = [word.strip() for word in (given.methods or DEFAULT_METHODS).split(",") if word.strip()]
     overrides = [Override.parse(text) for text in given.overrides]
     cells = make_cells(names, _seeds(given.seeds), base, overrides, given.output_dir, methods)
     if given.minutes is not None and not 0 < given.minutes < math.inf:
@@ -157,6 +162,8 @@ def _seeds(text: str) -> list[int]:
 
 
 def _compare(given: argparse.Namespace, methods: Registry) -> int:
+    if given.table and given.methods is None:
+        return _table_of_what_is_there(given, methods)
     cells, running = _cells_and_running(given, methods)
     if given.only is not None:
         chosen = [cell for cell in cells if _name(cell) == given.only]
@@ -164,17 +171,30 @@ def _compare(given: argparse.Namespace, methods: Registry) -> int:
             raise ValueError(f"--only {given.only}: the cells are {', '.join(map(_name, cells))}")
         return int(bool(_run_all(chosen, running, table_only=False)[1]))
     # Before hours of training, whatever would stop the table behind them.
-    others, published = _results_of_elsewhere(given.results), _published(given, running)
+    others = _results_of_elsewhere(given.results)
+    published = _published(given, running.shards.datasets)
     for cell in cells:
         finished(cell, running)
     done, failed = _run_all(cells, running, given.table)
-    found = by_method([*(result for _, result in done), *others], list(dict.fromkeys(cell.method for cell in cells)))
+    found = by_method([*(one.result for one in done), *others], list(dict.fromkeys(cell.method for cell in cells)))
     if not found:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in failed)
         print(f"{program()}: no cell is finished: {reasons}", file=sys.stderr)
         return 1
-    _report(Compared(tuple(found), tuple(failed), published), given.output_dir, [cell for cell, _ in done], running)
+    header = _header(done, running) | _shared(running)
+    _report(Compared(tuple(found), tuple(failed), published), given.output_dir, done, running, header)
     return int(bool(failed) and not given.table)
+
+
+def _table_of_what_is_there(given: argparse.Namespace, methods: Registry) -> int:
+    """Results stand for themselves; data are needed for pictures alone."""
+    done, failed = found_cells(given.output_dir)
+    data = tuple(parse_data_folder(text) for text in given.data) or data_of(done)
+    running = Running(data, (), given.device, given.precision, None, methods)
+    found = Compared(tuple(by_method([*(one.result for one in done), *_results_of_elsewhere(given.results)], [])))
+    compared = replace(found, failed=tuple(failed), published=_published(given, found.datasets))
+    _report(compared, given.output_dir, done, running, _header(done, running))
+    return 0
 
 
 def _results_of_elsewhere(folders: Sequence[Path]) -> list[Result]:
@@ -191,19 +211,17 @@ def _results_of_elsewhere(folders: Sequence[Path]) -> list[Result]:
     return found
 
 
-def _published(given: argparse.Namespace, running: Running) -> tuple[PublishedRow, ...]:
-    return published_rows(list(running.shards.datasets)) if given.published else ()
+def _published(given: argparse.Namespace, datasets: Iterable[str]) -> tuple[PublishedRow, ...]:
+    return published_rows(list(datasets)) if given.published else ()
 
 
-def _run_all(
-    cells: Sequence[Cell], running: Running, table_only: bool
-) -> tuple[list[tuple[Cell, Result]], list[Failed]]:
+def _run_all(cells: Sequence[Cell], running: Running, table_only: bool) -> tuple[list[Done], list[Failed]]:
     """Those with a result, and the others; a cell that fails leaves the others alone."""
-    done: list[tuple[Cell, Result]] = []
+    done: list[Done] = []
     failed: list[Failed] = []
     for number, cell in enumerate(cells, start=1):
         result = finished(cell, running)
-        reason = _kept_reason(cell)
+        reason = kept_reason(cell.folder)
         if result is None and not table_only:
             print(f"== {cell.name} ({number} of {len(cells)})", file=sys.stderr, flush=True)
             try:
@@ -212,25 +230,17 @@ def _run_all(
                 reason = str(error)
                 print(f"{program()}: {cell.name}: {reason}", file=sys.stderr, flush=True)
         if result is not None:
-            done.append((cell, result))
+            done.append(Done(cell.folder, result))
         else:
             failed.append(Failed(cell.name, reason))
     return done, failed
 
 
-def _kept_reason(cell: Cell) -> str:
-    """Of what ran before, such as a job of an array."""
-    note = cell.folder / FAILURE
-    return (
-        one_line(note.read_text(encoding="utf-8", errors="replace").strip()) if note.is_file() else "not finished yet"
-    )
-
-
-def _report(compared: Compared, output: Path, done: Sequence[Cell], running: Running) -> None:
+def _report(
+    compared: Compared, output: Path, done: Sequence[Done], running: Running, header: Mapping[str, str]
+) -> None:
     tables = write_tables(compared, output)
-    page = save_comparison_page(
-        compared, output, _header(done, running), _disputed_pictures(done, running, output), tables
-    )
+    page = save_comparison_page(compared, output, header, _disputed_pictures(done, running, output), tables)
     print(compared.metric_table(means_only=True).to_text())
     print(compared.cost_table().to_text())
     for table in tables:
@@ -238,31 +248,38 @@ def _report(compared: Compared, output: Path, done: Sequence[Cell], running: Run
     print(f"page     {page}")
 
 
-def _header(done: Sequence[Cell], running: Running) -> dict[str, str]:
+def _header(done: Sequence[Done], running: Running) -> dict[str, str]:
+    """What they were made of, as far as it is known."""
+    sizes = dict.fromkeys(one.result.report.header.get("image size", "") for one in done)
+    facts = {
+        "data": ", ".join(shown_url(one.url) if isinstance(one, RemoteFolder) else str(one) for one in running.data),
+        "image size": ", ".join(filter(None, sizes)),
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def _shared(running: Running) -> dict[str, str]:
     """What holds for all methods."""
     keys = [f"{section}.{key}" for section, of_section in SHARED.items() for key in of_section]
-    sizes = dict.fromkeys(f"{cell.recipe.model.image_size} x {cell.recipe.model.image_size}" for cell in done)
     return {
-        "data": ", ".join(shown_url(one.url) if isinstance(one, RemoteFolder) else str(one) for one in running.data),
-        "image size": ", ".join(sizes),
         "training": f"{running.minutes:g} minutes each" if running.minutes else "as long as its recipe says",
         "the same for all": f"{', '.join(keys)}, data, where --set says nothing else of one method",
     }
 
 
-def _disputed_pictures(done: Sequence[Cell], running: Running, output: Path) -> list[Picture]:
+def _disputed_pictures(done: Sequence[Done], running: Running, output: Path) -> list[Picture]:
     """Of the first seed of each method whose run and scores are still there."""
-    first: dict[str, Cell] = {}
-    for cell in done:
-        if (cell.folder / "evaluation" / IMAGE_SCORES).is_file() and CheckpointFolder(cell.folder / "run").newest():
-            first.setdefault(cell.method, cell)
+    first: dict[str, Path] = {}
+    for one in done:
+        if (one.folder / "evaluation" / IMAGE_SCORES).is_file() and CheckpointFolder(one.folder / "run").newest():
+            first.setdefault(one.result.method, one.folder)
     if len(first) < 2:
         return []
-    samples = most_disputed({method: cell.folder / "evaluation" for method, cell in first.items()})
+    samples = most_disputed({method: folder / "evaluation" for method, folder in first.items()})
     device = named_device(running.device)
     drawn = {
-        method: pictures_of(cell.folder / "run", running.shards, samples, device, running.precision, running.methods)
-        for method, cell in first.items()
+        method: pictures_of(folder / "run", running.shards, samples, device, running.precision, running.methods)
+        for method, folder in first.items()
     }
     limits = {method: class_limits(pictures.values()) for method, pictures in drawn.items()}
     written = []

@@ -1,12 +1,54 @@
-"""What commands print: whatever files and classes are called."""
+"""What commands print: whatever files and classes are called, and whether or not somebody still reads it."""
 
 from __future__ import annotations
 
 import io
+import os
+import select
+import signal
 import sys
+from collections.abc import Callable
+
+UNREAD = 128 + signal.SIGPIPE
+"""The exit status where nobody reads on, as a shell has it of other programs."""
 
 
 def print_any_name() -> None:
     """Let standard output escape what its encoding lacks, as standard error does, where ``print`` would raise."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def quiet_if_unread(command: Callable[[], int]) -> int:
+    """What ``command`` returns, or UNREAD, without a word, where the reader of its output has left, as ``head`` does.
+
+    Raises:
+        BrokenPipeError: of another pipe.
+    """
+    try:
+        try:
+            return command()
+        finally:
+            if sys.stdout is not None:  # as it is where the shell closed it
+                sys.stdout.flush()
+    except BrokenPipeError:
+        unread = [number for number in (1, 2) if _is_unread(number)]
+        if not unread:
+            raise
+        _discard(unread)
+        return UNREAD
+
+
+def _is_unread(number: int) -> bool:
+    """Whether the file descriptor is a pipe that nobody will read."""
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard(numbers: list[int]) -> None:
+    """What is still in buffers goes nowhere when Python flushes them at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in numbers:
+        os.dup2(nowhere, number)
+    os.close(nowhere)

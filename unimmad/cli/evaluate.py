@@ -99,6 +99,7 @@ def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: R
         mask_resize=arguments.mask_resize,
         precision=arguments.precision,
         no_resume=arguments.no_resume,
+        only_same_data=arguments.output_dir is None,
         scratch_dir=arguments.scratch_dir,
         published=arguments.published,
         other=other,

@@ -27,17 +27,24 @@ NOT_TO_SHOW = _OF_A_REPORT | {
 _EXAMPLES = """Report a checkpoint's metrics on screen, as CSV, JSON, Markdown, LaTeX, and an HTML page with pictures.
 
     %(prog)s                                              the newest run, on the data it was trained on
-    %(prog)s --checkpoint runs/demo --data data/synthetic data/pothole
+    %(prog)s --data data/synthetic data/pothole --output-dir reports/both
     %(prog)s --modalities each                            what each sensor is worth
     %(prog)s --compare runs/other/evaluation              differences to another report
-    torchrun --nproc-per-node 8 --no-python unimmad evaluate         by eight GPUs
+    torchrun --nproc-per-node 8 --no-python unimmad evaluate      by eight GPUs
 """
 _CALIBRATION_EXAMPLES = """Score the calibration split, normal images that training never saw, and write thresholds
 beside the checkpoint, for unimmad predict and unimmad export.
 
     %(prog)s                                              the newest run, on the data it was trained on
-    %(prog)s --checkpoint runs/demo --false-alarm-rate 0.01
-    torchrun --nproc-per-node 8 --no-python unimmad calibrate         by eight GPUs
+    %(prog)s --checkpoint runs/mine --false-alarm-rate 0.01
+    %(prog)s --checkpoint runs/mine --data data/other     by the calibration split of other shards
+    torchrun --nproc-per-node 8 --no-python unimmad calibrate      by eight GPUs
+
+unimmad shards sets images aside for it: a tenth of one's own normal training images by itself; of benchmarks and of the
+synthetic set the share that --calibration-fraction says:
+
+    unimmad shards synthetic --target data/calibrated --calibration-fraction 0.2
+    unimmad train --data data/calibrated
 """
 _COMPUTING = "computing: but for --precision it changes numbers by rounding at most"
 
@@ -46,7 +53,7 @@ def evaluation_parser() -> argparse.ArgumentParser:
     """All options; their names are the attributes of what it parses."""
     parser = argparse.ArgumentParser(description=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_what(parser)
-    parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation")
+    parser.add_argument("--output-dir", type=Path, help="default: RUN/evaluation, of one data and split")
     parser.add_argument(
         "--split", choices=["test", "train"], default="test", help="what to score; default: %(default)s"
     )

@@ -9,6 +9,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 
+from unimmad.cli.console import quiet_if_unread
 from unimmad.cpu_features import SWITCH, tune_cpu
 
 COMMANDS = {
@@ -29,7 +30,10 @@ SUBMITS = "launch"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` (None: the command line's) names; 2 where it names none."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    return quiet_if_unread(partial(_main, sys.argv[1:] if argv is None else list(argv)))
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -51,6 +55,10 @@ def run(name: str) -> int:
 
     ``unimmad NAME``, tools/*.py and unimmad/train.py all come through here, before NumPy and PyTorch are imported.
     """
+    return quiet_if_unread(partial(_run, name))
+
+
+def _run(name: str) -> int:
     if name != SUBMITS:
         tune_cpu()
     return int(import_module(f"unimmad.cli.{name}").main())

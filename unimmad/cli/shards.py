@@ -191,7 +191,7 @@ def _line(text: object) -> str:
 def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: float) -> None:
     counts = Counter((sample.dataset, sample.class_name, sample.split) for sample in index.samples)
     for name, entry in index.datasets.items():
-        print(f"{name} (field: {entry.field})")
+        print(f"{name} (domain: {entry.field})")
         for modality in entry.modalities:
             depth = f", scale {modality.scale:g} m, invalid {modality.invalid}" if modality.kind == "depth" else ""
             print(f"  slot {modality.slot}: {modality.name}, {modality.kind}{depth}")

@@ -111,6 +111,14 @@ def finished(cell: Cell, running: Running) -> Result | None:
     return result
 
 
+def kept_reason(folder: Path) -> str:
+    """Why a cell's folder has no result: of what ran before, such as a job of an array."""
+    note = folder / FAILURE
+    return (
+        one_line(note.read_text(encoding="utf-8", errors="replace").strip()) if note.is_file() else "not finished yet"
+    )
+
+
 def cell_fingerprint(cell: Cell, running: Running) -> str:
     """Of what was asked for: with minutes, the steps follow from the machine.
 

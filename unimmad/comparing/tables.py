@@ -15,7 +15,11 @@ from unimmad.serialization.atomic_write import write_text_aside
 
 RULE = (
     "Mean and standard deviation over seeds. Bold (^ on a screen): the best, and what differs from it by no more than "
-    "either's standard deviation; of one seed nobody knows that, and the best alone is bold."
+    "either's standard deviation; one seed has none, and between two such methods only an equal number is bold as well."
+)
+RULE_OF_ONE_SEED = (
+    "One seed, so nobody knows the spread over seeds. Bold (^ on a screen): the best, and what equals it before "
+    "rounding."
 )
 
 
@@ -34,6 +38,11 @@ class Compared:
     methods: tuple[MethodResults, ...]
     failed: tuple[Failed, ...] = ()
     published: tuple[PublishedRow, ...] = ()
+
+    @property
+    def has_several_seeds(self) -> bool:
+        """Of any method."""
+        return any(len(method.results) > 1 for method in self.methods)
 
     @property
     def datasets(self) -> list[str]:
@@ -68,7 +77,10 @@ class Compared:
                 rows += _rows(name, of_methods)
         for row in self.published:
             rows.append([f"published, {row.dataset}", row.name, *cells(row.metrics, NOT_PUBLISHED)])
-        notes = [RULE, *(f"no result of {one.name}: {one.reason}" for one in self.failed)]
+        notes = [
+            RULE if self.has_several_seeds else RULE_OF_ONE_SEED,
+            *(f"no result of {one.name}: {one.reason}" for one in self.failed),
+        ]
         notes += [f"{row.name}: {row.source}. {row.note}" for row in self.published]
         return Table(("class", "method", *METRIC_KEYS), rows, names=2, notes=notes)
 

@@ -22,7 +22,7 @@ from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog, summary
-from unimmad.evaluation.header import report_header
+from unimmad.evaluation.header import data_fact, report_header
 from unimmad.evaluation.modalities import keep_modalities
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
@@ -30,7 +30,7 @@ from unimmad.evaluation.scoring import MaskRule, chosen_precision, scoring_form
 from unimmad.evaluation.shared_drawing import chosen_samples, draw_classes, sample_picture
 from unimmad.model.backends.convolution import transforms_are_used
 from unimmad.ranks.exchange import ALONE, Ranks
-from unimmad.report.comparison import Comparison, OtherReport, compare, write_comparison
+from unimmad.report.comparison import Comparison, OtherReport, compare, report_in, write_comparison
 from unimmad.report.figures import SamplePicture
 from unimmad.report.pictures import Pictures
 from unimmad.report.published import published_rows
@@ -70,6 +70,7 @@ def evaluate_checkpoint(
     modalities: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     no_resume: bool = False,
+    only_same_data: bool = False,
     scratch_dir: Path | None = None,
     published: bool = False,
     other: OtherReport | None = None,
@@ -89,6 +90,7 @@ def evaluate_checkpoint(
         modalities: names of those to evaluate with; None: all.
         classes: with ``modalities``, the ``DATASET/CLASS`` names to evaluate; None: all.
         no_resume: begin again even where an interrupted evaluation could go on.
+        only_same_data: refuse to replace a report in ``output`` that is on other data or another split.
         scratch_dir: see ``MetricAccumulator``.
         published: put published rows beside ours.
         other: a report to compare with.
@@ -101,9 +103,11 @@ def evaluate_checkpoint(
 
     Raises:
         ValueError: the data can't be read or don't fit the model, ``output`` can't be written, nothing is published
-            for any of the datasets, or ``other`` has none of their classes.
+            for any of the datasets, ``other`` has none of their classes, or a report is not to be replaced.
     """
     shards = ShardSet.open(data, cache)
+    if only_same_data and ranks.is_main:
+        _check_same_data(output, data_fact(data, split))
     if modalities is not None:
         shards = keep_modalities(shards, split, modalities, classes)
     refs_of = shards.classes(split)
@@ -172,12 +176,25 @@ def evaluate_checkpoint(
     if skipped:
         header["left out"] = skipped
     report = Report(header, tuple(scored.result for scored in done), beside)
+    earlier = report_in(output)
     comparison = None if other is None else compare(report, other)
     compared = () if comparison is None else write_comparison(comparison, output)
     tables = (*write_tables(report, output), write_image_scores(done, output), *compared)
     page = pictures.finish(report, tables, comparison)
+    if earlier is not None:
+        pictures.remove_others(earlier)
     results.remove()
     return Evaluation(report, tables, pictures.overview, page, tuple(done), comparison)
+
+
+def _check_same_data(output: Path, data: str) -> None:
+    """
+    Raises:
+        ValueError: the report that lies there is on other data.
+    """
+    earlier = report_in(output)
+    if earlier is not None and (before := earlier.header.get("data", data)) != data:
+        raise ValueError(f"{output} holds the report on {before}; choose a folder for {data} with --output-dir")
 
 
 def _number_facts(

@@ -39,7 +39,7 @@ def report_header(
         "method": recipe.method,
         "recipe": recipe.name,
         "backbone": f"{recipe.model.backbone}, weights: {checkpoint.backbone_weights}",
-        "data": f"{', '.join(map(_data_name, data))} ({split} split)",
+        "data": data_fact(data, split),
         "image size": f"{size} x {size}",
         "blur": _in_words(settings.blur(size)),
         "image score": f"mean of the map's top {top} of {windows} values{pooled}",
@@ -54,6 +54,11 @@ def report_header(
         if checkpoint.model.kernel_sizes:
             header["not trained on"] += "; the router chooses experts for them all the same"
     return header
+
+
+def data_fact(data: Sequence[DataFolder], split: Split) -> str:
+    """What was evaluated, in words."""
+    return f"{', '.join(map(_data_name, data))} ({split} split)"
 
 
 def _in_words(blur: Blur) -> str:

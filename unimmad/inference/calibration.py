@@ -16,12 +16,13 @@ from unimmad.data.reading.shard_set import SampleRef, ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog
 from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.data.sample import Batch
+from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
 from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
 from unimmad.inference.engines import ModelEngine
 from unimmad.ranks.exchange import ALONE, Ranks
 
-MAKE_SHARDS = "unimmad shards SOURCE --target DIR --calibration-fraction 0.2"
+MAKE_SHARDS = "unimmad shards {} --target {} --calibration-fraction 0.2"
 MOST_NAMES = 3
 """Classes that a note lists."""
 
@@ -147,7 +148,9 @@ def _some(names: list[str]) -> str:
 
 def _check_split(references: dict[str, tuple[SampleRef, ...]], data: Sequence[DataFolder]) -> None:
     if not references:
+        source, target = ("synthetic", "data/calibrated") if list(data) == [SYNTHETIC_FOLDER] else ("SOURCE", "DIR")
         raise ValueError(
             f"{', '.join(map(str, data))}: no calibration split, and thresholds need normal images that were set aside "
-            f"for them. Write the shards again with some ({MAKE_SHARDS}), train on those, and calibrate then"
+            f"for them. Make shards with some ({MAKE_SHARDS.format(source, target)}), train on those (unimmad train "
+            f"--data {target}), and calibrate then; or name shards that have such a split with --data"
         )

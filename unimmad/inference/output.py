@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from unimmad.checkpoint.thresholds import Thresholds
-from unimmad.inference.detector import Prediction
+from unimmad.inference.detector import ALL_CLASSES, Prediction
 from unimmad.inference.pictures import save_heat_map
 from unimmad.report.drawing import colour_limits
 from unimmad.serialization.atomic_write import write_aside
@@ -47,6 +47,7 @@ class Row(Entry):
     fingerprint: str
     score: float
     anomalous: bool | None
+    threshold_of: str | None
     notes: tuple[str, ...]
 
 
@@ -204,13 +205,22 @@ def screen_table(rows: Sequence[Row], thresholds: Thresholds | None) -> str:
 def _summary(rows: Sequence[Row], thresholds: Thresholds | None) -> str:
     if thresholds is None:
         return (
-            f"{len(rows)} scored. No thresholds lie beside the checkpoint, so there is no decision: calibrate with "
-            "unimmad calibrate"
+            f"{len(rows)} scored. No thresholds lie beside the checkpoint, so there is no decision.\nunimmad calibrate "
+            "writes them, from images that unimmad shards --calibration-fraction set aside before training"
         )
     anomalous, normal = (sum(row.anomalous is wanted for row in rows) for wanted in (True, False))
     undecided = len(rows) - anomalous - normal
     left = f", {undecided} not decided" if undecided else ""
-    return f"{anomalous} anomalous, {normal} normal{left}, at a false-alarm rate of {thresholds.false_alarm_rate:g}"
+    return f"{anomalous} anomalous, {normal} normal{left}, at a false-alarm rate of {_rate(rows, thresholds):.3g}"
+
+
+def _rate(rows: Sequence[Row], thresholds: Thresholds) -> float:
+    """The one asked for, or the highest that a threshold promises instead, for want of calibration images."""
+    used = {row.threshold_of for row in rows}
+    bounds = [found.fpr_bound for name, found in thresholds.classes.items() if name in used]
+    if ALL_CLASSES in used:
+        bounds.append(thresholds.all_classes.fpr_bound)
+    return max([thresholds.false_alarm_rate, *bounds])
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

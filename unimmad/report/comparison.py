@@ -13,6 +13,8 @@ from unimmad.report.table import Table
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_limited
 
+REPORT = "report.json"
+
 
 @dataclass(frozen=True)
 class ComparedRow:
@@ -79,13 +81,21 @@ def read_report(path: Path) -> Report:
     Raises:
         ValueError: the file can't be read as a report.
     """
-    file = path / "report.json" if path.is_dir() else path
+    file = path / REPORT if path.is_dir() else path
     try:
         return from_json(read_limited(file).decode())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} can't be read as a report ({error}); name the report.json of another run") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def report_in(folder: Path) -> Report | None:
+    """The report that lies there; None where there is none that can be read."""
+    try:
+        return read_report(folder / REPORT)
+    except ValueError:
+        return None
 
 
 def compare(report: Report, other: OtherReport) -> Comparison:

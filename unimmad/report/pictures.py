@@ -101,6 +101,17 @@ class Pictures:
         )
         return page
 
+    def remove_others(self, earlier: Report) -> None:
+        """Remove the pictures of a report that lay in the folder before, but for those that were written since."""
+        named = {picture.path for pictures in self._of_class.values() for picture in pictures}
+        if self.overview is not None:
+            named.add(self.overview)
+        files = [f"{file_name(result.dataset, result.class_name)}.png" for result in earlier.classes]
+        before = [self._folder / folder / file for folder in (HEAT_MAPS, CURVES) for file in files]
+        for path in [self._folder / OVERVIEW, *before]:
+            if path not in named:
+                path.unlink(missing_ok=True)
+
     @property
     def overview(self) -> Path | None:
         return self._folder / OVERVIEW if self._in_overview else None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import cast
 
 import torch
@@ -95,6 +96,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     run = world.on_main(partial(claim_run_folder, run, arguments, trained_on, lock))
     if arguments.methods[recipe.method].is_fitted and run.resume_from is not None:
         logger.info("%s is fitted already: nothing to do", run.path)
+        _say_next(run, world)
         return True
     schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
     model, backbone_weights = _starting_model(
@@ -106,6 +108,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     if isinstance(model, FittedMethod):
         facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], 0, trained_on)
         fit(model, shards, facts, CheckpointFolder(run.path), world, lock)
+        _say_next(run, world)
         return True
     composing = _composing(arguments, run, world, ep_size, shards.classes("train"))
     if model.kernel_sizes:
@@ -129,7 +132,15 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     )
     checkpoints = CheckpointFolder(run.path)
     trainer = Trainer(engine, shards, order, schedule, checkpoints, facts, lock, stop, arguments.profile, features)
-    return trainer.run(start, arguments.max_steps)
+    complete = trainer.run(start, arguments.max_steps)
+    if complete:
+        _say_next(run, world)
+    return complete
+
+
+def _say_next(run: RunFolder, world: World) -> None:
+    if world.is_main:
+        print(f"next: unimmad evaluate --checkpoint {quote(str(run.path))}")
 
 
 def _read_settings(arguments: TrainArguments, world: World) -> tuple[TrainArguments, DeepSpeedSettings, int]:

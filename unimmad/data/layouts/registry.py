@@ -33,8 +33,8 @@ LAYOUTS: dict[str, Layout] = {layout.info.name: layout for layout in _ALL}
 
 
 def layout_table() -> str:
-    """A text table of all layouts: name, classes, modalities, field, citation."""
-    rows = [("layout", "classes", "modalities", "field", "citation")]
+    """A text table of all layouts: name, classes, modalities, domain, citation."""
+    rows = [("layout", "classes", "modalities", "domain", "citation")]
     for layout in LAYOUTS.values():
         info = layout.info
         modalities = ", ".join(modality.name for modality in info.modalities) or "any"
