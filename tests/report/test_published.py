@@ -46,7 +46,11 @@ def test_visas_numbers_stand_under_the_metrics_that_they_are_of():
     assert "stand under P-F1max and AUPRO in the paper" in row.note
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "memory_bank"])
+OURS = ("level_search", "unimmad_search")
+"""Methods that nobody has published."""
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("memory_bank", *OURS)])
 def test_every_trained_method_has_a_row_for_both_sets_with_its_source_and_settings(method):
     rows = published_rows(["MVTec", "VisA"], method)
     assert [row.dataset for row in rows] == ["MVTec", "VisA"]
@@ -61,7 +65,7 @@ def test_every_trained_method_has_a_row_for_both_sets_with_its_source_and_settin
 
 def test_all_methods_rows_stand_side_by_side():
     names = [row.name for row in published_rows(["mvtec"])]
-    assert len(names) == len(set(names)) == len(METHODS)
+    assert len(names) == len(set(names)) == len(METHODS) - len(OURS)
 
 
 def test_a_method_without_a_row_for_the_data():
