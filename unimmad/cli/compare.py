@@ -184,7 +184,8 @@ def _compare(given: argparse.Namespace, methods: Registry) -> int:
 def _results_of_elsewhere(folders: Sequence[Path], cells: Sequence[Cell]) -> list[Result]:
     """
     Raises:
-        ValueError: a folder holds none, one can't be read, or has the method and seed of another or of one of ``cells``.
+        ValueError: a folder holds none, one can't be read, or is of a method and seed as another or as one of
+            ``cells``.
     """
     ours = {(cell.folder / NAME).resolve(): (cell.method, cell.seed, cell.folder / NAME) for cell in cells}
     found: dict[Path, tuple[Path, Result]] = {}

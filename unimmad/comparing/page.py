@@ -11,13 +11,14 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from unimmad.comparing.tables import Compared
 from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.report.drawing import FONT_SIZE
-from unimmad.report.figures import new_figure, save_figure
+from unimmad.report.figures import fitted, new_figure, save_figure
 from unimmad.report.html_page import Picture, render_page
 from unimmad.serialization.atomic_write import write_text_aside
 
 PAGE = "comparison.html"
 PLOT = "quality_and_cost.png"
 PLOTTED = ("I-AUROC", "P-AUROC", "AUPRO")
+_NAME_INCHES = 1.8
 
 
 def save_comparison_page(
@@ -70,8 +71,10 @@ def quality_and_cost(compared: Compared) -> Figure:
             if spread is None:
                 continue
             ax.errorbar(speed[method], spread.mean, yerr=spread.std, fmt="o", color=f"C{number}", capsize=3)
-            name = method.replace("$", r"\$")
-            ax.annotate(name, (speed[method], spread.mean), (5, 4), textcoords="offset points", fontsize=FONT_SIZE)
+            place = (speed[method], spread.mean)
+            name = fitted(method, _NAME_INCHES)
+            text = ax.annotate(name, place, (5, 4), textcoords="offset points", fontsize=FONT_SIZE)
+            text.set_in_layout(False)  # names beyond the panel would leave it no room
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
