@@ -27,6 +27,9 @@ from unimmad.inference.reading import PreparedSample, prepare_sample
 
 DEFAULT_BATCH_SIZE = 8
 ALL_CLASSES = "all classes"
+NO_CLASS_TOLD = (
+    "no threshold holds where the class is not known, and an exported file is not told it: scored by the nearest class"
+)
 READERS = 2
 """Threads that decode the next batch while one is scored."""
 
@@ -265,6 +268,8 @@ class Detector:
         notes = [f"class {asked} is not one that the model was trained on"] if asked is not None and not known else []
         if missing:
             notes.append(f"scored without {', '.join(missing)}")
+        if self.engine.misses_class:
+            return None, None, [*notes, NO_CLASS_TOLD]
         if self.thresholds is None:
             return None, None, notes
         if missing:
