@@ -182,6 +182,13 @@ def test_a_folder_without_checkpoint_is_refused(run, tmp_path, place):
         find_checkpoint(tmp_path / place)
 
 
+def test_of_a_checkpoint_that_is_not_whole_the_missing_file_is_named(run):
+    (save(run, 5) / STATE_NAME).unlink()
+    for path in (run.run, run.root, run.root / "step_00000005"):
+        with pytest.raises(ValueError, match=r"step_00000005 is not a whole checkpoint: state\.json is missing"):
+            find_checkpoint(path)
+
+
 def test_the_newest_run_is_the_one_that_saved_last(tmp_path):
     assert newest_run(tmp_path / "runs") is None
     for age, name in enumerate(("zebra", "demo", "apple")):

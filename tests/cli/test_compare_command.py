@@ -176,9 +176,41 @@ def test_a_hostile_result_of_elsewhere_stays_text(typed, ran, tmp_path):
     assert ("solids/nut", "'" + name) in means()
 
 
+@pytest.mark.parametrize("mode", [(), ("--slurm",)])
+def test_a_result_of_elsewhere_of_a_cell_of_ours_is_told_before_anything_runs(typed, ran, tmp_path, mode):
+    write_result(tmp_path / "theirs" / "deep", result("rd", {"solids/nut": 0.875}, 1), "of another machine")
+    code, out, err = typed("--methods", "memory_bank,rd", "--seeds", "0,1", "--results", "theirs", *mode)
+    assert (code, out, ran, err.count("\n")) == (2, "", [], 1)
+    assert "out/rd/seed_1/result.json and theirs/deep/result.json are both of rd, seed 1" in err
+    assert typed("--methods", "memory_bank,rd", "--seeds", "0", "--results", "theirs")[0] == 0
+
+
+def test_two_results_of_elsewhere_of_one_seed_are_told_before_anything_runs(typed, ran, tmp_path):
+    for folder in ("theirs", "hers"):
+        write_result(tmp_path / folder, result("borrowed", {"solids/nut": 0.875}), folder)
+    code, _, err = typed("--methods", "rd", "--results", "theirs", "--results", "hers")
+    assert (code, ran) == (2, [])
+    assert "theirs/result.json and hers/result.json are both of borrowed, seed 0" in err
+
+
+def test_a_table_takes_a_result_of_elsewhere_for_a_cell_that_is_not_finished(typed, ran, tmp_path):
+    write_result(tmp_path / "theirs", result("rd", {"solids/nut": 0.875}), "of another machine")
+    assert typed("--methods", "rd", "--table", "--results", "theirs")[0] == 0
+    assert means()["solids/nut", "rd"] == "0.875"
+
+
+def test_results_that_are_ours_already_count_once(typed, ran, tmp_path):
+    assert typed("--methods", "rd")[0] == 0
+    assert typed("--methods", "rd", "--results", "out", "--results", str(tmp_path / "out"))[0] == 0
+    assert means()["solids/nut", "rd"] == "0.75"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--methods", "rd", "--device", "cuda:99"], "device cuda:99 can't be used here"),
+        (["--methods", "rd", "--device", "cuda:99", "--only", "rd/0"], "device cuda:99 can't be used here"),
+        (["--methods", "rd", "--device", "gpu"], "device gpu can't be used here"),
         (["--methods", "rdd"], "rdd, with what recipe tiny says for all: it is neither a method"),
         (["--methods", "rd", "--seeds", "0,x"], "--seeds 0,x: give whole numbers, such as 0,1,2"),
         (["--methods", "rd", "--seeds", "--5"], "--seeds"),

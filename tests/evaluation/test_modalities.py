@@ -34,9 +34,9 @@ def plain(checkpoint):
     return dataclasses.replace(checkpoint, recipe=load_recipe("tiny", ["evaluation.pictures_per_class=0"]))
 
 
-def without(shards: ShardSet, class_name: str, modality: str) -> ShardSet:
-    """A set in which the first test sample of ``class_name`` lacks ``modality``."""
-    first = shards.classes("test")[class_name][0].entry
+def without(shards: ShardSet, class_name: str, modality: str, number: int = 0) -> ShardSet:
+    """A set in which the first test sample of ``class_name``, or another, lacks ``modality``."""
+    first = shards.classes("test")[class_name][number].entry
     images = {name: member for name, member in first.images.items() if name != modality}
     samples = [
         dataclasses.replace(sample, images=images) if sample == first else sample
@@ -153,7 +153,24 @@ def test_a_class_that_lacks_a_modality_is_left_out_of_its_mean_and_marked(each):
     assert text.splitlines()[6].count("*") == 8
 
 
-def test_data_with_one_modality_only_have_no_such_table(plain, small_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("unimmad.evaluation.each_modality.classes_by_modality", lambda *_: {})
-    with pytest.raises(ValueError, match="no class has several modalities"):
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        (["cloth", "tiles"], "no class has several modalities"),
+        (["rope", "tiles"], "no modality is in every sample of solids/rope"),
+    ],
+)
+def test_data_without_a_class_for_such_a_table_are_told_why(small_shards, tmp_path, monkeypatch, left, told):
+    whole = ShardSet.open([small_shards])
+    partly = without(whole, "solids/rope", "depth")
+    partly = without(partly, "solids/rope", "rgb", number=1)
+    samples = tuple(sample for sample in partly.indexes[0].samples if sample.class_name in left)
+    index = partly.indexes[0].model_copy(update={"samples": samples})
+    monkeypatch.setattr(ShardSet, "open", lambda *_: ShardSet(whole.folders, [index], whole.cache))
+    with pytest.raises(ValueError, match=f"--modalities each: {told}; evaluate without this option"):
         evaluate_each_modality(lambda **_: pytest.fail("evaluated"), [Path(small_shards)], "test", tmp_path)
+
+
+def test_what_is_left_out_is_said_with_both_reasons(each):
+    found = dataclasses.replace(each[0], left_out=("a/b",))
+    assert found.notes[-1] == "left out, with one modality only or none that every sample has: a/b"

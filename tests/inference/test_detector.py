@@ -157,6 +157,25 @@ def test_pictures_only_where_asked_for_and_of_every_modality(plain, cookies):
     assert plain.predict(cookies[0].images).pictures == ()
 
 
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        ({"rgb": None}, "^image, rgb: an image is a file's path or a NumPy array, not NoneType None$"),
+        ([1], r"^image: an image is a file's path or a NumPy array, not list \[1\]$"),
+        ({0: "part.png"}, "^image: a modality's name is a str such as 'rgb', not 0$"),
+        ({}, "^image: no image was given; pass some by modality name, such as {'rgb': 'part.png'}$"),
+    ],
+)
+def test_what_is_no_image_is_told_with_what_to_pass(plain, images, told):
+    with pytest.raises(ValueError, match=told):
+        plain.predict(images)
+
+
+def test_a_class_that_is_no_name_is_told_with_what_to_pass(plain, cookies):
+    with pytest.raises(ValueError, match=r"^class_name is a str such as 'cookie' or 'solids/cookie', or None, not 3$"):
+        plain.predict(cookies[0].images, class_name=3)
+
+
 def test_images_of_two_sizes_are_refused_by_name(plain, tmp_path):
     pixels = np.zeros((8, 8), np.uint8)
     with pytest.raises(ValueError, match="depth is 8 x 9 pixels"):

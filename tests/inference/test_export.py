@@ -7,19 +7,24 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hand_made import spoil_weight
+from PIL import Image
 
+from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.thresholds import load_thresholds, save_thresholds
 from unimmad.cli.export import main
-from unimmad.inference.detector import Detector, Prediction
+from unimmad.cli.predict import main as predict
+from unimmad.inference.detector import NO_CLASS_TOLD, Detector, Prediction
 from unimmad.inference.export.files import METADATA_FILE
 from unimmad.inference.export.metadata import ExportMetadata
 from unimmad.inference.inputs import InputSample
+from unimmad.methods.memory_bank import MemoryBank, MemoryBankSettings
 
 onnx = pytest.importorskip("onnx", reason='exported files need the extra "export"')
 onnxruntime = pytest.importorskip("onnxruntime", reason='exported files need the extra "export"')
@@ -129,6 +134,40 @@ def test_a_known_class_has_its_threshold_and_an_unknown_one_that_of_all(onnx_fil
     images = sample(2).images
     assert detector.predict(images, class_name="rope").threshold == 0.5
     assert detector.predict(images, class_name="spoon").threshold_of == "all classes"
+
+
+def memory_bank() -> MemoryBank:
+    """A bank for each class, so that scores depend on it."""
+    settings = {"image_size": 64, "backbone": "resnet18", "coreset": "random", "patches": 20, "modality_slots": 2}
+    method = MemoryBank(MemoryBankSettings.model_validate(settings))
+    method.begin(0)
+    for name in ("solids/cookie", "solids/rope"):
+        method.collect(torch.rand(2, 3, 64, 64), [2], torch.tensor([0, 1]), [name], [name])
+    method.finish(lambda tensors: tensors)
+    return method
+
+
+def test_a_file_of_a_method_that_needs_the_class_says_that_it_is_not_told_it(calibrated, tmp_path, capsys, monkeypatch):
+    loaded = replace(load_checkpoint(calibrated), model=memory_bank())
+    monkeypatch.setattr("unimmad.cli.export.load_checkpoint", lambda *_, **__: loaded)
+    file = export(calibrated, tmp_path / "bank.onnx", "--format", "onnx")
+    assert "its method's scores depend on the class" in capsys.readouterr().out
+    (prediction,) = Detector.from_onnx(file).predict_all([sample(0)], class_name="cookie")
+    assert (prediction.class_name, prediction.threshold, prediction.notes) == ("solids/cookie", None, (NO_CLASS_TOLD,))
+    for name, image in sample(0).images.items():
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    images = [word for name in ("rgb", "depth") for word in ("--modality", f"{name}={tmp_path / name}.png")]
+    words = ["--checkpoint", str(file), "--class", "cookie", "--output-dir", str(tmp_path / "out"), *images]
+    assert predict(words) == 0
+    printed = capsys.readouterr().out
+    assert "1 scored, without a decision: for one, use the checkpoint" in printed
+    assert "calibrate" not in printed
+    assert f"note: {NO_CLASS_TOLD}" in printed
+    model = onnx.load(file)
+    (entry,) = [entry for entry in model.metadata_props if entry.key == "misses_class"]
+    model.metadata_props.remove(entry)
+    onnx.save(model, tmp_path / "older.onnx")  # as versions wrote it that did not say so
+    assert Detector.from_onnx(tmp_path / "older.onnx").predict(sample(0).images).score == prediction.score
 
 
 def test_a_file_of_two_modalities_refuses_one(onnx_file):

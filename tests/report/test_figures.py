@@ -69,6 +69,25 @@ def test_class_figure_takes_missing_modalities_and_other_sizes(tmp_path):
     assert ragged.shape[0] > second.shape[0]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "scale", [(100.0, 100.15), (12345.1, 12345.9), (-1e-6, -9.997e-7), (1e6, 1e6 + 4), (0.0, 1e-9)]
+)
+def test_a_scale_of_any_numbers_leaves_room_for_its_bar(tmp_path, scale):
+    """Where numbers took all of it, matplotlib warned and laid out nothing."""
+    row = sample(1, shape=(16, 64))
+    save_figure(heat_map_panel(row.images, row.map_HW, row.mask_HW, "narrow", scale), tmp_path / "panel.png")
+    assert_worth_looking_at(opened(tmp_path / "panel.png"))
+
+
+def test_what_the_scales_numbers_have_in_common_is_in_its_label():
+    row = sample(1)
+    figure = heat_map_panel(row.images, row.map_HW, row.mask_HW, "far from 0", (12345.1, 12345.9))
+    (bar,) = figure.subfigs[1].axes
+    assert "1.2345" in bar.get_ylabel()
+    assert not bar.yaxis.offsetText.get_visible()
+
+
 def test_a_long_key_with_dollars_does_not_widen_the_figure(tmp_path):
     save_figure(class_figure([sample(1)]), tmp_path / "short.png")
     save_figure(class_figure([sample(1, key="a$b_$c/" * 60)]), tmp_path / "long.png")

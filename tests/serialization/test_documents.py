@@ -35,7 +35,7 @@ def test_a_yaml_bomb_is_refused_before_anything_is_built(
     def built(*_: object) -> None:
         raise AssertionError("values were built")
 
-    monkeypatch.setattr(yaml, "safe_load", built)
+    monkeypatch.setattr(yaml, "load", built)
     file = tmp_path / "bomb.yaml"
     file.write_text(BOMBS[case])
     with pytest.raises(ValueError, match=r"bomb\.yaml.*(more than 16384 values|nested deeper|holds it|longer)") as told:
@@ -54,6 +54,26 @@ def test_aliases_and_merge_keys_within_the_limit_are_read() -> None:
 def test_a_yaml_that_its_constructors_reject_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=r"^file\.yaml can't be read as YAML: "):
         parse_yaml(text, "file.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: x\nmethod: level_search\nmodel: {}\nmethod: rd\n", "'method'.*, in lines 2 and 4$"),
+        ("model: {image_size: 64, image_size: 128}", "'image_size'.*, in line 1$"),
+        ("model:\n  image_size: 64\n  'image_size': 64\n", "'image_size'.*, in lines 2 and 3$"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_with_its_lines(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"mine\.yaml can't be read as YAML: the key {told}"):
+        load_recipe(str(file))
+
+
+def test_a_key_may_come_by_a_merge_and_by_itself_and_in_several_mappings() -> None:
+    text = "x: &x {k: 1}\nouter: {inner: &a {<<: *x, k: 2}}\nb: {<<: *a, k: 3}"
+    assert parse_yaml(text, "x") == {"x": {"k": 1}, "outer": {"inner": {"k": 2}}, "b": {"k": 3}}
 
 
 def test_no_python_object_is_made() -> None:

@@ -193,6 +193,13 @@ def test_an_output_folder_with_a_run_of_another_method(shards, tmp_path):
         train(parse_arguments(rd), ALONE)
 
 
+def test_images_too_small_for_a_backbone_without_weights_are_told(tmp_path):
+    of_one_image = hand_made_shards(tmp_path / "set", ["materials"])
+    words = ["--data", str(of_one_image), "--output-dir", str(tmp_path / "run"), "--set", "model.image_size=16"]
+    with pytest.raises(ValueError, match=r"^model\.image_size 16 is too small for resnet18: .*; use a larger one$"):
+        train(parse_arguments([*SMALL, *words]), ALONE)
+
+
 def test_banks_above_the_limit_are_refused_with_what_to_set(shards, tmp_path):
     words = [*SMALL, "--data", str(shards), "--output-dir", str(tmp_path / "run"), "--set", "model.max_bank_gb=1e-6"]
     done = run([*command("python"), *words], tmp_path, threads=1)

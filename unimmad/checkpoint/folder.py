@@ -133,9 +133,18 @@ def find_checkpoint(path: Path) -> Path:
         newest = CheckpointFolder(run).newest()
         if newest is not None and (run == path or path.name == CHECKPOINTS):
             return newest
+    if torn := _steps_meant(path):
+        raise ValueError(f"{torn[-1]} is not a whole checkpoint: {STATE_NAME} is missing; {_REMEDY}")
     raise ValueError(
-        f"{path} is not a checkpoint, nor a run folder with one (it holds no {STATE_NAME} and no {CHECKPOINTS}/)"
+        f"{path} is not a checkpoint, nor a run folder with one (it holds no {STATE_NAME}, and none in {CHECKPOINTS}/)"
     )
+
+
+def _steps_meant(path: Path) -> list[Path]:
+    """A step folder itself, or those of a run folder or of its folder of checkpoints; whole or not."""
+    if path.is_dir() and _NAME.fullmatch(path.name):
+        return [path]
+    return CheckpointFolder(path.parent if path.name == CHECKPOINTS else path).steps()
 
 
 def newest_run(runs: Path) -> Path | None:

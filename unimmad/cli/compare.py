@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -19,14 +20,14 @@ from unimmad.comparing.cells import SHARED, Cell, Override, make_cells
 from unimmad.comparing.disputed import Disputed, class_limits, disputed_figure, most_disputed, pictures_of
 from unimmad.comparing.found import Done, data_of, found_cells
 from unimmad.comparing.page import save_comparison_page
-from unimmad.comparing.results import NAME, Result, by_method, read_result
+from unimmad.comparing.results import NAME, Result, by_method, check_apart, read_result
 from unimmad.comparing.running import CellError, Running, finished, kept_reason, run_cell
 from unimmad.comparing.tables import Compared, Failed, write_tables
 from unimmad.config import DEFAULT_RECIPE, load_recipe
 from unimmad.data.location import RemoteFolder, parse_data_folder
 from unimmad.data.location import shown as shown_url
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards
-from unimmad.evaluation.scoring import named_device
+from unimmad.evaluation.scoring import check_device, named_device
 from unimmad.methods.registry import METHODS, Registry, settings_of
 from unimmad.ranks.launcher import program
 from unimmad.report.figures import save_figure
@@ -124,6 +125,7 @@ def _submit(given: argparse.Namespace, ours: Sequence[str], of_launcher: Sequenc
 
     cells, running = _cells_and_running(given, methods)
     open_cells = [cell for cell in cells if finished(cell, running) is None]
+    _results_of_elsewhere(given.results, cells)
     if not open_cells:
         raise ValueError(f"all cells are finished; --table in place of --slurm writes the table to {given.output_dir}")
     submit_cells([_name(cell) for cell in open_cells], ours, of_launcher, given.output_dir)
@@ -165,16 +167,18 @@ def _compare(given: argparse.Namespace, methods: Registry) -> int:
     if given.table and given.methods is None:
         return _table_of_what_is_there(given, methods)
     cells, running = _cells_and_running(given, methods)
+    if not given.table:
+        check_device(given.device)
     if given.only is not None:
         chosen = [cell for cell in cells if _name(cell) == given.only]
         if not chosen:
             raise ValueError(f"--only {given.only}: the cells are {', '.join(map(_name, cells))}")
         return int(bool(_run_all(chosen, running, table_only=False)[1]))
     # Before hours of training, whatever would stop the table behind them.
-    others = _results_of_elsewhere(given.results)
+    is_finished = [finished(cell, running) is not None for cell in cells]
+    of_ours = list(compress(cells, is_finished)) if given.table else cells
+    others = _results_of_elsewhere(given.results, of_ours)
     published = _published(given, running.shards.datasets)
-    for cell in cells:
-        finished(cell, running)
     done, failed = _run_all(cells, running, given.table)
     found = by_method([*(one.result for one in done), *others], list(dict.fromkeys(cell.method for cell in cells)))
     if not found:
@@ -191,24 +195,28 @@ def _table_of_what_is_there(given: argparse.Namespace, methods: Registry) -> int
     done, failed = found_cells(given.output_dir)
     data = tuple(parse_data_folder(text) for text in given.data) or data_of(done)
     running = Running(data, (), given.device, given.precision, None, methods)
-    found = Compared(tuple(by_method([*(one.result for one in done), *_results_of_elsewhere(given.results)], [])))
+    others = _results_of_elsewhere(given.results, [])
+    found = Compared(tuple(by_method([*(one.result for one in done), *others], [])))
     compared = replace(found, failed=tuple(failed), published=_published(given, found.datasets))
     _report(compared, given.output_dir, done, running, _header(done, running))
     return 0
 
 
-def _results_of_elsewhere(folders: Sequence[Path]) -> list[Result]:
+def _results_of_elsewhere(folders: Sequence[Path], cells: Sequence[Cell]) -> list[Result]:
     """
     Raises:
-        ValueError: a folder holds none, or one can't be read.
+        ValueError: a folder holds none, one can't be read, or is of a method and seed as another or as one of
+            ``cells``.
     """
-    found: list[Result] = []
+    ours = {(cell.folder / NAME).resolve(): (cell.method, cell.seed, cell.folder / NAME) for cell in cells}
+    found: dict[Path, tuple[Path, Result]] = {}
     for folder in folders:
         paths = sorted(folder.rglob(NAME))
         if not paths:
             raise ValueError(f"--results {folder}: there is no {NAME} in it")
-        found += [read_result(path)[0] for path in paths]
-    return found
+        found |= {path.resolve(): (path, read_result(path)[0]) for path in paths if path.resolve() not in ours}
+    check_apart([*ours.values(), *((result.method, result.seed, path) for path, result in found.values())])
+    return [result for _, result in found.values()]
 
 
 def _published(given: argparse.Namespace, datasets: Iterable[str]) -> tuple[PublishedRow, ...]:

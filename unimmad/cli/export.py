@@ -81,11 +81,13 @@ def _print(metadata: ExportMetadata, options: argparse.Namespace) -> None:
     print(f"input    images: float32 [batch, {len(metadata.modalities)}, 3, {size}, {size}], {names}")
     print(f"outputs  maps: float32 [batch, {size}, {size}]; scores: float32 [batch]")
     print(f"classes  {', '.join(metadata.classes)}")
-    if metadata.thresholds is None:
+    if metadata.misses_class:
         print(
-            "note: no thresholds go with it: none lie beside the checkpoint (calibrate first), or its method's scores "
-            "depend on the class, of which the file is told nothing"
+            "note: no thresholds go with it: its method's scores depend on the class, of which the file is told "
+            "nothing; it scores by the nearest class"
         )
+    elif metadata.thresholds is None:
+        print("note: no thresholds go with it: none lie beside the checkpoint; calibrate first")
     elif note := metadata.thresholds.precision_note(metadata.precision):
         print(f"note: the file's samples are {note}")
     print(f"written  {options.target} ({options.target.stat().st_size / 2**20:.1f} MiB)")

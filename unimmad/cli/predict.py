@@ -86,7 +86,7 @@ def _predict(options: argparse.Namespace, program: str) -> None:
 
 
 def _print(folder: PredictionFolder, detector: Detector, options: argparse.Namespace, notes: Sequence[str]) -> None:
-    print(screen_table(list(folder.rows.values()), detector.thresholds))
+    print(screen_table(list(folder.rows.values()), detector.thresholds, detector.engine.misses_class))
     for note in notes:
         print(f"note: {one_line(note)}")
     print(f"results  {folder.lines_file}")

@@ -218,6 +218,24 @@ def by_method(results: Iterable[Result], order: Sequence[str]) -> list[MethodRes
     return found
 
 
+def check_apart(found: Iterable[tuple[str, int, Path]]) -> None:
+    """Check that no two of these files are of one method and seed.
+
+    Args:
+        found: method, seed and the file of each result, also of those that are still to be made.
+
+    Raises:
+        ValueError: two are; names both files.
+    """
+    files: dict[tuple[str, int], Path] = {}
+    for method, seed, path in found:
+        if (method, seed) in files:
+            raise ValueError(
+                f"{files[method, seed]} and {path} are both of {method}, seed {seed}; a table takes one of them"
+            )
+        files[method, seed] = path
+
+
 def fingerprint(recipe: Mapping[str, Any], data_digest: str) -> str:
     """Of all that a cell's numbers depend on."""
     return hashlib.sha256(json.dumps([recipe, data_digest], sort_keys=True).encode()).hexdigest()

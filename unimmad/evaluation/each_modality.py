@@ -11,13 +11,14 @@ from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation.evaluate import Evaluation
-from unimmad.evaluation.modalities import classes_by_modality
+from unimmad.evaluation.modalities import classes_by_modality, classes_of_several
 from unimmad.metrics.metrics import METRIC_KEYS, Metrics
 from unimmad.report.file_names import file_name
 from unimmad.report.formatting import cells, coverage, mean_cells
 from unimmad.report.report import Mean, Report, mean_of_members
 from unimmad.report.table import MARK, Table
 from unimmad.serialization.atomic_write import write_text_aside
+from unimmad.serialization.text import one_line
 
 FOLDER = "modalities"
 ALL = "all"
@@ -39,7 +40,7 @@ class EachModality:
     whole: Evaluation
     rows: tuple[ModalityRow, ...]
     left_out: tuple[str, ...]
-    """``DATASET/CLASS`` names with one modality only."""
+    """``DATASET/CLASS`` names with one modality only, or without one that every sample has."""
     tables: tuple[Path, ...]
 
     @property
@@ -49,8 +50,8 @@ class EachModality:
             for row in self.rows
             if row.mean.incomplete
         )
-        one_only = (f"one modality only, left out: {', '.join(self.left_out)}",) if self.left_out else ()
-        return (*partial, *one_only)
+        without = "left out, with one modality only or none that every sample has"
+        return (*partial, f"{without}: {', '.join(self.left_out)}") if self.left_out else partial
 
 
 def evaluate_each_modality(
@@ -73,12 +74,14 @@ def evaluate_each_modality(
         None where ``evaluate`` gives none: on ranks other than 0.
 
     Raises:
-        ValueError: as ``evaluate_checkpoint``, or no class has several modalities.
+        ValueError: as ``evaluate_checkpoint``, or no class has several modalities and one in all its samples.
     """
     shards = ShardSet.open(data, cache)
     classes_of = classes_by_modality(shards, split)
     if not classes_of:
-        raise ValueError("--modalities each: no class has several modalities; evaluate without this option")
+        partly = ", ".join(classes_of_several(shards, split))
+        why = f"no modality is in every sample of {partly}" if partly else "no class has several modalities"
+        raise ValueError(f"--modalities each: {one_line(why)}; evaluate without this option")
     whole = evaluate(output=output)
     alone = {
         name: evaluate(

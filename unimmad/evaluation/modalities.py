@@ -33,6 +33,15 @@ def keep_modalities(
     return reduced
 
 
+def classes_of_several(shards: ShardSet, split: Split) -> list[str]:
+    """The classes whose samples have more than one modality among them."""
+    return [
+        class_name
+        for class_name, refs in shards.classes(split).items()
+        if len(frozenset().union(*(ref.entry.images for ref in refs))) > 1
+    ]
+
+
 def classes_by_modality(shards: ShardSet, split: Split) -> dict[str, tuple[str, ...]]:
     """For each modality: the classes that can be evaluated with it alone and have others beside it.
 
@@ -41,13 +50,13 @@ def classes_by_modality(shards: ShardSet, split: Split) -> dict[str, tuple[str, 
     found: dict[str, list[str]] = {
         modality.name: [] for entry in shards.datasets.values() for modality in entry.modalities
     }
-    for class_name, refs in shards.classes(split).items():
-        every = frozenset.intersection(*(frozenset(ref.entry.images) for ref in refs))
-        if len(frozenset().union(*(ref.entry.images for ref in refs))) > 1:
-            for name in found:
-                if name in every:
-                    found[name].append(class_name)
-    return {name: tuple(classes) for name, classes in found.items() if classes}
+    classes = shards.classes(split)
+    for class_name in classes_of_several(shards, split):
+        every = frozenset.intersection(*(frozenset(ref.entry.images) for ref in classes[class_name]))
+        for name in found:
+            if name in every:
+                found[name].append(class_name)
+    return {name: tuple(names) for name, names in found.items() if names}
 
 
 def _check_known(shards: ShardSet, names: Sequence[str]) -> None:

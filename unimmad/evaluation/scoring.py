@@ -8,6 +8,7 @@ Letters: B samples, T tokens (sample, modality), C = 3 channels, H x W pixels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -64,6 +65,17 @@ def named_device(name: str | None) -> torch.device:
         return torch.empty(0, device=name).device
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"device {name} can't be used here: {str(error).splitlines()[0]}") from None
+
+
+def check_device(name: str | None) -> None:
+    """``named_device`` without touching a GPU, which would take some of its memory until this process ends.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    of_cuda = re.fullmatch(r"cuda(?::(\d+))?", name or "", re.ASCII)
+    if name is not None and not (of_cuda and int(of_cuda[1] or 0) < torch.cuda.device_count()):
+        named_device(name)
 
 
 def default_precision(device: torch.device) -> Precision:

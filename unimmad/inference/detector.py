@@ -24,9 +24,13 @@ from unimmad.inference.engines import Engine, ModelEngine, OnnxEngine
 from unimmad.inference.inputs import ImageSource, InputSample
 from unimmad.inference.pictures import Picture
 from unimmad.inference.reading import PreparedSample, prepare_sample
+from unimmad.serialization.text import shown
 
 DEFAULT_BATCH_SIZE = 8
 ALL_CLASSES = "all classes"
+NO_CLASS_TOLD = (
+    "no threshold holds where the class is not known, and an exported file is not told it: scored by the nearest class"
+)
 READERS = 2
 """Threads that decode the next batch while one is scored."""
 
@@ -187,8 +191,8 @@ class Detector:
             name: for messages.
 
         Raises:
-            ValueError: an image that can't be read or does not fit, a modality that is not known, or a map or score
-                that is NaN or infinite.
+            ValueError: an image that can't be read or does not fit, a modality that is not known, an argument of
+                another type, or a map or score that is NaN or infinite.
         """
         return next(self.predict_all([InputSample(name, images)], class_name=class_name))
 
@@ -214,6 +218,10 @@ class Detector:
             ValueError: as ``predict``. Whatever is raised, by ``samples`` too, is raised after all samples before it
                 were given.
         """
+        if class_name is not None and not isinstance(class_name, str):
+            raise ValueError(
+                f"class_name is a str such as 'cookie' or 'solids/cookie', or None, not {shown(class_name)}"
+            )
         prepare = partial(self._prepare, class_name=class_name, with_pictures=with_pictures)
         pool = ThreadPoolExecutor(READERS)
         try:
@@ -265,6 +273,8 @@ class Detector:
         notes = [f"class {asked} is not one that the model was trained on"] if asked is not None and not known else []
         if missing:
             notes.append(f"scored without {', '.join(missing)}")
+        if self.engine.misses_class:
+            return None, None, [*notes, NO_CLASS_TOLD]
         if self.thresholds is None:
             return None, None, notes
         if missing:

@@ -41,6 +41,10 @@ class Engine(Protocol):
     def looks_at_class(self) -> bool:
         """Whether a sample's scores are others where its class is known."""
 
+    @property
+    def misses_class(self) -> bool:
+        """Whether they were others if it could be told a sample's class, which it can't."""
+
     def check(self, sample: PreparedSample) -> None:
         """
         Raises:
@@ -75,6 +79,10 @@ class ModelEngine:
     @property
     def looks_at_class(self) -> bool:
         return self.model.looks_at_class
+
+    @property
+    def misses_class(self) -> bool:
+        return False
 
     def check(self, sample: PreparedSample) -> None:
         highest = max(modality.slot for modality in sample.modalities)
@@ -157,6 +165,10 @@ class OnnxEngine:
     def looks_at_class(self) -> bool:
         """An exported file is told nothing but images."""
         return False
+
+    @property
+    def misses_class(self) -> bool:
+        return self.metadata.misses_class
 
     def _check_interface(self, file: Path) -> None:
         """Images are made as the metadata say: the graph must take them, and give what is asked for."""

@@ -187,8 +187,11 @@ class PredictionFolder:
                 yield os.pread(partial.fileno(), length, place)
 
 
-def screen_table(rows: Sequence[Row], thresholds: Thresholds | None) -> str:
-    """The highest scores first, then counts, and in words what the decisions rest on; within 80 columns."""
+def screen_table(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: bool = False) -> str:
+    """The highest scores first, then counts, and in words what the decisions rest on; within 80 columns.
+
+    ``misses_class``: as the engine that scored says.
+    """
     shown = sorted(rows, key=lambda row: -row.score)[:MOST_ROWS]
     names = [_shortened(one_line(row.name)) for row in shown]
     widest = max(len("sample"), *map(len, names))
@@ -198,11 +201,13 @@ def screen_table(rows: Sequence[Row], thresholds: Thresholds | None) -> str:
         lines.append(f"{name:{widest}}  {row.score:9.4g}  {decisions[row.anomalous]}")
     if len(rows) > len(shown):
         lines.append(f"... and {len(rows) - len(shown)} with lower scores")
-    lines += [_summary(rows, thresholds), *(f"note: {note}" for note in _notes(rows))]
+    lines += [_summary(rows, thresholds, misses_class), *(f"note: {note}" for note in _notes(rows))]
     return "\n".join(lines)
 
 
-def _summary(rows: Sequence[Row], thresholds: Thresholds | None) -> str:
+def _summary(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: bool) -> str:
+    if misses_class:
+        return f"{len(rows)} scored, without a decision: for one, use the checkpoint in place of the exported file"
     if thresholds is None:
         return (
             f"{len(rows)} scored. No thresholds lie beside the checkpoint, so there is no decision.\nunimmad calibrate "

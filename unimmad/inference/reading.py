@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from unimmad.data.prepare import no_data_note, resize
 from unimmad.inference.catalogue import Catalogue, Match
 from unimmad.inference.inputs import ImageSource, InputSample
 from unimmad.inference.pictures import Picture, panel_size, picture_of
+from unimmad.serialization.text import shown
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ def prepare_sample(
     """Decode and resize the images of a sample of any size, bit depth and known modalities.
 
     Raises:
-        ValueError: an image can't be read, does not fit its modality, or differs in size from the sample's others; or
-            modalities as ``Catalogue.match``. Names sample and file.
+        ValueError: an image can't be read, does not fit its modality, or differs in size from the sample's others; what
+            was given is none; or modalities as ``Catalogue.match``. Names sample and file.
     """
+    _check_given(sample)
     names = list(sample.images) if isinstance(sample.images, Mapping) else None
     try:
         match = catalogue.match(names, class_name)
@@ -76,6 +79,24 @@ def prepare_sample(
     return PreparedSample(
         sample.name, files, match, torch.stack(images), tuple(pictures), tuple(note for note in notes if note)
     )
+
+
+def _check_given(sample: InputSample) -> None:
+    """Python does not hold anybody to the types that are asked for."""
+    images = sample.images
+    by_name = images if isinstance(images, Mapping) else {"": images}
+    if not by_name:
+        raise ValueError(
+            f"{sample.name}: no image was given; pass some by modality name, such as {{'rgb': 'part.png'}}"
+        )
+    for name, source in by_name.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{sample.name}: a modality's name is a str such as 'rgb', not {shown(name)}")
+        if not isinstance(source, str | PathLike | np.ndarray):
+            raise ValueError(
+                f"{', '.join(filter(None, (sample.name, name)))}: an image is a file's path or a NumPy array, not "
+                f"{type(source).__name__} {shown(source)}"
+            )
 
 
 def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str]:

@@ -253,7 +253,7 @@ class Banks(nn.Module):
             found = [number for number, name in enumerate(self.names) if name == wanted]
         if not found:
             whose = f"class {class_name!r}" if class_name and self.bank_settings.bank_per == "class" else "any class"
-            known = sorted({name.class_name for name in self.names if name.class_name})
+            known = sorted({name.class_name for name in self.names if name.class_name and name.slot == slot})
             raise ValueError(
                 f"there is no memory bank of {whose} for modality slot {slot}; fit it to normal samples that have that "
                 f"modality{', or name one of ' + ', '.join(known) if known else ''}"

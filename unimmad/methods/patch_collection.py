@@ -167,8 +167,9 @@ def check_size(rows: int, features: int, max_gb: float) -> None:
     size = 4 * rows * features / GB
     if size > max_gb:
         raise ValueError(
-            f"the memory bank's {rows} patches take {size:.3g} GB, more than model.max_bank_gb, {max_gb:g}: keep fewer "
-            "from the start with model.coreset=random and model.patches=8000 (of a class and modality), or raise it"
+            f"the memory bank's {rows} patches take {size:.3g} GB, more than the setting max_bank_gb, {max_gb:g}: "
+            "raise it, or keep fewer from the start: a smaller patches (of a class and modality), with coreset=random "
+            "where the method has that setting"
         )
 
 

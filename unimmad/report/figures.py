@@ -19,6 +19,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from numpy.typing import NDArray
 
 from unimmad.report.drawing import (
@@ -40,12 +41,13 @@ from unimmad.serialization.atomic_write import write_aside
 _CELL_INCHES = 1.7
 _ROW_TITLE_INCHES = 0.3
 _HEAD_INCHES = 0.25
-_BAR_INCHES = 0.75
+_BAR_INCHES = 1.1
 _TITLE_LINE_INCHES = 0.14
 _GAP_INCHES = 0.03
 _LETTER_INCHES = 0.075
 """Width of an average letter at FONT_SIZE, with some room to spare."""
 _DPI = 120
+_BAR_TICKS = 6
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _draw_tile(
     titles = 2 * _TITLE_LINE_INCHES / float(figure.get_figheight())
     gap = _GAP_INCHES / float(figure.get_figwidth())
     lines = (sample.class_name, f"{sample.defect}   score {sample.score:.3g}")
-    text = "\n".join(_fitted(line, 2 * _CELL_INCHES) for line in lines)
+    text = "\n".join(fitted(line, 2 * _CELL_INCHES) for line in lines)
     figure.text(left + 0.5 / columns, top, text, ha="center", va="top", fontsize=FONT_SIZE)
     for half in range(2):
         box = (left + half / (2 * columns) + gap, top - 1 / rows, 1 / (2 * columns) - 2 * gap, 1 / rows - titles)
@@ -204,12 +206,25 @@ def _figure_of_rows(
     width = columns * _CELL_INCHES
     figure = new_figure(width + _BAR_INCHES, sum(heights) + (_ROW_TITLE_INCHES if heading else 0))
     if heading:
-        figure.suptitle(_fitted(heading, 0.5 * width), fontsize=11, fontweight="bold")
+        figure.suptitle(fitted(heading, 0.5 * width), fontsize=11, fontweight="bold")
     left, right = figure.subfigures(1, 2, width_ratios=(width, _BAR_INCHES), squeeze=False)[0]
-    bar = right.colorbar(ScalarMappable(Normalize(*limits), MAP_COLOURS), cax=right.subplots(), extend="min")
-    bar.ax.tick_params(labelsize=FONT_SIZE - 1)
-    bar.set_label("anomaly score", fontsize=FONT_SIZE)
+    _draw_bar(right, limits)
     return figure, list(left.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+
+
+def _draw_bar(part: SubFigure, limits: Limits) -> None:
+    """The colour scale. What all its numbers have in common (a factor, an addend) is said in its label: above the bar
+    it may be wider than the whole part, which leaves no room for the bar."""
+    numbers = ScalarFormatter(useMathText=True)
+    numbers.set_powerlimits((-2, 4))
+    ticks = [tick for tick in MaxNLocator(_BAR_TICKS).tick_values(*limits) if limits[0] <= tick <= limits[1]]
+    scale = ScalarMappable(Normalize(*limits), MAP_COLOURS)
+    bar = part.colorbar(scale, cax=part.subplots(), extend="min", ticks=ticks, format=numbers)
+    bar.ax.tick_params(labelsize=FONT_SIZE - 1)
+    bar.ax.yaxis.offsetText.set_visible(False)
+    numbers.set_locs(ticks)
+    common = f"\n({numbers.get_offset()})" if numbers.get_offset() else ""
+    bar.set_label(f"anomaly score{common}", fontsize=FONT_SIZE)
 
 
 def _explain_contours(figure: Figure, threshold: float | None) -> None:
@@ -234,7 +249,7 @@ def _draw_row(
     threshold: float | None = None,
 ) -> None:
     """Draw the modalities (None: this sample lacks it), then map, overlay and mask."""
-    part.suptitle(_fitted(title, (len(columns) + 3) * _CELL_INCHES), x=0.005, ha="left", fontsize=FONT_SIZE)
+    part.suptitle(fitted(title, (len(columns) + 3) * _CELL_INCHES), x=0.005, ha="left", fontsize=FONT_SIZE)
     axes = list(part.subplots(1, len(columns) + 3, squeeze=False)[0])
     for ax, (name, image) in zip(axes, columns, strict=False):
         if image is None:
@@ -255,10 +270,10 @@ def _draw_row(
     if heads:
         names = [name for name, _ in columns]
         for ax, head in zip(axes, [*names, "map", "map on image", "mask"], strict=True):
-            ax.set_title(_fitted(head, _CELL_INCHES), fontsize=FONT_SIZE)
+            ax.set_title(fitted(head, _CELL_INCHES), fontsize=FONT_SIZE)
 
 
-def _fitted(text: str, inches: float) -> str:
+def fitted(text: str, inches: float) -> str:
     """``text``, cut at its start where it would be wider than ``inches``: a key's end tells most."""
     most = int(inches / _LETTER_INCHES)
     fitted = text if len(text) <= most else f"...{text[len(text) - most + 3 :]}"

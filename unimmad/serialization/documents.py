@@ -77,18 +77,36 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     """The value that a YAML text (UTF-8) stands for, of plain types only.
 
     Raises:
-        ValueError: no YAML, no UTF-8, longer than ``MAX_YAML_BYTES``, nested deeper than ``MAX_DEPTH``, or its aliases
-            stand for more than ``MAX_YAML_VALUES`` values; ``where`` is named.
+        ValueError: no YAML, no UTF-8, a key twice in one mapping, longer than ``MAX_YAML_BYTES``, nested deeper than
+            ``MAX_DEPTH``, or its aliases stand for more than ``MAX_YAML_VALUES`` values; ``where`` is named.
     """
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f"{where} is longer than {MAX_YAML_BYTES} bytes, the most that is read of such a file")
     try:
         content = text if isinstance(text, str) else text.decode()
         _check_values(content)
-        return yaml.safe_load(content)
+        return yaml.load(content, _KeysOnce)
     except Exception as error:  # PyYAML's constructors raise a dozen unrelated types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{where} can't be read as YAML: {short(reason, 4 * MAX_SHOWN)}") from None
+
+
+class _KeysOnce(yaml.SafeLoader):
+    """Plain types only. PyYAML itself would let the last of a key's values count, and say nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Before merge keys (``<<``) bring in keys that may be there already."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused when a mapping is made of them
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                where = f"line {line}" if lines[name] == line else f"lines {lines[name]} and {line}"
+                raise ValueError(f"the key {shown(key.value)} is there twice in one mapping, in {where}")
+            lines[name] = line
+        return node
 
 
 def _check_values(text: str) -> None:

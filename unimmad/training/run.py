@@ -310,6 +310,22 @@ def _calibration_images(
                     raise
 
 
+def _calibrate(model: Method, images: Iterator[Tensor], recipe: Recipe) -> None:
+    """
+    Raises:
+        ValueError: the images are too small for the backbone's BatchNorm, or can't be read.
+    """
+    try:
+        model.calibrate_backbone(images)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"model.image_size {recipe.model.image_size} is too small for {recipe.model.backbone}: of an image a "
+            "single position is left, of which BatchNorm takes no statistics; use a larger one"
+        ) from None
+
+
 def _from_main_first(
     arguments: TrainArguments, world: World, calibration_images: Callable[[], Iterator[Tensor]]
 ) -> tuple[Method, str]:
@@ -321,7 +337,7 @@ def _from_main_first(
             return build_method(recipe, arguments.methods), ""
         model, origin = new_model(recipe, methods=arguments.methods)
         if origin == RANDOM_WEIGHTS:
-            model.calibrate_backbone(calibration_images())
+            _calibrate(model, calibration_images(), recipe)
             origin += ", BatchNorm calibrated on training samples"
         return model, origin
 

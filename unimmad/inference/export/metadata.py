@@ -45,6 +45,9 @@ class ExportMetadata(BaseModel):
     precision: Literal["fp32"] = "fp32"
     """What it computes in."""
     thresholds: Thresholds | None
+    misses_class: bool = False
+    """Whether the checkpoint's scores depend on a sample's class, of which the file is told nothing: it scores each
+    image by the nearest class, and has no thresholds. Files of older versions do not say."""
 
     @model_validator(mode="after")
     def _check_classes(self) -> ExportMetadata:

@@ -83,6 +83,7 @@ def build_program(
         evaluation=settings,
         # They were made with the class known, of which a file is told nothing.
         thresholds=None if thresholds is None or checkpoint.model.looks_at_class else thresholds.only(name),
+        misses_class=checkpoint.model.looks_at_class,
     )
     return ExportProgram(network, modalities, settings, size).eval(), metadata
 
