@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unimmad.comparing.cells import BACKBONE, SHARED, Override, make_cells, method_recipe
+from unimmad.comparing.cells import BACKBONE, RECIPE_OF, SHARED, Override, make_cells, method_recipe
 from unimmad.config import load_recipe
 from unimmad.methods.registry import METHOD_SETTINGS, METHODS
 
@@ -43,7 +43,7 @@ def test_every_method_takes_what_is_shared_and_keeps_its_optimizer_and_scoring(m
     assert cell.recipe.data == TINY.data
     assert cell.recipe.method == method
     if method != "unimmad":
-        own = load_recipe(method, methods=METHOD_SETTINGS)
+        own = load_recipe(RECIPE_OF.get(method, method), methods=METHOD_SETTINGS)
         for key in ("optimizer", "learning_rate", "betas", "gradient_clipping", "weight_decay"):
             assert getattr(cell.recipe.training, key) == getattr(own.training, key)
         for key in ("blur_kernel", "blur_sigma", "blur_border", "top_share", "score_pool"):
@@ -98,7 +98,7 @@ def test_recipe_files_go_by_their_names(tmp_path):
 @pytest.mark.parametrize(
     ("methods", "settings", "said"),
     [
-        (["unimad"], {}, r"unimad, .*: it is neither a method \(unimmad, rd, .*did you mean unimmad\?"),
+        (["unimad"], {}, r"unimad, .*: it is neither a method \(unimmad, unimmad_search, rd, .*did you mean unimmad\?"),
         (["memory_bnak"], {}, r"did you mean memory_bank\?"),
         (["rd", "rd"], {}, r"--methods: two are called rd"),
         ([], {}, "--methods names none"),

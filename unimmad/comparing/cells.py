@@ -30,7 +30,7 @@ SHARED: Mapping[str, tuple[str, ...]] = {
 """Keys of the base recipe that hold for every method; its section ``data`` does as a whole."""
 BACKBONE = ("backbone", "backbone_weights")
 """Those that hold for every method whose backbone is of the same kind."""
-RECIPE_OF: Mapping[str, str] = {DEFAULT_METHOD: "paper"}
+RECIPE_OF: Mapping[str, str] = {DEFAULT_METHOD: "paper", "unimmad_search": "best"}
 """Of methods whose shipped recipe has another name."""
 SEED = "training.seed"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+=-]{0,99}", re.ASCII)
