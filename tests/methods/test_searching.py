@@ -160,7 +160,10 @@ def test_the_last_checkpoint_has_the_banks_and_those_before_do_not(undisturbed) 
     steps = sorted((undisturbed / "checkpoints").glob("step_*"))
     counts = [len(read_state(step)["fitted"]["banks"]) for step in steps]
     assert counts == [0, 4], "two classes of two modalities"
-    assert load_checkpoint(steps[0]).model.search.is_empty
+    unfitted = load_checkpoint(steps[0]).model
+    assert not unfitted.search.is_fitted
+    assert not unfitted.looks_at_class, "thresholds of the reconstruction alone hold whatever the class"
+    assert load_checkpoint(steps[1]).model.looks_at_class
 
 
 def test_stopped_and_continued_it_is_the_same_to_the_last_bit(undisturbed, tmp_path, shards, recipe) -> None:
@@ -170,6 +173,18 @@ def test_stopped_and_continued_it_is_the_same_to_the_last_bit(undisturbed, tmp_p
     ours, theirs = weights(trained(tmp_path, shards, recipe)), weights(undisturbed)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_without_a_step_it_is_the_search_alone_and_its_own_banks_are_not_taken_along(
+    undisturbed, tmp_path, shards, recipe
+) -> None:
+    """The feature cache is on: samples that are fitted to are not those of a training step."""
+    words = ["--max-steps", "0", "--init-from", str(undisturbed), "--set", "data.feature_cache_gb=0.01"]
+    cache = ["--set", f"data.cache_folder={tmp_path / 'cache'}"]
+    begun = weights(trained(tmp_path, shards, recipe, *words, *cache))
+    assert not begun["usual_L"].any()
+    theirs = weights(undisturbed)
+    assert [name for name in theirs if name.startswith("search.") and not torch.equal(begun[name], theirs[name])] == []
 
 
 def test_two_ranks_make_the_same_banks(undisturbed, tmp_path, shards, recipe) -> None:

@@ -102,6 +102,11 @@ class Banks(nn.Module):
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
         self.begin(0)
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there are banks."""
+        return bool(self.names)
+
     def begin(self, seed: int) -> None:
         """Forget what was added; what is chosen at random from now on follows from ``seed``."""
         self._seed = seed % 2**63
@@ -139,7 +144,7 @@ class Banks(nn.Module):
             bank_ND = rows_ND[chosen]
             self._check_rows(name, len(bank_ND))
             if deviation_D is not None and self.scaling == "normal":
-                apart = self._normal_score(bank_ND, patches.marks_N3[chosen, 0].to(self._device))
+                apart = self._normal_score(bank_ND, patches.marks_N3[:, 0].to(self._device)[chosen])
                 bank_ND, deviation_D = bank_ND / apart, deviation_D * apart
             self.banks.append(_frozen(bank_ND))
             if deviation_D is not None:
@@ -154,11 +159,11 @@ class Banks(nn.Module):
         return distance_N.mean().clamp_min(LEAST_APART * self.features**0.5)
 
     def describe(self) -> dict[str, Any]:
-        """See ``FittedPart``."""
+        """See ``Fitted``."""
         return {"banks": [list(name) for name in self.names]}
 
     def restore(self, description: Mapping[str, Any]) -> None:
-        """See ``FittedPart``."""
+        """See ``Fitted``."""
         try:
             names = [BankName(*bank) for bank in _Description.model_validate(description).banks]
         except ValidationError as error:
@@ -172,7 +177,7 @@ class Banks(nn.Module):
         self._name_banks(names)
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """See ``FittedPart``."""
+        """See ``Fitted``."""
         bank_shapes = _numbered(shapes, "banks", len(self.names))
         for name, shape in zip(self.names, bank_shapes, strict=True):
             if len(shape) != 2 or shape[1] != self.features:
@@ -275,14 +280,14 @@ class Banks(nn.Module):
             raise ValueError(f"modality slot {name.slot} is not one of the {self.slots} of model.modality_slots")
         if (self.bank_settings.bank_per == "all") != (name.class_name == ""):
             raise ValueError(
-                f"a memory bank of class {name.class_name!r} is none of model.bank_per={self.bank_settings.bank_per}"
+                f"a memory bank of class {name.class_name!r} is none of bank_per={self.bank_settings.bank_per}"
             )
 
     def _check_rows(self, name: BankName, rows: int) -> None:
         if rows < self.bank_settings.neighbours:
             raise ValueError(
                 f"the memory bank of class {name.class_name!r}, slot {name.slot}, has {rows} patches, fewer than "
-                f"model.neighbours, {self.bank_settings.neighbours}: keep more, by model.coreset_share or model.patches"
+                f"neighbours, {self.bank_settings.neighbours}: keep more, by coreset_share or patches"
             )
 
 

@@ -42,7 +42,8 @@ class LevelSearchSettings(Section):
     """A bank of its own for each class and modality, or one a modality for all classes. Where a sample's class is not
     known, each of its images is scored by the class whose banks give it the smallest mean."""
     max_bank_gb: Annotated[Real, Field(gt=0)] = 8.0
-    """What the banks of a level may take together, in units of 10^9 bytes."""
+    """What the banks of a level may take together, and before them, in each process, the patches that they are chosen
+    from, in units of 10^9 bytes."""
 
 
 class LevelSearch(nn.Module):
@@ -66,9 +67,9 @@ class LevelSearch(nn.Module):
         return [cast(Banks, level) for level in self.levels]
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing was fitted yet."""
-        return not self.banks[0].names
+    def is_fitted(self) -> bool:
+        """Whether there are banks."""
+        return self.banks[0].is_fitted
 
     def begin(self, seed: int) -> None:
         """See ``Fitted``."""
@@ -235,6 +236,10 @@ class LevelSearchMethod(FittedMethod):
         fold_batchnorm(self.teacher)
         use_fast_convolutions(self.teacher)
         return self.eval()
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.search.is_fitted
 
     def begin(self, seed: int) -> None:
         self.search.begin(seed)

@@ -9,6 +9,7 @@ Letters: N patches of a bank, P patches of an image, D features of a patch.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -119,7 +120,8 @@ class PatchCollection:
             {"names": torch.tensor(list(lines.encode()), dtype=torch.uint8), "counts": torch.tensor(counts).long()}
         )
         if contents:
-            check_size(int(contents["counts"].sum()), self.features, self.max_gb)
+            names_of_all = bytes(contents["names"].tolist()).decode().splitlines()
+            check_size(self._rows_at_most(names_of_all, contents["counts"].tolist()), self.features, self.max_gb)
         none = Patches(torch.empty(0, self.features), torch.empty(0, 3, dtype=torch.long))
         held = joined([none, *(part for of_name in parts for part in of_name)])
         del parts  # now held twice
@@ -130,6 +132,14 @@ class PatchCollection:
         if not all_names:
             raise ValueError("the memory bank is made of training samples, of which there are none")
         return self._by_bank(all_names, Patches(**of_all), contents["counts"].tolist())
+
+    def _rows_at_most(self, names: list[str], counts: list[int]) -> int:
+        """What the banks of all ranks come to."""
+        of_bank = Counter[str]()
+        for name, count in zip(names, counts, strict=True):
+            of_bank[name] += count
+        most = None if self.choice is None else self.choice.most
+        return sum(count if most is None else min(count, most) for count in of_bank.values())
 
     def _by_bank(self, names: list[BankName], patches: Patches, counts: list[int]) -> dict[BankName, Patches]:
         """Each rank's banks lie one after the other."""

@@ -19,7 +19,7 @@ from unimmad.methods.rd import RD, RDSettings
 from unimmad.methods.searching import SearchingSettings, SearchingUniMMAD
 from unimmad.methods.uniad import UniAD, UniADSettings
 from unimmad.methods.vitad import ViTAD, ViTADSettings
-from unimmad.model.method import FittedMethod, Method
+from unimmad.model.method import Fitted, FittedMethod, Method
 from unimmad.model.unimmad import UniMMAD
 
 
@@ -38,6 +38,11 @@ class MethodType:
     def is_fitted(self) -> bool:
         """Whether it is fitted, not trained."""
         return isinstance(self.network, type) and issubclass(self.network, FittedMethod)
+
+    @property
+    def sees_samples_once_more(self) -> bool:
+        """Whether it is trained, and fitted then."""
+        return isinstance(self.network, type) and issubclass(self.network, Fitted) and not self.is_fitted
 
 
 Registry = Mapping[str, MethodType]

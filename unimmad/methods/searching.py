@@ -57,6 +57,8 @@ class SearchingUniMMAD(Fitted, UniMMAD):
     modalities_joined = JOINED
     own_tensors = ("usual_L",)
 
+    settings: SearchingSettings
+
     def __init__(self, settings: SearchingSettings) -> None:
         """The model with random weights and no banks.
 
@@ -65,13 +67,12 @@ class SearchingUniMMAD(Fitted, UniMMAD):
         """
         super().__init__(settings)
         self.keeps_teacher_maps = True
-        self.looks_at_class = settings.search.bank_per == "class"
         channels = self.encoder.channels
         self.search = LevelSearch(settings.search, channels, settings.modality_slots)
         self.usual_L: Tensor
         """The mean distance of training tokens at each level, of late; 0 before the first."""
         self.register_buffer("usual_L", torch.zeros(len(channels)))
-        self._say_how_joined()
+        self._say_how_it_scores()
 
     def teacher_maps(self, images_TCHW: Tensor) -> list[Tensor]:
         """In scoring in float32 whatever autocast says, since banks are compared with them."""
@@ -79,6 +80,10 @@ class SearchingUniMMAD(Fitted, UniMMAD):
             return super().teacher_maps(images_TCHW)
         with torch.autocast(images_TCHW.device.type, enabled=False):
             return super().teacher_maps(images_TCHW.float())
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.search.is_fitted
 
     def begin(self, seed: int) -> None:
         self.search.begin(seed)
@@ -100,14 +105,14 @@ class SearchingUniMMAD(Fitted, UniMMAD):
 
     def finish(self, gather: Gather) -> None:
         self.search.finish(gather)
-        self._say_how_joined()
+        self._say_how_it_scores()
 
     def describe(self) -> dict[str, Any]:
         return self.search.describe()
 
     def restore(self, description: Mapping[str, Any]) -> None:
         self.search.restore(description)
-        self._say_how_joined()
+        self._say_how_it_scores()
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.search.resize(in_submodule(shapes, "search"))
@@ -120,7 +125,7 @@ class SearchingUniMMAD(Fitted, UniMMAD):
         classes: Sequence[str | None] | None = None,
     ) -> Reconstruction:
         output = super().forward(images_TCHW, tokens_per_sample, slot_of_token_T)
-        if self.training or self.search.is_empty:
+        if self.training or not self.search.is_fitted:
             return replace(output, teacher_maps=())
         samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()
         classes_T = [None if classes is None else classes[sample] for sample in samples]
@@ -155,13 +160,14 @@ class SearchingUniMMAD(Fitted, UniMMAD):
 
     def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
         """As ``Method``'s; the class of a sample is not known to it."""
-        if self.search.is_empty:
+        if not self.search.is_fitted:
             return super().with_fixed_modalities(slots)
         check_slots(slots, self.modality_slots)
         return _FixedModalities(self, slots)
 
-    def _say_how_joined(self) -> None:
-        self.modalities_joined = RECONSTRUCTED if self.search.is_empty else JOINED
+    def _say_how_it_scores(self) -> None:
+        self.modalities_joined = JOINED if self.is_fitted else RECONSTRUCTED
+        self.looks_at_class = self.is_fitted and self.settings.search.bank_per == "class"
 
 
 class _FixedModalities(FixedModalities):

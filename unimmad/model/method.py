@@ -166,6 +166,11 @@ class Fitted(ABC):
     ``forward`` takes ``classes`` besides: those of the B samples, None where one is not known, or where none is.
     """
 
+    @property
+    @abstractmethod
+    def is_fitted(self) -> bool:
+        """Whether it is; after ``finish`` on rank 0 alone."""
+
     @abstractmethod
     def begin(self, seed: int) -> None:
         """Forget what was collected; what is chosen at random from now on follows from ``seed``."""

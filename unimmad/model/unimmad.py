@@ -92,7 +92,7 @@ class UniMMAD(Method):
     """One model for all classes and modalities."""
 
     keeps_teacher_maps = False
-    """Whether a forward pass gives the teacher's maps, too."""
+    """Whether a forward pass in scoring gives the teacher's maps, too."""
 
     def __init__(self, settings: ModelSettings) -> None:
         """The model with random weights, to be filled from a checkpoint.
@@ -173,6 +173,8 @@ class UniMMAD(Method):
         sample_of_token_T = sample_of_token(tokens_per_sample, images_TCHW.device)
         teacher_maps = self.teacher_maps(images_TCHW)
         targets = [_unit_features(features) for features in teacher_maps]
+        kept = tuple(teacher_maps) if self.keeps_teacher_maps and not self.training else ()
+        del teacher_maps
         embedded_BCHW = self.input_embedding(images_TCHW, sample_of_token_T, slot_of_token_T, batch)
         embedded_BCHW = embedded_BCHW.contiguous(memory_format=self.memory_format)
         shared_maps = [_unit_features(features) for features in self.compression(self.encoder(embedded_BCHW))]
@@ -189,7 +191,6 @@ class UniMMAD(Method):
             of_level = list(islice(of_branches, len(level.branches)))
             reconstruction_TChw = level.reconstruct(key_BEhw, of_level, tokens_per_sample, sample_of_token_T)
             distances.append(cosine_distance(target_TChw, reconstruction_TChw))
-        kept = tuple(teacher_maps) if self.keeps_teacher_maps else ()
         return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch, kept)
 
     def teacher_maps(self, images_TCHW: Tensor) -> list[Tensor]:

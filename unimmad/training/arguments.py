@@ -67,10 +67,11 @@ def parse_arguments(
         ValueError: an option is unknown or ill-formed; the recipe, an override, a number or a data URL is wrong.
     """
     given = training_parser(prog).parse_args(argv)
-    if given.max_steps is not None and given.max_steps < 1:
-        raise ValueError(f"--max-steps {given.max_steps} must be 1 or more")
     overrides = [*given.overrides, *([f"data.on_error={given.on_error}"] if given.on_error else [])]
     recipe = load_recipe(given.recipe, overrides, settings_of(methods))
+    least = 0 if methods[recipe.method].sees_samples_once_more else 1  # fitting alone gives something to score with
+    if given.max_steps is not None and given.max_steps < least:
+        raise ValueError(f"--max-steps {given.max_steps} must be {least} or more")
     return TrainArguments(
         recipe=recipe,
         deepspeed_config=given.deepspeed_config or default_deepspeed_config(recipe.training),

@@ -83,6 +83,8 @@ class FeatureCache:
 
     def features(self, compute: Features, images_TCHW: Tensor) -> list[Tensor]:
         """Each image's, kept or made, on the images' device."""
+        if not self._names:  # of other samples than training's
+            return compute(images_TCHW)
         assert len(self._names) == len(images_TCHW), "the forward pass is not that of the batch"
         of_images = [
             self._kept(name, images_TCHW.device) or self._made(name, compute, images_TCHW[place : place + 1])

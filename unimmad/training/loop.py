@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -84,7 +85,10 @@ class Trainer:
         total = self.schedule.total_steps
         end = total if max_steps is None else min(total, max_steps)
         if start >= end:
-            logger.info("%s is at step %d already: nothing to do", self.checkpoints.run, start)
+            if self._is_to_be_fitted():
+                self._fit(start, total)
+            else:
+                logger.info("%s is at step %d already: nothing to do", self.checkpoints.run, start)
             return True
         guard = LossGuard(self.engine)
         if self.stop is not None:
@@ -195,16 +199,28 @@ class Trainer:
                 f"{self._way_out()}"
             )
             raise SharedError.of_all(problem, self.engine.world.size)
-        model = self.engine.model
-        if step == end and isinstance(model, Fitted):
-            show_samples(model, self.shards, self.facts.recipe, self.engine.world)
-        self.engine.world.on_main(self.lock.check)
-        seconds = self.facts.seconds + time.monotonic() - self._started
-        path = save_checkpoint(self.checkpoints, self.engine, self.facts, step, step == total, seconds)
+        path = self._save(step, total)
         log.message(f"step {step}: checkpoint {path}")
+        if step == end and self._is_to_be_fitted():
+            path = self._fit(step, total)
         if evaluate and (step == end or not stopping):
             return self._evaluate(path, step, log)
         return True
+
+    def _save(self, step: int, total: int) -> Path:
+        self.engine.world.on_main(self.lock.check)
+        seconds = self.facts.seconds + time.monotonic() - self._started
+        return save_checkpoint(self.checkpoints, self.engine, self.facts, step, step == total, seconds)
+
+    def _is_to_be_fitted(self) -> bool:
+        """On every rank alike: whatever it is fitted to already, in a run that is continued, is the same data."""
+        model = self.engine.model
+        return isinstance(model, Fitted) and not model.is_fitted
+
+    def _fit(self, step: int, total: int) -> Path:
+        """The checkpoint of ``step`` is there already, where there are steps: whatever stops the fitting loses none."""
+        show_samples(cast(Fitted, self.engine.model), self.shards, self.facts.recipe, self.engine.world)
+        return self._save(step, total)
 
     def _evaluate(self, checkpoint: Path, step: int, log: RunLog) -> bool:
         """The checkpoint just written, in its local form on every rank; they share the test split.

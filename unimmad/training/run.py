@@ -279,17 +279,17 @@ def _stored_model(arguments: TrainArguments, run: RunFolder, world: World) -> tu
     """Of the checkpoint to continue, or of ``--init-from``; the ranks share the verification."""
     source = run.resume_from or find_checkpoint(cast(Path, arguments.init_from))
     extended = None if run.resume_from else arguments.methods[arguments.recipe.method].extends
-    is_same = check_same_method(source, arguments.recipe, extended)
+    check_same_method(source, arguments.recipe, extended)
     model = build_method(arguments.recipe, arguments.methods)
     # A run that continues needs the optimizer's state, too: better to miss it now than after DeepSpeed's set-up.
     without = None if run.resume_from else OPTIMIZER_PREFIX
     if arguments.verify:
         verify_checkpoint(source, without, (world.rank, world.size))
     reader = TensorReader(source, without)
-    if is_same:
-        fill_model(with_room_for(reader, read_state(source), model, source), reader)
-    else:
+    if run.resume_from is None:  # what it was fitted to are other data
         fill_model(model, reader, own=model.own_tensors)
+    else:
+        fill_model(with_room_for(reader, read_state(source), model, source), reader)
     if run.resume_from is None:
         logger.info("weights from %s", source)
     elif arguments.init_from is not None:

@@ -132,11 +132,10 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
         )
 
 
-def check_same_method(checkpoint: Path, recipe: Recipe, also: str | None = None) -> bool:
-    """Whether the checkpoint is of the recipe's method, and not of ``also``.
-
+def check_same_method(checkpoint: Path, recipe: Recipe, also: str | None = None) -> None:
+    """
     Raises:
-        ValueError: it is of neither.
+        ValueError: the checkpoint is of another method than the recipe, and not of ``also``.
     """
     theirs = read_state(checkpoint)["recipe"].get("method", DEFAULT_METHOD)
     if theirs not in (recipe.method, also):
@@ -144,7 +143,6 @@ def check_same_method(checkpoint: Path, recipe: Recipe, also: str | None = None)
             f"{checkpoint} is of method {shown(theirs)}, and recipe {recipe.name} of {recipe.method}: "
             "weights of another method can't be gone on with: use its recipe, or other weights or another --output-dir"
         )
-    return bool(theirs == recipe.method)
 
 
 def check_same_data(checkpoint: Path, given: TrainedOn) -> None:
@@ -163,6 +161,7 @@ def check_same_data(checkpoint: Path, given: TrainedOn) -> None:
 
 _FREE = {
     "data.workers",
+    "model.search.max_bank_gb",
     "data.on_error",
     "data.cache_folder",
     "data.cache_gb",
