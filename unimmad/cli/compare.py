@@ -125,7 +125,7 @@ def _submit(given: argparse.Namespace, ours: Sequence[str], of_launcher: Sequenc
 
     cells, running = _cells_and_running(given, methods)
     open_cells = [cell for cell in cells if finished(cell, running) is None]
-    _results_of_elsewhere(given.results, cells)
+    _results_of_elsewhere(given.results, _places(cells))
     if not open_cells:
         raise ValueError(f"all cells are finished; --table in place of --slurm writes the table to {given.output_dir}")
     submit_cells([_name(cell) for cell in open_cells], ours, of_launcher, given.output_dir)
@@ -177,7 +177,7 @@ def _compare(given: argparse.Namespace, methods: Registry) -> int:
     # Before hours of training, whatever would stop the table behind them.
     is_finished = [finished(cell, running) is not None for cell in cells]
     of_ours = list(compress(cells, is_finished)) if given.table else cells
-    others = _results_of_elsewhere(given.results, of_ours)
+    others = _results_of_elsewhere(given.results, _places(of_ours))
     published = _published(given, running.shards.datasets)
     done, failed = _run_all(cells, running, given.table)
     found = by_method([*(one.result for one in done), *others], list(dict.fromkeys(cell.method for cell in cells)))
@@ -195,20 +195,28 @@ def _table_of_what_is_there(given: argparse.Namespace, methods: Registry) -> int
     done, failed = found_cells(given.output_dir)
     data = tuple(parse_data_folder(text) for text in given.data) or data_of(done)
     running = Running(data, (), given.device, given.precision, None, methods)
-    others = _results_of_elsewhere(given.results, [])
+    ours = [(one.result.method, one.result.seed, one.folder / NAME) for one in done]
+    others = _results_of_elsewhere(given.results, ours)
     found = Compared(tuple(by_method([*(one.result for one in done), *others], [])))
     compared = replace(found, failed=tuple(failed), published=_published(given, found.datasets))
     _report(compared, given.output_dir, done, running, _header(done, running))
     return 0
 
 
-def _results_of_elsewhere(folders: Sequence[Path], cells: Sequence[Cell]) -> list[Result]:
+def _places(cells: Sequence[Cell]) -> list[tuple[str, int, Path]]:
+    return [(cell.method, cell.seed, cell.folder / NAME) for cell in cells]
+
+
+def _results_of_elsewhere(folders: Sequence[Path], of_ours: Sequence[tuple[str, int, Path]]) -> list[Result]:
     """
+    Args:
+        folders: where to look; what is ``of_ours`` is passed over.
+        of_ours: method, seed and file of each result that the table has anyway.
+
     Raises:
-        ValueError: a folder holds none, one can't be read, or is of a method and seed as another or as one of
-            ``cells``.
+        ValueError: a folder holds none, one can't be read, or is of a method and seed as another or as one of ours.
     """
-    ours = {(cell.folder / NAME).resolve(): (cell.method, cell.seed, cell.folder / NAME) for cell in cells}
+    ours = {one[2].resolve(): one for one in of_ours}
     found: dict[Path, tuple[Path, Result]] = {}
     for folder in folders:
         paths = sorted(folder.rglob(NAME))
