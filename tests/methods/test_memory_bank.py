@@ -424,7 +424,7 @@ def test_no_samples_a_sample_twice_and_too_few_patches(make: Maker) -> None:
         make.fitted([])
     with pytest.raises(ValueError, match="class 'b', slot 0: a sample was collected twice"):
         make.fitted([TRAIN[0], TRAIN[0]], coreset="none")
-    with pytest.raises(ValueError, match=r"class 'b', slot 0, has 1 patches, fewer than model.neighbours, 2"):
+    with pytest.raises(ValueError, match=r"class 'b', slot 0, has 1 patches, fewer than neighbours, 2"):
         make.fitted(TRAIN[:1], coreset="greedy", neighbours=2)
 
 
@@ -437,7 +437,7 @@ def test_samples_that_do_not_fit(make: Maker) -> None:
         method.collect(images_TCHW, counts, slots_T, ["a"], [])
     with pytest.raises(ValueError, match="modality slot 2 is not one of the 2"):
         method.collect(images_TCHW, counts, slots_T + 2, ["a"], ["0"])
-    with pytest.raises(ValueError, match=r"class '' is none of model\.bank_per=class"):
+    with pytest.raises(ValueError, match=r"class '' is none of bank_per=class"):
         method.collect(images_TCHW, counts, slots_T, [""], ["0"])
 
 
@@ -465,7 +465,7 @@ def test_what_there_is_no_bank_of(make: Maker) -> None:
         ({"banks": [["a", 0]], "more": 1}, "more: "),
         ({"banks": [["a", 0], ["a", 0]]}, "two banks of one class and slot"),
         ({"banks": [["a", 2]]}, "modality slot 2"),
-        ({"banks": [["", 0]]}, "none of model.bank_per=class"),
+        ({"banks": [["", 0]]}, "none of bank_per=class"),
     ],
 )
 def test_descriptions_that_cannot_be(make: Maker, description: Mapping[str, Any], message: str) -> None:
@@ -482,7 +482,7 @@ def test_descriptions_that_cannot_be(make: Maker, description: Mapping[str, Any]
         ({"banks.x": (4, 16)}, r"1 tensors banks\.\* do not belong to 1"),
         ({"banks.0": (4, 15)}, r"shape \[4, 15\], not \[patches, 16\]"),
         ({"banks.0": (64,)}, r"shape \[64\]"),
-        ({"banks.0": (0, 16)}, "0 patches, fewer than model.neighbours"),
+        ({"banks.0": (0, 16)}, "0 patches, fewer than neighbours"),
         ({"banks.0": (10**9, 16)}, "more than the setting max_bank_gb"),
         ({"banks.0": (4, 16), "deviations.0": (16,)}, r"1 tensors deviations\.\* do not belong to 0"),
     ],

@@ -118,7 +118,7 @@ def test_branches_compute_as_measured_and_by_the_rule_without():
 
 def saved(folder: Path, composing) -> Path:
     checkpoints = CheckpointFolder(folder)
-    engine = SimpleNamespace(world=World(0, 1, 0, CPU), ep_size=1)
+    engine = SimpleNamespace(world=World(0, 1, 0, CPU), ep_size=1, model=torch.nn.Identity())
     facts = RunFacts(RECIPE, "none", [], 0, None, composing)
     _finish(checkpoints, checkpoints.begin(1), engine, facts, 1, finished=False, digests={}, seconds=None)
     checkpoint = checkpoints.newest()
