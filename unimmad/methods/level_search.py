@@ -11,6 +11,7 @@ level, H x W pixels.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, cast
@@ -26,7 +27,7 @@ from unimmad.methods.banks import Banks, BankSettings
 from unimmad.model.backbone import Backbone, calibrate_batchnorm, load_backbone_weights
 from unimmad.model.backends.convolution import use_fast_convolutions
 from unimmad.model.folding import fold_batchnorm
-from unimmad.model.method import FittedMethod, Gather, check_slots, sample_of_token
+from unimmad.model.method import Fitted, FittedMethod, Gather, check_slots, sample_of_token
 
 SUMMED = "sum of the levels' harmonic means"
 LEAST_RATIO = 0.05
@@ -185,6 +186,51 @@ def sum_of_tokens(maps_THW: Tensor, sample_of_token_T: Tensor, batch: int) -> Te
     return maps_THW.new_zeros(batch, *maps_THW.shape[1:]).index_add(0, sample_of_token_T, maps_THW)
 
 
+class FittedBySearch(Fitted):
+    """A method that is fitted in that its search is."""
+
+    search: LevelSearch
+
+    @abstractmethod
+    def maps_to_search(self, images_TCHW: Tensor) -> list[Tensor]:
+        """The teacher's, float32 whatever autocast says: [T, C_l, h, w] each."""
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.search.is_fitted
+
+    def begin(self, seed: int) -> None:
+        self.search.begin(seed)
+
+    def collect(
+        self,
+        images_TCHW: Tensor,
+        tokens_per_sample: Sequence[int],
+        slot_of_token_T: Tensor,
+        classes: Sequence[str],
+        keys: Sequence[str],
+    ) -> None:
+        samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()
+        of_tokens = (
+            [classes[sample] for sample in samples],
+            slot_of_token_T.tolist(),
+            [keys[sample] for sample in samples],
+        )
+        self.search.add(self.maps_to_search(images_TCHW), *of_tokens)
+
+    def finish(self, gather: Gather) -> None:
+        self.search.finish(gather)
+
+    def describe(self) -> dict[str, Any]:
+        return self.search.describe()
+
+    def restore(self, description: Mapping[str, Any]) -> None:
+        self.search.restore(description)
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.search.resize(in_submodule(shapes, "search"))
+
+
 class LevelSearchMethodSettings(LevelSearchSettings, MethodSettings):
     """The teacher is UniMMAD's."""
 
@@ -202,7 +248,7 @@ class TokenRatios:
     batch: int
 
 
-class LevelSearchMethod(FittedMethod):
+class LevelSearchMethod(FittedBySearch, FittedMethod):
     """Search alone: nothing is trained."""
 
     modalities_joined = SUMMED
@@ -237,41 +283,6 @@ class LevelSearchMethod(FittedMethod):
         use_fast_convolutions(self.teacher)
         return self.eval()
 
-    @property
-    def is_fitted(self) -> bool:
-        return self.search.is_fitted
-
-    def begin(self, seed: int) -> None:
-        self.search.begin(seed)
-
-    def collect(
-        self,
-        images_TCHW: Tensor,
-        tokens_per_sample: Sequence[int],
-        slot_of_token_T: Tensor,
-        classes: Sequence[str],
-        keys: Sequence[str],
-    ) -> None:
-        samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()
-        of_tokens = (
-            [classes[sample] for sample in samples],
-            slot_of_token_T.tolist(),
-            [keys[sample] for sample in samples],
-        )
-        self.search.add(self._maps(images_TCHW), *of_tokens)
-
-    def finish(self, gather: Gather) -> None:
-        self.search.finish(gather)
-
-    def describe(self) -> dict[str, Any]:
-        return self.search.describe()
-
-    def restore(self, description: Mapping[str, Any]) -> None:
-        self.search.restore(description)
-
-    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.search.resize(in_submodule(shapes, "search"))
-
     def forward(
         self,
         images_TCHW: Tensor,
@@ -281,7 +292,7 @@ class LevelSearchMethod(FittedMethod):
     ) -> TokenRatios:
         samples_T = sample_of_token(tokens_per_sample, torch.device("cpu"))
         classes_T = [None if classes is None else classes[sample] for sample in samples_T.tolist()]
-        ratios = self.search.ratios(self._maps(images_TCHW), classes_T, slot_of_token_T.tolist())
+        ratios = self.search.ratios(self.maps_to_search(images_TCHW), classes_T, slot_of_token_T.tolist())
         return TokenRatios(ratios, samples_T.to(images_TCHW.device), len(tokens_per_sample))
 
     def maps(self, output: TokenRatios) -> Tensor:
@@ -294,7 +305,7 @@ class LevelSearchMethod(FittedMethod):
         return _FixedModalities(self, slots)
 
     @torch.no_grad()
-    def _maps(self, images_TCHW: Tensor) -> list[Tensor]:
+    def maps_to_search(self, images_TCHW: Tensor) -> list[Tensor]:
         with torch.autocast(images_TCHW.device.type, enabled=False):
             maps: list[Tensor] = self.teacher(images_TCHW.float())
             return maps

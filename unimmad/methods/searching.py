@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from unimmad.config import ModelSettings
 from unimmad.methods.level_search import (
+    FittedBySearch,
     LevelSearch,
     LevelSearchSettings,
     harmonic_mean,
-    in_submodule,
     sum_of_tokens,
 )
 from unimmad.model.fixed_modalities import FixedModalities
-from unimmad.model.method import ROOT_OF_SQUARES, Fitted, Gather, Loss, StepFacts, check_slots, sample_of_token
+from unimmad.model.method import ROOT_OF_SQUARES, Gather, Loss, StepFacts, check_slots, sample_of_token
 from unimmad.model.unimmad import Reconstruction, UniMMAD
 
 JOINED = "sum of the harmonic means of search's and reconstruction's levels"
@@ -51,7 +51,7 @@ class SearchedReconstruction(Reconstruction):
     """What the search says of each level, finest first: [T, h, w]."""
 
 
-class SearchingUniMMAD(Fitted, UniMMAD):
+class SearchingUniMMAD(FittedBySearch, UniMMAD):
     """Trained as UniMMAD is, then fitted."""
 
     modalities_joined = JOINED
@@ -81,41 +81,18 @@ class SearchingUniMMAD(Fitted, UniMMAD):
         with torch.autocast(images_TCHW.device.type, enabled=False):
             return super().teacher_maps(images_TCHW.float())
 
-    @property
-    def is_fitted(self) -> bool:
-        return self.search.is_fitted
-
-    def begin(self, seed: int) -> None:
-        self.search.begin(seed)
-
     @torch.no_grad()
-    def collect(
-        self,
-        images_TCHW: Tensor,
-        tokens_per_sample: Sequence[int],
-        slot_of_token_T: Tensor,
-        classes: Sequence[str],
-        keys: Sequence[str],
-    ) -> None:
-        samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()
-        classes_T, keys_T = [classes[sample] for sample in samples], [keys[sample] for sample in samples]
+    def maps_to_search(self, images_TCHW: Tensor) -> list[Tensor]:
         with torch.autocast(images_TCHW.device.type, enabled=False):
-            maps = self.teacher_maps(images_TCHW.float())
-        self.search.add(maps, classes_T, slot_of_token_T.tolist(), keys_T)
+            return self.teacher_maps(images_TCHW.float())
 
     def finish(self, gather: Gather) -> None:
-        self.search.finish(gather)
+        super().finish(gather)
         self._say_how_it_scores()
-
-    def describe(self) -> dict[str, Any]:
-        return self.search.describe()
 
     def restore(self, description: Mapping[str, Any]) -> None:
-        self.search.restore(description)
+        super().restore(description)
         self._say_how_it_scores()
-
-    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.search.resize(in_submodule(shapes, "search"))
 
     def forward(
         self,
