@@ -57,7 +57,7 @@ ANY_DTYPE = "any"
 
 
 class ValueRange(_Frozen):
-    """Between which stored values a picture lies: ``low`` is read as 0, ``high`` as 1, and what is beyond is clipped."""
+    """Between which stored values a picture lies: ``low`` is read as 0, ``high`` as 1; what is beyond is clipped."""
 
     dtype: Annotated[str, Field(pattern=r"^(any|u?int(8|16|32|64)|float(16|32|64))$")]
     """Of the images that are read so; ``any``: all number types that can hold ``high``."""

@@ -61,3 +61,7 @@ class SourceSet:
     """Its field and modalities."""
     samples: tuple[SourceSample, ...]
     """All samples of all classes and splits; a class's keep their order."""
+    own: bool = False
+    """One's own images: what their values mean is looked into while shards are written. Published sets are known."""
+    invalid_told: frozenset[str] = frozenset()
+    """Depth modalities of which the user said which value means "not measured"."""
