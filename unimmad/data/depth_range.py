@@ -48,7 +48,7 @@ def check_dtype(dtype: np.dtype, modality: Modality, where: str) -> str:
     """Hold an image's number type against those that the model was trained on.
 
     Returns:
-        A note where it is another one but means the same by a value; empty where it is one of them.
+        A note where reals stand for integers or the other way round, whose unit is known; empty where all is well.
 
     Raises:
         ValueError: the same value would mean another distance.

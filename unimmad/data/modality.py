@@ -52,6 +52,9 @@ class ModalityChoice:
     """``skip`` leaves the modality out."""
     scale: float | None = None
     """Depth only, the bare number: metres of the type's largest value (of real numbers: of 1); None: the default."""
+    invalid: float | None = None
+    """Depth only; None with ``invalid_given``: every pixel is valid."""
+    invalid_given: bool = False
     unit: float | None = None
     """Depth only: metres of the stored value 1, whatever the type."""
     disparity: bool = False
@@ -59,9 +62,6 @@ class ModalityChoice:
     low: float | None = None
     high: float | None = None
     """RGB and gray only: the stored values that are read as 0 and 1."""
-    invalid: float | None = None
-    """Depth only; None with ``invalid_given``: every pixel is valid."""
-    invalid_given: bool = False
 
 
 def parse_modality(text: str) -> ModalityChoice:
@@ -105,7 +105,7 @@ def _parse_depth(name: str, values: Sequence[str], text: str) -> ModalityChoice:
     for metres_given in (scale, unit):
         if metres_given is not None and not MIN_SCALE <= metres_given <= MAX_SCALE:
             raise ValueError(f"--modality {text}: the metres must lie between {MIN_SCALE:g} and {MAX_SCALE:g}")
-    return ModalityChoice(name, "depth", scale, unit, disparity, None, None, invalid, invalid_given=given)
+    return ModalityChoice(name, "depth", scale, invalid, given, unit, disparity)
 
 
 def _number(text: str, option: str) -> float:

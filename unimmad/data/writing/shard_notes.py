@@ -65,8 +65,8 @@ class ShardNotes:
         self,
         shard: ShardEntry,
         samples: Sequence[SampleEntry],
-        facts: Sequence[dict[str, ImageFacts]],
         work: Sequence[Work],
+        facts: Sequence[dict[str, ImageFacts]] = (),
     ) -> None:
         """Note a finished shard. ``work`` are its samples and, if any, the next one, whose size ended it; all were
         looked at before they were read.
