@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -29,9 +29,9 @@ class ImageFacts:
     orientation: int
     transparent: float
     """Share of its pixels."""
-    low: float
+    low: float = 0.0
     """The smallest stored value; 0 where there is none."""
-    high: float
+    high: float = 0.0
     measured: float = 1.0
     """Depth: share of the foreground."""
     zeros: float = 0.0
@@ -51,25 +51,25 @@ def facts_of(decoded: DecodedImage, modality: Modality, where: str) -> ImageFact
     """
     array = decoded.pixels
     channels = 1 if array.ndim == 2 else array.shape[2]
-    common = {
-        "dtype": array.dtype.name,
-        "channels": channels,
-        "orientation": decoded.orientation,
-        "transparent": decoded.transparent,
-    }
+    facts = ImageFacts(
+        dtype=array.dtype.name,
+        channels=channels,
+        orientation=decoded.orientation,
+        transparent=decoded.transparent,
+    )
     if modality.kind != "depth":
         check_fits(array, modality, where)
-        return ImageFacts(**common, low=float(array.min()), high=float(array.max()))
+        return replace(facts, low=float(array.min()), high=float(array.max()))
     metres_HW, foreground_HW = depth_and_foreground(array, modality, where)
     stored_HW = array if array.ndim == 2 else array[:, :, 0]
     seen_HW = foreground_HW & (stored_HW != 0)
     if not seen_HW.any():
-        return ImageFacts(**common, low=0, high=0, measured=0, zeros=float(foreground_HW.any()))
+        return replace(facts, measured=0, zeros=float(foreground_HW.any()))
     stored = stored_HW[seen_HW]
     step = -(-len(stored) // _MOST_PIXELS)
     low, middle, high = np.quantile(metres_HW[seen_HW][::step], _QUANTILES)
-    return ImageFacts(
-        **common,
+    return replace(
+        facts,
         low=float(stored.min()),
         high=float(stored.max()),
         measured=float(foreground_HW.mean()),

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 UPRIGHT = 1
+ON_ITS_SIDE = 5
+"""From here on height and width change over."""
 _ORIENTATIONS = range(1, 9)
 
 
@@ -36,7 +38,7 @@ def turned(array: np.ndarray, orientation: int) -> np.ndarray:
     """
     if orientation == UPRIGHT:
         return array
-    if orientation >= 5:
+    if orientation >= ON_ITS_SIDE:
         array = array.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         array = array[::-1]

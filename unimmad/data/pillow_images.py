@@ -7,10 +7,10 @@ import re
 import struct
 import sys
 import zlib
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from unimmad.data.decode_limits import check_decoded
 from unimmad.data.decoded import DecodedImage
@@ -27,6 +27,7 @@ _PNG_HEADER = slice(12, 29)
 _PNG_HEADER_SUM = slice(29, 33)
 
 Format = Literal["PNG", "JPEG", "TIFF"]
+_TileArguments = tuple[Any, ...] | str | None
 
 
 def decode_pillow(data: bytes, format_: Format) -> DecodedImage:
@@ -57,7 +58,7 @@ def decode_pillow(data: bytes, format_: Format) -> DecodedImage:
     return DecodedImage(turned(pixels, left), format_, orientation, format_ == "JPEG", transparent)
 
 
-def _opened(data: bytes, format_: Format) -> Image.Image:
+def _opened(data: bytes, format_: Format) -> ImageFile.ImageFile:
     try:
         return Image.open(io.BytesIO(data), formats=(format_,))
     except UnidentifiedImageError:  # its own message names an object in memory
@@ -89,12 +90,12 @@ def _sixteen_bits(data: bytes, format_: Format) -> tuple[np.ndarray, np.ndarray 
     return values_HWC[:, :, :3], values_HWC[:, :, 3] if mode in ("RGBA", "RGBa") else None
 
 
-def _raw_mode(arguments: object) -> object:
+def _raw_mode(arguments: _TileArguments) -> object:
     """Of a tile: alone, or first among others."""
     return arguments[0] if isinstance(arguments, tuple) and arguments else arguments
 
 
-def _with_order(arguments: object, order: str) -> object:
+def _with_order(arguments: _TileArguments, order: str) -> _TileArguments:
     raw_mode = _raw_mode(arguments)
     if not _SIXTEEN_BIT_COLOURS.fullmatch(str(raw_mode)):
         raise ValueError("its planes are stored apart, with 16 bits a channel; save it as an uncompressed TIFF or PNG")

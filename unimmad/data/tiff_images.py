@@ -77,7 +77,7 @@ def decode_tiff(data: bytes, planes: bool = False) -> DecodedImage:
 
 
 def _by_pillow(data: bytes, page: tifffile.TiffPage) -> DecodedImage:
-    decoded = decode_pillow(data, TIFF)
+    decoded = decode_pillow(data, "TIFF")
     deep = page.bitspersample > 8 and _photometric(page) != _PALETTE
     if deep and decoded.pixels.dtype == np.uint8:
         raise ValueError(f"its {page.bitspersample} bits would be cut to 8; save it without compression, or as PNG")

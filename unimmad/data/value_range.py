@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unimmad.data.index import ANY_DTYPE, Modality, ValueRange
 
@@ -75,10 +76,8 @@ def _in_range(array: np.ndarray, given: ValueRange, modality: Modality, where: s
     if not np.isfinite(array).all():
         raise ValueError(f"{where}: {modality.kind} values are not all finite; replace NaN and infinity by numbers")
     exact = np.float32 if array.dtype.itemsize <= 2 else np.float64
-    values = array.astype(exact)
-    values -= given.low
-    values /= given.high - given.low
-    return np.clip(values, 0, 1, out=values).astype(np.float32)
+    values: NDArray[np.floating] = array.astype(exact)
+    return np.clip((values - given.low) / (given.high - given.low), 0, 1).astype(np.float32)
 
 
 def beyond_range_note(array: np.ndarray, modality: Modality) -> str:

@@ -80,9 +80,7 @@ def prepare_sample(
             files[modality.name] = str(source)
         if with_pictures:
             pictures.append((modality.name, picture_of(array, modality, panel_size(array.shape), where)))
-    return PreparedSample(
-        sample.name, files, match, torch.stack(images), tuple(pictures), tuple(notes)
-    )
+    return PreparedSample(sample.name, files, match, torch.stack(images), tuple(pictures), tuple(notes))
 
 
 def _notes_of_values(array: np.ndarray, modality: Modality, where: str) -> list[str]:

@@ -163,7 +163,7 @@ def _source_set(root: Path, info: LayoutInfo, read: ReadSet, wishes: _Wishes, no
             modalities=_modalities(root, samples, declared, wishes, notices),
         ),
         samples=tuple(set_aside(samples, share, wishes.seed)),
-        own=not info.classes,
+        published=bool(info.classes or read.name),
         invalid_told=frozenset(name for name, choice in wishes.choices.items() if choice.invalid_given),
     )
 

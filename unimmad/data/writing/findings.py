@@ -55,8 +55,8 @@ class ModalityFindings:
     def __init__(self, found: SourceSet, modality: Modality) -> None:
         self.dataset = found.name
         self.modality = modality
-        self.own = found.own
-        self.zero_is_open = found.own and modality.name not in found.invalid_told
+        self.own = not found.published
+        self.zero_is_open = not found.published and modality.name not in found.invalid_told
         self.images = 0
         self._shows: dict[str, _Files] = defaultdict(_Files)
         self._by_dtype: dict[str, _Files] = defaultdict(_Files)

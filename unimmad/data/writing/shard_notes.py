@@ -75,9 +75,7 @@ class ShardNotes:
         """
         fingerprint = self._fingerprint(work)
         if fingerprint is not None:
-            finished = FinishedShard(
-                fingerprint=fingerprint, shard=shard, samples=tuple(samples), facts=tuple(facts)
-            )
+            finished = FinishedShard(fingerprint=fingerprint, shard=shard, samples=tuple(samples), facts=tuple(facts))
             write_text_aside(self._path(shard.name), finished.model_dump_json())
 
     def finished(self, name: str, work: Sequence[Work]) -> FinishedShard | None:

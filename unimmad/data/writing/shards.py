@@ -162,9 +162,7 @@ class _Writer:
             path = self.folder / _shard_name(split, number)
             entries = _write_shard(path, samples)
             shard = ShardEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256_of(path), samples=len(samples))
-            self.notes.add(
-                shard, entries, work[done : done + len(samples) + 1], [packed.facts for packed in samples]
-            )
+            self.notes.add(shard, entries, work[done : done + len(samples) + 1], [packed.facts for packed in samples])
             self._add(shard, entries)
             done += len(samples)
 

@@ -62,7 +62,15 @@ def single_modality(files: Iterable[SourceFile], choices: dict[str, ModalityChoi
         )
     if choices:
         return next(iter(choices))
-    return "gray" if all(has_one_channel(file.read(), file.suffix, file.name) for file in files) else "rgb"
+    seen = False
+    for file in files:
+        try:
+            if not has_one_channel(file.read(), file.suffix, file.name):
+                return "rgb"
+        except (OSError, ValueError):
+            continue  # said once its turn comes to be written
+        seen = True
+    return "gray" if seen else "rgb"
 
 
 def read_class(class_folder: Path, modality: str, notices: Notices) -> list[SourceSample]:
