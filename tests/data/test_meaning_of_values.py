@@ -14,7 +14,14 @@ from PIL import Image
 
 from unimmad.data.index import DatasetEntry, Index, Modality, ValueRange, load_index
 from unimmad.data.layouts import find_set
-from unimmad.data.modality import ModalityChoice, bare_number_note, parse_modality, reading_of, resolve_modality
+from unimmad.data.modality import (
+    ModalityChoice,
+    bare_number_note,
+    parse_modality,
+    read_otherwise,
+    reading_of,
+    resolve_modality,
+)
 from unimmad.data.prepare import IMAGENET_MEAN, IMAGENET_STD, centred_depth, resize
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.value_range import found_range
@@ -286,6 +293,20 @@ def test_an_old_index_says_what_it_said_and_a_new_one_says_no_more_than_it_must(
     np.testing.assert_allclose(centred_depth(stored, modality), expected, rtol=1e-6)
     later = modality.model_copy(update={"unit": 0.001, "dtypes": ("uint16",)})
     assert Modality.model_validate_json(later.model_dump_json()) == later
+
+
+def test_what_means_other_things_than_in_training_is_said() -> None:
+    def sets(**of_modality: object) -> dict[str, DatasetEntry]:
+        entry = Modality.model_validate({"name": "z", "slot": 0, "kind": "depth", **of_modality})
+        return {"parts": DatasetEntry(field="x", modalities=(entry,))}
+
+    metres, millimetres = sets(dtypes=("float32",)), sets(unit=0.001, invalid=0)
+    assert not read_otherwise(metres, sets())
+    assert not read_otherwise(metres, {})
+    assert not read_otherwise(metres, millimetres | {"others": metres["parts"]})
+    assert read_otherwise(millimetres, metres) == [
+        "z of parts (depth, a stored 1 is 0.001 m, invalid 0.0; in training: depth, scale 1 m, invalid None)"
+    ]
 
 
 def test_an_interrupted_writer_knows_what_it_had_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

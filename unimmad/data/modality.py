@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 import numpy as np
 
-from unimmad.data.index import ANY_DTYPE, MAX_SCALE, MIN_SCALE, Modality, ModalityKind, ValueRange
+from unimmad.data.index import ANY_DTYPE, MAX_SCALE, MIN_SCALE, DatasetEntry, Modality, ModalityKind, ValueRange
 
 MAX_MODALITIES = 4
 """Modalities of one dataset: the model's input holds 4 x 3 channels (method, input embedding)."""
@@ -175,6 +175,25 @@ def reading_of(modality: Modality) -> str:
     if modality.unit is not None:
         return f", a stored 1 is {modality.unit:g} m{invalid}"
     return f", scale {modality.scale:g} m{invalid}"
+
+
+def read_otherwise(given: Mapping[str, DatasetEntry], trained: Mapping[str, DatasetEntry]) -> list[str]:
+    """Modalities of ``given`` whose values mean other things than those of that name in training, in words."""
+    known: dict[str, list[Modality]] = {}
+    for entry in trained.values():
+        for modality in entry.modalities:
+            known.setdefault(modality.name, []).append(modality)
+    return [
+        f"{modality.name} of {dataset} ({modality.kind}{reading_of(modality)}; in training: "
+        f"{known[modality.name][0].kind}{reading_of(known[modality.name][0])})"
+        for dataset, entry in given.items()
+        for modality in entry.modalities
+        if modality.name in known and all(_meaning(modality) != _meaning(one) for one in known[modality.name])
+    ]
+
+
+def _meaning(modality: Modality) -> tuple[object, ...]:
+    return modality.kind, modality.scale, modality.invalid, modality.unit, modality.disparity, modality.ranges
 
 
 def assign_slots(modalities: Sequence[Modality], choices: Sequence[ModalityChoice]) -> tuple[Modality, ...]:
