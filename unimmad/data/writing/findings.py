@@ -179,7 +179,7 @@ class ModalityFindings:
                 )
             if beyond.count:
                 lines.append(
-                    f"{name}: {beyond.count} images of {dtype} go far beyond the range {low:g} to {high:g} and are "
+                    f"{name}: {beyond.count} images of {dtype} go beyond the range {low:g} to {high:g} and are "
                     f"clipped: {beyond}"
                 )
         return lines
