@@ -92,7 +92,7 @@ def test_a_scan_without_any_data_is_zero() -> None:
 def test_many_numbers_that_are_no_depth_are_refused(factor: float) -> None:
     array = scan(factor=factor)
     for call in (lambda: prepare(array, METRES, 8, "cap/3.npy"), lambda: check_fits(array, METRES, "cap/3.npy")):
-        with pytest.raises(ValueError, match=r"^cap/3\.npy: 192 pixels of z lie beyond 1e\+07 m, .*z=depth:SCALE$"):
+        with pytest.raises(ValueError, match=r"^cap/3\.npy: 192 pixels of z lie beyond 1e\+07 m, .*z=depth:UNIT$"):
             call()
 
 

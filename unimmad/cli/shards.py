@@ -28,7 +28,7 @@ from unimmad.data.layouts import LAYOUTS, FoundSet, find_sets, layout_table
 from unimmad.data.layouts.calibration import set_aside
 from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION
 from unimmad.data.layouts.source_set import SourceSet
-from unimmad.data.modality import parse_modality
+from unimmad.data.modality import parse_modality, reading_of
 from unimmad.data.writing.shards import SHARD_BYTES, write_shards
 from unimmad.data.writing.verify import verify_folder
 from unimmad.ranks.launcher import program
@@ -93,10 +93,13 @@ def shards_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=KIND",
-        help="rgb, gray, skip or depth[:SCALE[:INVALID]]; once for each modality, with one SOURCE only. "
-        "Their order is that of the input slots. SCALE: metres that the stored value 1 (integers: the type's "
-        "largest value) stands for; default 1 (integers: 0.5). INVALID: the stored value that says 'not "
-        "measured', or none; default none (integers: 0). Otherwise the folder's name tells the kind.",
+        help="rgb[:LOW:HIGH], gray[:LOW:HIGH], skip or depth[:UNIT[:INVALID]]; once for each modality, with one SOURCE "
+        "only. Their order is that of the input slots. LOW, HIGH: the stored values that are read as 0 and 1 "
+        "(default: the type's range, or where training images use less than 1/8 of it, what they use). UNIT: what "
+        "the stored value 1 is, m, cm, mm, um, or a number of these, such as 0.25mm; disparity, or METRES/disparity. A "
+        "number alone is the metres of 1 in real numbers, of the type's largest value in integers; default 1 "
+        "(integers: 0.5). INVALID: the stored value that says 'not measured', or none; default 0 in integers, and in "
+        "real numbers where no value lies near it. Otherwise the folder's name tells the kind.",
     )
     parser.add_argument("--allow-missing", action="store_true", help="keep samples that lack a modality")
     parser.add_argument("--overwrite", action="store_true", help="replace a shard folder of that name")
@@ -193,8 +196,7 @@ def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: 
     for name, entry in index.datasets.items():
         print(f"{name} (domain: {entry.field})")
         for modality in entry.modalities:
-            depth = f", scale {modality.scale:g} m, invalid {modality.invalid}" if modality.kind == "depth" else ""
-            print(f"  slot {modality.slot}: {modality.name}, {modality.kind}{depth}")
+            print(f"  slot {modality.slot}: {modality.name}, {modality.kind}{reading_of(modality)}")
         for class_name in sorted({found for dataset, found, _ in counts if dataset == name}):
             train, test, aside = (counts[name, class_name, split] for split in ("train", "test", "calibration"))
             print(

@@ -10,9 +10,18 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from unimmad.data.gc_pause import collector_paused
 from unimmad.serialization.documents import read_limited
@@ -44,6 +53,24 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+ANY_DTYPE = "any"
+
+
+class ValueRange(_Frozen):
+    """Between which stored values a picture lies: ``low`` is read as 0, ``high`` as 1; what is beyond is clipped."""
+
+    dtype: Annotated[str, Field(pattern=r"^(any|u?int(8|16|32|64)|float(16|32|64))$")]
+    """Of the images that are read so; ``any``: all number types that can hold ``high``."""
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"the range from {self.low:g} to {self.high:g} is empty")
+        return self
+
+
 class Modality(_Frozen):
     """One imaging modality of a dataset."""
 
@@ -57,6 +84,20 @@ class Modality(_Frozen):
     """Depth only: metres per stored unit, after integer formats were divided by their largest value."""
     invalid: float | None = None
     """Depth only: the stored value that means "no measurement" (before scaling); None: every pixel is valid."""
+    unit: Annotated[float, Field(ge=MIN_SCALE, le=MAX_SCALE)] | None = None
+    """Depth only: metres that the stored value 1 stands for, in every number type; None: ``scale`` tells."""
+    disparity: bool = False
+    """Depth only: the values are disparities, and a pixel's depth is ``unit`` over them."""
+    dtypes: tuple[str, ...] = ()
+    """Depth only: number types of the training images; empty in older indexes and of published sets."""
+    ranges: tuple[ValueRange, ...] = ()
+    """RGB and gray only: of these number types not the whole range is used; others are read by their type's."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, to_dict: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What came later stays out where it says nothing, so that older versions read the rest."""
+        later = ("unit", "disparity", "dtypes", "ranges")
+        return {key: value for key, value in to_dict(self).items() if key not in later or value}
 
 
 def _distinct(modalities: tuple[Modality, ...]) -> tuple[Modality, ...]:

@@ -13,6 +13,7 @@ from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.config import Blur, Precision
 from unimmad.data.index import Split, load_index
 from unimmad.data.location import DataFolder, recorded_data_folder, shown
+from unimmad.data.modality import read_otherwise
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation.scoring import MaskRule, numerics
 
@@ -49,6 +50,9 @@ def report_header(
     }
     if modalities is not None:
         header["modalities"] = f"{', '.join(modalities)} only"
+    trained = checkpoint.trained_on.datasets if checkpoint.trained_on else {}
+    if other := read_otherwise(shards.datasets, trained):
+        header["read otherwise"] = "; ".join(other)
     if unseen := _unseen_classes(checkpoint, shards, split):
         header["not trained on"] = ", ".join(unseen)
         if checkpoint.model.kernel_sizes:

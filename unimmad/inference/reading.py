@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimmad.data.decode import check_same_size, decode_image
+from unimmad.data.decode import as_image, check_same_size, decode
 from unimmad.data.decode_limits import read_image_file
+from unimmad.data.depth_range import check_dtype
 from unimmad.data.index import Modality
-from unimmad.data.prepare import no_data_note, resize
+from unimmad.data.prepare import depth_and_foreground, no_data_note, resize
+from unimmad.data.value_range import beyond_range_note
 from unimmad.inference.catalogue import Catalogue, Match
 from unimmad.inference.inputs import ImageSource, InputSample
 from unimmad.inference.pictures import Picture, panel_size, picture_of
@@ -63,22 +65,33 @@ def prepare_sample(
         match = catalogue.match(names, class_name)
     except ValueError as error:
         raise ValueError(f"{sample.name}: {error}") from None
-    images, pictures, files, notes = [], [], {}, []
+    images, pictures, files = [], [], {}
+    notes: list[str] = []
     first: tuple[str, tuple[int, ...]] | None = None
     for modality in match.modalities:
         source = sample.images[modality.name] if isinstance(sample.images, Mapping) else sample.images
-        array, where = _decoded(source, f"{sample.name}, {modality.name}")
+        array, where, of_file = _decoded(source, f"{sample.name}, {modality.name}")
         first = first or (where, array.shape)
         check_same_size(where, array.shape, *first)
         images.append(resize(array, modality, image_size, where))
-        notes.append(no_data_note(array, modality, where))
+        notes += [f"{modality.name}: {note}" for note in of_file]
+        notes += _notes_of_values(array, modality, where)
         if not isinstance(source, np.ndarray):
             files[modality.name] = str(source)
         if with_pictures:
             pictures.append((modality.name, picture_of(array, modality, panel_size(array.shape), where)))
-    return PreparedSample(
-        sample.name, files, match, torch.stack(images), tuple(pictures), tuple(note for note in notes if note)
-    )
+    return PreparedSample(sample.name, files, match, torch.stack(images), tuple(pictures), tuple(notes))
+
+
+def _notes_of_values(array: np.ndarray, modality: Modality, where: str) -> list[str]:
+    """What one should know of an image's values, held against those of training."""
+    if modality.kind != "depth":
+        notes = [beyond_range_note(array, modality)]
+    else:
+        notes = [check_dtype(array.dtype, modality, where), no_data_note(array, modality, where)]
+        if not depth_and_foreground(array, modality, where)[1].any():
+            notes.append(f"{modality.name}: no pixel was measured")
+    return [note for note in notes if note]
 
 
 def _check_given(sample: InputSample) -> None:
@@ -99,17 +112,14 @@ def _check_given(sample: InputSample) -> None:
             )
 
 
-def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str]:
-    """The image's array, and what to call it in messages."""
+def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str, tuple[str, ...]]:
+    """The image's array, what to call it in messages, and what one should know of its file."""
     if isinstance(source, np.ndarray):
-        if source.ndim not in (2, 3) or 0 in source.shape:
-            raise ValueError(f"{where}: an array of shape {source.shape}; wanted H x W or H x W x channels")
-        if source.dtype.kind not in "biuf":
-            raise ValueError(f"{where}: its values are {source.dtype}; wanted integers or real numbers")
-        return source, where
+        return as_image(source, where), where, ()
     path = Path(source)
     try:
         data = read_image_file(path)
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from None
-    return decode_image(data, path.suffix.lower(), str(path)), str(path)
+    decoded = decode(data, path.suffix.lower(), str(path))
+    return decoded.pixels, decoded.called(str(path)), decoded.notes

@@ -20,6 +20,7 @@ from unimmad.data.modality import (
     MAX_MODALITIES,
     ModalityChoice,
     assign_slots,
+    bare_number_note,
     guess_kind,
     resolve_modality,
 )
@@ -162,6 +163,8 @@ def _source_set(root: Path, info: LayoutInfo, read: ReadSet, wishes: _Wishes, no
             modalities=_modalities(root, samples, declared, wishes, notices),
         ),
         samples=tuple(set_aside(samples, share, wishes.seed)),
+        published=bool(info.classes or read.name),
+        invalid_told=frozenset(name for name, choice in wishes.choices.items() if choice.invalid_given),
     )
 
 
@@ -237,6 +240,8 @@ def _modalities(
 def _judge(name: str, file: SourceFile, choice: ModalityChoice | None, notices: Notices) -> Modality:
     kind = _kind(name, choice, notices)
     dtype = decode_image(file.read(), file.suffix, file.name).dtype if kind == "depth" else np.dtype(np.uint8)
+    if note := bare_number_note(choice, dtype):
+        notices.add(note)
     return resolve_modality(name, kind, choice, dtype)
 
 

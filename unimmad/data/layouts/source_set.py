@@ -61,3 +61,7 @@ class SourceSet:
     """Its field and modalities."""
     samples: tuple[SourceSample, ...]
     """All samples of all classes and splits; a class's keep their order."""
+    published: bool = True
+    """A benchmark, whose values are known; of one's own images what they mean is found while shards are written."""
+    invalid_told: frozenset[str] = frozenset()
+    """Depth modalities of which the user said which value means "not measured"."""

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from unimmad.data.decode import check_same_size, decode_image, decode_mask_pixels
+from unimmad.data.decode import check_same_size, decode, marked_pixels
+from unimmad.data.image_facts import ImageFacts, facts_of
+from unimmad.data.image_type import PNG
 from unimmad.data.index import Member, SampleEntry
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
-from unimmad.data.prepare import check_fits, no_data_note
+from unimmad.data.prepare import no_data_note
 
 TAR_BLOCK = 512
 
@@ -32,6 +34,8 @@ class PackedSample:
     """By modality name: ``SLOT.SUFFIX``."""
     notes: dict[str, str] = field(default_factory=dict)
     """By modality name: what one should know of its image."""
+    facts: dict[str, ImageFacts] = field(default_factory=dict)
+    """By modality name."""
 
     @property
     def tar_bytes(self) -> int:
@@ -66,24 +70,25 @@ def pack(work: Work) -> PackedSample:
     members: dict[str, bytes] = {}
     slot_suffixes: dict[str, str] = {}
     notes: dict[str, str] = {}
+    facts: dict[str, ImageFacts] = {}
     first: tuple[str, tuple[int, ...]] | None = None
     for modality in found.entry.modalities:
         file = sample.images.get(modality.name)
         if file is None:
             continue
         data = _read(file)
-        array = decode_image(data, file.suffix, file.name)
-        check_fits(array, modality, file.name)
-        if note := no_data_note(array, modality, file.name):
+        decoded = decode(data, file.suffix, file.name)
+        facts[modality.name] = facts_of(decoded, modality, file.name)
+        if note := no_data_note(decoded.pixels, modality, file.name):
             notes[modality.name] = f"{file.name}: {note}"
-        first = first or (file.name, array.shape)
-        check_same_size(file.name, array.shape, *first)
+        first = first or (decoded.called(file.name), decoded.pixels.shape)
+        check_same_size(decoded.called(file.name), decoded.pixels.shape, *first)
         slot_suffixes[modality.name] = f"{modality.slot}{file.suffix}"
         members[slot_suffixes[modality.name]] = data
     if sample.mask is not None and first is not None:
         members["mask.png"] = _pack_mask(sample.mask, *first)
     members["json"] = _describe(found, sample)
-    return PackedSample(found.name, sample, members, slot_suffixes, notes)
+    return PackedSample(found.name, sample, members, slot_suffixes, notes, facts)
 
 
 def _read(file: SourceFile) -> bytes:
@@ -96,9 +101,10 @@ def _read(file: SourceFile) -> bytes:
 def _pack_mask(mask: SourceFile, image_name: str, image_shape: tuple[int, ...]) -> bytes:
     """A PNG as it is; any other type as an equivalent PNG of 0 and 255."""
     data = _read(mask)
-    marked_HW = decode_mask_pixels(data, mask.suffix, mask.name)
-    check_same_size(f"mask {mask.name}", marked_HW.shape, f"its image {image_name}", image_shape)
-    if mask.suffix == ".png":
+    decoded = decode(data, mask.suffix, mask.name)
+    marked_HW = marked_pixels(decoded, mask.name)
+    check_same_size(f"mask {decoded.called(mask.name)}", marked_HW.shape, f"its image {image_name}", image_shape)
+    if decoded.file_type == PNG:
         return data
     buffer = io.BytesIO()
     Image.fromarray(marked_HW.astype(np.uint8) * 255).save(buffer, format="PNG")

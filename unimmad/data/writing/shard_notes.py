@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from unimmad import __version__
+from unimmad.data.image_facts import ImageFacts
 from unimmad.data.index import MAX_INDEX_BYTES, SampleEntry, ShardEntry
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
 from unimmad.data.writing.packing import Work
@@ -33,6 +34,8 @@ class FinishedShard(BaseModel):
     fingerprint: str
     shard: ShardEntry
     samples: tuple[SampleEntry, ...]
+    facts: tuple[dict[str, ImageFacts], ...]
+    """Of each sample's images, by modality name."""
 
 
 class ShardNotes:
@@ -58,7 +61,13 @@ class ShardNotes:
         for found, sample in work:
             self._seen[found.name, sample.key] = _fingerprint(found, sample)
 
-    def add(self, shard: ShardEntry, samples: Sequence[SampleEntry], work: Sequence[Work]) -> None:
+    def add(
+        self,
+        shard: ShardEntry,
+        samples: Sequence[SampleEntry],
+        work: Sequence[Work],
+        facts: Sequence[dict[str, ImageFacts]] = (),
+    ) -> None:
         """Note a finished shard. ``work`` are its samples and, if any, the next one, whose size ended it; all were
         looked at before they were read.
 
@@ -66,7 +75,7 @@ class ShardNotes:
         """
         fingerprint = self._fingerprint(work)
         if fingerprint is not None:
-            finished = FinishedShard(fingerprint=fingerprint, shard=shard, samples=tuple(samples))
+            finished = FinishedShard(fingerprint=fingerprint, shard=shard, samples=tuple(samples), facts=tuple(facts))
             write_text_aside(self._path(shard.name), finished.model_dump_json())
 
     def finished(self, name: str, work: Sequence[Work]) -> FinishedShard | None:

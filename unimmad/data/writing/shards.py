@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -22,10 +22,12 @@ from typing import get_args
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from unimmad.data.index import INDEX_NAME, Index, Member, SampleEntry, ShardEntry, Split
-from unimmad.data.layouts.source_set import SourceSet
+from unimmad.data.image_facts import ImageFacts
+from unimmad.data.index import INDEX_NAME, DatasetEntry, Index, Member, SampleEntry, ShardEntry, Split
+from unimmad.data.layouts.source_set import SourceSample, SourceSet
 from unimmad.data.reading.worker_pool import load_each
 from unimmad.data.writing import packing
+from unimmad.data.writing.findings import ModalityFindings
 from unimmad.data.writing.packing import PackedSample, Work, pack
 from unimmad.data.writing.replace_folder import replaced_folder
 from unimmad.data.writing.shard_notes import FinishedShard, ShardNotes, sha256_of
@@ -98,6 +100,8 @@ class _Writer:
         self.workers = workers
         self.shards: list[ShardEntry] = []
         self.samples: list[SampleEntry] = []
+        self.findings: dict[tuple[str, str], ModalityFindings] = {}
+        """By dataset and modality."""
         self._noted: set[tuple[str, str]] = set()
         """Datasets and modalities of which a note was given."""
 
@@ -111,15 +115,23 @@ class _Writer:
             self.notes.look_at(samples)
         finished = {split: list(self._finished(split, samples)) for split, samples in work.items()}
         self.notes.keep_only({one.shard.name for of_split in finished.values() for one in of_split})
+        self.findings = {
+            (found.name, modality.name): ModalityFindings(found, modality)
+            for found in sets
+            for modality in found.entry.modalities
+        }
         for split, samples in work.items():
+            done = 0
             for one in finished[split]:
+                for (found, sample), facts in zip(samples[done:], one.facts, strict=False):
+                    self._take_in(found.name, sample, facts)
                 self._add(one.shard, one.samples)
                 bar.update(one.shard.samples)
-            done = sum(one.shard.samples for one in finished[split])
+                done += one.shard.samples
             self._write_rest(split, len(finished[split]), samples[done:], bar)
         return Index(
             source="; ".join(f"{found.name}: {found.description}" for found in sets),
-            datasets={found.name: found.entry for found in sets},
+            datasets={found.name: self._settled(found) for found in sets},
             shards=tuple(self.shards),
             samples=tuple(self.samples),
         )
@@ -145,17 +157,29 @@ class _Writer:
     def _write_rest(self, split: Split, first: int, work: list[Work], bar: tqdm) -> None:
         """Pack ``work`` into shards that are numbered from ``first``."""
         done = 0
-        packed = map(self._say_notes, load_each(pack, work, self.workers, preload=packing.__name__))
+        packed = map(self._look_at, load_each(pack, work, self.workers, preload=packing.__name__))
         for number, samples in enumerate(_cut(packed, bar, self.shard_bytes), start=first):
             path = self.folder / _shard_name(split, number)
             entries = _write_shard(path, samples)
             shard = ShardEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256_of(path), samples=len(samples))
-            self.notes.add(shard, entries, work[done : done + len(samples) + 1])
+            self.notes.add(shard, entries, work[done : done + len(samples) + 1], [packed.facts for packed in samples])
             self._add(shard, entries)
             done += len(samples)
 
-    def _say_notes(self, packed: PackedSample) -> PackedSample:
-        """The first of each modality of a dataset."""
+    def _settled(self, found: SourceSet) -> DatasetEntry:
+        """The entry with what its images told, which is said, too."""
+        findings = [self.findings[found.name, modality.name] for modality in found.entry.modalities]
+        for line in (line for one in findings for line in one.notices()):
+            logger.warning("note: %s", line)
+        return found.entry.model_copy(update={"modalities": tuple(one.settled() for one in findings)})
+
+    def _take_in(self, dataset: str, sample: SourceSample, facts: Mapping[str, ImageFacts]) -> None:
+        for modality, of_image in facts.items():
+            self.findings[dataset, modality].add(sample.images[modality].name, sample.split, of_image)
+
+    def _look_at(self, packed: PackedSample) -> PackedSample:
+        """Take in its facts, and say the first note of each modality of a dataset."""
+        self._take_in(packed.dataset, packed.sample, packed.facts)
         for modality, note in packed.notes.items():
             if (packed.dataset, modality) not in self._noted:
                 self._noted.add((packed.dataset, modality))

@@ -17,13 +17,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 from typing import get_args
 
 from unimmad.data.index import Split
 from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION, LayoutInfo, ReadSet
-from unimmad.data.layouts.own.mvtec import PROBED_IMAGES, single_modality
+from unimmad.data.layouts.own.mvtec import single_modality
 from unimmad.data.layouts.own.rows import Row, existing, read_rows
 from unimmad.data.layouts.scan import GOOD, Notices, new_sample
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
@@ -52,8 +51,8 @@ class ManifestLayout:
         rows = read_rows(root, REQUIRED)
         columns = _image_columns(root, rows)
         if columns == [IMAGE]:
-            first = (SourceFile.of(_path(root, row, IMAGE)) for row in islice(rows, PROBED_IMAGES))
-            names = {IMAGE: single_modality(first, choices, root)}
+            files = (SourceFile.of(_path(root, row, IMAGE)) for row in rows)
+            names = {IMAGE: single_modality(files, choices, root)}
         else:
             names = {column: column.removeprefix(PREFIX) for column in columns}
         samples = [_sample(root, row, names) for row in rows]

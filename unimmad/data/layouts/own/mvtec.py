@@ -8,17 +8,16 @@ ROOT/CLASS/ground_truth/DEFECT/NAME_mask.* or NAME.*
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
-from unimmad.data.decode import decode_image
+from unimmad.data.decode import has_one_channel
 from unimmad.data.index import Split
 from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION, LayoutInfo, ReadSet
 from unimmad.data.layouts.scan import (
     GOOD,
     Notices,
-    class_folders,
     defect_folders,
     find_mask,
     images_by_stem,
@@ -30,11 +29,12 @@ from unimmad.data.layouts.scan import (
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import ModalityChoice
 
-PROBED_IMAGES = 3
+IMAGE = "image"
+"""What the one modality is called until all files are known."""
 
 
 class MVTecLayout:
-    """One modality: ``rgb``, or ``gray`` where every class's first images have one channel, or as the user names it."""
+    """One modality: ``rgb``, or ``gray`` where all images have one channel, or as the user names it."""
 
     info = LayoutInfo(name="mvtec", title="MVTec-AD layout", calibration_fraction=OWN_CALIBRATION_FRACTION)
 
@@ -42,13 +42,15 @@ class MVTecLayout:
         return any(images_by_stem(folder / "train" / GOOD, Notices()) for folder in visible_folders(root))
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
-        first = (SourceFile.of(path) for folder in class_folders(root, notices) for path in _first_images(folder))
-        modality = single_modality(first, choices, root)
-        return [ReadSet(read_classes(root, notices, partial(read_class, modality=modality, notices=notices)))]
+        samples = read_classes(root, notices, partial(read_class, modality=IMAGE, notices=notices))
+        modality = single_modality((sample.images[IMAGE] for sample in samples), choices, root)
+        return [ReadSet([replace(sample, images={modality: sample.images[IMAGE]}) for sample in samples])]
 
 
 def single_modality(files: Iterable[SourceFile], choices: dict[str, ModalityChoice], root: Path) -> str:
     """The name of a set's only modality: the user's, else ``gray`` where all of ``files`` are, else ``rgb``.
+
+    Files are read up to the first one in colours.
 
     Raises:
         ValueError: the user named more than one.
@@ -60,8 +62,15 @@ def single_modality(files: Iterable[SourceFile], choices: dict[str, ModalityChoi
         )
     if choices:
         return next(iter(choices))
-    single = [decode_image(file.read(), file.suffix, file.name).ndim == 2 for file in files]
-    return "gray" if single and all(single) else "rgb"
+    seen = False
+    for file in files:
+        try:
+            if not has_one_channel(file.read(), file.suffix, file.name):
+                return "rgb"
+        except (OSError, ValueError):
+            continue  # said once its turn comes to be written
+        seen = True
+    return "gray" if seen else "rgb"
 
 
 def read_class(class_folder: Path, modality: str, notices: Notices) -> list[SourceSample]:
@@ -74,10 +83,6 @@ def read_class(class_folder: Path, modality: str, notices: Notices) -> list[Sour
         for split, folder in defect_folders(class_folder, notices)
         for sample in _read_defect(class_folder, split, folder, modality, notices)
     ]
-
-
-def _first_images(class_folder: Path) -> list[Path]:
-    return list(islice(images_by_stem(class_folder / "train" / GOOD, Notices()).values(), PROBED_IMAGES))
 
 
 def _read_defect(class_folder: Path, split: Split, folder: Path, modality: str, notices: Notices) -> list[SourceSample]:
