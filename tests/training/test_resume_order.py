@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from crashes import kill_all
-from data.every_layout import COPIES, make_copy
+from data.every_layout import COPIES, choices, make_copy
 from launches import CONFIGS, SECONDS, command, environment
 
 from unimmad.checkpoint.folder import find_checkpoint, read_state
@@ -33,7 +33,8 @@ def data(tmp_path_factory) -> list[Path]:
     root = tmp_path_factory.mktemp("layouts")
     folders = []
     for layout in COPIES.keys() - {"mmad_index"}:
-        sets = [found.source for found in find_sets(make_copy(layout, root / "sources"))]
+        found_sets = find_sets(make_copy(layout, root / "sources"), modalities=choices(layout))
+        sets = [found.source for found in found_sets]
         write_shards(sets, root / layout, progress=False)
         assert verify_folder(root / layout, progress=False) == []
         folders.append(root / layout)
