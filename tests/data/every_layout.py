@@ -27,6 +27,7 @@ from data.industrial_sets import (
     make_real_iad,
     make_real_iad_d3,
 )
+from data.medical_sets import make_medical
 
 from unimmad.data.layouts.benchmarks.mvtec_ad import CLASSES as MVTEC_CLASSES
 from unimmad.data.modality import ModalityChoice, parse_modality
@@ -60,6 +61,7 @@ COPIES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "mvtec": (make_mvtec, "my_bolts"),
     "multimodal": (make_multimodal, "my_bagels"),
     "manifest": (make_manifest, "my_cloths"),
+    "medical": (make_medical, "my_scans"),
 }
 """What makes the copy, and the name of its folder (by which some layouts are recognised)."""
 OPTIONS = {"real_iad_d3": ("depth=depth:0.001",)}

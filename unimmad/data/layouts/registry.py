@@ -18,6 +18,7 @@ from unimmad.data.layouts.benchmarks.real_iad import RealIADLayout
 from unimmad.data.layouts.benchmarks.real_iad_d3 import RealIADD3Layout
 from unimmad.data.layouts.benchmarks.visa import VisALayout
 from unimmad.data.layouts.layout import Layout
+from unimmad.data.layouts.medical.layout import MedicalLayout
 from unimmad.data.layouts.own.manifest import ManifestLayout
 from unimmad.data.layouts.own.multimodal import MultimodalLayout
 from unimmad.data.layouts.own.mvtec import MVTecLayout
@@ -41,6 +42,7 @@ _ALL: tuple[Layout, ...] = (
     MVTecLayout(),
     MultimodalLayout(),
     ManifestLayout(),
+    MedicalLayout(),
 )
 LAYOUTS: dict[str, Layout] = {layout.info.name: layout for layout in _ALL}
 """By the name that ``--layout`` takes: the benchmarks, their common index, one's own images."""
