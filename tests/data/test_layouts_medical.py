@@ -1,6 +1,7 @@
 """Scans that pydicom and nibabel wrote, as samples: upright, in their window, with their spacing."""
 
 import io
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -173,6 +174,24 @@ def test_masks_of_dicom_slices_turn_with_them_and_radiographs_stay(tmp_path: Pat
     np.testing.assert_array_equal(image, 65535 - expected(stored))
 
 
+def _published(name: str) -> str:
+    """A file that comes with pydicom."""
+    from pydicom.data import get_testdata_file
+
+    path = get_testdata_file(name, download=False)
+    assert isinstance(path, str)
+    return path
+
+
+@pytest.mark.parametrize(("name", "spacing"), [("CT_small.dcm", 0.661468), ("MR_small.dcm", 0.3125)])
+def test_files_of_real_scanners(name: str, spacing: float) -> None:
+    ((_, png),) = png_slices(Path(_published(name)), (-160, 1240))
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.size == {"CT_small.dcm": (128, 128), "MR_small.dcm": (64, 64)}[name]
+        assert image.info["spacing_mm"] == f"{spacing:g} {spacing:g}"
+        assert np.asarray(image).std() > 1000
+
+
 def _ct(**elements: Any) -> Callable[[Path], object]:
     return lambda good: write_dicom(good / "x.dcm", axial(volume(0), 0), **elements)
 
@@ -200,6 +219,14 @@ def _without_codes(good: Path) -> None:
     (good / "b.nii").write_bytes(content)
 
 
+def _cut(good: Path) -> None:
+    """A mask of which the end is missing."""
+    _sick(good, None, lesion())
+    path = write_nifti(good.parents[1] / "ground_truth/tumor/x.nii.gz", volume(0))
+    path.write_bytes(path.read_bytes()[:-900])
+    write_nifti(good.parents[1] / "test/tumor/x.nii.gz", np.abs(volume(1)))
+
+
 def _huge(good: Path) -> None:
     """A header that claims 32 GiB."""
     path = write_nifti(good / "x.nii", volume(0))
@@ -216,13 +243,16 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     (_ct(PixelSpacing=None), r"x\.dcm: has neither PixelSpacing nor"),
     (_ct(NumberOfFrames=3), r"x\.dcm: holds 3 pictures"),
     (_ct(PhotometricInterpretation="RGB"), r"x\.dcm: is RGB, not gray"),
-    (_ct(Rows=60000, Columns=60000), r"x\.dcm: its size .*more than the limit"),
+    (_ct(Rows=60000, Columns=60000), r"x\.dcm: .*more than the limit"),
+    (lambda good: shutil.copy(_published("badVR.dcm"), good), r"badVR\.dcm: .*1A"),
+    (_ct(PhotometricInterpretation=None), r"x\.dcm: holds no picture"),
     (_ct(deflated=True), r"x\.dcm: does not open as DICOM \(deflated"),
     (_ct(WindowWidth=None), r"x\.dcm has no window, which CT needs; say one in .*windows\.json"),
     (_two_planes, r"x\.dcm is axial, .*y\.dcm coronal: make them classes"),
     (lambda good: (good / "x.dcm").write_bytes(b"\0" * 300), r"x\.dcm: does not open as DICOM"),
     (lambda good: (good / "x.nii").write_bytes(b"\0" * 400), r"x\.nii: does not open as NIfTI"),
     (lambda good: write_nifti(good / "x.nii", np.stack([volume(0)] * 2, axis=3)), r"x\.nii: its shape is .*one volume"),
+    (_cut, r"x\.nii\.gz: is cut short"),
     (_huge, r"x\.nii: .*more than the limit"),
     (_without_codes, r"b\.nii: says no orientation"),
     (_sick, r"b\.nii\.gz has no mask b\.nii\.gz in .*: which of its slices are anomalous is not known"),
@@ -250,6 +280,16 @@ def test_one_patient_in_two_splits_is_said(tmp_path: Path) -> None:
     for part in ("train/good", "test/good"):
         write_dicom(tmp_path / "liver" / part / "x.dcm", axial(volume(0), 0), PatientID="7")
     assert any("are of one patient" in notice for notice in find_set(tmp_path).notices)
+
+
+def test_no_name_of_a_patient_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "scans/liver/train/good/x.dcm"
+    write_dicom(path, axial(volume(0), 0), PatientName="Doe^Jane", PatientID="4711-0815")
+    assert b"Doe^Jane" in path.read_bytes()
+    write_shards([find_set(tmp_path / "scans").source], tmp_path / "shards", progress=False)
+    written = b"".join(file.read_bytes() for file in (tmp_path / "shards").iterdir())
+    assert b"Doe" not in written
+    assert b"4711-0815" not in written
 
 
 @pytest.mark.parametrize(("name", "package"), [("x.dcm", "pydicom"), ("x.nii", "nibabel")])

@@ -116,7 +116,7 @@ def _sample(
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """``folder / name``; ValueError, which begins with ``where``, where it leads out of ``folder`` or is no file."""
+    """``folder / name``; ValueError, which ``where`` begins, where that leads out of ``folder`` or does not exist."""
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{where}: path {name} leads out of {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from unimmad.data.layouts.source_set import SourceFile
 
 SUFFIXES = frozenset({".dcm", ".dicom", ".ima", ""})
 """Of names; files without a suffix are looked into."""
+DIRECTORY = "DICOMDIR"
+"""A table of contents, which lies beside exported slices."""
 MAGIC_OFFSET, MAGIC = 128, b"DICM"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 TOMOGRAPHIC = ("CT", "MR", "PT")
@@ -58,7 +61,7 @@ class DicomSlice:
 
 def is_dicom(path: Path) -> bool:
     """Judged by the suffix; without one by the first bytes."""
-    if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not path.is_file():
+    if path.suffix.lower() not in SUFFIXES or path.name.startswith((".", DIRECTORY)) or not path.is_file():
         return False
     if path.suffix:
         return True
@@ -73,23 +76,28 @@ def find_slice(path: Path) -> DicomSlice:
         ValueError: not DICOM, or not one gray picture whose place, size and window are clear.
     """
     header = _read(path, pixels=False)
-    frames, photometric = int(header.get("NumberOfFrames") or 1), str(header.get("PhotometricInterpretation", ""))
-    if frames != 1:
-        raise ValueError(f"{path}: holds {frames} pictures; save each as a file of its own")
-    if photometric not in GRAY:
-        raise ValueError(f"{path}: is {photometric or 'no picture'}, not gray; save colour pictures as PNG")
     try:
-        check_decoded(header.Rows, header.Columns, header.Rows * header.Columns * VALUE_BYTES)
+        return _described(path, header)
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: its size cannot be read ({error}); replace or remove it") from None
-    kind = str(header.get("Modality") or "")
-    turned = _turn(path, header, kind)
+        raise ValueError(f"{path}: {_reason(error)}") from None
+
+
+def _described(path: Path, header: Any) -> DicomSlice:
+    photometric, kind = str(header.get("PhotometricInterpretation", "")), str(header.get("Modality") or "")
+    if not photometric:
+        raise ValueError("holds no picture; leave it out of the folder")
+    if (frames := int(header.get("NumberOfFrames") or 1)) != 1:
+        raise ValueError(f"holds {frames} pictures; save each as a file of its own")
+    if photometric not in GRAY:
+        raise ValueError(f"is {photometric}, not gray; save colour pictures as PNG")
+    check_decoded(header.Rows, header.Columns, header.Rows * header.Columns * VALUE_BYTES)
+    turned = _turn(header, kind)
     series = str(header.get("SeriesInstanceUID") or path.parent)
     return DicomSlice(
         path=path,
         series=series,
         turn=turned,
-        spacing=turned.spacing(_spacing(path, header)),
+        spacing=turned.spacing(_spacing(header)),
         window=_window(header),
         kind=kind,
         patient=str(header.get("PatientID") or series),
@@ -124,40 +132,31 @@ def _numbers(header: Any, name: str, count: int) -> list[float] | None:
     return listed if len(listed) == count else None
 
 
-def _turn(path: Path, header: Any, kind: str) -> Turn:
+def _turn(header: Any, kind: str) -> Turn:
     directions = _numbers(header, "ImageOrientationPatient", 6)
-    if directions is None:
-        if kind in TOMOGRAPHIC:
-            raise ValueError(
-                f"{path}: a slice of {kind} without ImageOrientationPatient: which side is up is not known"
-            )
-        return AS_STORED
-    try:
+    if directions is not None:
         return turn(directions[:3], directions[3:])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    if kind in TOMOGRAPHIC:
+        raise ValueError(f"a slice of {kind} without ImageOrientationPatient: which side is up is not known")
+    return AS_STORED
 
 
-def _spacing(path: Path, header: Any) -> tuple[float, float]:
+def _spacing(header: Any) -> tuple[float, float]:
     """Stored: between rows, and between columns."""
     found = _numbers(header, "PixelSpacing", 2) or _numbers(header, "ImagerPixelSpacing", 2)
-    if found is None or min(found) <= 0:
-        raise ValueError(
-            f"{path}: has neither PixelSpacing nor ImagerPixelSpacing: its size in millimetres is not known"
-        )
+    if found is None or not all(0 < length < math.inf for length in found):
+        raise ValueError("has neither PixelSpacing nor ImagerPixelSpacing: its size in millimetres is not known")
     return found[0], found[1]
 
 
 def _window(header: Any) -> tuple[float, float] | None:
     """The first window that the file carries, where it is linear."""
-    if str(header.get("VOILUTFunction") or "LINEAR") == "SIGMOID" or not header.get("WindowWidth"):
+    if str(header.get("VOILUTFunction") or "LINEAR") == "SIGMOID":
         return None
-    center, width = header.get("WindowCenter"), header.get("WindowWidth")
-    try:
-        center, width = (float(np.ravel(np.asarray(value, dtype=float))[0]) for value in (center, width))
-    except (TypeError, ValueError, IndexError):
+    found = [np.ravel(np.asarray(header.get(name) or (), dtype=float)) for name in ("WindowCenter", "WindowWidth")]
+    if not all(values.size and np.isfinite(values[0]) for values in found) or found[1][0] <= 0:
         return None
-    return (center, width) if width > 0 else None
+    return float(found[0][0]), float(found[1][0])
 
 
 def _values(path: Path, dataset: Any) -> np.ndarray:

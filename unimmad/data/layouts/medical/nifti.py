@@ -7,6 +7,7 @@ feet.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -30,7 +31,7 @@ ISOTROPIC = 1.25
 axis, along which they were taken."""
 _AXES_LPS = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
 """Where nibabel's canonical axes (to the right, front and head) lead in DICOM's frame."""
-CACHED_VOLUMES = 4
+CACHED_VOLUMES, CACHED_HEADERS = 4, 64
 AFFINE_TOLERANCE = 0.01
 """Millimetres, and share: grids that differ less are one."""
 
@@ -109,13 +110,16 @@ def find_volume(path: Path) -> Volume:
     Raises:
         ValueError: not NIfTI, not one volume of real numbers, too large, or without an orientation.
     """
+    from nibabel.orientations import inv_ornt_aff
+
     image = _open(path)
-    canonical = _canonical(image)
-    zooms = tuple(float(value) for value in canonical.header.get_zooms()[:3])
-    affine = tuple(tuple(round(float(value), 6) for value in row) for row in canonical.affine)
-    return Volume(
-        path, (canonical.shape[0], canonical.shape[1], canonical.shape[2]), (zooms[0], zooms[1], zooms[2]), affine
-    )
+    orientation_32 = _orientation(path, image)
+    stored = np.argsort(orientation_32[:, 0])
+    shape = tuple(int(image.shape[axis]) for axis in stored)
+    spacing = tuple(float(image.header.get_zooms()[axis]) for axis in stored)
+    affine_44 = image.affine @ inv_ornt_aff(orientation_32, image.shape[:3])
+    affine = tuple(tuple(round(float(value), 6) for value in row) for row in affine_44)
+    return Volume(path, (shape[0], shape[1], shape[2]), (spacing[0], spacing[1], spacing[2]), affine)
 
 
 def marked_slices(volume: Volume, mask: Path) -> set[int]:
@@ -174,19 +178,35 @@ def _open(path: Path) -> Any:
     return image
 
 
-def _canonical(image: Any) -> Any:
+def _orientation(path: Path, image: Any) -> np.ndarray:
+    """By stored axis: the canonical axis that it follows, and whether along or against it (1 or -1)."""
     import nibabel
 
-    return nibabel.as_closest_canonical(nibabel.squeeze_image(image) if len(image.shape) > 3 else image)
+    zooms = image.header.get_zooms()[:3]
+    if np.isfinite(image.affine).all() and all(0 < length < math.inf for length in zooms):
+        orientation_32 = np.asarray(nibabel.io_orientation(image.affine))
+        if np.isfinite(orientation_32).all():
+            return orientation_32
+    raise ValueError(f"{path}: its orientation or spacing cannot be: {image.affine.tolist()}, {zooms}")
+
+
+@lru_cache(maxsize=CACHED_HEADERS)
+def _volume(path: Path, state: tuple[int, int]) -> Volume:
+    """``find_volume``; ``state`` of the file, so that a changed one is read again."""
+    return find_volume(path)
 
 
 @lru_cache(maxsize=CACHED_VOLUMES)
 def _values(path: Path, state: tuple[int, int]) -> np.ndarray:
-    """float32, canonical axes; ``state`` of the file, so that a changed one is read again."""
+    """float32, canonical axes."""
+    import nibabel
+
+    image = _open(path)
     try:
-        return np.asarray(_canonical(_open(path)).get_fdata(dtype=np.float32, caching="unchanged"))
-    except (OSError, EOFError) as error:
+        stored = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path}: is cut short or damaged ({error}); replace or remove it") from None
+    return np.asarray(nibabel.apply_orientation(stored, _orientation(path, image)))
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -205,22 +225,23 @@ def _slice(values: np.ndarray, axis: int, number: int) -> np.ndarray:
 
 
 def _png(path: Path, number: int, limits: tuple[float, float] | None) -> bytes:
-    found = VolumeSlice(find_volume(path), number)
     state = _state(path)
+    found = VolumeSlice(_volume(path, state), number)
     limits = limits or _own_limits(path, state)
     pixels_HW = windowed(_slice(_values(path, state), found.volume.axis, number), limits)
     return gray_png(found.turn.apply(pixels_HW), found.turn, found.spacing, limits)
 
 
 def _mask_values(path: Path, volume: Volume) -> np.ndarray:
-    check_one_grid(volume, find_volume(path))
-    values = _values(path, _state(path))
+    state = _state(path)
+    check_one_grid(volume, _volume(path, state))
+    values = _values(path, state)
     if np.isnan(values).any():
         raise ValueError(f"{path}: the mask has NaN in it; write 0 for normal voxels and more for anomalous ones")
     return values > 0
 
 
 def _mask_png(path: Path, number: int, image: Path) -> bytes:
-    found = VolumeSlice(find_volume(image), number)
+    found = VolumeSlice(_volume(image, _state(image)), number)
     marked_HW = _slice(_mask_values(path, found.volume), found.volume.axis, number)
     return png_bytes(found.turn.apply(marked_HW).astype(np.uint8) * 255)

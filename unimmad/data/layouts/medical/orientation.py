@@ -49,7 +49,7 @@ def turn(along_columns: Sequence[float], along_rows: Sequence[float]) -> Turn:
     An oblique slice is taken for the plane that it is nearest to.
 
     Raises:
-        ValueError: the directions are no right angle of unit vectors.
+        ValueError: the directions are not perpendicular unit vectors.
     """
     columns_3, rows_3 = np.asarray(along_columns, dtype=float), np.asarray(along_rows, dtype=float)
     lengths = np.array([columns_3 @ columns_3, rows_3 @ rows_3, 1 + columns_3 @ rows_3])
