@@ -299,7 +299,8 @@ def test_a_missing_package_is_one_line(
     path = tmp_path / "liver/train/good" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"")
-    monkeypatch.setitem(sys.modules, package, None)
+    for module in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=rf'{name}: .* by the package {package}: pip install "unimmad\[medical\]"'):
         find_set(tmp_path)
 

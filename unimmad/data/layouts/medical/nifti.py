@@ -110,9 +110,9 @@ def find_volume(path: Path) -> Volume:
     Raises:
         ValueError: not NIfTI, not one volume of real numbers, too large, or without an orientation.
     """
+    image = _open(path)
     from nibabel.orientations import inv_ornt_aff
 
-    image = _open(path)
     orientation_32 = _orientation(path, image)
     stored = np.argsort(orientation_32[:, 0])
     shape = tuple(int(image.shape[axis]) for axis in stored)

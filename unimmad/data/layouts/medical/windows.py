@@ -22,8 +22,8 @@ FILE = "windows.json"
 MAX_BYTES = 2**20
 RANGE_PERCENTILES = (0.5, 99.5)
 """Of the values of one series: the limits where no window is known."""
-HOUNSFIELD_BELOW = -500.0
-"""Only CT measures less: air is -1000."""
+HOUNSFIELD_BELOW = -900.0
+"""Air in CT is -1000; interpolation leaves some negative values in MR, too."""
 EXAMPLE = '{"ct": {"center": 40, "width": 400}}'
 
 
