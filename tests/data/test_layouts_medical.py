@@ -145,10 +145,12 @@ def test_a_series_without_a_common_window_has_its_own_range(tmp_path: Path) -> N
     for number, factor in enumerate((1, 3)):
         for slice_ in range(2):
             values = axial(np.abs(volume(0)), slice_) * factor
-            path = tmp_path / f"knee/train/good/p{number}/{slice_}.dcm"
+            path = tmp_path / f"knee/train/Normal/p{number}/study/series/{slice_}.dcm"
             write_dicom(path, values, Modality="MR", WindowCenter=100 * number + slice_)
+    (path.parent / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     found = find_set(tmp_path)
     assert [modality.name for modality in found.source.entry.modalities] == ["mri"]
+    assert any("Normal: taken as good" in notice for notice in found.notices)
     shown = [array(sample.images["mri"]) for sample in found.source.samples]
     for first, second in zip(shown[:2], shown[2:], strict=True):
         np.testing.assert_allclose(first.astype(float), second, atol=1)
@@ -219,6 +221,11 @@ def _without_codes(good: Path) -> None:
     (good / "b.nii").write_bytes(content)
 
 
+def _a_case_a_folder(good: Path) -> None:
+    for name in ("case1_t1", "case1_flair"):
+        write_nifti(good / "case1" / f"{name}.nii.gz", volume(0))
+
+
 def _cut(good: Path) -> None:
     """A mask of which the end is missing."""
     _sick(good, None, lesion())
@@ -254,6 +261,7 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     (lambda good: write_nifti(good / "x.nii", np.stack([volume(0)] * 2, axis=3)), r"x\.nii: its shape is .*one volume"),
     (_cut, r"x\.nii\.gz: is cut short"),
     (_huge, r"x\.nii: .*more than the limit"),
+    (_a_case_a_folder, r"good/case1 holds 2 volumes; if they are modalities, .*good/t1/case1\.nii\.gz"),
     (_without_codes, r"b\.nii: says no orientation"),
     (_sick, r"b\.nii\.gz has no mask b\.nii\.gz in .*: which of its slices are anomalous is not known"),
     (lambda good: _sick(good, MOVED, lesion()), r"ground_truth/tumor/b\.nii\.gz does not lie on the grid of .*b\.nii"),

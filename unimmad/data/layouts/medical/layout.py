@@ -3,7 +3,7 @@
 ROOT/windows.json                                   optional, see ``windows``
 ROOT/CLASS/train/good/NAME.nii.gz                   a volume, or
 ROOT/CLASS/train/good/NAME.dcm                      a slice, or
-ROOT/CLASS/train/good/SERIES/NAME.dcm               the slices of a series
+ROOT/CLASS/train/good/SERIES/NAME.dcm               the slices of a series; SERIES: one folder or several levels
 ROOT/CLASS/calibration/good/...                     optional: normal scans of further patients
 ROOT/CLASS/test/DEFECT/...                          DEFECT: good for normal scans
 ROOT/CLASS/ground_truth/DEFECT/NAME.nii.gz          or NAME_mask.nii.gz: of a volume, on its grid
@@ -16,7 +16,7 @@ its name is one of gray images' (ct, mri, t1, flair, ...) or the user's, else as
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +43,10 @@ MASKS = "ground_truth"
 NAMES = {"CT": "ct", "MR": "mri"}
 """What a set's only modality is called, by DICOM's word for it."""
 UNNAMED = "scan"
+NORMAL = (GOOD, "ok", "normal")
+"""Names of folders of normal scans, in lower case."""
+MAX_DEPTH = 6
+"""Levels of folders that are looked into: patient, study, series and three more."""
 SPACING_RATIO = 1.1
 """Spacings that differ more are said."""
 
@@ -70,9 +74,10 @@ class MedicalLayout:
 
     def recognises(self, root: Path) -> bool:
         return any(
-            next(_scan_files(folder / split / GOOD), None) is not None
+            _has_scans(part)
             for folder in visible_folders(root)
-            for split in ("train", "test")
+            for part in visible_folders(folder / "train")
+            if _normal(part.name)
         )
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
@@ -89,20 +94,28 @@ class MedicalLayout:
         return [ReadSet([_sample(item, images) for item in found], modalities=modalities)]
 
 
-def _scan_files(folder: Path, depth: int = 2) -> Iterator[Path]:
-    """Scans in a folder and in those up to ``depth`` levels below."""
-    if not folder.is_dir():
-        return
-    yield from (path for path in sorted(folder.iterdir()) if is_nifti(path) or is_dicom(path))
-    if depth:
-        for inner in visible_folders(folder):
-            yield from _scan_files(inner, depth - 1)
+def _normal(name: str) -> bool:
+    return name.lower() in NORMAL
+
+
+def _folders(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
+    """``folder`` and those in it, but for ``depth`` levels below."""
+    if folder.is_dir():
+        yield folder
+        for inner in visible_folders(folder) if depth else ():
+            yield from _folders(inner, depth - 1)
+
+
+def _has_scans(folder: Path) -> bool:
+    return any(is_nifti(path) or is_dicom(path) for inner in _folders(folder) for path in inner.iterdir())
 
 
 def _read_class(class_folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices) -> Iterator[_Found]:
     for split in SPLIT_FOLDERS:
         for folder in visible_folders(class_folder / split):
-            if split != "test" and folder.name != GOOD:
+            if _normal(folder.name) and folder.name != GOOD:
+                notices.add(f"{folder}: taken as {GOOD}, the normal scans")
+            if split != "test" and not _normal(folder.name):
                 notices.add(f"{folder}: left out, only {split}/{GOOD} is read")
             else:
                 yield from _read_defect(class_folder, split, folder, choices, notices)
@@ -114,11 +127,11 @@ def _read_defect(
     named = {inner.name: inner for inner in visible_folders(folder) if _is_modality(inner.name, choices)}
     by_modality = {name: _files(path, notices) for name, path in (named or {"": folder}).items()}
     masks = class_folder / MASKS / folder.name
-    anomalous = split == "test" and folder.name != GOOD
+    anomalous, defect = not _normal(folder.name), GOOD if _normal(folder.name) else folder.name
     for name in dict.fromkeys(name for files in by_modality.values() for name in files):
         paths = {modality: files[name] for modality, files in by_modality.items() if name in files}
         volumes = {modality: find_volume(path) for modality, path in paths.items() if is_nifti(path)}
-        make = partial(_Found, class_folder.name, split)
+        make = partial(_Found, class_folder.name, split, defect)
         if len(volumes) == len(paths):
             yield from _volume_samples(make, folder, name, volumes, masks if anomalous else None, notices)
         elif volumes:
@@ -134,9 +147,15 @@ def _is_modality(name: str, choices: Mapping[str, ModalityChoice]) -> bool:
 def _files(folder: Path, notices: Notices) -> dict[str, Path]:
     """Scans by their path in ``folder``, without suffix; what else lies there is said."""
     files: dict[str, Path] = {}
-    for inner in (folder, *visible_folders(folder)):
+    for inner in _folders(folder):
         others = 0
-        for path in sorted(inner.iterdir()):
+        paths = sorted(inner.iterdir())
+        if inner != folder and (volumes := [path for path in paths if is_nifti(path)])[1:]:
+            raise ValueError(
+                f"{inner} holds {len(volumes)} volumes; if they are modalities, put each into a folder of the "
+                f"modality's name, such as {folder / 't1' / inner.name}.nii.gz"
+            )
+        for path in paths:
             if not (is_nifti(path) or is_dicom(path)):
                 others += path.is_file() and not path.name.startswith(".")
                 continue
@@ -175,9 +194,9 @@ def _volume_samples(
         found = dict(zip(volumes, slices, strict=True))
         label = f"{name}/{number:04d}"
         if mask and number in marked:
-            yield make(folder.name, label, found, slices[0].mask(mask))
+            yield make(label, found, slices[0].mask(mask))
         else:
-            yield make(GOOD if masks else folder.name, label, found, None)
+            yield replace(make(label, found, None), defect=GOOD)
 
 
 def _slice_sample(
@@ -194,7 +213,7 @@ def _slice_sample(
         if masks.is_dir():
             raise ValueError(f"{first.path} has no mask {name}.png or {name}_mask.png in {masks}; add it")
         notices.add(f"{folder}: no {MASKS} folder; its samples are written without a mask")
-    return make(folder.name, name, slices, first.mask(mask) if mask else None)
+    return make(name, slices, first.mask(mask) if mask else None)
 
 
 def _mask(folder: Path, name: str, suffixes: Iterable[str]) -> Path | None:
