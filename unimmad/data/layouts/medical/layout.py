@@ -16,7 +16,7 @@ its name is one of gray images' (ct, mri, t1, flair, ...) or the user's, else as
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from unimmad.data.decode import IMAGE_SUFFIXES
 from unimmad.data.index import Modality, Split
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
 from unimmad.data.layouts.medical.dicom import DicomSlice, find_slice, is_dicom, series_values
+from unimmad.data.layouts.medical.found import Found, check_planes, note_patients, note_spacings
 from unimmad.data.layouts.medical.nifti import (
     Volume,
-    VolumeSlice,
     check_one_grid,
     find_volume,
     is_nifti,
@@ -47,24 +47,6 @@ NORMAL = (GOOD, "ok", "normal")
 """Names of folders of normal scans, in lower case."""
 MAX_DEPTH = 6
 """Levels of folders that are looked into: patient, study, series and three more."""
-SPACING_RATIO = 1.1
-"""Spacings that differ more are said."""
-
-AnySlice = DicomSlice | VolumeSlice
-Limits = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A sample before windows are known."""
-
-    class_name: str
-    split: Split
-    defect: str
-    name: str
-    slices: Mapping[str, AnySlice]
-    """By modality; the only one's name is empty as yet where the user does not say it."""
-    mask: SourceFile | None
 
 
 class MedicalLayout:
@@ -86,9 +68,9 @@ class MedicalLayout:
         if not found:
             raise ValueError(f"{root} has no DICOM or NIfTI file in train/good")
         names = dict.fromkeys(name for sample in found for name in sample.slices)
-        _check_planes(found)
-        _note_spacings(found, notices)
-        _note_patients(found, notices)
+        check_planes(found)
+        note_spacings(found, notices)
+        note_patients(found, notices)
         images = {name: _images(root, name, found, notices) for name in names}
         modalities = tuple(Modality(name=name, slot=slot, kind="gray") for slot, name in enumerate(sorted(names)))
         return [ReadSet([_sample(item, images) for item in found], modalities=modalities)]
@@ -110,7 +92,7 @@ def _has_scans(folder: Path) -> bool:
     return any(is_nifti(path) or is_dicom(path) for inner in _folders(folder) for path in inner.iterdir())
 
 
-def _read_class(class_folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices) -> Iterator[_Found]:
+def _read_class(class_folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices) -> Iterator[Found]:
     for split in SPLIT_FOLDERS:
         for folder in visible_folders(class_folder / split):
             if _normal(folder.name) and folder.name != GOOD:
@@ -123,7 +105,7 @@ def _read_class(class_folder: Path, choices: Mapping[str, ModalityChoice], notic
 
 def _read_defect(
     class_folder: Path, split: Split, folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices
-) -> Iterator[_Found]:
+) -> Iterator[Found]:
     named = {inner.name: inner for inner in visible_folders(folder) if _is_modality(inner.name, choices)}
     by_modality = {name: _files(path, notices) for name, path in (named or {"": folder}).items()}
     masks = class_folder / MASKS / folder.name
@@ -131,7 +113,7 @@ def _read_defect(
     for name in dict.fromkeys(name for files in by_modality.values() for name in files):
         paths = {modality: files[name] for modality, files in by_modality.items() if name in files}
         volumes = {modality: find_volume(path) for modality, path in paths.items() if is_nifti(path)}
-        make = partial(_Found, class_folder.name, split, defect)
+        make = partial(Found, class_folder.name, split, defect)
         if len(volumes) == len(paths):
             yield from _volume_samples(make, folder, name, volumes, masks if anomalous else None, notices)
         elif volumes:
@@ -169,13 +151,13 @@ def _files(folder: Path, notices: Notices) -> dict[str, Path]:
 
 
 def _volume_samples(
-    make: partial[_Found],
+    make: partial[Found],
     folder: Path,
     name: str,
     volumes: Mapping[str, Volume],
     masks: Path | None,
     notices: Notices,
-) -> Iterator[_Found]:
+) -> Iterator[Found]:
     first, *others = volumes.values()
     for other in others:
         check_one_grid(first, other)
@@ -200,8 +182,8 @@ def _volume_samples(
 
 
 def _slice_sample(
-    make: partial[_Found], folder: Path, name: str, paths: Mapping[str, Path], masks: Path | None, notices: Notices
-) -> _Found:
+    make: partial[Found], folder: Path, name: str, paths: Mapping[str, Path], masks: Path | None, notices: Notices
+) -> Found:
     slices = {modality: find_slice(path) for modality, path in paths.items()}
     first = next(iter(slices.values()))
     mask = _mask(masks, name, tuple(sorted(IMAGE_SUFFIXES))) if masks else None
@@ -221,7 +203,7 @@ def _mask(folder: Path, name: str, suffixes: Iterable[str]) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _named(root: Path, found: Sequence[_Found], choices: Mapping[str, ModalityChoice]) -> list[_Found]:
+def _named(root: Path, found: Sequence[Found], choices: Mapping[str, ModalityChoice]) -> list[Found]:
     """The samples with a name for an only modality: the user's, else by what the files are."""
     unnamed = [sample for sample in found if "" in sample.slices]
     if not unnamed:
@@ -236,47 +218,10 @@ def _named(root: Path, found: Sequence[_Found], choices: Mapping[str, ModalityCh
         raise ValueError(f"{root} has one modality, but --modality names {len(choices)}: {', '.join(choices)}")
     kinds = {sample.slices[""].kind for sample in unnamed}
     name = next(iter(choices), None) or (NAMES.get(min(kinds), min(kinds).lower()) if len(kinds) == 1 else "")
-    return [_Found(s.class_name, s.split, s.defect, s.name, {name or UNNAMED: s.slices[""]}, s.mask) for s in unnamed]
+    return [Found(s.class_name, s.split, s.defect, s.name, {name or UNNAMED: s.slices[""]}, s.mask) for s in unnamed]
 
 
-def _check_planes(found: Sequence[_Found]) -> None:
-    """Raise ValueError where a class shows one modality in two planes: what is normal in one is not in the other."""
-    first: dict[tuple[str, str], AnySlice] = {}
-    for sample in found:
-        for name, item in sample.slices.items():
-            other = first.setdefault((sample.class_name, name), item)
-            if other.turn.plane != item.turn.plane:
-                raise ValueError(
-                    f"{other.path} is {other.turn.plane}, {item.path} {item.turn.plane}: make them classes of their own"
-                )
-
-
-def _note_spacings(found: Sequence[_Found], notices: Notices) -> None:
-    for class_name in dict.fromkeys(sample.class_name for sample in found):
-        slices = [item for sample in found if sample.class_name == class_name for item in sample.slices.values()]
-        spacings = [length for item in slices for length in item.spacing]
-        if max(spacings) > SPACING_RATIO * min(spacings):
-            notices.add(
-                f"class {class_name}: pixels measure from {min(spacings):.3g} to {max(spacings):.3g} mm: one structure "
-                "has different sizes in pixels; resample the scans where that matters"
-            )
-
-
-def _note_patients(found: Sequence[_Found], notices: Notices) -> None:
-    splits: dict[str, tuple[Split, Path]] = {}
-    for sample in found:
-        for item in sample.slices.values():
-            if isinstance(item, DicomSlice):
-                split, path = splits.setdefault(item.patient, (sample.split, item.path))
-                if split != sample.split:
-                    notices.add(
-                        f"{path} ({split}) and {item.path} ({sample.split}) are of one patient: scores and thresholds "
-                        "will look better than on others"
-                    )
-                    return
-
-
-def _images(root: Path, name: str, found: Sequence[_Found], notices: Notices) -> dict[int, SourceFile]:
+def _images(root: Path, name: str, found: Sequence[Found], notices: Notices) -> dict[int, SourceFile]:
     """The files of one modality, by the ``id`` of their slice."""
     slices = [sample.slices[name] for sample in found if name in sample.slices]
     limits = common_limits(root, name, slices, read_windows(root), notices)
@@ -290,6 +235,6 @@ def _images(root: Path, name: str, found: Sequence[_Found], notices: Notices) ->
     return {id(item): item.image(own.get(item.series)) for item in slices}
 
 
-def _sample(found: _Found, images: Mapping[str, Mapping[int, SourceFile]]) -> SourceSample:
+def _sample(found: Found, images: Mapping[str, Mapping[int, SourceFile]]) -> SourceSample:
     files = {name: images[name][id(item)] for name, item in found.slices.items()}
     return new_sample(found.class_name, found.split, found.defect, found.name, files, found.mask)
