@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.every_layout import COPIES, make_copy
+from data.every_layout import COPIES, choices, make_copy
 
 from unimmad.data.index import DatasetEntry, Modality, ShardEntry
 from unimmad.data.layouts import find_sets
@@ -78,7 +78,7 @@ def test_what_is_drawn_is_never_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", COPIES)
 def test_every_file_that_a_sample_is_made_of_is_watched(layout: str, tmp_path: Path) -> None:
     """Whatever file a sample cannot be written without, another state of it is another shard."""
-    sets = [found.source for found in find_sets(make_copy(layout, tmp_path / "sources"))]
+    sets = [found.source for found in find_sets(make_copy(layout, tmp_path / "sources"), modalities=choices(layout))]
     files = [path for path in (tmp_path / "sources").rglob("*") if path.is_file()]
     for folder in ("notes", "tars"):
         (tmp_path / folder).mkdir()

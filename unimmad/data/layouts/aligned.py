@@ -32,6 +32,11 @@ def joined_mask(masks: Sequence[Path], reference: Path) -> SourceFile:
     return SourceFile(name=str(masks[0]), suffix=".png", read=partial(_read_masks, tuple(masks), reference))
 
 
+def aligned_array(array: np.ndarray, reference: Path) -> np.ndarray:
+    """``array`` (H x W or H x W x C) in the size of the picture ``reference``, by nearest neighbour."""
+    return _nearest(array, *_size(reference))
+
+
 def _read_image(path: Path, reference: Path) -> bytes:
     data, suffix = read_image_file(path), path.suffix.lower()
     array = decode_image(data, suffix, str(path))

@@ -134,7 +134,7 @@ def _choose_layout(root: Path, layout: str, notices: Notices) -> Layout:
             raise ValueError(f"--layout {layout} is unknown; choose auto or {' or '.join(LAYOUTS)}")
         return LAYOUTS[layout]
     recognised = [candidate for candidate in LAYOUTS.values() if candidate.recognises(root)]
-    recognised = [candidate for candidate in recognised if candidate.info.classes] or recognised
+    recognised = [item for item in recognised if item.info.classes or item.info.by_file_type] or recognised
     if not recognised:
         first = class_folders(root, notices)[0]
         raise ValueError(
@@ -184,7 +184,7 @@ def _check_twice(samples: Sequence[SourceSample]) -> None:
     """Images that are two samples of a class would count twice, or be trained on and tested with."""
     seen: dict[tuple[str, ...], SourceSample] = {}
     for sample in samples:
-        names = [os.path.abspath(file.name) for file in sample.images.values()]
+        names = [" ".join((os.path.abspath(file.name), file.part)).rstrip() for file in sample.images.values()]
         first = seen.setdefault((sample.class_name, *names), sample)
         if first is not sample:
             raise ValueError(

@@ -21,6 +21,8 @@ class SourceFile:
     """With the dot, lower case: ``.png``, ``.jpg``, ``.tiff``, ``.npy``."""
     read: Callable[[], bytes]
     """Picklable (a module's function, or a ``partial`` of one), for processes that write in parallel."""
+    part: str = ""
+    """Which picture of the file it is, where it holds several."""
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
