@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from benchmarks.reference import ReferenceUniMMAD
 from unimmad import Detector
 from unimmad.cli import export
-from unimmad.config import ModelSettings, TrainingSettings, parse_recipe
+from unimmad.config import ModelSettings, TrainingSettings, load_recipe, parse_recipe
 from unimmad.methods.level_search import LevelSearchMethod, LevelSearchMethodSettings, harmonic_mean
-from unimmad.methods.registry import METHOD_SETTINGS, build_method
+from unimmad.methods.registry import METHOD_SETTINGS, build_method, new_model
 from unimmad.methods.searching import SearchingSettings, SearchingUniMMAD
 from unimmad.model.backends.activation_checkpointing import recompute_activations
 from unimmad.model.backends.torchvision_repair import ensure_torchvision_imports
@@ -167,7 +167,13 @@ def test_search_alone_and_beside_it_see_the_same_levels() -> None:
 RECIPE = {
     "name": "vit",
     "model": {key: value for key, value in SMALL.items() if key not in ("backbone", "image_size")}
-    | {"backbone": "test_vit", "image_size": 48, "level_blocks": [[0, 1], [2]]},
+    | {
+        "backbone": "test_vit",
+        "image_size": 48,
+        "level_blocks": [[0], [1]],
+        "kernel_sizes": [3],
+        "decoder_blocks": [1, 1],
+    },
     "evaluation": {"blur_sigma_at_256": 8},
 }
 
@@ -188,6 +194,20 @@ def test_an_exported_file_gives_the_detectors_scores(tmp_path: Path) -> None:
     of_export = Detector.open(target).predict(given)
     assert of_export.score == pytest.approx(of_checkpoint.score, rel=1e-4)
     np.testing.assert_allclose(of_export.map_HW, of_checkpoint.map_HW, rtol=1e-3, atol=1e-4)
+
+
+def test_the_recipe_large_is_dinov2_with_registers_at_392_pixels() -> None:
+    recipe = load_recipe("large", methods=METHOD_SETTINGS)
+    with torch.device("meta"):
+        model = build_method(recipe)
+    assert isinstance(model, SearchingUniMMAD)
+    assert (model.encoder.channels, model.encoder.strides) == ((768, 768), (14, 14))
+    assert (len(model.teacher.network.blocks), model.teacher.network.num_prefix_tokens) == (10, 5)
+    changes = {"backbone": "test_vit", "level_blocks": [[0, 1], [2, 3]], "image_size": 48, "backbone_weights": "none"}
+    words = [f"model.{key}={value}" for key, value in (changes | {"fcm_dim": 32, "bottleneck_dim": 32}).items()]
+    small, said = new_model(load_recipe("large", words, METHOD_SETTINGS))
+    assert "none" in said
+    assert small(images(size=48), COUNTS, SLOTS).distances[1].shape == (3, 3, 3)
 
 
 @pytest.mark.parametrize(
