@@ -89,6 +89,8 @@ def test_unimmad_upon_it_is_the_reference_and_trains(changes: dict[str, object])
         torch.testing.assert_close(model.maps(ours), reference.maps(theirs), rtol=1e-4, atol=1e-5)
         fast = model_with(**changes).inference_form(2**20)
         torch.testing.assert_close(fast.maps(fast(*given)), model.maps(ours), rtol=1e-4, atol=1e-4)
+        fixed = model_with(**changes).with_fixed_modalities((0, 1))
+        torch.testing.assert_close(fixed(given[0][None, :2]), model.maps(ours)[:1], rtol=1e-4, atol=1e-4)
     facts = StepFacts(torch.ones(3), TrainingSettings())
     optimizer = torch.optim.Adam([p for p in model.train().parameters() if p.requires_grad], 2e-3)
     model.freeze_teacher()
@@ -178,6 +180,7 @@ RECIPE = {
 }
 
 
+@pytest.mark.long
 def test_an_exported_file_gives_the_detectors_scores(tmp_path: Path) -> None:
     """At 3 x 3 patches, which the bottleneck does not halve evenly."""
     shards = hand_made_shards(tmp_path / "shards", ["solids"])
