@@ -13,6 +13,7 @@ from unimmad.metrics.at_threshold import SIZE_NAMES, AtThreshold, Spread, count_
 from unimmad.metrics.metrics import MetricAccumulator
 
 SHAPE = (31, 40)
+SHARES = ("image_false_alarm_rate", "image_recall", "SegF1", "false_alarms_an_image", "defect_recall")
 
 
 def components(marked):
@@ -56,12 +57,12 @@ def reference(images, image_threshold, pixel_threshold):
     normal = [score > image_threshold for _, _, score, label, _ in images if not label]
     anomalous = [score > image_threshold for _, _, score, label, _ in images if label]
     return {
-        "image FPR": np.mean(normal),
-        "image TPR": np.mean(anomalous),
+        "image_false_alarm_rate": np.mean(normal),
+        "image_recall": np.mean(anomalous),
         "SegF1": f1_score(np.concatenate(truth), np.concatenate(called)),
-        "false/image": false_alarms / segmented,
-        "found": np.mean(every),
-        **{name: np.mean(of_size) if of_size else None for name, of_size in found.items()},
+        "false_alarms_an_image": false_alarms / segmented,
+        "defect_recall": np.mean(every),
+        "defect_recall_by_size": [np.mean(of_size) if of_size else None for of_size in found.values()],
     }
 
 
@@ -89,11 +90,12 @@ def test_equals_the_reference_in_any_order(seed, with_look):
     counts = [count_image(*image[:4], *thresholds, image[4]) for image in images]
     expected = reference(images, *thresholds)
     total = joined(counts)
-    assert total.shares == pytest.approx(expected, abs=1e-12)
+    assert {name: total.entry()[name] for name in expected} == {
+        name: pytest.approx(value, abs=1e-12) for name, value in expected.items()
+    }
     assert joined([None, *reversed(counts)]) == total
     assert sum(total.defects) > 4
     assert (total.segmented, total.undecided, total.normal + total.anomalous) == (6, 0, 7)
-    assert total.entry()["SegF1"] == total.seg_f1
 
 
 def test_sizes_and_thresholds_at_their_limits():
@@ -111,7 +113,7 @@ def test_sizes_and_thresholds_at_their_limits():
 
 def test_what_is_not_defined():
     empty = AtThreshold()
-    assert set(empty.shares.values()) == {None}
+    assert {empty.entry()[name] for name in SHARES} == {None}
     assert joined([]) is None
     undecided = count_image(np.ones((2, 2)), np.zeros((2, 2)), 5.0, 0, None, None)
     assert undecided == AtThreshold(undecided=1)

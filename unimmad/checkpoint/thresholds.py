@@ -44,6 +44,9 @@ class Threshold(_Frozen):
     fpr_bound: Annotated[float, Field(ge=0, le=1, alias="promised_rate")]
     """At most this fraction of normal images is called anomalous, on average over sets of calibration images. Files
     call it by its alias."""
+    pixel_value: float | None = None
+    """Map value above which a pixel counts as anomalous in reports (``metrics.at_threshold``): the mean of the same
+    images' maps plus three standard deviations. None where an older version did not write it."""
 
 
 class ClassThreshold(Threshold):
@@ -80,6 +83,15 @@ class Thresholds(_Frozen):
     def too_few(self) -> list[str]:
         """The classes whose images can't promise the rate asked for."""
         return [name for name, found in self.classes.items() if found.fpr_bound > self.false_alarm_rate]
+
+    def with_pixel_values(self, of_classes: Mapping[str, float | None], of_all: float | None) -> Thresholds:
+        """The same with ``pixel_value`` of each class, by ``DATASET/CLASS``, and of all together."""
+        classes = {
+            name: found.model_copy(update={"pixel_value": of_classes.get(name)}) for name, found in self.classes.items()
+        }
+        return self.model_copy(
+            update={"classes": classes, "all_classes": self.all_classes.model_copy(update={"pixel_value": of_all})}
+        )
 
     def only(self, dataset: str) -> Thresholds:
         """Without the classes of other datasets; the threshold of all classes stays."""

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimmad.data.sample import Batch, Sample
+from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.scoring import BatchScores, check_scored
+from unimmad.metrics.at_threshold import AtThreshold, count_image
 from unimmad.metrics.metrics import MetricAccumulator
 from unimmad.report.expert_usage import UsageCounter, chosen_leaders
 from unimmad.report.report import ClassResult
@@ -54,13 +56,22 @@ class ScoredBatch:
 class ClassScores:
     """A class's metrics, image scores and routing, filled batch by batch."""
 
-    def __init__(self, class_name: str, field: str, leaders: int, scratch_dir: Path | None) -> None:
+    def __init__(
+        self,
+        class_name: str,
+        field: str,
+        leaders: int,
+        scratch_dir: Path | None,
+        thresholds: HeldThresholds | None = None,
+    ) -> None:
         """``class_name`` is ``DATASET/CLASS``; ``leaders`` are those of each gate, 0 where there is no gate;
-        ``scratch_dir``: see ``MetricAccumulator``."""
+        ``scratch_dir``: see ``MetricAccumulator``; ``thresholds`` to count by, if any."""
         self.class_name = class_name
         self.field = field
         self._metrics = MetricAccumulator(scratch_dir)
         self._usage = UsageCounter(class_name, leaders) if leaders else None
+        self._thresholds = thresholds
+        self._at_threshold = AtThreshold()
         self._image_scores: list[float] = []
         self._samples: list[tuple[str, str, bool]] = []
 
@@ -72,8 +83,18 @@ class ClassScores:
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
             name = f"{sample.class_name} {sample.key}"
             self._metrics.add(map_HW, mask_HW, score, int(sample.anomalous), name=name)
+            self._count(sample, map_HW, mask_HW, score)
             self._image_scores.append(score)
             self._samples.append((sample.key, sample.defect, sample.anomalous))
+
+    def _count(
+        self, sample: Sample, map_HW: NDArray[np.float32], mask_HW: NDArray[np.bool_] | None, score: float
+    ) -> None:
+        if self._thresholds is None:
+            return
+        held = self._thresholds.of(sample)
+        image, pixel = (None, None) if held is None else (held.value, held.pixel_value)
+        self._at_threshold += count_image(map_HW, mask_HW, score, int(sample.anomalous), image, pixel)
 
     def scored(self) -> ScoredClass:
         """The finished class."""
@@ -85,6 +106,7 @@ class ClassScores:
             normal=self._metrics.normal,
             anomalous=self._metrics.anomalous,
             metrics=self._metrics.compute(),
+            at_threshold=None if self._thresholds is None else self._at_threshold,
         )
         return ScoredClass(
             result=result,

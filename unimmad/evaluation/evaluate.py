@@ -16,6 +16,7 @@ from tqdm import tqdm
 from unimmad import __version__
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.state import package_version
+from unimmad.checkpoint.thresholds import load_thresholds
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.index import Split
 from unimmad.data.location import DataFolder
@@ -23,6 +24,7 @@ from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog, summary
 from unimmad.evaluation.header import data_fact, report_header
+from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.modalities import keep_modalities
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
@@ -115,7 +117,10 @@ def evaluate_checkpoint(
         other.check_common(refs_of)
     beside = published_rows(_datasets(refs_of), checkpoint.recipe.method) if published else ()
     settings, precision = checkpoint.recipe.evaluation, chosen_precision(precision, device)
+    thresholds = _held_thresholds(checkpoint, shards, modalities)
     facts = _number_facts(settings, split, mask_resize, precision, device)
+    if thresholds is not None:
+        facts["thresholds"] = thresholds.thresholds.model_dump(mode="json")
     fingerprint = evaluation_fingerprint(checkpoint.weights_digest, shards, facts)
     ranks.check_same(fingerprint, "another checkpoint, other data, settings, kind of device or library versions")
     results = PartialResults(output, fingerprint)
@@ -140,6 +145,7 @@ def evaluate_checkpoint(
         precision=precision,
         finished=finished,
         scratch_dir=scratch_dir,
+        thresholds=thresholds,
         on_error=on_error,
         skip_log=skip_log,
         ranks=ranks,
@@ -173,6 +179,8 @@ def evaluate_checkpoint(
     if not ranks.is_main:
         return None
     header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)
+    if thresholds is not None:
+        header["thresholds"] = thresholds.in_words(precision)
     if skipped:
         header["left out"] = skipped
     report = Report(header, tuple(scored.result for scored in done), beside)
@@ -185,6 +193,16 @@ def evaluate_checkpoint(
         pictures.remove_others(earlier)
     results.remove()
     return Evaluation(report, tables, pictures.overview, page, tuple(done), comparison)
+
+
+def _held_thresholds(
+    checkpoint: LoadedCheckpoint, shards: ShardSet, modalities: Sequence[str] | None
+) -> HeldThresholds | None:
+    """Those beside the checkpoint; None where there are none, or they are of other modalities than those chosen."""
+    thresholds = load_thresholds(checkpoint.folder) if modalities is None else None
+    if thresholds is None:
+        return None
+    return HeldThresholds(thresholds, shards.datasets, checkpoint.model.looks_at_class)
 
 
 def _check_same_data(output: Path, data: str) -> None:

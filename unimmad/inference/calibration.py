@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
 from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
 from unimmad.inference.engines import ModelEngine
+from unimmad.metrics.at_threshold import Spread
 from unimmad.ranks.exchange import ALONE, Ranks
 
 MAKE_SHARDS = "unimmad shards {} --target {} --calibration-fraction 0.2"
@@ -73,6 +75,7 @@ def calibrate(
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
     scores: dict[str, list[float]] = {name: [] for name in references}
     modalities: dict[str, dict[str, None]] = {name: {} for name in references}
+    spreads = dict.fromkeys(references, Spread())
     rounds = evaluation_rounds(
         shards,
         "calibration",
@@ -89,14 +92,15 @@ def calibrate(
     with tqdm(total=total, desc="calibrate", unit="image", disable=quiet or None) as bar:
         for batch in rounds:
             for of_rank in ranks.gather([] if batch is None else _scored(engine, batch)):  # in order of batches
-                for class_name, names, score in of_rank:
+                for class_name, names, score, spread in of_rank:
                     scores[class_name].append(score)
+                    spreads[class_name] = spreads[class_name].joined(spread)
                     modalities[class_name].update(dict.fromkeys(names))
                 bar.update(len(of_rank))
     scores = {name: of_class for name, of_class in scores.items() if of_class}
     if not scores:
         raise ValueError(f"{', '.join(map(str, data))}: no sample of the calibration split can be read")
-    return make_thresholds(
+    thresholds = make_thresholds(
         scores,
         {name: tuple(modalities[name]) for name in scores},
         shards.datasets,
@@ -104,10 +108,12 @@ def calibrate(
         false_alarm_rate,
         engine.precision,
     )
+    pixel_values = {name: spread.threshold() for name, spread in spreads.items()}
+    return thresholds.with_pixel_values(pixel_values, reduce(Spread.joined, spreads.values()).threshold())
 
 
-def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...], float]]:
-    """Class, modalities and image score of each sample.
+def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...], float, Spread]]:
+    """Class, modalities, image score and the spread of the map's values of each sample.
 
     Raises:
         ValueError: a map or score is not finite; names the sample.
@@ -121,7 +127,10 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...
     scores = scores_B.tolist()
     for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True):
         check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
-    return [(sample.class_name, sample.modalities, score) for sample, score in zip(batch.samples, scores, strict=True)]
+    return [
+        (sample.class_name, sample.modalities, score, Spread.of(map_HW))
+        for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True)
+    ]
 
 
 def describe(thresholds: Thresholds) -> str:

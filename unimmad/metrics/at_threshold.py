@@ -13,7 +13,6 @@ At the threshold for images an image is called anomalous where its score is abov
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
@@ -27,11 +26,8 @@ from unimmad.metrics.metrics import EIGHT_CONNECTED, checked_look, checked_map, 
 
 SIZE_LIMITS = (16, 64, 256, 1024)
 """Pixels of a map from which on a defect counts as the next larger kind: squares of 4, 8, 16 and 32."""
-SIZE_NAMES = (
-    f"< {SIZE_LIMITS[0]}",
-    *(f"{low}-{high - 1}" for low, high in itertools.pairwise(SIZE_LIMITS)),
-    f">= {SIZE_LIMITS[-1]}",
-)
+SIZE_NAMES = (f"<{SIZE_LIMITS[0]}", *(f"{limit}+" for limit in SIZE_LIMITS))
+"""Each kind reaches up to the next one."""
 DEVIATIONS = 3
 """Standard deviations above the mean: MVTec AD 2's rule."""
 
@@ -128,18 +124,6 @@ class AtThreshold:
         """The same by size, keyed by ``SIZE_NAMES``."""
         by_size = zip(SIZE_NAMES, self.defects_found, self.defects, strict=True)
         return {name: _share(found, total) for name, found, total in by_size}
-
-    @property
-    def shares(self) -> dict[str, float | None]:
-        """What tables show, by the name it has there."""
-        return {
-            "image FPR": self.image_false_alarm_rate,
-            "image TPR": self.image_recall,
-            "SegF1": self.seg_f1,
-            "false/image": self.false_alarms_an_image,
-            "found": self.defect_recall,
-            **self.defect_recall_by_size,
-        }
 
     def entry(self) -> dict[str, Any]:
         """The counts and what follows from them, in JSON's types."""
