@@ -60,7 +60,7 @@ def test_a_report_counts_at_the_checkpoints_thresholds(checkpoint, solids, maps,
     settings = checkpoint.recipe.evaluation.model_copy(update={"pictures_per_class": 0})
     checkpoint = dataclasses.replace(checkpoint, recipe=checkpoint.recipe.model_copy(update={"evaluation": settings}))
     calibrated = dataclasses.replace(checkpoint, folder=tmp_path / "step")
-    run = dict(output=tmp_path / "out", device=CPU, workers=0, progress=False)
+    run = {"output": tmp_path / "out", "device": CPU, "workers": 0, "progress": False}
     evaluation = evaluate_checkpoint(calibrated, [solids], **run)
 
     cookie, rope = evaluation.report.classes

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimmad.config import Precision
-from unimmad.data.index import ClassName, DatasetEntry, Name
+from unimmad.data.index import ClassName, DatasetEntry, Name, rois_of
+from unimmad.data.roi import Roi
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_json
 from unimmad.serialization.text import one_line
@@ -79,6 +80,13 @@ class Thresholds(_Frozen):
         if self.precision in (None, precision):
             return ""
         return f"scored in {precision}, by thresholds of scores in {self.precision}"
+
+    def same_roi(self, class_name: str | None, roi: Roi | None) -> bool:
+        """Whether scores of ``roi`` are like those calibrated: of ``DATASET/CLASS``, or where it is None of every
+        class that went into the threshold of all."""
+        calibrated = rois_of(self.datasets)
+        names = self.classes if class_name is None else [class_name]
+        return all(calibrated.of(name) == roi for name in names)
 
     def too_few(self) -> list[str]:
         """The classes whose images can't promise the rate asked for."""

@@ -72,6 +72,7 @@ class ClassScores:
         self._usage = UsageCounter(class_name, leaders) if leaders else None
         self._thresholds = thresholds
         self._at_threshold = AtThreshold()
+        self._outside = 0
         self._image_scores: list[float] = []
         self._samples: list[tuple[str, str, bool]] = []
 
@@ -81,20 +82,18 @@ class ClassScores:
             self._usage.add(batch.samples, batch.leaders_TGK)
         for sample, map_HW, score in zip(batch.samples, batch.maps_BHW, batch.scores, strict=True):
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
+            look_HW = None if sample.weights_HW is None else sample.weights_HW.numpy() > 0
+            if _marked_outside_alone(mask_HW, look_HW):
+                self._outside += 1
+                continue
             name = f"{sample.class_name} {sample.key}"
-            self._metrics.add(map_HW, mask_HW, score, int(sample.anomalous), name=name)
-            self._count(sample, map_HW, mask_HW, score)
+            self._metrics.add(map_HW, mask_HW, score, int(sample.anomalous), name=name, look_HW=look_HW)
+            if self._thresholds is not None:
+                held = self._thresholds.of(sample)
+                image, pixel = (None, None) if held is None else (held.value, held.pixel_value)
+                self._at_threshold += count_image(map_HW, mask_HW, score, int(sample.anomalous), image, pixel, look_HW)
             self._image_scores.append(score)
             self._samples.append((sample.key, sample.defect, sample.anomalous))
-
-    def _count(
-        self, sample: Sample, map_HW: NDArray[np.float32], mask_HW: NDArray[np.bool_] | None, score: float
-    ) -> None:
-        if self._thresholds is None:
-            return
-        held = self._thresholds.of(sample)
-        image, pixel = (None, None) if held is None else (held.value, held.pixel_value)
-        self._at_threshold += count_image(map_HW, mask_HW, score, int(sample.anomalous), image, pixel)
 
     def scored(self) -> ScoredClass:
         """The finished class."""
@@ -116,7 +115,13 @@ class ClassScores:
             defects=tuple(defect for _, defect, _ in self._samples),
             curves=self._metrics.curves(),
             usage=None if self._usage is None else self._usage.usage(),
+            outside=self._outside,
         )
+
+
+def _marked_outside_alone(mask_HW: NDArray[np.bool_] | None, look_HW: NDArray[np.bool_] | None) -> bool:
+    """Such an image is neither normal nor one whose anomaly is to be found."""
+    return mask_HW is not None and look_HW is not None and bool(mask_HW.any()) and not (mask_HW & look_HW).any()
 
 
 class MetricsThread:

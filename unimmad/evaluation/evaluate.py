@@ -23,7 +23,8 @@ from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog, summary
-from unimmad.evaluation.header import data_fact, report_header
+from unimmad.data.roi import given_rois
+from unimmad.evaluation.header import data_fact, report_header, rois_in_words
 from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.modalities import keep_modalities
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
@@ -78,6 +79,7 @@ def evaluate_checkpoint(
     other: OtherReport | None = None,
     cache: ShardCache | None = None,
     on_error: OnError = "stop",
+    roi: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> Evaluation | None:
     """Evaluate on ``split`` of the shard folders ``data`` and write tables and pictures into ``output``.
@@ -98,6 +100,7 @@ def evaluate_checkpoint(
         other: a report to compare with.
         cache: for shards from URLs; None: the default one.
         on_error: ``skip`` leaves corrupt samples out; the report's header says how many.
+        roi: where to look, in place of the data's own regions of interest; see ``data.roi.given_rois``.
         ranks: those that share the work, all with the same arguments but for the device's number.
 
     Returns:
@@ -112,6 +115,8 @@ def evaluate_checkpoint(
         _check_same_data(output, data_fact(data, split))
     if modalities is not None:
         shards = keep_modalities(shards, split, modalities, classes)
+    if roi is not None:
+        shards = shards.with_rois(given_rois(roi, shards.classes(split)))
     refs_of = shards.classes(split)
     if other is not None:
         other.check_common(refs_of)
@@ -153,7 +158,7 @@ def evaluate_checkpoint(
     done: list[ScoredClass] = []
     with closing(scored_classes):  # its threads and its progress bar end with it, however this loop ends
         for scored in scored_classes:
-            whole = len(scored.keys) == len(refs_of[scored.class_name])
+            whole = len(scored.keys) + scored.outside == len(refs_of[scored.class_name])
             if whole and scored.class_name not in finished:  # else the next run would not know what was left out
                 results.save(scored)
             done.append(scored)
@@ -181,6 +186,8 @@ def evaluate_checkpoint(
     header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)
     if thresholds is not None:
         header["thresholds"] = thresholds.in_words(precision)
+    if regions := rois_in_words(shards, refs_of, done):
+        header["regions of interest"] = regions
     if skipped:
         header["left out"] = skipped
     report = Report(header, tuple(scored.result for scored in done), beside)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from unimmad.checkpoint.thresholds import Threshold, Thresholds
 from unimmad.config import Precision
-from unimmad.data.index import DatasetEntry
+from unimmad.data.index import DatasetEntry, rois_of
 from unimmad.data.sample import Sample
 
 
@@ -22,13 +22,17 @@ class HeldThresholds:
     """Whether scores depend on the class: then those of a class that training did not see are decided by none."""
 
     def of(self, sample: Sample) -> Threshold | None:
-        """The class's, else that of all classes; None where the sample's modalities are not those calibrated."""
-        given = set(sample.modalities)
+        """The class's, else that of all classes; None where the sample's modalities or its region of interest are not
+        those calibrated."""
+        given, dataset = set(sample.modalities), self.datasets[sample.dataset]
+        known = sample.class_name in self.thresholds.trained_classes
+        roi = rois_of(self.datasets).of(sample.class_name)
+        if not self.thresholds.same_roi(sample.class_name if known else None, roi):
+            return None
         of_class = self.thresholds.classes.get(sample.class_name)
         if of_class is not None:
             return of_class if set(of_class.modalities) == given else None
-        known = sample.class_name in self.thresholds.trained_classes
-        complete = given == {modality.name for modality in self.datasets[sample.dataset].modalities}
+        complete = given == {modality.name for modality in dataset.modalities}
         return self.thresholds.all_classes if complete and (known or not self.looks_at_class) else None
 
     def in_words(self, precision: Precision) -> str:

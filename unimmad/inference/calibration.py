@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from unimmad.checkpoint.loading import LoadedCheckpoint
@@ -16,7 +19,8 @@ from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog
 from unimmad.data.reading.stream import evaluation_rounds
-from unimmad.data.sample import Batch
+from unimmad.data.roi import given_rois
+from unimmad.data.sample import Batch, Sample
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
 from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
@@ -40,6 +44,7 @@ def calibrate(
     progress: bool = True,
     cache: ShardCache | None = None,
     on_error: OnError = "stop",
+    roi: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> Thresholds:
     """Thresholds of every class at ``false_alarm_rate``; the same on every rank.
@@ -54,6 +59,7 @@ def calibrate(
         progress: whether to show a bar.
         cache: for shards from URLs; None: the default one.
         on_error: ``skip`` leaves corrupt samples out, and says so.
+        roi: where to look, in place of the data's own regions of interest; see ``data.roi.given_rois``.
         ranks: those that share the work, all with the same arguments.
 
     Raises:
@@ -63,6 +69,8 @@ def calibrate(
     check_rate(false_alarm_rate)
     shards = ShardSet.open(data, cache)
     references = shards.classes("calibration")
+    if roi is not None:
+        shards = shards.with_rois(given_rois(roi, references))
     _check_split(references, data)
     engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision)
     computed = {"device": device.type, "precision": engine.precision}
@@ -123,14 +131,20 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...
         batch.tokens_per_sample,
         batch.slot_of_token_T,
         [sample.class_name for sample in batch.samples],
+        [sample.weights_HW for sample in batch.samples],
     )
     scores = scores_B.tolist()
     for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True):
         check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
     return [
-        (sample.class_name, sample.modalities, score, Spread.of(map_HW))
+        (sample.class_name, sample.modalities, score, Spread.of(_looked_at(map_HW, sample)))
         for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True)
     ]
+
+
+def _looked_at(map_HW: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
+    """The map's values inside of the region of interest."""
+    return map_HW if sample.weights_HW is None else map_HW[sample.weights_HW.numpy() > 0]
 
 
 def describe(thresholds: Thresholds) -> str:

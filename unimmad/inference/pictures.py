@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 
 from unimmad.data.index import Modality
 from unimmad.data.prepare import resize
-from unimmad.report.drawing import DEPTH_COLOURS, MAP_COLOURS, Limits, colour_limits, laid_over
+from unimmad.report.drawing import DEPTH_COLOURS, MAP_COLOURS, Limits, colour_limits, laid_over, not_looked_at
 from unimmad.serialization.atomic_write import write_aside
 
 Picture = NDArray[np.float32]
@@ -45,7 +45,11 @@ def picture_of(array: np.ndarray, modality: Modality, size: tuple[int, int], whe
 
 
 def save_heat_map(
-    pictures: tuple[tuple[str, Picture], ...], map_HW: NDArray[np.float32], limits: Limits, path: Path
+    pictures: tuple[tuple[str, Picture], ...],
+    map_HW: NDArray[np.float32],
+    limits: Limits,
+    path: Path,
+    weights_HW: NDArray[np.float32] | None = None,
 ) -> None:
     """Write the panels side by side.
 
@@ -54,6 +58,7 @@ def save_heat_map(
         map_HW: the anomaly map at the model's size; stretched to the pictures'.
         limits: map values at the two ends of the colour scale.
         path: the PNG.
+        weights_HW: of a region of interest, at the map's size; what is not looked at is gray in both maps.
 
     Raises:
         ValueError: the folder cannot be made or written to.
@@ -63,6 +68,9 @@ def save_heat_map(
     large_HW = np.asarray(PillowImage.fromarray(map_HW).resize((width, height), PillowImage.Resampling.BILINEAR))
     share_HW = np.clip((large_HW - limits[0]) / (limits[1] - limits[0]), 0, 1)
     panels += [colormaps[MAP_COLOURS](share_HW)[..., :3], laid_over(panels[0], large_HW, limits)]
+    if weights_HW is not None:
+        looked = PillowImage.fromarray(weights_HW > 0).resize((width, height), PillowImage.Resampling.NEAREST)
+        panels[-2:] = [not_looked_at(panel, np.asarray(looked)) for panel in panels[-2:]]
     gap = np.ones((height, GAP, 3))
     row = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
     picture = PillowImage.fromarray((np.clip(row, 0, 1) * 255).round().astype(np.uint8))

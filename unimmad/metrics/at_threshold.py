@@ -35,7 +35,7 @@ DEVIATIONS = 3
 class Spread(NamedTuple):
     """Mean and standard deviation of values that come in pieces, such as the maps of a class's normal images."""
 
-    count: int = 0
+    values: int = 0
     mean: float = 0.0
     squares: float = 0.0
     """Sum of the squared differences from the mean."""
@@ -51,16 +51,16 @@ class Spread(NamedTuple):
 
     def joined(self, other: Spread) -> Spread:
         """Of the values of both."""
-        count = self.count + other.count
-        if not count:
+        both = self.values + other.values
+        if not both:
             return Spread()
         apart = other.mean - self.mean
-        mean = self.mean + apart * other.count / count
-        return Spread(count, mean, self.squares + other.squares + apart * apart * self.count * other.count / count)
+        mean = self.mean + apart * other.values / both
+        return Spread(both, mean, self.squares + other.squares + apart * apart * self.values * other.values / both)
 
     def threshold(self) -> float | None:
         """Mean plus ``DEVIATIONS`` standard deviations; None without a value."""
-        return self.mean + DEVIATIONS * math.sqrt(self.squares / self.count) if self.count else None
+        return self.mean + DEVIATIONS * math.sqrt(self.squares / self.values) if self.values else None
 
 
 @dataclass(frozen=True)

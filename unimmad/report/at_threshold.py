@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 UNDEFINED = "n/a"
 HEADS = ("FPR", "TPR", "SegF1", "alarms", *SIZE_NAMES)
 CAPTION = (
-    "At the calibrated thresholds. FPR, TPR: share of the normal and of the anomalous images that are called anomalous. "
-    "SegF1: F1 of the class's pixels. alarms: regions of the map above the threshold without a marked pixel, an image. "
+    "At the calibrated thresholds. FPR, TPR: share of the normal and of the anomalous images that are called "
+    "anomalous. SegF1: F1 of the class's pixels. alarms: regions of the map above the threshold without a marked "
+    "pixel, an image. "
     f"{SIZE_NAMES[0]} to {SIZE_NAMES[-1]}: defects found of all, by size in pixels of the map (squares of "
     f"{', '.join(str(int(limit**0.5)) for limit in SIZE_LIMITS)})."
 )
@@ -56,7 +57,9 @@ def at_threshold_table(report: Report) -> Table | None:
     """The table; None where no class has thresholds."""
     if all(result.at_threshold is None for result in report.classes):
         return None
-    return Table(("dataset", "class", *HEADS), list(_rows(report)), names=2, caption=CAPTION, notes=_notes(report))
+    return Table(
+        ("dataset", "class", *HEADS), list(_rows(report)), names=2, caption=CAPTION, notes=tuple(_notes(report))
+    )
 
 
 def at_threshold_csv(report: Report) -> str:

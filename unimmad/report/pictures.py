@@ -92,7 +92,9 @@ class Pictures:
         page = self._folder / PAGE
         sections = [] if comparison is None else [_comparison_section(comparison)]
         if (table := at_threshold_table(report)) is not None:
-            sections.append(Section("At the calibrated thresholds", table.caption, tables=(replace(table, caption=""),)))
+            sections.append(
+                Section("At the calibrated thresholds", table.caption, tables=(replace(table, caption=""),))
+            )
         if self._kernel_sizes:
             sections.append(self._experts())
         save_page(
