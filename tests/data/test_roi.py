@@ -7,10 +7,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from disk_sets import make_mvtec
 from PIL import Image, ImageDraw
 
-from unimmad.data.index import DatasetEntry, Modality, rois_of, with_rois
+from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
+from unimmad.data.index import DatasetEntry, Modality, load_index, rois_of, with_rois
+from unimmad.data.layouts.find import find_set
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.roi import Area, Roi, Rois, given_rois, read_roi, roi_weights, rois_beside
+from unimmad.data.writing.shards import write_shards
 
 LEFT = Roi(size=(80, 40), areas=(Area(polygon=((0, 0), (39, 0), (39, 39), (0, 39))),))
 
@@ -144,6 +149,27 @@ def test_where_files_are_looked_for(tmp_path):
         given_rois(tmp_path, classes)
     with pytest.raises(ValueError, match=r"gone\.png: can't be read"):
         given_rois(tmp_path / "gone.png", classes)
+
+
+def test_shards_take_the_regions_beside_their_classes(tmp_path):
+    root = make_mvtec(tmp_path / "parts")
+    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    before = find_set(root).source
+    (root / classes[0] / "roi.json").write_text('{"foreground": true}')
+    source = find_set(root).source
+    assert source.entry.roi == {classes[0]: Roi(foreground=True)}
+    index = write_shards([source], tmp_path / "shards", progress=False)
+    assert load_index(tmp_path / "shards") == index
+    assert [sample.key for sample in before.samples] == [sample.key for sample in source.samples]
+    shards = ShardSet.open([tmp_path / "shards"])
+    train = shards.classes("train")[f"parts/{classes[0]}"][0]
+    assert shards.read(train, 16).weights_HW is not None
+    assert shards.read(train, 16, with_mask=False).weights_HW is None
+    # A checkpoint keeps them, and another region is no reason not to continue from it.
+    trained_on = TrainedOn.of(index.datasets, index.classes("train"))
+    state = {"trained_on": json.loads(json.dumps(trained_on.entry()))}
+    assert read_trained_on(state, "state.json").datasets == index.datasets
+    assert not trained_on.difference(TrainedOn.of({"parts": before.entry}, index.classes("train")))
 
 
 def test_indexes_hold_regions_and_say_nothing_where_there_is_none():

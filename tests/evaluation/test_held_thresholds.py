@@ -14,10 +14,12 @@ from hand_made import hand_made_shards
 from unimmad.checkpoint.thresholds import make_thresholds, save_thresholds
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
+from unimmad.evaluation.collecting import ClassScores, ScoredBatch
 from unimmad.evaluation.evaluate import evaluate_checkpoint
 from unimmad.evaluation.scoring import score_batch
 from unimmad.metrics.at_threshold import SIZE_NAMES, count_image, joined
 from unimmad.report.report import from_json
+from unimmad.report.scored_class import read_scored, scored_entry
 from unimmad.report.tables import screen_table
 
 CPU = torch.device("cpu")
@@ -40,6 +42,26 @@ def maps(checkpoint, solids):
             maps_BHW, scores_B = score_batch(checkpoint.model, collate([sample]), checkpoint.recipe.evaluation, CPU)
             found.append((sample, maps_BHW[0].numpy(), scores_B.item()))
     return found
+
+
+def test_what_is_marked_outside_of_the_region_alone_is_left_out(maps):
+    """As if there were no such image; a normal one, and one that is marked inside as well, count."""
+    scores = ClassScores(COOKIE, "industry", 0, None)
+    chosen = [(sample, map_HW) for sample, map_HW, _ in maps if sample.class_name == COOKIE]
+    kept = 0
+    for place, (sample, map_HW) in enumerate(chosen):
+        weights_HW = torch.ones(64, 64)
+        if sample.anomalous and place == len(chosen) - 1:
+            weights_HW[sample.mask_HW] = 0
+        elif sample.anomalous:
+            weights_HW[0] = 0
+        kept += bool(weights_HW[1:].all())
+        batch = collate([dataclasses.replace(sample, weights_HW=weights_HW)])
+        scores.add(ScoredBatch(batch.samples, map_HW[None], (float(place),), None))
+    scored = scores.scored()
+    assert (scored.outside, len(scored.keys), kept) == (1, 2, 2)
+    assert scored.result.normal + scored.result.anomalous == 2
+    assert read_scored(json.loads(json.dumps(scored_entry(scored)))).outside == 1
 
 
 def test_a_report_counts_at_the_checkpoints_thresholds(checkpoint, solids, maps, tmp_path):
