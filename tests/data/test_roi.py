@@ -116,8 +116,8 @@ def test_json_that_says_nothing_sensible_names_its_file(tmp_path, content, messa
     ("array", "message"),
     [
         (np.zeros((4, 4)), "nothing to look at"),
-        (np.eye(4), "levels are 0 and 1"),
-        (np.random.default_rng(0).integers(0, 255, (4, 4, 3)), "it has colours"),
+        (np.eye(4), "levels 0 and 1"),
+        (np.random.default_rng(0).integers(0, 255, (4, 4, 3)), "has colours"),
     ],
 )
 def test_pngs_that_mean_nothing_name_their_file(tmp_path, array, message):

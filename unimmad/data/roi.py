@@ -40,6 +40,7 @@ SUFFIXES = (".png", ".json")
 NONE = "none"
 """In place of a file or folder: look everywhere."""
 MAX_SIDE = 4096
+MAX_AREAS, MAX_CORNERS = 1000, 10_000
 MAX_PNG_BYTES = 2**20
 """It travels in indexes and checkpoints."""
 FULL = 255
@@ -58,7 +59,7 @@ class _Frozen(BaseModel):
 class Area(_Frozen):
     """A polygon and what it weighs."""
 
-    polygon: Annotated[tuple[Point, ...], Field(min_length=3)]
+    polygon: Annotated[tuple[Point, ...], Field(min_length=3, max_length=MAX_CORNERS)]
     """Corners (x, y) in pixels of ``Roi.size``, from the upper left corner; its edge belongs to it."""
     weight: Weight = 1.0
     """0: not looked at; 1: counts in full."""
@@ -71,7 +72,7 @@ class Roi(_Frozen):
     """Width and height of the picture that ``areas`` are drawn on."""
     outside: Weight = 0.0
     """What pixels weigh that lie in no area."""
-    areas: tuple[Area, ...] = ()
+    areas: Annotated[tuple[Area, ...], Field(max_length=MAX_AREAS)] = ()
     """Where several overlap, the last one counts."""
     png: Annotated[str, Field(max_length=MAX_PNG_BYTES * 4 // 3 + 4)] | None = None
     """A gray PNG, base64, in place of the areas: level / 255 is the weight."""
@@ -88,8 +89,6 @@ class Roi(_Frozen):
             raise ValueError(f"size {list(self.size)}: wanted 1 to {MAX_SIDE} pixels a side")
         if not (self.areas or self.png or self.foreground):
             raise ValueError('it says nothing: give areas, or "foreground": true')
-        if not self.levels().any():
-            raise ValueError("it leaves nothing to look at")
         return self
 
     @property
@@ -98,7 +97,11 @@ class Roi(_Frozen):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
     def levels(self) -> NDArray[np.uint8]:
-        """The weights at the size that they are drawn at, 0 to 255; one pixel where the rule alone decides."""
+        """The weights at the size that they are drawn at, 0 to 255; one pixel where the rule alone decides.
+
+        Raises:
+            ValueError: the PNG can't be read, or nothing is left to look at.
+        """
         return _levels(self)
 
     @property
@@ -135,22 +138,26 @@ def read_roi(path: Path) -> Roi:
         ValueError: it can't be read, has another form, or leaves nothing to look at.
     """
     try:
-        if path.suffix.lower() == ".json":
-            return Roi.model_validate_json(read_limited(path, MAX_PNG_BYTES * 2))
-        if path.suffix.lower() != ".png":
-            raise ValueError("a region of interest is a .png or a .json file")
-        data = read_image_file(path)
-        _png_levels(data, str(path))
-        if len(data) > MAX_PNG_BYTES:
-            raise ValueError(f"it has {len(data)} bytes; save it smaller, {MAX_PNG_BYTES} at most")
-        return Roi(png=base64.b64encode(data).decode())
+        roi = _read(path)
+        roi.levels()
+        return roi
     except ValidationError as error:
         raise ValueError(f"{path}: {first_problem(error)}") from None
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from None
     except ValueError as error:
-        text = str(error)
-        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> Roi:
+    if path.suffix.lower() == ".json":
+        return Roi.model_validate_json(read_limited(path, MAX_PNG_BYTES * 2))
+    if path.suffix.lower() != ".png":
+        raise ValueError("a region of interest is a .png or a .json file")
+    data = read_image_file(path)
+    if len(data) > MAX_PNG_BYTES:
+        raise ValueError(f"it has {len(data)} bytes; save it smaller, {MAX_PNG_BYTES} at most")
+    return Roi(png=base64.b64encode(data).decode())
 
 
 def rois_beside(root: Path, classes: Iterable[str]) -> dict[str, Roi]:
@@ -213,12 +220,16 @@ def roi_weights(
     if roi is None:
         return None
     height, width = stored_size[:2]
-    if roi.aspect is not None and not 1 / MOST_SKEW <= width / height / roi.aspect <= MOST_SKEW:
+    try:
+        aspect = roi.aspect or width / height
+        weights_HW = _resized(roi, (images_MCHW.shape[-2], images_MCHW.shape[-1]))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if not 1 / MOST_SKEW <= width / height / aspect <= MOST_SKEW:
         raise ValueError(
             f"{where} is {width} x {height} pixels, but its region of interest is drawn on a picture of another shape "
-            f"(width to height {roi.aspect:.3g} instead of {width / height:.3g}); draw it on one of these images"
+            f"(width to height {aspect:.3g} instead of {width / height:.3g}); draw it on one of these images"
         )
-    weights_HW = _resized(roi, (images_MCHW.shape[-2], images_MCHW.shape[-1]))
     if roi.foreground:
         object_HW = foreground(images_MCHW.numpy(), tuple(kinds))
         if (weights_HW[object_HW] > 0).any():  # else the rule contradicts what was drawn, which is surer
@@ -226,10 +237,15 @@ def roi_weights(
     return torch.tensor(weights_HW)  # of its own: what is kept is shared by all samples
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=8)
 def _levels(roi: Roi) -> NDArray[np.uint8]:
-    if roi.png is not None:
-        return _png_levels(base64.b64decode(roi.png), "the region's png")
+    levels = _png_levels(base64.b64decode(roi.png)) if roi.png is not None else _drawn(roi)
+    if not levels.any():
+        raise ValueError("the region of interest leaves nothing to look at")
+    return levels
+
+
+def _drawn(roi: Roi) -> NDArray[np.uint8]:
     if roi.size is None:
         return np.full((1, 1), FULL, dtype=np.uint8)
     canvas = Image.new("L", roi.size, _level(roi.outside))
@@ -239,7 +255,7 @@ def _levels(roi: Roi) -> NDArray[np.uint8]:
     return np.asarray(canvas)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _resized(roi: Roi, size: tuple[int, int]) -> NDArray[np.float32]:
     """As masks are, by the nearest pixel; what is thinner than one pixel may be lost, but not all of it."""
     image = Image.fromarray(roi.levels())
@@ -247,24 +263,26 @@ def _resized(roi: Roi, size: tuple[int, int]) -> NDArray[np.float32]:
     if not levels_HW.any():
         levels_HW = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BOX))
     if not levels_HW.any():
-        raise ValueError(f"a region of interest leaves no pixel to look at in {size[1]} x {size[0]}; draw it larger")
+        raise ValueError(f"the region of interest leaves no pixel to look at in {size[1]} x {size[0]}; draw it larger")
     weights_HW = levels_HW.astype(np.float32) / np.float32(FULL)
     weights_HW.flags.writeable = False
     return weights_HW
 
 
-def _png_levels(data: bytes, where: str) -> NDArray[np.uint8]:
-    levels = decode_image(data, ".png", where)
+def _png_levels(data: bytes) -> NDArray[np.uint8]:
+    levels = decode_image(data, ".png", "the region of interest")
     if levels.ndim == 3:
         if (levels != levels[:, :, :1]).any():
-            raise ValueError(f"{where}: a region of interest is gray (black: not looked at); it has colours")
+            raise ValueError("the region of interest has colours; it is gray (black: not looked at)")
         levels = levels[:, :, 0]
     if levels.dtype != np.uint8:
-        raise ValueError(f"{where}: a region of interest has 8 bits; it has {levels.dtype}")
+        raise ValueError(f"the region of interest is {levels.dtype}; save it with 8 bits")
     if max(levels.shape) > MAX_SIDE:
-        raise ValueError(f"{where}: it has {levels.shape[1]} x {levels.shape[0]} pixels; {MAX_SIDE} a side at most")
+        raise ValueError(
+            f"the region of interest has {levels.shape[1]} x {levels.shape[0]} pixels; {MAX_SIDE} a side at most"
+        )
     if levels.max() == 1:
-        raise ValueError(f"{where}: its levels are 0 and 1, which is next to nothing of 255; save it with 0 and 255")
+        raise ValueError("the region of interest has levels 0 and 1, next to nothing of 255; save it with 0 and 255")
     return levels
 
 

@@ -67,7 +67,8 @@ def rois_in_words(shards: ShardSet, class_names: Iterable[str], scored: Iterable
     if len(used) == len(names) and len(set(used.values())) == 1:
         of_classes = f"all classes: {next(iter(used.values())).in_words()}"
     outside = sum(of_class.outside for of_class in scored)
-    left = f"; left out: {outside} anomalous images marked outside of them alone" if outside else ""
+    images = "image" if outside == 1 else "images"
+    left = f"; left out: {outside} anomalous {images} marked outside of them alone" if outside else ""
     return f"{of_classes}; scores, metrics and pictures are of these pixels alone{left}"
 
 

@@ -65,16 +65,25 @@ def save_heat_map(
     """
     panels = [picture for _, picture in pictures]
     height, width = panels[0].shape[:2]
-    large_HW = np.asarray(PillowImage.fromarray(map_HW).resize((width, height), PillowImage.Resampling.BILINEAR))
+    large_HW = _stretched(map_HW, (width, height))
+    looked_HW = None
+    if weights_HW is not None:
+        # What is not looked at is 0 in the map, and would darken the edge.
+        near_HW = _stretched((weights_HW > 0).astype(np.float32), (width, height))
+        large_HW, looked_HW = large_HW / np.maximum(near_HW, 1e-3), near_HW >= 0.5
     share_HW = np.clip((large_HW - limits[0]) / (limits[1] - limits[0]), 0, 1)
     panels += [colormaps[MAP_COLOURS](share_HW)[..., :3], laid_over(panels[0], large_HW, limits)]
-    if weights_HW is not None:
-        looked = PillowImage.fromarray(weights_HW > 0).resize((width, height), PillowImage.Resampling.NEAREST)
-        panels[-2:] = [not_looked_at(panel, np.asarray(looked)) for panel in panels[-2:]]
+    if looked_HW is not None:
+        panels[-2:] = [not_looked_at(panel, looked_HW) for panel in panels[-2:]]
     gap = np.ones((height, GAP, 3))
     row = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
     picture = PillowImage.fromarray((np.clip(row, 0, 1) * 255).round().astype(np.uint8))
     write_aside(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def _stretched(map_HW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """To a width and height."""
+    return np.asarray(PillowImage.fromarray(map_HW).resize(size, PillowImage.Resampling.BILINEAR))
 
 
 def _resized(picture_HWC: Picture, size: tuple[int, int]) -> Picture:
