@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,8 @@ def cookies(shards: ShardSet, folder: Path) -> list[InputSample]:
 
 def test_evaluation_and_prediction_look_where_calibration_did(run, calibration_shards, regions, tmp_path):
     checkpoint = load_checkpoint(next((run / "checkpoints").glob("step_*")))
+    settings = checkpoint.recipe.evaluation.model_copy(update={"pictures_per_class": 0})
+    checkpoint = replace(checkpoint, recipe=checkpoint.recipe.model_copy(update={"evaluation": settings}))
     evaluation = evaluate_checkpoint(
         checkpoint, [calibration_shards], tmp_path / "report", device=CPU, workers=0, progress=False, roi=regions
     )

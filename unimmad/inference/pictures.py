@@ -70,8 +70,8 @@ def save_heat_map(
     if weights_HW is not None:
         # What is not looked at is 0 in the map, and would darken the edge.
         near_HW = _stretched((weights_HW > 0).astype(np.float32), (width, height))
-        large_HW = np.asarray(large_HW / np.maximum(near_HW, 1e-3), dtype=np.float32)
         looked_HW = near_HW >= 0.5
+        large_HW = np.divide(large_HW, near_HW, out=np.zeros_like(large_HW), where=looked_HW)
     share_HW = np.clip((large_HW - limits[0]) / (limits[1] - limits[0]), 0, 1)
     panels += [colormaps[MAP_COLOURS](share_HW)[..., :3], laid_over(panels[0], large_HW, limits)]
     if looked_HW is not None:
