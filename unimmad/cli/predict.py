@@ -61,6 +61,7 @@ def _predict(options: argparse.Namespace, program: str) -> None:
         device=options.device,
         precision=options.precision,
         verify=not options.no_verify,
+        roi=options.roi,
     )
     notices = Notices()
     samples = _samples(options, detector, notices)
@@ -150,6 +151,13 @@ def prediction_parser() -> argparse.ArgumentParser:
         action="append",
         metavar="DIR",
         help="shard folder that tells the modalities, once for each; default: those it was trained on",
+    )
+    parser.add_argument(
+        "--roi",
+        type=Path,
+        metavar="FILE|DIR|none",
+        help="where to look, in place of the regions of interest that go with the thresholds or the trained data: a "
+        "PNG or JSON of all classes, a folder of CLASS.png or CLASS.json, or none",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     parser.add_argument(

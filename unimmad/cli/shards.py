@@ -202,6 +202,7 @@ def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: 
             print(
                 f"  class {printable(class_name)}: {train} train, {test} test"
                 + (f", {aside} calibration" if aside else "")
+                + (f", region of interest: {entry.roi[class_name].in_words()}" if class_name in entry.roi else "")
             )
     for notice in notices[:NOTES_SHOWN]:
         print(f"note: {_line(notice)}")

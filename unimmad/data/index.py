@@ -8,6 +8,7 @@ offset and length, so that one sample can be read without scanning its shard.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -24,6 +25,7 @@ from pydantic import (
 )
 
 from unimmad.data.gc_pause import collector_paused
+from unimmad.data.roi import Roi, Rois
 from unimmad.serialization.documents import read_limited
 from unimmad.serialization.text import one_line
 from unimmad.serialization.validation import first_problem
@@ -112,10 +114,33 @@ Modalities = Annotated[tuple[Modality, ...], Field(min_length=1), AfterValidator
 
 
 class DatasetEntry(_Frozen):
-    """One dataset: its field (industry, medicine, ...) and the modalities its samples may have."""
+    """One dataset: its field (industry, medicine, ...), the modalities its samples may have, and where to look."""
 
     field: str
     modalities: Modalities
+    roi: dict[Name, Roi] = {}
+    """Regions of interest by class, without the dataset's name; of the other classes everything is looked at."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An older version reads what uses nothing new."""
+        values: dict[str, Any] = handler(self)
+        return values if self.roi else {key: value for key, value in values.items() if key != "roi"}
+
+
+def rois_of(datasets: Mapping[str, DatasetEntry]) -> Rois:
+    """The regions of interest of all classes."""
+    return Rois({f"{name}/{short}": roi for name, entry in datasets.items() for short, roi in entry.roi.items()})
+
+
+def with_rois(datasets: Mapping[str, DatasetEntry], rois: Rois, classes: Iterable[str]) -> dict[str, DatasetEntry]:
+    """The datasets with the regions of ``rois``, for ``DATASET/CLASS`` among ``classes``, in place of their own."""
+    found: dict[str, dict[str, Roi]] = {name: {} for name in datasets}
+    for class_name in classes:
+        dataset, _, short = class_name.partition("/")
+        if dataset in found and (roi := rois.of(class_name)) is not None:
+            found[dataset][short] = roi
+    return {name: entry.model_copy(update={"roi": found[name]}) for name, entry in datasets.items()}
 
 
 # Members and samples are many; as pydantic's models they would take three times the memory.

@@ -36,6 +36,8 @@ class Sample:
     """float32, normalised: one 3-channel image a modality."""
     mask_HW: Tensor | None
     """bool, True where anomalous; None where the set has no mask for an anomalous sample, and in training."""
+    weights_HW: Tensor | None = None
+    """float32, 0 (not looked at) to 1: the class's region of interest; None where all is looked at, and in training."""
 
 
 @dataclass(frozen=True)

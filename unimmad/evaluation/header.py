@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from unimmad.data.location import DataFolder, recorded_data_folder, shown
 from unimmad.data.modality import read_otherwise
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation.scoring import MaskRule, numerics
+from unimmad.report.scored_class import ScoredClass
 
 
 def report_header(
@@ -58,6 +59,21 @@ def report_header(
         if checkpoint.model.kernel_sizes:
             header["not trained on"] += "; the router chooses experts for them all the same"
     return header
+
+
+def rois_in_words(shards: ShardSet, class_names: Iterable[str], scored: Iterable[ScoredClass]) -> str:
+    """What of the classes' images was looked at, and what was left out for it; empty where there is no region."""
+    names = list(class_names)
+    used = {name: roi for name in names if (roi := shards.rois.of(name)) is not None}
+    if not used:
+        return ""
+    of_classes = "; ".join(f"{name}: {roi.in_words()}" for name, roi in used.items())
+    if len(used) == len(names) and len(set(used.values())) == 1:
+        of_classes = f"all classes: {next(iter(used.values())).in_words()}"
+    outside = sum(of_class.outside for of_class in scored)
+    images = "image" if outside == 1 else "images"
+    left = f"; left out: {outside} anomalous {images} marked outside of them alone" if outside else ""
+    return f"{of_classes}; scores, metrics and pictures are of these pixels alone{left}"
 
 
 def data_fact(data: Sequence[DataFolder], split: Split) -> str:

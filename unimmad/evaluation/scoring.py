@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.sample import Batch
-from unimmad.model.anomaly_map import gaussian_blur, image_scores
+from unimmad.model.anomaly_map import gaussian_blur, image_scores, region_score, weigh
 from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.backends.tf32 import without_tf32
 from unimmad.model.method import Fitted, Method
@@ -141,6 +141,7 @@ def score_on_device(
         settings,
         precision,
         [sample.class_name for sample in batch.samples],
+        [sample.weights_HW for sample in batch.samples],
     )
 
 
@@ -153,16 +154,40 @@ def score_images(
     settings: EvaluationSettings,
     precision: Precision,
     classes: Sequence[str | None] | None = None,
+    weights: Sequence[Tensor | None] | None = None,
 ) -> BatchScores:
     """Score normalised images, listed sample by sample, that are on the model's device; the scores stay there.
 
-    ``classes``: of each sample, None where it is not known, for methods that look at them.
+    ``classes``: of each sample, None where it is not known, for methods that look at them. ``weights``: of each sample,
+    see ``maps_and_scores``.
     """
     known = {"classes": classes} if isinstance(model, Fitted) else {}
     with without_tf32():
         with torch.autocast(images_TCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
             output = model(images_TCHW, tokens_per_sample, slot_of_token_T, **known)
         maps_BHW = gaussian_blur(model.maps(output), *settings.blur(model.image_size))
-    return BatchScores(
-        maps_BHW, image_scores(maps_BHW, settings.top_share, settings.score_pool), model.routings(output)
-    )
+        maps_BHW, scores_B = maps_and_scores(maps_BHW, settings, weights or [])
+    return BatchScores(maps_BHW, scores_B, model.routings(output))
+
+
+def maps_and_scores(
+    maps_BHW: Tensor, settings: EvaluationSettings, weights: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """Blurred maps as they are judged, and their image scores [B]: the one place where regions of interest come in.
+
+    Args:
+        maps_BHW: blurred, of the whole images.
+        settings: how a map becomes a score.
+        weights: of each sample, float32 H x W, 0 (not looked at) to 1, from wherever; None where all is looked at.
+            Empty: all of all.
+    """
+    rule = (settings.top_share, settings.score_pool)
+    scores_B = image_scores(maps_BHW, *rule)
+    given = {number: weights_HW for number, weights_HW in enumerate(weights) if weights_HW is not None}
+    if given:
+        maps_BHW = maps_BHW.clone()
+    for number, weights_HW in given.items():
+        on_device_HW = weights_HW.to(maps_BHW.device)
+        maps_BHW[number] = weigh(maps_BHW[number], on_device_HW)
+        scores_B[number] = region_score(maps_BHW[number], on_device_HW > 0, *rule)
+    return maps_BHW, scores_B

@@ -12,7 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from unimmad.config import EvaluationSettings, Precision
@@ -73,9 +75,14 @@ def sample_picture(
         defect=sample.defect,
         score=scores_B.item(),
         images=images,
-        map_HW=maps_BHW[0].numpy(),
+        map_HW=_looked_at(maps_BHW[0].numpy(), sample),
         mask_HW=None if sample.mask_HW is None else sample.mask_HW.numpy(),
     )
+
+
+def _looked_at(map_HW: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
+    """NaN, which pictures leave blank, where the region of interest says not to look."""
+    return map_HW if sample.weights_HW is None else np.where(sample.weights_HW.numpy() > 0, map_HW, np.float32(np.nan))
 
 
 def _kinds(shards: ShardSet, sample: Sample) -> list[ModalityKind]:

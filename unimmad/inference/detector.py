@@ -62,6 +62,10 @@ class Prediction:
     """Sentences that one should know beside this result."""
     pictures: tuple[tuple[str, Picture], ...]
     """Name and picture of each modality; empty where they were not asked for."""
+    weights_HW: NDArray[np.float32] | None = None
+    """What each pixel of the map weighed in it, 0 (not looked at) to 1; None where no region of interest was used."""
+    roi: str | None = None
+    """Digest of the region of interest."""
 
     @property
     def anomalous(self) -> bool | None:
@@ -109,6 +113,7 @@ class Detector:
         device: str | None = None,
         precision: Precision | None = None,
         verify: bool = True,
+        roi: Path | None = None,
     ) -> Detector:
         """``from_onnx`` for a file called ``*.onnx``, else ``from_checkpoint``.
 
@@ -116,10 +121,10 @@ class Detector:
             ValueError: as theirs, or ``data`` or a precision that an exported file can't follow.
         """
         if Path(path).suffix != ".onnx":
-            return cls.from_checkpoint(path, data=data, device=device, precision=precision, verify=verify)
+            return cls.from_checkpoint(path, data=data, device=device, precision=precision, verify=verify, roi=roi)
         if data is not None:
             raise ValueError(f"{path} says itself which modalities it takes: leave the data out")
-        detector = cls.from_onnx(path, device=device)
+        detector = cls.from_onnx(path, device=device, roi=roi)
         if precision not in (None, detector.engine.precision):
             raise ValueError(
                 f"{path} computes in {detector.engine.precision}: leave {precision} out, or use the checkpoint"
@@ -135,6 +140,7 @@ class Detector:
         device: str | None = None,
         precision: Precision | None = None,
         verify: bool = True,
+        roi: Path | None = None,
     ) -> Detector:
         """Load a checkpoint, and the thresholds beside it if there are any.
 
@@ -145,26 +151,30 @@ class Detector:
             device: ``cpu``, ``cuda``, ``cuda:1``; by default a GPU where there is one.
             precision: ``bf16`` or ``fp32``; by default as in evaluation: bf16 on a GPU that computes in it, else fp32.
             verify: hold the checkpoint's files against their digests.
+            roi: where to look, in place of the regions of interest that go with the thresholds or the trained data; see
+                ``data.roi.given_rois``.
 
         Raises:
-            ValueError: no whole checkpoint, a file that is not what was saved, no such device, or nothing that tells
-                the modalities.
+            ValueError: no whole checkpoint, a file that is not what was saved, no such device, nothing that tells the
+                modalities, or regions that can't be read.
         """
         chosen = named_device(device)
         checkpoint = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
+        catalogue = catalogue if roi is None else catalogue.with_rois(roi)
         engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, chosen, precision)
         digest = checkpoint.weights_digest + checkpoint.recipe.evaluation.model_dump_json()
         return cls(engine, catalogue, thresholds, digest)
 
     @classmethod
-    def from_onnx(cls, file: Path | str, *, device: str | None = None) -> Detector:
+    def from_onnx(cls, file: Path | str, *, device: str | None = None, roi: Path | None = None) -> Detector:
         """Open a file that ``unimmad export --format onnx`` made; needs ONNX Runtime.
 
         Args:
             file: which.
             device: ``cpu``, ``cuda``, ``cuda:1``; by default a GPU where ONNX Runtime can use one.
+            roi: as for ``from_checkpoint``, in place of the file's.
 
         Raises:
             ValueError: no such file, it can't be run, or not on this device.
@@ -172,6 +182,7 @@ class Detector:
         engine = OnnxEngine(Path(file), device)
         described = engine.metadata
         catalogue = Catalogue(described.datasets, described.classes)
+        catalogue = catalogue if roi is None else catalogue.with_rois(roi)
         return cls(engine, catalogue, described.thresholds, engine.file_digest)
 
     def predict(
@@ -265,6 +276,8 @@ class Detector:
             threshold_of=of,
             notes=(*sample.notes, *notes),
             pictures=sample.pictures,
+            weights_HW=None if sample.weights_HW is None else sample.weights_HW.numpy(),
+            roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
         )
 
     def _threshold(self, sample: PreparedSample, asked: str | None) -> tuple[Threshold | None, str | None, list[str]]:
@@ -280,6 +293,10 @@ class Detector:
         if missing:
             # A map adds up over modalities, so scores of fewer are lower.
             return None, None, [*notes, "no threshold holds for fewer modalities"]
+        if not self.thresholds.same_roi(known, self.catalogue.rois.of(known)):
+            if known is None and self.catalogue.rois.of_classes:
+                return None, None, [*notes, "no threshold holds: where to look is not known without the class: name it"]
+            return None, None, [*notes, "no threshold holds for another region of interest: calibrate with it"]
         if self.engine.looks_at_class and known is None:
             return None, None, [*notes, "no threshold holds where the class is not known: name it"]
         of_class = self.thresholds.classes.get(known) if known else None

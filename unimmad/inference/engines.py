@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unimmad.config import EvaluationSettings, Precision
-from unimmad.data.prepare import normalisation
-from unimmad.evaluation.scoring import chosen_precision, score_images, scoring_form
+from unimmad.evaluation.scoring import chosen_precision, maps_and_scores, score_images, scoring_form
 from unimmad.inference.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
-from unimmad.inference.reading import PreparedSample
+from unimmad.inference.reading import PreparedSample, normalised_images
 from unimmad.model.method import Method
 from unimmad.serialization.text import one_line
 
@@ -100,6 +99,7 @@ class ModelEngine:
             [len(sample.modalities) for sample in samples],
             torch.tensor(slots),
             [sample.match.class_name for sample in samples],
+            [sample.weights_HW for sample in samples],
         )
 
     def score_tokens(
@@ -108,20 +108,27 @@ class ModelEngine:
         tokens_per_sample: Sequence[int],
         slot_of_token_T: Tensor,
         classes: Sequence[str | None] | None = None,
+        weights: Sequence[Tensor | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The same for normalised images, listed sample by sample, of these classes where they are known."""
+        """The same for normalised images, listed sample by sample, of these classes where they are known, and with
+        these weights where a region of interest says so."""
         images_TCHW, slot_of_token_T = images_TCHW.to(self.device), slot_of_token_T.to(self.device)
         scored = score_images(
-            self.model, images_TCHW, tokens_per_sample, slot_of_token_T, self.settings, self._precision, classes
+            self.model,
+            images_TCHW,
+            tokens_per_sample,
+            slot_of_token_T,
+            self.settings,
+            self._precision,
+            classes,
+            weights,
         )
         return scored.maps_BHW.cpu(), scored.scores_B.cpu()
 
 
 def normalised(sample: PreparedSample) -> Tensor:
     """A sample's images with the mean and standard deviation that the model was trained with: [M, C, H, W]."""
-    statistics = [normalisation(modality.kind) for modality in sample.modalities]
-    mean_MC11, std_MC11 = (torch.tensor(values)[:, :, None, None] for values in zip(*statistics, strict=True))
-    return (sample.images_MCHW - mean_MC11) / std_MC11
+    return normalised_images(sample.images_MCHW, sample.modalities)
 
 
 class OnnxEngine:
@@ -197,8 +204,11 @@ class OnnxEngine:
             outputs = self._session.run([MAPS_OUTPUT, SCORES_OUTPUT], {IMAGES_INPUT: images_BMCHW})
         except Exception as error:
             raise _not_run(self.file, error) from None
-        maps_BHW, scores_B = self._checked(outputs, len(samples))
-        return torch.from_numpy(maps_BHW), torch.from_numpy(scores_B)
+        maps_BHW, scores_B = map(torch.from_numpy, self._checked(outputs, len(samples)))
+        weights = [sample.weights_HW for sample in samples]
+        if all(weights_HW is None for weights_HW in weights):
+            return maps_BHW, scores_B
+        return maps_and_scores(maps_BHW, self.metadata.evaluation, weights)
 
     def _checked(self, outputs: Sequence[Any], count: int) -> Sequence[NDArray[np.float32]]:
         """What a graph says of its outputs before it runs need not be so."""

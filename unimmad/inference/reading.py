@@ -5,7 +5,7 @@ Letters: M modalities of a sample, C = 3 channels, H x W the model's image size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,8 @@ from unimmad.data.decode import as_image, check_same_size, decode
 from unimmad.data.decode_limits import read_image_file
 from unimmad.data.depth_range import check_dtype
 from unimmad.data.index import Modality
-from unimmad.data.prepare import depth_and_foreground, no_data_note, resize
+from unimmad.data.prepare import depth_and_foreground, no_data_note, normalisation, resize
+from unimmad.data.roi import roi_weights
 from unimmad.data.value_range import beyond_range_note
 from unimmad.inference.catalogue import Catalogue, Match
 from unimmad.inference.inputs import ImageSource, InputSample
@@ -40,6 +41,8 @@ class PreparedSample:
     """Name and picture of each modality, where they were asked for."""
     notes: tuple[str, ...] = ()
     """What one should know of its images."""
+    weights_HW: Tensor | None = None
+    """float32, 0 (not looked at) to 1: the region of interest; None where all is looked at."""
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -80,7 +83,20 @@ def prepare_sample(
             files[modality.name] = str(source)
         if with_pictures:
             pictures.append((modality.name, picture_of(array, modality, panel_size(array.shape), where)))
-    return PreparedSample(sample.name, files, match, torch.stack(images), tuple(pictures), tuple(notes))
+    assert first is not None
+    images_MCHW = torch.stack(images)
+    kinds = [modality.kind for modality in match.modalities]
+    roi = catalogue.rois.of(match.class_name)
+    normalised_MCHW = normalised_images(images_MCHW, match.modalities) if roi and roi.foreground else images_MCHW
+    return PreparedSample(
+        sample.name,
+        files,
+        match,
+        images_MCHW,
+        tuple(pictures),
+        tuple(note for note in notes if note),
+        roi_weights(roi, normalised_MCHW, kinds, first[1], first[0]),
+    )
 
 
 def _notes_of_values(array: np.ndarray, modality: Modality, where: str) -> list[str]:
@@ -92,6 +108,13 @@ def _notes_of_values(array: np.ndarray, modality: Modality, where: str) -> list[
         if not depth_and_foreground(array, modality, where)[1].any():
             notes.append(f"{modality.name}: no pixel was measured")
     return [note for note in notes if note]
+
+
+def normalised_images(images_MCHW: Tensor, modalities: Sequence[Modality]) -> Tensor:
+    """Images with the mean and standard deviation that the model was trained with: [M, C, H, W]."""
+    statistics = [normalisation(modality.kind) for modality in modalities]
+    mean_MC11, std_MC11 = (torch.tensor(values)[:, :, None, None] for values in zip(*statistics, strict=True))
+    return (images_MCHW - mean_MC11) / std_MC11
 
 
 def _check_given(sample: InputSample) -> None:

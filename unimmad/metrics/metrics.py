@@ -28,7 +28,8 @@ METRIC_KEYS = ("I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "AUPR
 
 Metrics = dict[str, float | None]
 
-_EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
+EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
+"""Which neighbours make pixels of a mask one region."""
 
 
 def evaluate(
@@ -102,6 +103,7 @@ class MetricAccumulator:
         image_score: float,
         image_label: int,
         name: str | None = None,
+        look_HW: ArrayLike | None = None,
     ) -> None:
         """Take in one image; nothing of it is kept when it is refused.
 
@@ -111,14 +113,18 @@ class MetricAccumulator:
             image_score: larger is more anomalous.
             image_label: 0 normal, 1 anomalous.
             name: what error messages call the image, besides its number.
+            look_HW: pixels that count, where > 0; the others are neither normal nor anomalous, and regions end at
+                them. None: all.
 
         Raises:
-            ValueError: NaN in score, map or mask, a map that is not H x W, a mask of another size, a label not 0 or 1.
+            ValueError: NaN in score, map or mask, a map that is not H x W, a mask or ``look_HW`` of another size, a
+                label not 0 or 1.
         """
         number = len(self._image_labels)
         where = f"image {number} (counted from 0)" if name is None else f"image {number} ({name})"
-        scores_HW = _checked_map(map_HW, where)
-        anomalous_HW = None if mask_HW is None else _checked_mask(mask_HW, scores_HW.shape, where)
+        scores_HW = checked_map(map_HW, where)
+        anomalous_HW = None if mask_HW is None else checked_mask(mask_HW, scores_HW.shape, where)
+        looked_HW = None if look_HW is None else checked_look(look_HW, scores_HW.shape, where)
         score = float(image_score)
         if math.isnan(score):
             raise ValueError(f"{where}: its score is NaN; check the model's weights and the input image")
@@ -129,7 +135,7 @@ class MetricAccumulator:
         if anomalous_HW is None:
             self._all_have_masks = False
         else:
-            self._add_pixels(scores_HW, anomalous_HW)
+            self._add_pixels(scores_HW, anomalous_HW, looked_HW)
 
     def merge(self, other: MetricAccumulator) -> None:
         """Take in all images of ``other``, which stays as it is."""
@@ -167,15 +173,20 @@ class MetricAccumulator:
             self._region_sizes.values,
         )
 
-    def _add_pixels(self, scores_HW: NDArray[np.float32], anomalous_HW: NDArray[np.bool_]) -> None:
+    def _add_pixels(
+        self, scores_HW: NDArray[np.float32], anomalous_HW: NDArray[np.bool_], looked_HW: NDArray[np.bool_] | None
+    ) -> None:
         self._normal_pixels_sorted = False
+        normal_HW = ~anomalous_HW
+        if looked_HW is not None:
+            anomalous_HW, normal_HW = anomalous_HW & looked_HW, normal_HW & looked_HW
         if not anomalous_HW.any():
-            self._normal_pixels.append(scores_HW.reshape(-1))
+            self._normal_pixels.append(scores_HW.reshape(-1) if looked_HW is None else scores_HW[normal_HW])
             return
-        labels_HW, regions = ndimage.label(anomalous_HW, structure=_EIGHT_CONNECTED)
+        labels_HW, regions = ndimage.label(anomalous_HW, structure=EIGHT_CONNECTED)
         region_A = labels_HW[anomalous_HW] - 1
         regions_before = len(self._region_sizes.values)
-        self._normal_pixels.append(scores_HW[~anomalous_HW])
+        self._normal_pixels.append(scores_HW[normal_HW])
         self._anomalous_pixels.append(scores_HW[anomalous_HW])
         self._pixel_regions.append(region_A + regions_before)
         self._region_sizes.append(np.bincount(region_A, minlength=regions))
@@ -207,7 +218,7 @@ class MetricAccumulator:
         return values_N
 
 
-def _checked_map(map_HW: ArrayLike, where: str) -> NDArray[np.float32]:
+def checked_map(map_HW: ArrayLike, where: str) -> NDArray[np.float32]:
     """An anomaly map as float32; ``where`` is what the error calls its image.
 
     Raises:
@@ -225,10 +236,27 @@ def _checked_map(map_HW: ArrayLike, where: str) -> NDArray[np.float32]:
     return scores_HW
 
 
-def _checked_mask(mask_HW: ArrayLike, shape: tuple[int, ...], where: str) -> NDArray[np.bool_]:
+def checked_mask(mask_HW: ArrayLike, shape: tuple[int, ...], where: str) -> NDArray[np.bool_]:
+    """A mask as bool, anomalous where > 0; ``where`` is what the error calls its image.
+
+    Raises:
+        ValueError: its shape is not the map's, or NaN in it.
+    """
     mask = np.asarray(mask_HW)
     if mask.shape != shape:
         raise ValueError(f"{where}: its mask has shape {mask.shape}, but its anomaly map has {shape}")
     if mask.dtype.kind == "f" and np.isnan(mask).any():
         raise ValueError(f"{where}: its mask has NaN in it; write 0 for normal pixels and more for anomalous ones")
     return mask > 0
+
+
+def checked_look(look_HW: ArrayLike, shape: tuple[int, ...], where: str) -> NDArray[np.bool_]:
+    """Where to look, as bool; ``where`` is what the error calls the image.
+
+    Raises:
+        ValueError: its shape is not the map's.
+    """
+    look = np.asarray(look_HW)
+    if look.shape != shape:
+        raise ValueError(f"{where}: where to look has shape {look.shape}, but its anomaly map has {shape}")
+    return look > 0

@@ -17,7 +17,7 @@ from unimmad.metrics.curve_points import Histogram
 from unimmad.metrics.pixel_curves import PixelCurves
 from unimmad.report.expert_usage import ClassUsage, UsageEntry, read_usage, usage_entry
 from unimmad.report.report import ClassEntry, ClassResult, class_entry, read_class
-from unimmad.serialization.validation import Entry, Share, validated
+from unimmad.serialization.validation import Count, Entry, Share, validated
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class ScoredClass:
     """None where a mask is missing or a label has no pixel."""
     usage: ClassUsage | None
     """None where the method routes nothing."""
+    outside: int = 0
+    """Anomalous samples left out, since all that is marked lies outside of the class's region of interest."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -59,6 +61,7 @@ def scored_entry(scored: ScoredClass) -> dict[str, Any]:
         "defects": scored.defects,
         "curves": None if scored.curves is None else curves_entry(scored.curves),
         "usage": None if scored.usage is None else usage_entry(scored.usage),
+        "outside": scored.outside,
     }
 
 
@@ -93,6 +96,7 @@ class _ScoredEntry(Entry):
     defects: list[str]
     curves: CurvesEntry | None
     usage: UsageEntry | None
+    outside: Count
 
 
 def read_scored(content: Mapping[str, Any]) -> ScoredClass:
@@ -112,6 +116,7 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
         defects=tuple(entry.defects),
         curves=None if entry.curves is None else read_curves(entry.curves),
         usage=None if entry.usage is None else read_usage(entry.usage),
+        outside=entry.outside,
     )
 
 

@@ -24,6 +24,7 @@ from unimmad.data.modality import (
     guess_kind,
     resolve_modality,
 )
+from unimmad.data.roi import rois_beside
 from unimmad.serialization.text import listed
 
 UNSPECIFIED = "unspecified"
@@ -161,6 +162,7 @@ def _source_set(root: Path, info: LayoutInfo, read: ReadSet, wishes: _Wishes, no
         entry=DatasetEntry(
             field=wishes.field or read.field or info.field,
             modalities=_modalities(root, samples, declared, wishes, notices),
+            roi=rois_beside(root if root.is_dir() else root.parent, sorted({one.class_name for one in samples})),
         ),
         samples=tuple(set_aside(samples, share, wishes.seed)),
         published=bool(info.classes or read.name),

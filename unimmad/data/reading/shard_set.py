@@ -8,6 +8,7 @@ sha256 is not (it would be read whole): that is ``unimmad shards verify``.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import logging
@@ -36,12 +37,15 @@ from unimmad.data.index import (
     Split,
     load_index,
     parse_index,
+    rois_of,
+    with_rois,
 )
 from unimmad.data.location import DataFolder, RemoteFolder, shown
 from unimmad.data.prepare import model_input, resized_pixels
 from unimmad.data.reading.download import FetchError, fetch
 from unimmad.data.reading.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.reading.shard_cache import GB, ShardCache
+from unimmad.data.roi import Rois, roi_weights
 from unimmad.data.sample import BatchBuffer, Sample
 from unimmad.data.writing.tar_headers import is_header_of
 from unimmad.serialization.text import one_line
@@ -133,6 +137,21 @@ class ShardSet:
                 for name, entries in index.classes(split).items()
             }
 
+    @property
+    def rois(self) -> Rois:
+        """Where to look, by class."""
+        return rois_of(self.datasets)
+
+    def with_rois(self, rois: Rois) -> ShardSet:
+        """The same samples with other regions of interest."""
+        changed = copy.copy(self)
+        names = {f"{sample.dataset}/{sample.class_name}" for index in self.indexes for sample in index.samples}
+        changed.indexes = tuple(
+            index.model_copy(update={"datasets": with_rois(index.datasets, rois, names)}) for index in self.indexes
+        )
+        changed.datasets = {name: entry for index in changed.indexes for name, entry in index.datasets.items()}
+        return changed
+
     def digest(self) -> str:
         """SHA-256 of the indexes, and by the sums in them of the shards."""
         digest = hashlib.sha256()
@@ -159,11 +178,11 @@ class ShardSet:
             image_size: side of the images and the mask, in pixels.
             mask_resize: see ``decode.decode_mask``.
             room: where the images go; None: to memory of their own.
-            with_mask: False leaves the mask None.
+            with_mask: False leaves the mask and the weights of the region of interest None.
 
         Raises:
             CorruptSampleError: a member cannot be read or does not decode; names shard and member.
-            ValueError: the shard cannot be fetched.
+            ValueError: the shard cannot be fetched, or the class's region of interest is of images of another shape.
         """
         try:
             sample, shape = self._read_images(ref, image_size, buffer)
@@ -172,7 +191,9 @@ class ShardSet:
             raise
         except ValueError as error:
             raise CorruptSampleError(self._shard_name(ref), str(error)) from None
-        return replace(sample, mask_HW=mask_HW)
+        # Of a region that does not fit, no sample is to blame.
+        weights_HW = self._weights(ref, sample, shape) if with_mask else None
+        return replace(sample, mask_HW=mask_HW, weights_HW=weights_HW)
 
     def _read_images(
         self, ref: SampleRef, image_size: int, buffer: BatchBuffer | None
@@ -222,6 +243,13 @@ class ShardSet:
             return None if ref.entry.anomalous else torch.zeros(size, size, dtype=torch.bool)
         data, where = self._member_bytes(ref, member), self._where(ref, member)
         return decode_mask(data, os.path.splitext(member.name)[1], where, size, shape, resize)
+
+    def _weights(self, ref: SampleRef, sample: Sample, shape: tuple[int, ...]) -> Tensor | None:
+        dataset = self.datasets[sample.dataset]
+        kind_of = {modality.name: modality.kind for modality in dataset.modalities}
+        kinds = [kind_of[name] for name in sample.modalities]
+        where = f"{self._shard_name(ref)}: {one_line(sample.key)}"
+        return roi_weights(dataset.roi.get(ref.entry.class_name), sample.images_MCHW, kinds, shape, where)
 
     def _where(self, ref: SampleRef, member: Member) -> str:
         return f"{self._shard_name(ref)}: {one_line(member.name)}"
