@@ -14,17 +14,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
-import threading
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from unimmad.checkpoint.folder import NO_VERIFY_HELP, newest_run
-from unimmad.cli.console import print_any_name
+from unimmad.cli.console import print_any_name, sigterm_as_interrupt
 from unimmad.data.layouts.scan import Notices
 from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector, OnSkip, Prediction
 from unimmad.inference.inputs import InputSample, find_samples, sample_of_modalities
@@ -42,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print_any_name()
     try:
-        with _sigterm_as_interrupt():
+        with sigterm_as_interrupt():
             _predict(options, parser.prog)
     except ValueError as error:
         print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
@@ -109,20 +106,6 @@ def _how_to_go_on(folder: PredictionFolder, total: int) -> str:
         f"; {len(folder.rows)} of {total} are scored, in {folder.partial_file}: the same command goes on with the "
         "others, with --on-error skip over what can't be scored"
     )
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """What a batch system sends before it kills is told of like Ctrl-C, unless somebody else handles it."""
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def prediction_parser() -> argparse.ArgumentParser:

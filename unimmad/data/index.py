@@ -111,6 +111,19 @@ class SampleEntry:
     images: Annotated[dict[str, Member], Field(min_length=1)]
     """By modality name; a missing modality is absent."""
     mask: Member | None = None
+    source: str | None = None
+    """The file that its first image was read from, relative to its dataset's folder; None where unknown."""
+
+
+class DuplicateCounts(_Frozen):
+    """Samples that are in the shards more than once."""
+
+    exact: Annotated[int, Field(ge=0)] = 0
+    """Samples of the same pixels as one before them."""
+    trained_and_tested: Annotated[int, Field(ge=0)] = 0
+    """Test samples of the same pixels as one to train or to calibrate on."""
+    near: Annotated[int, Field(ge=0)] = 0
+    """Pairs of one class that are nearly the same."""
 
 
 class ShardEntry(_Frozen):
@@ -136,6 +149,8 @@ class Index(_Frozen):
     """All shards, in the order that ``SampleEntry.shard`` counts them."""
     samples: tuple[SampleEntry, ...]
     """All samples, grouped by class and split, in the order they lie in the shards."""
+    duplicates: DuplicateCounts | None = None
+    """None where nobody looked for them."""
 
     def classes(self, split: Split) -> dict[str, list[SampleEntry]]:
         """Samples of ``split`` by ``DATASET/CLASS``, in index order."""

@@ -9,7 +9,7 @@ Letters: N images, K values of a hash.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,24 @@ class NearPair:
     first: int
     second: int
     correlation: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a sample is compared by."""
+
+    digest: str
+    """Hexadecimal: of the pixels of all its images."""
+    hash: str
+    """Hexadecimal: ``perceptual_hash`` of its first image."""
+
+
+def look_of(images: Mapping[str, NDArray]) -> Look:
+    """Of a sample's decoded images, by modality name."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in images.items():
+        digest.update(f"{name!r} ".encode() + pixel_digest(array))
+    return Look(digest.hexdigest(), perceptual_hash(next(iter(images.values()))).tobytes().hex())
 
 
 def pixel_digest(array: NDArray) -> bytes:
