@@ -118,6 +118,7 @@ def test_writing_shards_says_it_once(tmp_path: Path, caplog: pytest.LogCaptureFi
             save(folder / "rgb" / f"{number}.png", rgb(number))
             array = scan()
             array[1, 1] = -9999
+            array[2, 2] += number + (10 if part == "test/good" else 0)
             save(folder / "depth" / f"{number}.npy", array)
     with caplog.at_level(logging.WARNING):
         write_shards([find_set(tmp_path / "food").source], tmp_path / "shards", progress=False)

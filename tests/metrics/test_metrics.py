@@ -209,12 +209,16 @@ def test_agrees_with_scikit_learn():
     assert found["I-AP"] == pytest.approx(average_precision_score(labels, scores), abs=1e-9)
 
 
-def test_a_missing_mask_leaves_only_the_image_metrics():
+def test_pixel_metrics_leave_out_what_has_no_mask():
     maps, masks, scores, labels = invented(13)
     whole = evaluate(maps, masks, scores, labels)
     found = evaluate(maps, [masks[0], None, *masks[2:]], scores, labels)
+    without = evaluate([maps[0], *maps[2:]], [masks[0], *masks[2:]], scores[:-1], labels[:-1])
     assert {key: found[key] for key in METRIC_KEYS[:3]} == {key: whole[key] for key in METRIC_KEYS[:3]}
-    assert {found[key] for key in METRIC_KEYS[3:]} == {None}
+    assert {key: found[key] for key in METRIC_KEYS[3:]} == {key: without[key] for key in METRIC_KEYS[3:]}
+    no_defect = [mask if label == 0 else None for mask, label in zip(masks, labels, strict=True)]
+    unmarked = evaluate(maps, no_defect, scores, labels)
+    assert {unmarked[key] for key in METRIC_KEYS[3:]} == {None}
 
 
 def test_merging_and_computing_in_between_change_nothing():

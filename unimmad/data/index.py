@@ -168,10 +168,15 @@ def load_index(folder: Path) -> Index:
         ValueError: no such folder, no index in it, or one that is cut short or of another form.
     """
     path = folder / INDEX_NAME
+    if folder.is_file():
+        instead = folder.parent if (folder.parent / INDEX_NAME).is_file() else "the folder that unimmad shards made"
+        raise ValueError(f"data {folder} is a file, not a shard folder; give {instead}")
     if not folder.is_dir():
         raise ValueError(f"data folder {folder} does not exist; make one with unimmad shards")
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is not a shard folder; make one with unimmad shards")
+        inner = sorted(found.parent for found in folder.glob(f"*/{INDEX_NAME}"))
+        hint = f"did you mean {' or '.join(map(str, inner[:3]))}?" if inner else "make one with unimmad shards"
+        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is not a shard folder; {hint}")
     return parse_index(read_limited(path, MAX_INDEX_BYTES), str(path))
 
 

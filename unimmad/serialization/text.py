@@ -41,7 +41,7 @@ def listed(names: Sequence[str], most: int = 20) -> str:
 
 def itemised(title: str, items: Sequence[str], most: int = 20) -> str:
     """A title and one line for each item; of many only the first ``most``, and how many more there are."""
-    lines = [f"  {item}" for item in items[:most]]
+    lines = [f"  {printable(item)}" for item in items[:most]]
     more = [f"  and {len(items) - most} more"] if len(items) > most else []
     return "\n".join((f"{title}:", *lines, *more))
 

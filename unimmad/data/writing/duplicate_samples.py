@@ -9,9 +9,10 @@ import numpy as np
 
 from unimmad.data.index import DuplicateCounts, SampleEntry
 from unimmad.data.writing.duplicates import HASH_VALUES, Look, exact_duplicates, near_duplicates
-from unimmad.serialization.text import listed
+from unimmad.serialization.text import itemised
 
-MOST_NAMED = 20
+MOST_OF_A_SET = 4
+"""Samples that are named of those that are the same."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,31 @@ def find_duplicates(
         exact=sum(len(group) - 1 for group in groups), trained_and_tested=len(leaks), near=len(near)
     )
 
-    def pairs(found: Sequence[Sequence[int]]) -> str:
-        return listed([" = ".join(f"{files[place]} ({_label(samples[place])})" for place in one) for one in found], 20)
+    def told(what: str, found: Sequence[Sequence[int]], sign: str = "=") -> str:
+        return itemised(f"{len(found)} {what}", [_in_words(samples, files, places, sign) for places in found])
 
     refused = any(samples[place].dataset in own for pair in leaks for place in pair)
     lines: list[tuple[Sequence[Sequence[int]], str, str]] = [
-        (groups, f"{counts.exact} samples have the pixels of another one", "train on and test with each once"),
-        (mixed, f"{len(mixed)} images are normal and anomalous at once", "one of the labels is wrong"),
-        (split, f"{len(split)} images are trained and calibrated on", "thresholds come out too low"),
-        ([] if refused else leaks, f"{len(leaks)} test samples are trained on", "their figures are too high"),
-        (near, f"{len(near)} pairs of a class are nearly the same", "look whether one was saved from the other"),
+        (groups, "sets of samples with the same pixels; keep one of each", "="),
+        (mixed, "of these are normal and anomalous at once; one label is wrong", "="),
+        (split, "of these are trained and calibrated on, so that thresholds come out too low", "="),
+        ([] if refused else leaks, "test samples are trained or calibrated on; their figures are too high", "="),
+        (near, "pairs of a class are nearly the same; look whether one was saved from the other", "~"),
     ]
     return FoundDuplicates(
         counts,
-        tuple(f"{what} ({advice}): {pairs(found)}" for found, what, advice in lines if found),
-        f"{len(leaks)} test samples have the pixels of one that is trained or calibrated on: {pairs(leaks)}. Remove "
-        "one of each, or say --allow-duplicates"
+        tuple(told(what, found, sign) for found, what, sign in lines if found),
+        told("test samples have the pixels of one that is trained or calibrated on", leaks)
+        + "\nRemove one of each, or say --allow-duplicates"
         if refused
         else "",
     )
+
+
+def _in_words(samples: Sequence[SampleEntry], files: Sequence[str], places: Sequence[int], sign: str) -> str:
+    named = [f"{files[place]} ({samples[place].split} {samples[place].defect})" for place in places[:MOST_OF_A_SET]]
+    more = f" and {len(places) - MOST_OF_A_SET} more" if len(places) > MOST_OF_A_SET else ""
+    return f" {sign} ".join(named) + more
 
 
 def _trained_and_tested(samples: Sequence[SampleEntry], group: Sequence[int]) -> list[tuple[int, int]]:
@@ -84,7 +91,3 @@ def _near(
         (places[pair.first], places[pair.second]) for pair in near_duplicates(hashes.reshape(-1, HASH_VALUES), classes)
     ]
     return sorted(found, key=lambda pair: len({samples[place].split == "test" for place in pair}) == 1)
-
-
-def _label(sample: SampleEntry) -> str:
-    return f"{sample.split} {sample.defect}"

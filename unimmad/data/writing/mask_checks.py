@@ -64,21 +64,21 @@ def _odd(marked_HW: NDArray[np.bool_], stored: NDArray, anomalous: bool, is_jpeg
     """Why a mask cannot be meant as it is read; empty where it can."""
     share = float(marked_HW.mean())
     if not anomalous:
-        return f"marks {_share(marked_HW)} of a normal image." if share else ""
+        return f"marks {_share(marked_HW)} of a normal image" if share else ""
     if not share:
         largest = float(stored.max())
-        why = f", since a JPEG counts from 128 and its largest value is {largest:g}" if is_jpeg and largest else ""
-        return f"marks nothing of an anomalous image{why}."
+        why = f" (a JPEG counts from 128, and its largest value is {largest:g})" if is_jpeg and largest else ""
+        return f"marks nothing of an anomalous image{why}"
     largest = float(stored.max())
     faint_HW = (stored > 0) & (stored < largest / 2)
     faint = float((faint_HW if faint_HW.ndim == 2 else faint_HW.all(axis=2)).mean())
     if faint > _MOST_FAINT and not is_jpeg:
         return (
-            f"marks {_share(marked_HW)} of its image, {faint:.0%} of it by values below half of its largest "
-            f"({largest:g}): is its background not 0?"
+            f"marks {_share(marked_HW)} of its image, {faint:.0%} by values below half of its largest, {largest:g} "
+            "(a background that is not 0?)"
         )
     if share > MOST_MARKED:
-        return f"marks {_share(marked_HW)} of its image: is it inverted, or its background not 0?"
+        return f"marks {_share(marked_HW)} of its image (inverted, or a background that is not 0?)"
     return ""
 
 

@@ -16,7 +16,7 @@ from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
 from unimmad.data.prepare import check_fits, no_data_note
 from unimmad.data.writing.duplicates import Look, look_of
 from unimmad.data.writing.mask_checks import read_mask
-from unimmad.serialization.text import utf8_name
+from unimmad.serialization.text import printable, utf8_name
 
 MASK = "mask"
 """By what name notes on masks go, beside those of modalities."""
@@ -83,7 +83,7 @@ def pack_or_say(work: Work, allow_odd_masks: bool = False) -> PackedSample | Bro
     try:
         return pack(work, allow_odd_masks)
     except ValueError as error:
-        return Broken(str(error))
+        return Broken(printable(str(error)))
 
 
 def pack(work: Work, allow_odd_masks: bool = False) -> PackedSample:
@@ -148,7 +148,7 @@ def _pack_mask(
     read = read_mask(data, mask.suffix, mask.name, anomalous)
     check_same_size(f"mask {mask.name}", read.marked_HW.shape, f"its image {image_name}", image_shape)
     if read.odd and strict:
-        raise ValueError(f"mask {mask.name} {read.odd} Mend or remove it, or say --allow-odd-masks")
+        raise ValueError(f"mask {mask.name} {read.odd}; mend or remove it, or say --allow-odd-masks")
     note = f"mask {mask.name} {read.odd}" if read.odd else read.note
     return data if read.as_stored else png_bytes(read.marked_HW.astype(np.uint8) * 255), note
 

@@ -172,7 +172,7 @@ class _Writer:
 
     def _check_broken(self, sets: Sequence[SourceSet]) -> None:
         if self.mask_notes:
-            logger.warning("note: %s", itemised(f"{len(self.mask_notes)} masks are unusual", self.mask_notes))
+            logger.warning("note: %s", itemised("masks that are not as others", self.mask_notes))
         if not self.broken:
             return
         total = sum(len(found.samples) for found in sets)
