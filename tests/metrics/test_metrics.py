@@ -237,12 +237,13 @@ def test_merging_and_computing_in_between_change_nothing():
     assert (first.normal, first.anomalous) == (5, 4)
 
 
-def test_merging_keeps_a_missing_mask():
+def test_merging_leaves_out_what_has_no_mask():
     whole, part = MetricAccumulator(), MetricAccumulator()
     whole.add(flat(1), half_mask(), 1.0, 1)
-    part.add(flat(1), None, 1.0, 1)
+    part.add(flat(9), None, 1.0, 1)
+    before = whole.compute()
     whole.merge(part)
-    assert whole.compute()["P-AP"] is None
+    assert (whole.anomalous, whole.compute()["P-AP"]) == (2, before["P-AP"])
 
 
 def test_nothing_at_all():

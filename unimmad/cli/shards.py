@@ -33,7 +33,7 @@ from unimmad.data.modality import parse_modality
 from unimmad.data.writing.shards import SHARD_BYTES, write_shards
 from unimmad.data.writing.verify import verify_folder
 from unimmad.ranks.launcher import program
-from unimmad.serialization.text import printable
+from unimmad.serialization.text import ListedError, error_lines, printable
 
 SYNTHETIC = "synthetic"
 VERIFY = "verify"
@@ -56,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with sigterm_as_interrupt():
             index, notices = _make(options)
     except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {_lines(error)}", file=sys.stderr)
+        print(
+            f"{parser.prog}: {error_lines(error, MOST_LETTERS) if isinstance(error, ListedError) else _line(error)}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted{interrupt}", file=sys.stderr)
@@ -209,11 +212,6 @@ def _line(text: object) -> str:
     """One line, of a long one the beginning and the end: what is wrong, and what to do."""
     line = printable(str(text))
     return line if len(line) <= MOST_LETTERS else f"{line[: MOST_LETTERS // 2]} ... {line[-MOST_LETTERS // 2 :]}"
-
-
-def _lines(text: object) -> str:
-    """An error's lines: one, or a list of what is wrong with many files."""
-    return "\n".join(map(_line, str(text).split("\n")))
 
 
 def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: float) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from unimmad.data.decode import check_same_size, decode_image
 from unimmad.data.decode_limits import read_image_file
 from unimmad.data.index import Modality
+from unimmad.data.layouts.converted import CONVERTED_SUFFIXES, as_png
 from unimmad.data.prepare import no_data_note, resize
 from unimmad.inference.catalogue import Catalogue, Match
 from unimmad.inference.inputs import ImageSource, InputSample
@@ -112,4 +113,7 @@ def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str]:
         data = read_image_file(path)
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from None
-    return decode_image(data, path.suffix.lower(), str(path)), str(path)
+    suffix = path.suffix.lower()
+    if suffix in CONVERTED_SUFFIXES:
+        data, suffix = as_png(data, suffix, str(path)), ".png"
+    return decode_image(data, suffix, str(path)), str(path)

@@ -11,6 +11,8 @@ from unimmad.data.index import DuplicateCounts, SampleEntry
 from unimmad.data.writing.duplicates import HASH_VALUES, Look, exact_duplicates, near_duplicates
 from unimmad.serialization.text import itemised
 
+MOST_EXACT, MOST_NEAR = 20, 5
+"""Sets and pairs that are named."""
 MOST_OF_A_SET = 4
 """Samples that are named of those that are the same."""
 
@@ -37,7 +39,8 @@ def find_duplicates(
         files: of each, the first image's file, for messages.
         own: the datasets that are no benchmarks.
     """
-    groups = exact_duplicates([look.digest for look in looks])
+    blank = [[place] for place, look in enumerate(looks) if not look.digest]
+    groups = exact_duplicates([look.digest or place for place, look in enumerate(looks)])
     leaks = [pair for group in groups for pair in _trained_and_tested(samples, group)]
     mixed = [group for group in groups if len({samples[place].anomalous for place in group}) > 1]
     split = [group for group in groups if {samples[place].split for place in group} >= {"train", "calibration"}]
@@ -47,7 +50,8 @@ def find_duplicates(
     )
 
     def told(what: str, found: Sequence[Sequence[int]], sign: str = "=") -> str:
-        return itemised(f"{len(found)} {what}", [_in_words(samples, files, places, sign) for places in found])
+        items = [_in_words(samples, files, places, sign) for places in found]
+        return itemised(f"{len(found)} {what}", items, MOST_NEAR if found is near else MOST_EXACT)
 
     refused = any(samples[place].dataset in own for pair in leaks for place in pair)
     lines: list[tuple[Sequence[Sequence[int]], str, str]] = [
@@ -55,6 +59,7 @@ def find_duplicates(
         (mixed, "of these are normal and anomalous at once; one label is wrong", "="),
         (split, "of these are trained and calibrated on, so that thresholds come out too low", "="),
         ([] if refused else leaks, "test samples are trained or calibrated on; their figures are too high", "="),
+        (blank, "samples show nothing: all of their images are of one value", ""),
         (near, "pairs of a class are nearly the same; look whether one was saved from the other", "~"),
     ]
     return FoundDuplicates(

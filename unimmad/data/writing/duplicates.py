@@ -48,17 +48,24 @@ class Look:
     """What a sample is compared by."""
 
     digest: str
-    """Hexadecimal: of the pixels of all its images."""
+    """Hexadecimal: of the pixels of all its images; empty where each of them is of one value, and shows nothing."""
     hash: str
     """Hexadecimal: ``perceptual_hash`` of its first image."""
 
 
 def look_of(images: Mapping[str, NDArray]) -> Look:
     """Of a sample's decoded images, by modality name."""
+    hash_ = perceptual_hash(next(iter(images.values()))).tobytes().hex()
+    if all(map(_is_blank, images.values())):
+        return Look("", hash_)
     digest = hashlib.blake2b(digest_size=16)
     for name, array in images.items():
         digest.update(f"{name!r} ".encode() + pixel_digest(array))
-    return Look(digest.hexdigest(), perceptual_hash(next(iter(images.values()))).tobytes().hex())
+    return Look(digest.hexdigest(), hash_)
+
+
+def _is_blank(image: NDArray) -> bool:
+    return bool(np.array_equal(image, np.broadcast_to(image[:1, :1], image.shape), equal_nan=image.dtype.kind == "f"))
 
 
 def pixel_digest(array: NDArray) -> bytes:

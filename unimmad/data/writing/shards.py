@@ -34,7 +34,7 @@ from unimmad.data.writing.replace_folder import replaced_folder
 from unimmad.data.writing.shard_notes import FinishedShard, ShardNotes, sha256_of
 from unimmad.data.writing.source_checks import check_sets
 from unimmad.serialization.atomic_write import write_text_aside
-from unimmad.serialization.text import itemised
+from unimmad.serialization.text import ListedError, itemised
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def write_shards(
                 reason = f"cannot write {target} ({error.strerror or error}); mend that or choose another --target"
                 raise ValueError(f"{reason}{writer.after_error()}") from None
             except ValueError as error:
-                raise ValueError(f"{error}{writer.after_error()}") from None
+                raise type(error)(f"{error}{writer.after_error()}") from None
         write_text_aside(working.new / INDEX_NAME, index.model_dump_json(indent=1) + "\n")
     return index
 
@@ -180,7 +180,7 @@ class _Writer:
         if not self.skip and len(self.broken) == 1:
             raise ValueError(f"{self.broken[0]}, or leave it out by --on-error skip")
         if not self.skip:
-            raise ValueError(f"{listed}\nMend or remove these, or leave them out by --on-error skip")
+            raise ListedError(f"{listed}\nMend or remove these, or leave them out by --on-error skip")
         logger.warning("note: left out: %s", listed)
         trained = {(one.dataset, one.class_name) for one in self.samples if one.split == "train"}
         for found in sets:
@@ -202,7 +202,7 @@ class _Writer:
         own = frozenset() if allowed else frozenset(found.name for found in sets if not found.published)
         duplicates = find_duplicates(self.samples, self.looks, files, own)
         if duplicates.leak:
-            raise ValueError(duplicates.leak)
+            raise ListedError(duplicates.leak)
         for note in duplicates.notes:
             logger.warning("note: %s", note)
         return duplicates.counts
