@@ -29,9 +29,9 @@ def tool() -> ModuleType:
 
 @pytest.fixture
 def road(tmp_path: Path) -> Path:
-    for part in ("train/good", "test/good", "test/hole"):
+    for number, part in enumerate(("train/good", "test/good", "test/hole")):
         for modality, array in (
-            ("rgb", np.zeros((8, 8, 3), dtype=np.uint8)),
+            ("rgb", np.full((8, 8, 3), number, dtype=np.uint8)),
             ("disparity", np.full((8, 8), 900, dtype=np.uint16)),
         ):
             folder = tmp_path / "road" / "asphalt" / part / modality

@@ -194,7 +194,7 @@ def test_on_error_skip_leaves_out_what_is_broken_and_says_so(typed, five, tmp_pa
     assert code == 0
     assert [line["name"] for line in lines_of(tmp_path / "out")] == ["y/0", "y/1", "y/3", "y/4"]
     assert "note: 1 of 5 skipped, which could not be scored: y/2" in out
-    assert "skipped y/2: " in err
+    assert "skipped 1 of 5, which could not be scored:\n  y/2: " in err
     assert "2.png: does not open as PNG" in err
 
 

@@ -263,7 +263,12 @@ BAD = [
     ),
     (make_visa, "mvtec", lambda root: None, "has no class folder"),
     (make_visa, "visa", lambda root: shutil.rmtree(root / "split_csv"), r"1cls\.csv: cannot be read"),
-    (make_mvtec_3d, "mvtec_3d", lambda root: (root / "bagel/test/hole/gt/000.png").unlink(), "000.png has no mask"),
+    (
+        make_mvtec_3d,
+        "mvtec_3d",
+        lambda root: (root / "bagel/test/hole/gt/000.png").rename(root / "bagel/test/hole/gt/001.png"),
+        "000.png has no mask",
+    ),
     (make_mvtec_3d, "mvtec_3d", lambda root: shutil.rmtree(root / "bagel/train"), "no image in train/good"),
     (
         make_eyecandies,

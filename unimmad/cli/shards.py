@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from unimmad.cli.console import sigterm_as_interrupt
 from unimmad.cli.renamed import with_new_names
 from unimmad.data.index import Index
 from unimmad.data.layouts import LAYOUTS, FoundSet, find_sets, layout_table
@@ -32,7 +33,7 @@ from unimmad.data.modality import parse_modality, reading_of
 from unimmad.data.writing.shards import SHARD_BYTES, write_shards
 from unimmad.data.writing.verify import verify_folder
 from unimmad.ranks.launcher import program
-from unimmad.serialization.text import printable
+from unimmad.serialization.text import ListedError, error_lines, printable
 
 SYNTHETIC = "synthetic"
 VERIFY = "verify"
@@ -52,10 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     started = time.perf_counter()
     try:
-        index, notices = _make(options)
+        with sigterm_as_interrupt():
+            index, notices = _make(options)
     except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {_line(error)}", file=sys.stderr)
+        print(
+            f"{parser.prog}: {error_lines(error, MOST_LETTERS) if isinstance(error, ListedError) else _line(error)}",
+            file=sys.stderr,
+        )
         return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"{parser.prog}: interrupted{interrupt}", file=sys.stderr)
+        return 130
     _print_summary(index, notices, options.target, time.perf_counter() - started)
     return 0
 
@@ -102,6 +110,21 @@ def shards_parser() -> argparse.ArgumentParser:
         "real numbers where no value lies near it. Otherwise the folder's name tells the kind.",
     )
     parser.add_argument("--allow-missing", action="store_true", help="keep samples that lack a modality")
+    parser.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="of files that can't be read or don't fit; stop: look at all, list what is wrong, write nothing; skip: "
+        "leave their samples out and list them (default: stop)",
+    )
+    parser.add_argument(
+        "--allow-duplicates", action="store_true", help="write test images that are training images as well"
+    )
+    parser.add_argument(
+        "--allow-odd-masks",
+        action="store_true",
+        help="write masks that mark nothing or nearly all of an anomalous image, or part of a normal one",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a shard folder of that name")
     parser.add_argument("--shard-mb", type=float, default=SHARD_BYTES / 2**20, help="size (default: %(default)g)")
     parser.add_argument(
@@ -148,6 +171,9 @@ def _make(options: argparse.Namespace) -> tuple[Index, list[str]]:
         allow_missing=options.allow_missing,
         overwrite=options.overwrite,
         workers=_workers(options.workers, sets),
+        on_error=options.on_error,
+        allow_duplicates=options.allow_duplicates,
+        allow_odd_masks=options.allow_odd_masks,
     )
     return index, [notice for item in found for notice in item.notices]
 
@@ -208,6 +234,12 @@ def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: 
         print(f"note: {_line(notice)}")
     if len(notices) > NOTES_SHOWN:
         print(f"note: and {len(notices) - NOTES_SHOWN} more")
+    found = index.duplicates
+    if found and (found.exact or found.near):
+        print(
+            f"duplicates: {found.exact} samples, {found.trained_and_tested} of them trained on and tested with; "
+            f"{found.near} pairs nearly the same"
+        )
     size = sum(shard.bytes for shard in index.shards) / 2**20
     print(f"{target}: {len(index.samples)} samples, {len(index.shards)} shards, {size:.1f} MiB, {seconds:.1f} s")
     print(f"next: unimmad train --data {target}")

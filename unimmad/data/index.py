@@ -177,6 +177,19 @@ class SampleEntry:
     images: Annotated[dict[str, Member], Field(min_length=1)]
     """By modality name; a missing modality is absent."""
     mask: Member | None = None
+    source: str | None = None
+    """The file that its first image was read from, relative to its dataset's folder; None where unknown."""
+
+
+class DuplicateCounts(_Frozen):
+    """Samples that are in the shards more than once."""
+
+    exact: Annotated[int, Field(ge=0)] = 0
+    """Samples of the same pixels as one before them."""
+    trained_and_tested: Annotated[int, Field(ge=0)] = 0
+    """Test samples of the same pixels as one to train or to calibrate on."""
+    near: Annotated[int, Field(ge=0)] = 0
+    """Pairs of one class that are nearly the same."""
 
 
 class ShardEntry(_Frozen):
@@ -202,6 +215,8 @@ class Index(_Frozen):
     """All shards, in the order that ``SampleEntry.shard`` counts them."""
     samples: tuple[SampleEntry, ...]
     """All samples, grouped by class and split, in the order they lie in the shards."""
+    duplicates: DuplicateCounts | None = None
+    """None where nobody looked for them."""
 
     def classes(self, split: Split) -> dict[str, list[SampleEntry]]:
         """Samples of ``split`` by ``DATASET/CLASS``, in index order."""
@@ -219,10 +234,15 @@ def load_index(folder: Path) -> Index:
         ValueError: no such folder, no index in it, or one that is cut short or of another form.
     """
     path = folder / INDEX_NAME
+    if folder.is_file():
+        instead = folder.parent if (folder.parent / INDEX_NAME).is_file() else "the folder that unimmad shards made"
+        raise ValueError(f"data {folder} is a file, not a shard folder; give {instead}")
     if not folder.is_dir():
         raise ValueError(f"data folder {folder} does not exist; make one with unimmad shards")
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is not a shard folder; make one with unimmad shards")
+        inner = sorted(found.parent for found in folder.glob(f"*/{INDEX_NAME}"))
+        hint = f"did you mean {' or '.join(map(str, inner[:3]))}?" if inner else "make one with unimmad shards"
+        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is not a shard folder; {hint}")
     return parse_index(read_limited(path, MAX_INDEX_BYTES), str(path))
 
 

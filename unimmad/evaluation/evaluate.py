@@ -194,7 +194,8 @@ def evaluate_checkpoint(
     earlier = report_in(output)
     comparison = None if other is None else compare(report, other)
     compared = () if comparison is None else write_comparison(comparison, output)
-    tables = (*write_tables(report, output), write_image_scores(done, output), *compared)
+    sources = {(ref.entry.dataset, ref.entry.key): ref.entry.source for refs in refs_of.values() for ref in refs}
+    tables = (*write_tables(report, output), write_image_scores(done, output, sources), *compared)
     page = pictures.finish(report, tables, comparison)
     if earlier is not None:
         pictures.remove_others(earlier)

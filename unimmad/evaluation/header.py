@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from unimmad.data.modality import read_otherwise
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation.scoring import MaskRule, numerics
 from unimmad.report.scored_class import ScoredClass
+from unimmad.serialization.text import listed
 
 
 def report_header(
@@ -54,6 +56,10 @@ def report_header(
     trained = checkpoint.trained_on.datasets if checkpoint.trained_on else {}
     if other := read_otherwise(shards.datasets, trained):
         header["read otherwise"] = "; ".join(other)
+    if repeated := _duplicates(shards):
+        header["duplicates"] = repeated
+    if unmarked := _without_masks(shards, split):
+        header["without masks"] = unmarked
     if unseen := _unseen_classes(checkpoint, shards, split):
         header["not trained on"] = ", ".join(unseen)
         if checkpoint.model.kernel_sizes:
@@ -79,6 +85,26 @@ def rois_in_words(shards: ShardSet, class_names: Iterable[str], scored: Iterable
 def data_fact(data: Sequence[DataFolder], split: Split) -> str:
     """What was evaluated, in words."""
     return f"{', '.join(map(_data_name, data))} ({split} split)"
+
+
+def _duplicates(shards: ShardSet) -> str:
+    """What is in the shards more than once and makes figures too high or too low; empty where nothing."""
+    found = [index.duplicates for index in shards.indexes if index.duplicates is not None]
+    tested, exact = (sum(getattr(one, name) for one in found) for name in ("trained_and_tested", "exact"))
+    trained = f", {tested} of them test images that are trained on" if tested else ""
+    return f"{exact} samples have the pixels of another one{trained}" if exact else ""
+
+
+def _without_masks(shards: ShardSet, split: Split) -> str:
+    """Anomalous samples that pixel metrics leave out of classes that have them; empty where there is none."""
+    counts: Counter[str] = Counter()
+    marked = set()
+    for index in shards.indexes:
+        for name, samples in index.classes(split).items():
+            counts[name] = sum(sample.anomalous and sample.mask is None for sample in samples)
+            marked |= {name} if any(sample.mask is not None for sample in samples) else set()
+    named = [f"{counts[name]} of {name}" for name in sorted(marked) if counts[name]]
+    return f"{listed(named)} anomalous samples, which pixel metrics leave out" if named else ""
 
 
 def _in_words(blur: Blur) -> str:

@@ -257,6 +257,18 @@ class Detector:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def problems(
+        self, samples: Iterable[InputSample], *, class_name: str | None = None
+    ) -> Iterator[tuple[str, ValueError]]:
+        """The names of the samples that can't be read or do not fit, and why: reads them all, and scores none."""
+        prepare = partial(self._prepare, class_name=class_name, with_pictures=False)
+        with ThreadPoolExecutor(READERS) as pool:
+            started = _started(samples, prepare, pool)
+            while reading := list(islice(started, DEFAULT_BATCH_SIZE)):
+                found: dict[str, ValueError] = {}
+                _read(reading, found.__setitem__)
+                yield from found.items()
+
     def _prepare(self, sample: InputSample, class_name: str | None, with_pictures: bool) -> PreparedSample:
         prepared = prepare_sample(sample, self.catalogue, class_name, self.engine.image_size, with_pictures)
         self.engine.check(prepared)

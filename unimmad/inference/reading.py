@@ -18,6 +18,7 @@ from unimmad.data.decode import as_image, check_same_size, decode
 from unimmad.data.decode_limits import read_image_file
 from unimmad.data.depth_range import check_dtype
 from unimmad.data.index import Modality
+from unimmad.data.layouts.converted import CONVERTED_SUFFIXES, as_png
 from unimmad.data.prepare import depth_and_foreground, no_data_note, normalisation, resize
 from unimmad.data.roi import roi_weights
 from unimmad.data.value_range import beyond_range_note
@@ -144,5 +145,8 @@ def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str, tuple[st
         data = read_image_file(path)
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from None
-    decoded = decode(data, path.suffix.lower(), str(path))
+    suffix = path.suffix.lower()
+    if suffix in CONVERTED_SUFFIXES:
+        data, suffix = as_png(data, suffix, str(path)), ".png"
+    decoded = decode(data, suffix, str(path))
     return decoded.pixels, decoded.called(str(path)), decoded.notes

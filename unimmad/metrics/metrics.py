@@ -42,7 +42,7 @@ def evaluate(
 
     Args:
         maps: N anomaly maps, each H x W; sizes may differ from image to image.
-        masks: N masks of the maps' sizes, anomalous where > 0; one None makes the pixel metrics None.
+        masks: N masks of the maps' sizes, anomalous where > 0; pixel metrics leave those out that are None.
         image_scores: N numbers, larger is more anomalous.
         image_labels: N times 0 (normal) or 1 (anomalous).
 
@@ -83,7 +83,6 @@ class MetricAccumulator:
         self._anomalous_pixels = GrowingArray(np.float32, scratch_dir)
         self._pixel_regions = GrowingArray(np.int32, scratch_dir)
         self._region_sizes = GrowingArray(np.int64, scratch_dir)
-        self._all_have_masks = True
         self._normal_pixels_sorted = True
 
     @property
@@ -109,7 +108,7 @@ class MetricAccumulator:
 
         Args:
             map_HW: anomaly map.
-            mask_HW: anomalous where > 0; None: unknown, and the class has no pixel metrics.
+            mask_HW: anomalous where > 0; None: unknown, and pixel metrics leave the image out.
             image_score: larger is more anomalous.
             image_label: 0 normal, 1 anomalous.
             name: what error messages call the image, besides its number.
@@ -132,9 +131,7 @@ class MetricAccumulator:
             raise ValueError(f"{where}: its label is {image_label!r}; labels are 0 (normal) or 1 (anomalous)")
         self._image_scores.append(score)
         self._image_labels.append(bool(image_label))
-        if anomalous_HW is None:
-            self._all_have_masks = False
-        else:
+        if anomalous_HW is not None:
             self._add_pixels(scores_HW, anomalous_HW, looked_HW)
 
     def merge(self, other: MetricAccumulator) -> None:
@@ -152,7 +149,6 @@ class MetricAccumulator:
             values = theirs.values
             for block in blocks(len(values)):
                 ours.append(values[block] + shift if shift else values[block])
-        self._all_have_masks &= other._all_have_masks
         self._normal_pixels_sorted = False
 
     def compute(self) -> Metrics:
@@ -163,7 +159,7 @@ class MetricAccumulator:
     def curves(self) -> PixelCurves | None:
         """What is drawn of the pixels so far; None where a mask is missing or a label has no pixel."""
         anomalous_A = self._anomalous_pixels.values
-        if not self._all_have_masks or len(self._normal_pixels.values) == 0 or len(anomalous_A) == 0:
+        if len(self._normal_pixels.values) == 0 or len(anomalous_A) == 0:
             return None
         return pixel_curves(
             self._sorted_normal_pixels(),
@@ -197,8 +193,6 @@ class MetricAccumulator:
         return ranking_metrics(np.sort(scores_I[~anomalous_I]), np.sort(scores_I[anomalous_I]))
 
     def _pixel_metrics(self) -> tuple[float | None, ...]:
-        if not self._all_have_masks:
-            return (None,) * 5
         normal_N, anomalous_A = self._sorted_normal_pixels(), self._anomalous_pixels.values
         ranking = ranking_metrics(normal_N, self._anomalous_pixels.sorted_copy())
         if len(normal_N) == 0 or len(anomalous_A) == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from unimmad.metrics.metrics import METRIC_KEYS
@@ -90,8 +90,12 @@ def write_tables(report: Report, folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in contents)
 
 
-def write_image_scores(scored_classes: Sequence[ScoredClass], folder: Path) -> Path:
+def write_image_scores(
+    scored_classes: Sequence[ScoredClass], folder: Path, sources: Mapping[tuple[str, str], str | None] | None = None
+) -> Path:
     """Write image_scores.csv: one row a sample, full precision; gives its path.
+
+    ``sources``: the file that a sample was made from, where it is known, by dataset and key.
 
     Raises:
         ValueError: the folder cannot be made or written to.
@@ -100,9 +104,12 @@ def write_image_scores(scored_classes: Sequence[ScoredClass], folder: Path) -> P
     for scored in scored_classes:
         names = scored.result.dataset, scored.result.class_name
         samples = zip(scored.keys, scored.defects, scored.labels, scored.image_scores, strict=True)
-        rows += [(*names, key, defect, str(int(label)), repr(float(score))) for key, defect, label, score in samples]
+        rows += [
+            (*names, key, defect, str(int(label)), repr(float(score)), (sources or {}).get((names[0], key)) or "")
+            for key, defect, label, score in samples
+        ]
     path = folder / IMAGE_SCORES
-    write_text_aside(path, Table(("dataset", "class", "key", "defect", "anomalous", "score"), rows).to_csv())
+    write_text_aside(path, Table(("dataset", "class", "key", "defect", "anomalous", "score", "source"), rows).to_csv())
     return path
 
 

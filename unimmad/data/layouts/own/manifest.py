@@ -24,7 +24,7 @@ from unimmad.data.index import Split
 from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION, LayoutInfo, ReadSet
 from unimmad.data.layouts.own.mvtec import single_modality
 from unimmad.data.layouts.own.rows import Row, existing, read_rows
-from unimmad.data.layouts.scan import GOOD, Notices, new_sample
+from unimmad.data.layouts.scan import GOOD, NORMAL_NAMES, Notices, new_sample
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import ModalityChoice
 
@@ -85,6 +85,8 @@ def _image_columns(path: Path, rows: Sequence[Row]) -> list[str]:
 def _sample(table: Path, row: Row, modalities: dict[str, str]) -> SourceSample:
     split = _split(row)
     defect = row.cells.get("defect", GOOD)
+    if defect.lower() in NORMAL_NAMES:
+        defect = GOOD
     if defect != GOOD and split != "test":
         raise ValueError(f"{row.where}: defect {defect} in the split {split}; only test may hold defects")
     images = {

@@ -17,12 +17,15 @@ from unimmad.data.index import Split
 from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION, LayoutInfo, ReadSet
 from unimmad.data.layouts.scan import (
     GOOD,
+    GROUND_TRUTH,
     Notices,
     defect_folders,
-    find_mask,
+    find_masks,
+    holds_images,
     images_by_stem,
+    named,
     new_sample,
-    note_spare_masks,
+    normal_folders,
     read_classes,
     visible_folders,
 )
@@ -39,7 +42,7 @@ class MVTecLayout:
     info = LayoutInfo(name="mvtec", title="MVTec-AD layout", calibration_fraction=OWN_CALIBRATION_FRACTION)
 
     def recognises(self, root: Path) -> bool:
-        return any(images_by_stem(folder / "train" / GOOD, Notices()) for folder in visible_folders(root))
+        return any(map(holds_images, (path for folder in visible_folders(root) for path in normal_folders(folder))))
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
         samples = read_classes(root, notices, partial(read_class, modality=IMAGE, notices=notices))
@@ -68,33 +71,40 @@ def single_modality(files: Iterable[SourceFile], choices: dict[str, ModalityChoi
             if not has_one_channel(file.read(), file.suffix, file.name):
                 return "rgb"
         except (OSError, ValueError):
-            continue  # said once its turn comes to be written
+            continue  # said with all others that are broken, once their turn comes
         seen = True
     return "gray" if seen else "rgb"
 
 
 def read_class(class_folder: Path, modality: str, notices: Notices) -> list[SourceSample]:
     """All samples of one class; their one image is called ``modality``."""
-    for masks in visible_folders(class_folder / "ground_truth"):
-        if not (class_folder / "test" / masks.name).is_dir():
+    for masks in visible_folders(named(class_folder, GROUND_TRUTH)):
+        if not (named(class_folder, "test") / masks.name).is_dir():
             notices.add(f"{masks}: left out, there is no {class_folder / 'test' / masks.name}")
     return [
         sample
-        for split, folder in defect_folders(class_folder, notices)
-        for sample in _read_defect(class_folder, split, folder, modality, notices)
+        for split, folder, defect in defect_folders(class_folder, notices)
+        for sample in _read_defect(class_folder, split, folder, defect, modality, notices)
     ]
 
 
-def _read_defect(class_folder: Path, split: Split, folder: Path, modality: str, notices: Notices) -> list[SourceSample]:
-    mask_folder = class_folder / "ground_truth" / folder.name
-    has_masks = (class_folder / "ground_truth").is_dir() and split == "test"
-    if not has_masks and split == "test" and folder.name != GOOD:
-        notices.add(f"{class_folder}: no ground_truth folder; anomalous samples are written without a mask")
-    masks = images_by_stem(mask_folder, notices) if has_masks else None
+def _read_defect(
+    class_folder: Path, split: Split, folder: Path, defect: str, modality: str, notices: Notices
+) -> list[SourceSample]:
+    all_masks = named(class_folder, GROUND_TRUTH)
+    has_masks = all_masks.is_dir() and split == "test"
+    if not has_masks and split == "test" and defect != GOOD:
+        notices.add(f"{class_folder}: no {GROUND_TRUTH} folder; anomalous samples are written without a mask")
+    for inner in visible_folders(folder):
+        notices.add(f"{inner}: left out, a folder beside images")
     images = images_by_stem(folder, notices)
-    note_spare_masks(masks, images, mask_folder, notices)
-    samples = []
-    for stem, path in images.items():
-        mask = find_mask(masks, stem, folder.name, path, mask_folder)
-        samples.append(new_sample(class_folder.name, split, folder.name, stem, {modality: SourceFile.of(path)}, mask))
-    return samples
+    mask_folder = all_masks / folder.name
+    masks = find_masks(
+        images_by_stem(mask_folder, notices) if has_masks else None, images, defect, mask_folder, notices
+    )
+    return [
+        new_sample(
+            class_folder.name, split, defect, stem, {modality: SourceFile.of(path)}, masks.get(stem), folder.name
+        )
+        for stem, path in images.items()
+    ]
