@@ -166,7 +166,8 @@ def rois_beside(root: Path, classes: Iterable[str]) -> dict[str, Roi]:
     Raises:
         ValueError: as ``read_roi``, or both of one class.
     """
-    found = {name: _only_one([root / name / STEM]) for name in classes}
+    folders = {folder.name for folder in root.iterdir() if folder.is_dir()}
+    found = {name: _only_one([root / name / STEM]) for name in classes if name in folders}
     return {name: read_roi(path) for name, path in found.items() if path is not None}
 
 
