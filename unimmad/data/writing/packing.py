@@ -126,7 +126,7 @@ def pack(work: Work, allow_odd_masks: bool = False) -> PackedSample:
 
 
 def _source(found: SourceSet, file: str) -> str | None:
-    """The file's place in its dataset's folder; None where it is not a file, and only its name where it lies elsewhere."""
+    """The file's place in its dataset's folder, or its name where it lies elsewhere; None where it is not a file."""
     if found.root is None:
         return None
     relative = os.path.relpath(os.path.abspath(file), os.path.abspath(found.root))
