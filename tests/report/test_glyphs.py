@@ -25,6 +25,7 @@ def test_what_no_font_has_is_escaped(only_latin: None) -> None:
     assert glyphs.drawable("Ärger-ü/a_b 50%") == "Ärger-ü/a_b 50%"
     assert glyphs.drawable("正常 $1") == r"\u6b63\u5e38 \$1"
     assert fitted("ネジ-good", 2.0) == r"\u30cd\u30b8-good"
+    assert fitted("ネジ-good", 1.0) == r"...u30b8-good"
     figure = new_figure(3, 1)
     figure.text(0, 0.5, glyphs.drawable("異常 1"))
     with warnings.catch_warnings():
