@@ -17,10 +17,12 @@ from unimmad.data.decode import decode_image, decode_mask_pixels
 from unimmad.data.index import Index, Member, load_index
 from unimmad.data.layouts import find_set
 from unimmad.data.layouts.source_set import SourceFile
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.writing import shards as shards_module
 from unimmad.data.writing.packing import PackedSample, Work, pack_or_say
 from unimmad.data.writing.shards import write_shards
 from unimmad.data.writing.verify import verify_folder
+from unimmad.evaluation.header import _duplicates, _without_masks
 
 
 def write(root: Path, **options: Any) -> Index:
@@ -323,3 +325,17 @@ def test_what_is_given_as_shards(tmp_path: Path) -> None:
     for path, message in tests:
         with pytest.raises(ValueError, match=message):
             load_index(path)
+
+
+def test_the_reports_header_counts_copies_and_missing_masks(tmp_path: Path) -> None:
+    root = make_mvtec(tmp_path / "parts")
+    write(root)
+    plain = ShardSet.open([tmp_path / "parts_shards"])
+    assert (_duplicates(plain), _without_masks(plain, "test")) == ("", "")
+    shutil.copy(root / "bolt/train/good/001.png", root / "bolt/test/good/000.png")
+    for number in range(2):
+        save(root / "bolt/test/cut" / f"{number}.png", rgb(40 + number))
+    write(root, overwrite=True, allow_duplicates=True)
+    found = ShardSet.open([tmp_path / "parts_shards"])
+    assert _duplicates(found) == "1 samples have the pixels of another one, 1 of them test images that are trained on"
+    assert _without_masks(found, "test") == "2 of parts/bolt anomalous samples, which pixel metrics leave out"

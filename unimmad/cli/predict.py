@@ -65,7 +65,11 @@ def _predict(options: argparse.Namespace, program: str) -> None:
     notices = Notices()
     samples = _samples(options, detector, notices)
     skipped: dict[str, ValueError] = {}
-    on_skip = skipped.__setitem__ if options.on_error == "skip" else None
+
+    def skip(name: str, error: ValueError) -> None:
+        skipped[name] = error
+
+    on_skip = skip if options.on_error == "skip" else None
     fingerprints = sample_fingerprints(samples, _prediction_fingerprint(options, detector))
     folder = PredictionFolder(options.output_dir, fingerprints, options.scale, options.maps)
     try:

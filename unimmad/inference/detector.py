@@ -265,9 +265,7 @@ class Detector:
         with ThreadPoolExecutor(READERS) as pool:
             started = _started(samples, prepare, pool)
             while reading := list(islice(started, DEFAULT_BATCH_SIZE)):
-                found: dict[str, ValueError] = {}
-                _read(reading, found.__setitem__)
-                yield from found.items()
+                yield from _broken(reading)
 
     def _prepare(self, sample: InputSample, class_name: str | None, with_pictures: bool) -> PreparedSample:
         prepared = prepare_sample(sample, self.catalogue, class_name, self.engine.image_size, with_pictures)
@@ -336,6 +334,13 @@ def _started(
         failed: Future[PreparedSample] = Future()
         failed.set_exception(error)
         yield "", failed
+
+
+def _broken(reading: Sequence[tuple[str, Future[PreparedSample]]]) -> list[tuple[str, ValueError]]:
+    """Name and error of each sample that can't be read."""
+    found: list[tuple[str, ValueError]] = []
+    _read(reading, lambda name, error: found.append((name, error)))
+    return found
 
 
 def _read(

@@ -276,5 +276,4 @@ def _draw_row(
 
 def fitted(text: str, inches: float) -> str:
     """``text``, cut at its start where it would be wider than ``inches``: a key's end tells most."""
-    most = int(inches / _LETTER_INCHES)
-    return drawable(text if len(text) <= most else f"...{text[len(text) - most + 3 :]}")
+    return drawable(text, int(inches / _LETTER_INCHES))

@@ -29,10 +29,15 @@ FALLBACKS = (
 """Fonts that are looked for on the machine, the first ones first."""
 
 
-def drawable(text: str) -> str:
-    """``text`` for a figure: what no font has as ``\\uXXXX``, so that it still tells one name from another."""
+def drawable(text: str, most: int | None = None) -> str:
+    """``text`` for a figure: what no font has as ``\\uXXXX``, so that it still tells one name from another.
+
+    Of more than ``most`` letters its beginning is cut off: a key's end tells most.
+    """
     letters = _letters()
     shown = "".join(letter if ord(letter) in letters else ascii(letter)[1:-1] for letter in text)
+    if most is not None and len(shown) > most:
+        shown = f"...{shown[len(shown) - most + 3 :]}"
     return shown.replace("$", r"\$")  # a pair of dollars would be set as mathematics
 
 

@@ -148,7 +148,7 @@ def _choose_layout(root: Path, layout: str, notices: Notices) -> Layout:
     if not recognised:
         below = [folder for folder in visible_folders(root) if any(one.recognises(folder) for one in LAYOUTS.values())]
         if below:
-            raise ValueError(f"{root} is no dataset, but holds {len(below)}; {did_you_mean(below)}")
+            raise ValueError(f"{root} is not a dataset, but holds {len(below)}; {did_you_mean(below)}")
         raise no_training_image(class_folders(root, notices)[0])
     if len(recognised) > 1:
         raise _mixture(root, [candidate.info.name for candidate in recognised])

@@ -77,7 +77,7 @@ class SourceSet:
     samples: tuple[SourceSample, ...]
     """All samples of all classes and splits; a class's keep their order."""
     root: Path | None = None
-    """The folder that its files' names are told relative to; None where they are no files."""
+    """The folder that its files' names are told relative to; None where nothing is a file."""
     published: bool = True
     """A benchmark, whose values are known and whose oddities are noted; of one's own images what values mean is found
     while shards are written, and oddities are refused."""

@@ -37,7 +37,7 @@ def find_duplicates(
         samples: what was written.
         looks: of each.
         files: of each, the first image's file, for messages.
-        own: the datasets that are no benchmarks.
+        own: the datasets that are not benchmarks.
     """
     blank = [[place] for place, look in enumerate(looks) if not look.digest]
     groups = exact_duplicates([look.digest or place for place, look in enumerate(looks)])

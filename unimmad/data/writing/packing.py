@@ -82,7 +82,7 @@ class Broken:
 
 
 def pack_or_say(work: Work, allow_odd_masks: bool = False) -> PackedSample | Broken:
-    """:func:`pack`, with its error as a value: one broken file is no reason not to look at the others."""
+    """:func:`pack`, with its error as a value: the samples behind a broken file are looked at, too."""
     try:
         return pack(work, allow_odd_masks)
     except ValueError as error:
@@ -131,7 +131,7 @@ def pack(work: Work, allow_odd_masks: bool = False) -> PackedSample:
 
 
 def _source(found: SourceSet, file: str) -> str | None:
-    """The file's place in its dataset's folder; None where it is no file, and only its name where it lies elsewhere."""
+    """The file's place in its dataset's folder, or its name where it lies elsewhere; None where it is not a file."""
     if found.root is None:
         return None
     relative = os.path.relpath(os.path.abspath(file), os.path.abspath(found.root))
