@@ -113,7 +113,9 @@ def test_a_report_counts_at_the_checkpoints_thresholds(checkpoint, solids, maps,
         assert f"{sum(found.defects_found[2:3])}/{sum(found.defects[2:3])}" in shows or not found.defects[2]
         assert "no threshold holds for some or all images of solids/rope" in shows
 
-    without = evaluate_checkpoint(checkpoint, [solids], **run)
+    (tmp_path / "cookie.json").write_text('{"size": [9, 9], "areas": [{"polygon": [[0, 0], [8, 0], [8, 4], [0, 4]]}]}')
+    without = evaluate_checkpoint(checkpoint, [solids], **run, roi=tmp_path)
     assert [result.at_threshold for result in without.report.classes] == [None, None]
     assert not (tmp_path / "out" / "at_threshold.csv").exists()
-    assert [result.metrics for result in without.report.classes] == [cookie.metrics, rope.metrics]
+    assert without.report.classes[1].metrics == rope.metrics
+    assert without.report.header["regions of interest"].startswith("solids/cookie: polygons, 56% looked at, ")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,14 @@ import torch
 from PIL import Image
 
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.thresholds import save_thresholds
+from unimmad.checkpoint.thresholds import load_thresholds, save_thresholds
 from unimmad.data.index import rois_of
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.roi import given_rois
 from unimmad.data.sample import collate
-from unimmad.evaluation.evaluate import evaluate_checkpoint
+from unimmad.evaluation.header import rois_in_words
+from unimmad.evaluation.held_thresholds import HeldThresholds
+from unimmad.evaluation.run import evaluate_classes
 from unimmad.evaluation.scoring import maps_and_scores, score_batch
 from unimmad.inference.calibration import calibrate
 from unimmad.inference.detector import Detector
@@ -63,26 +64,25 @@ def cookies(shards: ShardSet, folder: Path) -> list[InputSample]:
 
 def test_evaluation_and_prediction_look_where_calibration_did(run, calibration_shards, regions, tmp_path):
     checkpoint = load_checkpoint(next((run / "checkpoints").glob("step_*")))
-    settings = checkpoint.recipe.evaluation.model_copy(update={"pictures_per_class": 0})
-    checkpoint = replace(checkpoint, recipe=checkpoint.recipe.model_copy(update={"evaluation": settings}))
-    evaluation = evaluate_checkpoint(
-        checkpoint, [calibration_shards], tmp_path / "report", device=CPU, workers=0, progress=False, roi=regions
-    )
-    header = evaluation.report.header["regions of interest"]
-    assert header.startswith(f"{COOKIE}: polygons, 50% looked at, foreground, ")
-    scored = {one.class_name: one for one in evaluation.scored}
-
-    # The shards' own region is the same one; scores are those of the pixels in it, by their definition.
-    plain = ShardSet.open([calibration_shards])
+    settings, plain = checkpoint.recipe.evaluation, ShardSet.open([calibration_shards])
     shards = plain.with_rois(given_rois(regions, plain.classes("test")))
     assert shards.digest() != plain.digest()
+    held = HeldThresholds(load_thresholds(checkpoint.folder), shards.datasets, False)
+    scored_classes = evaluate_classes(
+        checkpoint.model, shards, "test", settings, device=CPU, workers=0, progress=False, thresholds=held
+    )
+    scored = {one.class_name: one for one in scored_classes}
+    header = rois_in_words(shards, scored, scored.values())
+    assert header.startswith(f"{COOKIE}: polygons, 50% looked at, foreground, ")
+
+    # Scores are those of the pixels in the region, by their definition.
     expected = {}
     for ref in shards.classes("test")[COOKIE]:
         sample = shards.read(ref, 64)
         look_HW = sample.weights_HW.numpy() > 0
         assert not look_HW[:, 32:].any()
         assert 0.02 < look_HW.mean() < 0.45
-        whole_BHW, _ = score_batch(checkpoint.model, collate([plain.read(ref, 64)]), checkpoint.recipe.evaluation, CPU)
+        whole_BHW, _ = score_batch(checkpoint.model, collate([plain.read(ref, 64)]), settings, CPU)
         expected[ref.entry.key] = float(np.sort(whole_BHW[0].numpy()[look_HW])[-max(1, look_HW.sum() // 1000) :].mean())
     by_key = dict(zip(scored[COOKIE].keys, scored[COOKIE].image_scores, strict=True))
     assert by_key == pytest.approx({key: expected[key] for key in by_key}, rel=1e-5)
@@ -97,8 +97,7 @@ def test_evaluation_and_prediction_look_where_calibration_did(run, calibration_s
         assert found.score == pytest.approx(expected[found.name], rel=1e-5)
         assert (found.roi, found.threshold_of) == (digest, COOKIE)
         assert (found.map_HW[found.weights_HW == 0] == 0).all()
-    counted = evaluation.report.classes[[one.class_name for one in evaluation.report.classes].index("cookie")]
-    assert counted.at_threshold.undecided == 0
+    assert scored[COOKIE].result.at_threshold.undecided == 0
 
     with PredictionFolder(tmp_path / "out", {found.name: "x" for found in predicted}) as folder:
         for found in predicted:
