@@ -35,6 +35,8 @@ class Task:
     audited: AuditSample
     image_size: int
     """The model's."""
+    pixels_size: int
+    """Of the resized images."""
     with_pixels: bool
     """Whether its resized images are asked for."""
 
@@ -51,9 +53,9 @@ def measure(task: Task) -> Measured:
         try:
             data = file.read()
             array = decode_image(data, file.suffix, file.name)
-            arrays[modality.name] = array
+            resized = resized_pixels(array, modality, task.pixels_size, file.name)
             images[modality.name] = image_facts(array, data, file.name, modality)
-            pixels[modality.name] = resized_pixels(array, modality, task.image_size, file.name)
+            arrays[modality.name], pixels[modality.name] = array, resized
         except (ValueError, OSError) as error:
             problems.append(_problem(file, error))
     mask = _mask(audited.sample.mask, arrays, images, task.image_size, problems)

@@ -42,7 +42,12 @@ class AuditSample:
 def samples_of_sets(sets: Sequence[SourceSet]) -> list[AuditSample]:
     """All samples of sources, set by set in their order."""
     return [
-        AuditSample(found.name, found.entry, sample, None if (digest := sample_fingerprint(found, sample)) is None else digest.hex())
+        AuditSample(
+            found.name,
+            found.entry,
+            sample,
+            None if (digest := sample_fingerprint(found, sample)) is None else digest.hex(),
+        )
         for found in sets
         for sample in found.samples
     ]
