@@ -42,6 +42,8 @@ class ImageFacts:
     """Of integers: from the lowest to the highest bit that any value uses; else None."""
     levels: int
     """Different values, of those that the quantiles are of."""
+    seen_high: float
+    """The largest value that the model sees: of 0 to 1, but of depth in centimetres."""
     colour: bool
     """Whether its channels differ."""
     digest: str

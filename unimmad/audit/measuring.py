@@ -54,7 +54,7 @@ def measure(task: Task) -> Measured:
             data = file.read()
             array = decode_image(data, file.suffix, file.name)
             resized = resized_pixels(array, modality, task.pixels_size, file.name)
-            images[modality.name] = image_facts(array, data, file.name, modality)
+            images[modality.name] = image_facts(array, resized, data, file.name, modality)
             arrays[modality.name], pixels[modality.name] = array, resized
         except (ValueError, OSError) as error:
             problems.append(_problem(file, error))
@@ -75,8 +75,8 @@ def measure(task: Task) -> Measured:
     return Measured(facts, hashes, pixels if task.with_pixels else {})
 
 
-def image_facts(array: NDArray, data: bytes, file: str, modality: Modality) -> ImageFacts:
-    """Of one decoded image.
+def image_facts(array: NDArray, resized: NDArray, data: bytes, file: str, modality: Modality) -> ImageFacts:
+    """Of one decoded image, whose ``prepare.resized_pixels`` are ``resized``.
 
     Raises:
         ValueError: the values are none that depth may have.
@@ -106,6 +106,7 @@ def image_facts(array: NDArray, data: bytes, file: str, modality: Modality) -> I
         finite=share,
         bits=_bits_used(array) if integer else None,
         levels=len(np.unique(values)),
+        seen_high=float(resized.max()) / (255 if resized.dtype == np.uint8 else 1),
         colour=array.ndim == 3 and array.shape[2] >= 3 and bool((array[:, :, :3] != array[:, :, :1]).any()),
         digest=pixel_digest(array).hex(),
         span_m=span_m,

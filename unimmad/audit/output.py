@@ -166,8 +166,8 @@ _DUPLICATES = (
 _ALIGNMENT = "Samples whose modalities do not lie over each other as in the rest of the class, by their edges."
 _COLOURS = "First modality red, second green and blue; above it the correlation of their edges in place."
 _SUSPECTS = (
-    "The training images of each class that are most unlike the others, and on the right two ordinary ones. Below each, "
-    "what is unlike: how far its patches are from the nearest patch of any other training image, by a frozen network. A "
+    "The training images of each class that are most unlike the others; on the right two ordinary ones. Below each, "
+    "what is unlike: how far its patches are from the nearest one of any other training image, by a frozen network. A "
     "defect among them would be learnt as normal; a rare but good part is a reason for more images of its kind."
 )
 

@@ -35,7 +35,12 @@ TYPICAL = 2
 """Ordinary images beside a class's suspicious ones."""
 _CELL_INCHES = 1.45
 _TITLE_INCHES = 0.36
+_SMALL_FONT = 6
+_TEXT_INCHES = _CELL_INCHES * FONT_SIZE / _SMALL_FONT
+"""Of a line in the usual font that is as long as a tile is wide in the small one."""
 _BINS = 64
+_LEAST_UNLIKE = 2.0
+"""Times the class's median distance, where the colours of a picture's patches end at least."""
 _LEAST_CROP = 64
 """Pixels round a small defect."""
 
@@ -67,14 +72,14 @@ def suspects_figure(suspects: Sequence[Suspect], found: Lookup) -> Figure:
     """The most suspicious images of a class and some ordinary ones, and below each what is unlike the others."""
     ordinary = suspects[SHOWN - TYPICAL :][-TYPICAL:]
     shown = [*suspects[: SHOWN - TYPICAL], *ordinary]
-    high = max(float(suspect.distances_hw.max()) for suspect in shown)
     upper, lower = [], []
     for suspect in shown:
         image_HWC, size = _picture(suspect.sample, suspect.modality, found)
         what = "ordinary" if any(suspect is one for one in ordinary) else f"{suspect.deviations:.1f} deviations"
         upper.append(Tile(image_HWC, size, suspect.sample.key, f"{suspect.modality}: {what}"))
         map_HW = _enlarged(suspect.distances_hw)
-        over_HWC = None if image_HWC is None else laid_over(image_HWC, map_HW, (1.0, max(high, 1.5)))
+        limits = (1.0, max(_LEAST_UNLIKE, float(map_HW.max())))
+        over_HWC = None if image_HWC is None else laid_over(image_HWC, map_HW, limits)
         lower.append(Tile(over_HWC, size))
     return tiles_figure([upper, lower])
 
@@ -85,7 +90,7 @@ def duplicates_figure(pairs: Sequence[DuplicatePair], found: Lookup) -> Figure:
     for pair in pairs[:SHOWN]:
         for sample in (pair.first, pair.second):
             image_HWC, size = _picture(sample, pair.modality, found)
-            alike = "same pixels" if pair.exact else f"correlation {pair.correlation:.3f}"
+            alike = "same pixels" if pair.exact else f"r {pair.correlation:.3f}"
             tiles.append(Tile(image_HWC, size, sample.key, f"{sample.split} {sample.defect}, {alike}"))
     return tiles_figure(_rows(tiles))
 
@@ -152,8 +157,8 @@ def tiles_figure(rows: Sequence[Sequence[Tile]]) -> Figure:
         for ax in of_row[len(row) :]:
             ax.set_axis_off()
         for ax, tile in zip(of_row, row, strict=False):
-            lines = (fitted(line, _CELL_INCHES) for line in (tile.title, tile.subtitle) if line)
-            ax.set_title("\n".join(lines), fontsize=FONT_SIZE - 2, loc="left")
+            lines = (fitted(line, _TEXT_INCHES) for line in (tile.title, tile.subtitle) if line)
+            ax.set_title("\n".join(lines), fontsize=_SMALL_FONT, loc="left")
             if tile.image_HWC is None:
                 show_blank(ax, (SIDE, SIDE), "can't be read")
                 continue
@@ -191,7 +196,7 @@ def _cut_out(facts: SampleFacts, found: Lookup) -> Tile:
     name, mask_file = next(iter(facts.images)), audited.sample.mask
     assert mask_file is not None
     assert facts.mask is not None
-    subtitle = f"{facts.defect}: {facts.mask.smallest} px, {facts.mask.smallest_at_size:.2g} at size"
+    subtitle = f"{facts.defect}: {facts.mask.smallest} px, {facts.mask.smallest_at_size:.2g} in the model"
     try:
         marked_HW = decode_mask_pixels(mask_file.read(), mask_file.suffix, mask_file.name)
         labels_HW, _ = ndimage.label(marked_HW, np.ones((3, 3)))

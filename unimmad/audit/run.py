@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from unimmad.data.prepare import model_input
 from unimmad.data.reading.worker_pool import load_each
 from unimmad.data.writing.duplicates import HASH_VALUES
 
+SAMPLES_PER_WORKER = 64
+"""Fewer are not worth the start of a process."""
 AT_ONCE = 32
 """Images that the network looks at together."""
 
@@ -78,6 +81,12 @@ class _Pool:
         for sample in block.facts if len(block.patches_TPE) else ():
             for modality in sample.images if sample.split == "train" else ():
                 self.patches_of.setdefault((sample.class_name, modality), []).append(next(patches))
+
+
+def default_workers(samples: int) -> int:
+    """Processes that read and measure so many samples; one core needs none beside this process."""
+    workers = min(len(os.sched_getaffinity(0)), samples // SAMPLES_PER_WORKER)
+    return workers if workers > 1 else 0
 
 
 def audit(

@@ -29,6 +29,8 @@ MOST_OF_AN_IMAGE = 24
 """Patches of one image in the bank."""
 WORST_PATCHES = 5
 """An image is as unusual as the mean of so many of its patches."""
+LEAST_SPREAD = 0.03
+"""Of the logarithm: where all images are as far from the others as each other, small differences say nothing."""
 UNUSUAL = 5.0
 """Deviations from the class's median, from which on an image is named."""
 
@@ -82,7 +84,7 @@ def _of_modality(samples: Sequence[SampleFacts], modality: str, patches_NPE: Ten
     scores_N = np.sort(relative_NP, axis=1)[:, -WORST_PATCHES:].mean(axis=1)
     logs_N = np.log(np.maximum(scores_N, 1e-6))
     middle = float(np.median(logs_N))
-    spread = max(1.4826 * float(np.median(np.abs(logs_N - middle))), 1e-3)
+    spread = max(1.4826 * float(np.median(np.abs(logs_N - middle))), LEAST_SPREAD)
     for sample, value, distances_P in zip(samples, logs_N.tolist(), relative_NP, strict=True):
         yield Suspect(sample, modality, (value - middle) / spread, distances_P.reshape(GRID, GRID))
 

@@ -10,8 +10,8 @@ from unimmad.audit.facts import ImageFacts, SampleFacts
 from unimmad.audit.files import images_by_modality
 from unimmad.audit.findings import Finding, Severity, finding
 
-LITTLE_OF_TYPE = 1 / 8
-"""Of an integer type's range; what uses less is stored in fewer bits than the type has."""
+LITTLE_SEEN = 1 / 8
+"""Of the range that the model sees; what uses less is stored in fewer bits than its type has."""
 OTHER_RANGE = 16.0
 """Times the usual largest value, or less than the usual one by as much: stored otherwise than the others."""
 NOT_MEASURED = 0.05
@@ -27,15 +27,14 @@ def check_value_ranges(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
             continue
         ranged = [image for _, image in images if image.quantiles and not image.blank]
         integers = [image for image in ranged if np.dtype(image.dtype).kind in "iu"]
-        largest = max((image.quantiles[-1] for image in integers), default=0)
-        of_type = max((np.iinfo(image.dtype).max for image in integers), default=0)
-        if integers and largest < LITTLE_OF_TYPE * of_type:
+        if integers and max(image.seen_high for image in integers) < LITTLE_SEEN:
+            largest = max(image.quantiles[-1] for image in integers)
             bits = max(1, int(largest)).bit_length()
             yield finding(
-                Severity.ERROR,
+                Severity.WARNING,
                 "values",
                 where,
-                f"no value is above {largest:g} of {of_type}: {bits} bits stored in {of_type.bit_length()}",
+                f"no value is above {largest:g}: {bits} bits stored as {integers[0].dtype}",
                 f"the model would see near black: give the value range of {bits} bits, or stretch the images",
                 [image.file for image in integers],
             )

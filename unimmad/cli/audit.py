@@ -12,7 +12,6 @@ warnings, 3 with errors, and 2 where the audit itself failed. After an interrupt
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from unimmad.audit.blocks import Blocks
 from unimmad.audit.findings import Severity, worst
 from unimmad.audit.output import save, screen_lines, summary_line
 from unimmad.audit.patches import FeatureSettings, NoWeightsError, PatchDescriber
-from unimmad.audit.run import Audited, Progress, audit
+from unimmad.audit.run import Audited, Progress, audit, default_workers
 from unimmad.audit.samples import AuditSample, samples_of_sets, samples_of_shards
 from unimmad.cli.console import print_any_name
 from unimmad.config.method import MAX_IMAGE_SIZE
@@ -34,8 +33,6 @@ from unimmad.serialization.text import one_line
 
 EXIT = {Severity.NOTE: 0, Severity.WARNING: 1, Severity.ERROR: 3}
 """2 says that the audit itself failed, as other commands do."""
-SAMPLES_PER_WORKER = 64
-"""Fewer are not worth the start of a process."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,7 +100,7 @@ def _audit(options: argparse.Namespace, progress: Progress) -> int:
         describer=describer,
         no_features=no_features,
         output=options.output_dir,
-        workers=_default_workers(len(samples)) if options.workers is None else options.workers,
+        workers=default_workers(len(samples)) if options.workers is None else options.workers,
         progress=progress,
     )
     file, page = save(audited, samples, options.sources, options.output_dir)
@@ -152,11 +149,6 @@ def _describer(options: argparse.Namespace) -> tuple[PatchDescriber | None, str]
         return PatchDescriber(settings, named_device(options.device)), ""
     except NoWeightsError as error:
         return None, str(error)
-
-
-def _default_workers(samples: int) -> int:
-    workers = min(len(os.sched_getaffinity(0)), samples // SAMPLES_PER_WORKER)
-    return workers if workers > 1 else 0
 
 
 def _print(audited: Audited, file: Path, page: Path) -> None:
