@@ -76,8 +76,8 @@ def test_masks(parts: Path) -> None:
     found = audited(parts, image_size=24)
     by_what = {one.what: [Path(file).name for file in one.files] for one in told(found, "masks")}
     assert by_what == {
-        "1 masks are empty": ["00_mask.png"],
-        "1 masks mark the whole image": ["01_mask.png"],
+        "empty masks: 1 of 6": ["00_mask.png"],
+        "masks that mark the whole image: 1 of 6": ["01_mask.png"],
         "1 of 6 masks mark more than half of the image": ["02_mask.png"],
     }
     [small] = told(found, "small defects")

@@ -13,7 +13,8 @@ from data.disk_sets import save
 from report.test_html_page import Page
 
 from unimmad.audit import run
-from unimmad.audit.patches import DIM, GRID, FeatureSettings
+from unimmad.audit.patches import FeatureSettings
+from unimmad.audit.suspects import DIM, GRID
 from unimmad.cli import audit as command
 from unimmad.cli.shards import main as make_shards
 from unimmad.data.layouts import find_sets
@@ -49,7 +50,7 @@ def parts(tmp_path: Path) -> Path:
 def test_a_source_and_its_shards_are_told_the_same(parts: Path, tmp_path: Path, capsys) -> None:
     assert command.main([str(parts), "--output-dir", str(tmp_path / "a"), "--image-size", "48"]) == 3
     said = capsys.readouterr().out
-    assert "error: raw & <b>, rgb: 1 pairs of images are the same in training and test" in said
+    assert "error: raw & <b>, rgb: pairs of images that are the same in training and test: 1" in said
     assert "do: remove them from one of the two" in said
     content = json.loads((tmp_path / "a/audit.json").read_text())
     assert content["worst"] == "error"

@@ -6,8 +6,7 @@ import torch
 from audit.made import audited, make_parts
 
 from unimmad.audit.facts import SampleFacts
-from unimmad.audit.patches import DIM, GRID
-from unimmad.audit.suspects import check_suspects, leave_one_out, rank_suspects
+from unimmad.audit.suspects import DIM, GRID, check_suspects, leave_one_out, rank_suspects
 
 
 def test_an_image_is_compared_with_others_only_and_the_odd_patch_is_found(tmp_path) -> None:

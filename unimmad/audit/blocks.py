@@ -39,7 +39,7 @@ class Block:
     hashes_NK: NDArray[np.uint8]
     """Of every image of every sample, in their order."""
     patches_TPE: Tensor
-    """float16, of every image of every training sample, in their order; none where no features are asked for."""
+    """float16, of every image of every sample of train and calibration, in their order; none without features."""
 
 
 class Blocks:

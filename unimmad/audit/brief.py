@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from unimmad.audit.findings import Severity
-from unimmad.audit.output import screen_lines
 from unimmad.audit.run import audit, default_workers
 from unimmad.audit.samples import samples_of_shards
+from unimmad.audit.screen import screen_lines
 
 CHECKS = frozenset({"alignment", "blank", "colours", "counts", "label", "size", "small defects"})
 """Whose warnings are told."""
@@ -30,8 +30,7 @@ def brief_audit(folder: Path, workers: int | None = None) -> Iterator[str]:
         ValueError: as ``ShardSet.open``.
     """
     samples = samples_of_shards([folder])
-    audited = audit(
-        samples, image_size=IMAGE_SIZE, workers=default_workers(len(samples)) if workers is None else workers
-    )
+    workers = default_workers(len(samples)) if workers is None else workers
+    audited = audit(samples, image_size=IMAGE_SIZE, workers=workers, with_duplicates=False)
     told = tuple(found for found in audited.findings if found.check in CHECKS)
     yield from screen_lines(replace(audited, findings=told), Severity.WARNING, MOST)

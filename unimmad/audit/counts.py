@@ -24,7 +24,7 @@ def check_unreadable(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
                 Severity.ERROR,
                 "unreadable",
                 class_name,
-                f"{len(problems)} files can't be used",
+                f"files that can't be used: {len(problems)}",
                 "mend, replace or remove them",
                 problems,
             )
@@ -44,7 +44,7 @@ def check_counts(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
             Severity.NOTE,
             "counts",
             smallest,
-            f"{training[smallest]} training images, while {largest} has {training[largest]}",
+            f"training images: {training[smallest]}, while {largest} has {training[largest]}",
             "a model of all classes sees the small one seldom; see data.dataset_weights, or give it more images",
         )
 
@@ -52,7 +52,7 @@ def check_counts(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
 def _too_few(class_name: str, training: int, normal: int, anomalous: int) -> Iterator[Finding]:
     if training < FEW_TRAINING:
         severity = Severity.WARNING if training else Severity.ERROR
-        yield finding(severity, "counts", class_name, f"{training} training images", "add normal images to train/good")
+        yield finding(severity, "counts", class_name, f"training images: {training}", "add normal images to train/good")
     missing = [name for name, count in (("normal", normal), ("anomalous", anomalous)) if not count]
     if missing:
         yield finding(
@@ -67,6 +67,6 @@ def _too_few(class_name: str, training: int, normal: int, anomalous: int) -> Ite
             Severity.NOTE,
             "counts",
             class_name,
-            f"{normal} normal and {anomalous} anomalous test images",
+            f"test images: {normal} normal, {anomalous} anomalous",
             "its metrics are mostly chance",
         )

@@ -78,7 +78,7 @@ def check_duplicates(pairs: Sequence[DuplicatePair]) -> Iterator[Finding]:
             severity if exact else _milder(severity),
             "duplicates",
             where,
-            f"{len(of_group)} pairs of images are {'the same' if exact else 'nearly the same'} {relation}",
+            f"pairs of images that are {'the same' if exact else 'nearly the same'} {relation}: {len(of_group)}",
             advice if exact else f"look at them: if they are one picture, {advice}",
             [" = ".join(pair.files) for pair in of_group],
         )

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from unimmad.data.index import ModalityKind, Split
 
-QUANTILES = 65
+QUANTILES = 33
 """Of an image's values, evenly spaced from the smallest to the largest."""
 
 
@@ -114,6 +114,11 @@ class SampleFacts:
     @property
     def anomalous(self) -> bool:
         return self.defect != "good"
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it says what is normal: of the split train or calibration."""
+        return self.split != "test"
 
     @property
     def name(self) -> str:

@@ -47,7 +47,7 @@ def check_exif(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
                 Severity.NOTE,
                 "EXIF",
                 where,
-                f"{len(placed)} images say where they were taken (GPS), which shards hold as well",
+                f"{len(placed)} of {len(images)} images say where they were taken (GPS), which shards hold as well",
                 "remove it where that should not get around",
                 placed,
             )
@@ -74,7 +74,7 @@ def check_colours(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
                 Severity.NOTE,
                 "colours",
                 where,
-                f"{len(transparent)} images have transparency or printing colours (RGBA, LA, PA, CMYK)",
+                f"{len(transparent)} of {len(images)} images are transparent or for print (RGBA, LA, PA, CMYK)",
                 "the model sees neither: look whether they look right without, and convert them to RGB",
                 transparent,
             )

@@ -13,6 +13,11 @@ SMALL_AT_SIZE = 4.0
 """Pixels at the model's size, below which a region is hardly seen."""
 
 
+def pixels(count: float) -> str:
+    """Pixels for people: two digits of few, none behind the point of many."""
+    return f"{count:.2g}" if count < 10 else f"{count:.0f}"
+
+
 def by_defect(samples: Sequence[SampleFacts]) -> dict[str, list[SampleFacts]]:
     """The anomalous samples of one class, by defect."""
     defects: dict[str, list[SampleFacts]] = {}
@@ -39,7 +44,7 @@ def _on_normal(class_name: str, samples: Sequence[SampleFacts]) -> Iterator[Find
             Severity.ERROR,
             "masks",
             class_name,
-            f"{len(marked)} normal samples have a mask that marks something",
+            f"normal samples with a mask that marks something: {len(marked)}",
             "they are anomalous, or the masks are wrong",
             marked,
         )
@@ -59,11 +64,13 @@ def _coverage(where: str, samples: Sequence[SampleFacts]) -> Iterator[Finding]:
         )
     masks = [sample.mask for sample in samples if sample.mask]
     for files, what in (
-        ([mask.file for mask in masks if mask.share == 0], "are empty"),
-        ([mask.file for mask in masks if mask.share == 1], "mark the whole image"),
+        ([mask.file for mask in masks if mask.share == 0], "empty masks"),
+        ([mask.file for mask in masks if mask.share == 1], "masks that mark the whole image"),
     ):
         if files:
-            yield finding(Severity.ERROR, "masks", where, f"{len(files)} masks {what}", "draw them again", files)
+            yield finding(
+                Severity.ERROR, "masks", where, f"{what}: {len(files)} of {len(masks)}", "draw them again", files
+            )
     large = [mask.file for mask in masks if MOSTLY < mask.share < 1]
     if large:
         yield finding(
@@ -89,7 +96,7 @@ def _small(where: str, masks: Sequence[MaskFacts], image_size: int) -> Iterator[
         "small defects",
         where,
         f"the smallest region in {len(small)} of {len(masks)} masks has less than {SMALL_AT_SIZE:g} pixels at the "
-        f"model's {image_size} x {image_size}, the least {least:.2g}{vanish}",
+        f"model's {image_size} x {image_size}, the least {pixels(least)}{vanish}",
         "train on larger images (model.image_size) or crop to the part",
         [mask.file for mask in small] or [mask.file for mask in masks if mask.lost],
     )

@@ -1,4 +1,4 @@
-"""What an audit leaves: lines for the screen, JSON, and one page with pictures.
+"""What an audit leaves: JSON, and one page with pictures.
 
 FOLDER/audit.json           everything that was found
 FOLDER/audit.html           the page
@@ -8,7 +8,6 @@ FOLDER/pictures/*.png       what it shows
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unimmad import __version__
-from unimmad.audit.findings import Finding, Severity, joined, worst, worst_first
+from unimmad.audit.findings import Finding, joined, worst, worst_first
 from unimmad.audit.geometry import misaligned_samples
 from unimmad.audit.pictures import (
     duplicates_figure,
@@ -29,47 +28,19 @@ from unimmad.audit.pictures import (
 )
 from unimmad.audit.run import Audited
 from unimmad.audit.samples import AuditSample
+from unimmad.audit.screen import summary_line
 from unimmad.audit.suspects import Suspect
 from unimmad.audit.tables import class_table, mask_table, value_table
 from unimmad.report.figures import save_figure
 from unimmad.report.file_names import file_name
 from unimmad.report.html_page import Picture, Section, render_page
-from unimmad.report.table import WIDTH, Table
+from unimmad.report.table import Table
 from unimmad.serialization.atomic_write import write_text_aside
-from unimmad.serialization.text import one_line
 
 FORMAT = 1
 JSON_NAME, PAGE_NAME, PICTURES = "audit.json", "audit.html", "pictures"
 MOST_LISTED = 50
 """Suspicious images of a class in JSON, and pairs of duplicates."""
-_FILES_ON_SCREEN = 3
-
-
-def screen_lines(audited: Audited, least: Severity = Severity.NOTE, most: int = 40) -> Iterator[str]:
-    """The findings that are as bad as ``least``, at most ``most`` of them."""
-    told = [found for found in worst_first(joined(audited.findings)) if found.severity >= least]
-    for found in told[:most]:
-        head = f"{found.severity.word}: {one_line(found.where)}: {one_line(found.what)}"
-        yield from textwrap.wrap(head, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        if found.files:
-            more = f" and {found.count - _FILES_ON_SCREEN} more" if found.count > _FILES_ON_SCREEN else ""
-            yield f"    {'; '.join(map(one_line, found.files[:_FILES_ON_SCREEN]))}{more}"
-        if found.advice:
-            yield from textwrap.wrap(
-                found.advice, WIDTH, initial_indent="    do: ", subsequent_indent="    ", break_on_hyphens=False
-            )
-    if len(told) > most:
-        yield f"and {len(told) - most} more"
-
-
-def summary_line(audited: Audited) -> str:
-    """How many of what."""
-    counts = {severity: sum(found.severity == severity for found in audited.findings) for severity in Severity}
-    told = ", ".join(
-        f"{count} {severity.word}{'' if count == 1 else 's'}"
-        for severity, count in sorted(counts.items(), reverse=True)
-    )
-    return f"{len(audited.samples)} samples in {len(_classes(audited))} classes: {told}"
 
 
 def as_json(audited: Audited, sources: Sequence[str]) -> dict[str, Any]:
@@ -176,10 +147,6 @@ def _picture(folder: Path, name: str, figure: Figure, caption: str) -> Picture:
     path = folder / f"{name}.png"
     save_figure(figure, path)
     return Picture(path, caption)
-
-
-def _classes(audited: Audited) -> set[str]:
-    return {sample.class_name for sample in audited.samples}
 
 
 def _finding(found: Finding) -> dict[str, Any]:

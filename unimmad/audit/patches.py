@@ -11,12 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unimmad.audit.suspects import DIM, GRID
 from unimmad.methods.memory_bank import MemoryBank, MemoryBankSettings
 
-GRID = 10
-"""Patches a side; P is its square."""
-DIM = 128
-"""E: distances survive a random projection."""
 _NOISE_PICTURES = 8
 
 

@@ -19,6 +19,7 @@ from unimmad.audit.duplicates import DuplicatePair
 from unimmad.audit.facts import SampleFacts
 from unimmad.audit.files import images_by_modality
 from unimmad.audit.geometry import Misaligned
+from unimmad.audit.mask_checks import pixels
 from unimmad.audit.samples import AuditSample
 from unimmad.audit.suspects import Suspect
 from unimmad.data.decode import decode_image, decode_mask_pixels
@@ -39,7 +40,7 @@ _SMALL_FONT = 6
 _TEXT_INCHES = _CELL_INCHES * FONT_SIZE / _SMALL_FONT
 """Of a line in the usual font that is as long as a tile is wide in the small one."""
 _BINS = 64
-_LEAST_UNLIKE = 2.0
+_LEAST_UNLIKE = 1.5
 """Times the class's median distance, where the colours of a picture's patches end at least."""
 _LEAST_CROP = 64
 """Pixels round a small defect."""
@@ -196,7 +197,7 @@ def _cut_out(facts: SampleFacts, found: Lookup) -> Tile:
     name, mask_file = next(iter(facts.images)), audited.sample.mask
     assert mask_file is not None
     assert facts.mask is not None
-    subtitle = f"{facts.defect}: {facts.mask.smallest} px, {facts.mask.smallest_at_size:.2g} in the model"
+    subtitle = f"{facts.mask.smallest} px, in the model {pixels(facts.mask.smallest_at_size)}"
     try:
         marked_HW = decode_mask_pixels(mask_file.read(), mask_file.suffix, mask_file.name)
         labels_HW, _ = ndimage.label(marked_HW, np.ones((3, 3)))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,12 +23,14 @@ from unimmad.audit.duplicates import DuplicatePair, check_duplicates, find_dupli
 from unimmad.audit.facts import Measured, SampleFacts
 from unimmad.audit.findings import Finding, Severity, finding, worst_first
 from unimmad.audit.measuring import Task, measure
-from unimmad.audit.patches import DIM, GRID, PatchDescriber
 from unimmad.audit.samples import AuditSample
-from unimmad.audit.suspects import Suspect, check_suspects, rank_suspects
+from unimmad.audit.suspects import DIM, GRID, Suspect, check_suspects, rank_suspects
 from unimmad.data.prepare import model_input
 from unimmad.data.reading.worker_pool import load_each
 from unimmad.data.writing.duplicates import HASH_VALUES
+
+if TYPE_CHECKING:  # it brings timm in, which an audit without features need not wait for
+    from unimmad.audit.patches import PatchDescriber
 
 SAMPLES_PER_WORKER = 64
 """Fewer are not worth the start of a process."""
@@ -79,7 +82,7 @@ class _Pool:
         self.hashes.append(block.hashes_NK)
         patches = iter(block.patches_TPE)
         for sample in block.facts if len(block.patches_TPE) else ():
-            for modality in sample.images if sample.split == "train" else ():
+            for modality in sample.images if sample.is_reference else ():
                 self.patches_of.setdefault((sample.class_name, modality), []).append(next(patches))
 
 
@@ -95,6 +98,7 @@ def audit(
     image_size: int,
     describer: PatchDescriber | None = None,
     no_features: str = "",
+    with_duplicates: bool = True,
     output: Path | None = None,
     workers: int = 0,
     progress: Progress | None = None,
@@ -107,6 +111,7 @@ def audit(
         image_size: the model's, which small regions are measured at.
         describer: finds suspicious training images; None: these are not looked for.
         no_features: why there is no ``describer``, where one was wanted.
+        with_duplicates: look for samples that are there twice.
         output: where finished blocks are kept until it is done, for the next one after an interruption; None: nowhere.
         workers: processes that read and measure; 0: this one.
         progress: takes how far it got.
@@ -129,7 +134,8 @@ def audit(
             progress.done = len(pool.facts)
             progress.kept = progress.done if blocks else 0
             bar.update(len(block.facts))
-    duplicates = find_duplicates(pool.facts, np.concatenate([np.empty((0, HASH_VALUES), np.uint8), *pool.hashes]))
+    hashes_NK = np.concatenate([np.empty((0, HASH_VALUES), np.uint8), *pool.hashes])
+    duplicates = find_duplicates(pool.facts, hashes_NK) if with_duplicates else []
     suspects = rank_suspects(pool.facts, pool.patches_of)
     findings = [*run_checks(pool.facts, image_size), *check_duplicates(duplicates), *check_suspects(suspects)]
     if no_features:
@@ -158,7 +164,7 @@ def _measured(
     kept = [None if blocks is None else blocks.load(number, part) for number, part in enumerate(parts)]
     size = describer.settings.image_size if describer else image_size
     tasks = [
-        Task(sample, image_size, size, describer is not None and sample.sample.split == "train")
+        Task(sample, image_size, size, describer is not None and sample.sample.split != "test")
         for part, block in zip(parts, kept, strict=True)
         if block is None
         for sample in part

@@ -19,8 +19,11 @@ from torch import Tensor
 
 from unimmad.audit.facts import SampleFacts
 from unimmad.audit.findings import Finding, Severity, finding
-from unimmad.audit.patches import GRID
 
+GRID = 10
+"""Patches a side; P is its square."""
+DIM = 128
+"""E: distances survive a random projection."""
 FEWEST = 8
 """Images of a class, below which none can be called unusual."""
 BANK_ROWS = 8192
@@ -53,15 +56,15 @@ def rank_suspects(
     """By ``DATASET/CLASS``, its training samples by the modality in which each is most unusual, the worst first.
 
     Args:
-        samples: of which those of the split ``train`` are looked at.
-        patches_of: by class and modality, the patches [P, E] of the training samples that have it, in their order.
+        samples: of which those of the splits train and calibration are looked at.
+        patches_of: by class and modality, the patches [P, E] of these samples that have it, in their order.
     """
     ranked: dict[str, list[Suspect]] = {}
     for (class_name, modality), patches in patches_of.items():
         having = [
             sample
             for sample in samples
-            if sample.class_name == class_name and sample.split == "train" and modality in sample.images
+            if sample.class_name == class_name and sample.is_reference and modality in sample.images
         ]
         if len(having) >= FEWEST:
             of_modality = _of_modality(having, modality, torch.stack(list(patches)))

@@ -10,7 +10,7 @@ import numpy as np
 from unimmad.audit.facts import ImageFacts, SampleFacts
 from unimmad.audit.files import UPRIGHT, images_by_modality
 from unimmad.audit.findings import by_class
-from unimmad.audit.mask_checks import by_defect
+from unimmad.audit.mask_checks import by_defect, pixels
 from unimmad.report.table import Table
 
 MOST_KINDS = 3
@@ -73,7 +73,7 @@ def mask_table(samples: Sequence[SampleFacts], image_size: int) -> Table:
                 f"{min(m.share for m in masks):.2%} to {max(m.share for m in masks):.2%}" if masks else NOTHING,
                 str(sum(mask.regions for mask in masks)),
                 str(min((mask.smallest for mask in marked), default=0)) if marked else NOTHING,
-                f"{min(mask.smallest_at_size for mask in marked):.2g}" if marked else NOTHING,
+                pixels(min(mask.smallest_at_size for mask in marked)) if marked else NOTHING,
                 str(sum(mask.lost for mask in masks)),
             )
             rows.append((name, defect, *cells))

@@ -78,14 +78,19 @@ def check_blank(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
                 Severity.WARNING,
                 "blank",
                 where,
-                f"{len(blank)} images hold one value only",
+                f"{len(blank)} of {len(images)} images hold one value only",
                 "remove them, or find out why the sensor saw nothing",
                 blank,
             )
         broken = [image.file for _, image in images if image.kind != "depth" and image.finite < 1]
         if broken:
             yield finding(
-                Severity.ERROR, "values", where, f"{len(broken)} images hold NaN or infinity", "mend them", broken
+                Severity.ERROR,
+                "values",
+                where,
+                f"{len(broken)} of {len(images)} images hold NaN or infinity",
+                "mend them",
+                broken,
             )
 
 

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from unimmad.audit.blocks import Blocks
 from unimmad.audit.findings import Severity, worst
-from unimmad.audit.output import save, screen_lines, summary_line
+from unimmad.audit.output import save
 from unimmad.audit.patches import FeatureSettings, NoWeightsError, PatchDescriber
 from unimmad.audit.run import Audited, Progress, audit, default_workers
 from unimmad.audit.samples import AuditSample, samples_of_sets, samples_of_shards
+from unimmad.audit.screen import screen_lines, summary_line
 from unimmad.cli.console import print_any_name
 from unimmad.config.method import MAX_IMAGE_SIZE
 from unimmad.data.index import INDEX_NAME
@@ -129,7 +130,10 @@ def _samples(options: argparse.Namespace) -> tuple[list[AuditSample], list[str]]
         item
         for source in options.sources
         for item in find_sets(
-            Path(source), layout=options.layout, modalities=[parse_modality(text) for text in options.modality]
+            Path(source),
+            layout=options.layout,
+            modalities=[parse_modality(text) for text in options.modality],
+            calibration_fraction=0.0,
         )
     ]
     return samples_of_sets([item.source for item in found]), [line for item in found for line in item.notices]
