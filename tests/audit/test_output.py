@@ -50,7 +50,7 @@ def parts(tmp_path: Path) -> Path:
 def test_a_source_and_its_shards_are_told_the_same(parts: Path, tmp_path: Path, capsys) -> None:
     assert command.main([str(parts), "--output-dir", str(tmp_path / "a"), "--image-size", "48"]) == 3
     said = capsys.readouterr().out
-    assert "error: raw & <b>, rgb: pairs of images that are the same in training and test: 1" in said
+    assert "error: raw & <b>: pairs of images that are the same in training and test: 1" in said
     assert "do: remove them from one of the two" in said
     content = json.loads((tmp_path / "a/audit.json").read_text())
     assert content["worst"] == "error"

@@ -67,20 +67,20 @@ def _pair(
 
 
 def check_duplicates(pairs: Sequence[DuplicatePair]) -> Iterator[Finding]:
-    """What pairs of ``find_duplicates`` mean, dataset by dataset and modality by modality."""
-    groups: dict[tuple[str, str, bool], list[DuplicatePair]] = {}
+    """What pairs of ``find_duplicates`` mean, dataset by dataset; two samples that share several images count once."""
+    groups: dict[tuple[str, str, bool], dict[tuple[str, str], DuplicatePair]] = {}
     for pair in pairs:
-        key = (f"{pair.first.dataset}, {pair.modality}", _relation(pair), pair.exact)
-        groups.setdefault(key, []).append(pair)
-    for (where, relation, exact), of_group in groups.items():
+        of_group = groups.setdefault((pair.first.dataset, _relation(pair), pair.exact), {})
+        of_group.setdefault((pair.first.key, pair.second.key), pair)
+    for (where, relation, exact), by_samples in groups.items():
         severity, advice = _SAID[relation]
         yield finding(
             severity if exact else _milder(severity),
             "duplicates",
             where,
-            f"pairs of images that are {'the same' if exact else 'nearly the same'} {relation}: {len(of_group)}",
+            f"pairs of images that are {'the same' if exact else 'nearly the same'} {relation}: {len(by_samples)}",
             advice if exact else f"look at them: if they are one picture, {advice}",
-            [" = ".join(pair.files) for pair in of_group],
+            [" = ".join(pair.files) for pair in by_samples.values()],
         )
 
 

@@ -82,7 +82,7 @@ def joined(findings: Iterable[Finding]) -> Iterator[Finding]:
         groups.setdefault((found.severity, found.check, found.what, found.advice), []).append(found)
     for (severity, check, what, advice), of_group in groups.items():
         places = list(dict.fromkeys(found.where for found in of_group))
-        where = places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"
+        where = places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more, each"
         files = tuple(file for found in of_group for file in found.files)[:MOST_FILES]
         yield Finding(
             severity=severity,

@@ -71,7 +71,8 @@ def lookup(samples: Sequence[AuditSample]) -> Lookup:
 
 def suspects_figure(suspects: Sequence[Suspect], found: Lookup) -> Figure:
     """The most suspicious images of a class and some ordinary ones, and below each what is unlike the others."""
-    ordinary = suspects[SHOWN - TYPICAL :][-TYPICAL:]
+    first = max(SHOWN - TYPICAL, len(suspects) // 2)
+    ordinary = suspects[first : first + TYPICAL]
     shown = [*suspects[: SHOWN - TYPICAL], *ordinary]
     upper, lower = [], []
     for suspect in shown:
@@ -164,7 +165,7 @@ def tiles_figure(rows: Sequence[Sequence[Tile]]) -> Figure:
                 show_blank(ax, (SIDE, SIDE), "can't be read")
                 continue
             height, width = tile.image_HWC.shape[:2]
-            show_image(ax, tile.image_HWC, aspect=tile.size[0] / tile.size[1] * width / height)
+            show_image(ax, np.clip(tile.image_HWC, 0, 1), aspect=tile.size[0] / tile.size[1] * width / height)
             draw_contour(ax, tile.mask_HW)
     return figure
 
@@ -213,7 +214,7 @@ def _cut_out(facts: SampleFacts, found: Lookup) -> Tile:
     return Tile(image_HWC, array.shape[:2], facts.key, subtitle, np.asarray(mask))
 
 
-def _window(region: tuple[slice, slice], shape: tuple[int, ...]) -> tuple[slice, slice]:
+def _window(region: Sequence[slice], shape: tuple[int, ...]) -> tuple[slice, slice]:
     """The region with as much again round it, within the picture."""
     rows, columns = region
     half = max(_LEAST_CROP // 2, rows.stop - rows.start, columns.stop - columns.start)

@@ -188,7 +188,7 @@ def _block(measured: Sequence[Measured], describer: PatchDescriber | None) -> Bl
         for name, image in one.facts.images.items()
         if one.pixels
     ]
-    patches = [] if describer is None else [describer.describe(torch.stack(part)) for part in _parts(inputs)]
+    patches = [] if describer is None else [describer.describe(torch.stack(list(part))) for part in _parts(inputs)]
     empty = torch.empty(0, GRID**2, DIM, dtype=torch.float16)
     return Block(
         tuple(one.facts for one in measured),

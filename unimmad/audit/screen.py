@@ -19,9 +19,9 @@ def screen_lines(audited: Audited, least: Severity = Severity.NOTE, most: int = 
     for found in told[:most]:
         head = f"{found.severity.word}: {one_line(found.where)}: {one_line(found.what)}"
         yield from textwrap.wrap(head, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        if found.files:
-            more = f" and {found.count - _FILES_ON_SCREEN} more" if found.count > _FILES_ON_SCREEN else ""
-            yield f"    {'; '.join(map(one_line, found.files[:_FILES_ON_SCREEN]))}{more}"
+        yield from (f"    {one_line(file)}" for file in found.files[:_FILES_ON_SCREEN])
+        if found.files and found.count > _FILES_ON_SCREEN:
+            yield f"    and {found.count - _FILES_ON_SCREEN} more"
         if found.advice:
             yield from textwrap.wrap(
                 found.advice, WIDTH, initial_indent="    do: ", subsequent_indent="    ", break_on_hyphens=False

@@ -56,7 +56,7 @@ def rank_suspects(
     """By ``DATASET/CLASS``, its training samples by the modality in which each is most unusual, the worst first.
 
     Args:
-        samples: of which those of the splits train and calibration are looked at.
+        samples: of which those of the splits train and calibration are looked at, but for blank images.
         patches_of: by class and modality, the patches [P, E] of these samples that have it, in their order.
     """
     ranked: dict[str, list[Suspect]] = {}
@@ -66,8 +66,9 @@ def rank_suspects(
             for sample in samples
             if sample.class_name == class_name and sample.is_reference and modality in sample.images
         ]
-        if len(having) >= FEWEST:
-            of_modality = _of_modality(having, modality, torch.stack(list(patches)))
+        seen = [n for n, sample in enumerate(having) if not sample.images[modality].blank]  # a check of their own
+        if len(seen) >= FEWEST:
+            of_modality = _of_modality([having[n] for n in seen], modality, torch.stack([patches[n] for n in seen]))
             ranked.setdefault(class_name, []).extend(of_modality)
     return {name: _worst_modality(found) for name, found in ranked.items()}
 
