@@ -69,14 +69,14 @@ def test_a_source_and_its_shards_are_told_the_same(parts: Path, tmp_path: Path, 
 
 
 def test_the_page_is_whole_and_shows_its_pictures(parts: Path, tmp_path: Path) -> None:
-    (tmp_path / "a/pictures").mkdir(parents=True)
-    (tmp_path / "a/pictures/suspects-old.png").write_bytes(b"of an earlier audit")
+    (tmp_path / "a/audit_pictures").mkdir(parents=True)
+    (tmp_path / "a/audit_pictures/suspects-old.png").write_bytes(b"of an earlier audit")
     command.main([str(parts), "--output-dir", str(tmp_path / "a")])
     page = Page((tmp_path / "a/audit.html").read_text())
     assert "script" not in page.tags
     assert "raw & <b>, rgb" in page.text
     pictures = {tmp_path / "a" / unquote(image) for image in page.images}
-    assert pictures == set((tmp_path / "a/pictures").iterdir())
+    assert pictures == set((tmp_path / "a/audit_pictures").iterdir())
     assert {path.name.partition("-")[0] for path in pictures} == {"values.png", "small", "duplicates.png", "suspects"}
 
 

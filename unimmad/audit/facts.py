@@ -153,4 +153,4 @@ def facts_from_json(text: str) -> tuple[SampleFacts, ...]:
     try:
         return _FACTS.validate_json(text)
     except ValidationError as error:
-        raise ValueError(f"these are no samples' facts: {error.errors()[0]['msg']}") from None
+        raise ValueError(f"these are not the facts of samples: {error.errors()[0]['msg']}") from None

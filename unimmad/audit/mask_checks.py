@@ -51,7 +51,7 @@ def _on_normal(class_name: str, samples: Sequence[SampleFacts]) -> Iterator[Find
 
 
 def _coverage(where: str, samples: Sequence[SampleFacts]) -> Iterator[Finding]:
-    without = [sample.name for sample in samples if sample.mask is None]
+    without = [sample.name for sample in samples if sample.mask is None and not sample.problems]
     if without:
         whole = len(without) == len(samples)
         yield finding(

@@ -2,7 +2,7 @@
 
 FOLDER/audit.json           everything that was found
 FOLDER/audit.html           the page
-FOLDER/pictures/*.png       what it shows
+FOLDER/audit_pictures/*.png what it shows
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from unimmad.report.table import Table
 from unimmad.serialization.atomic_write import write_text_aside
 
 FORMAT = 1
-JSON_NAME, PAGE_NAME, PICTURES = "audit.json", "audit.html", "pictures"
+JSON_NAME, PAGE_NAME, PICTURES = "audit.json", "audit.html", "audit_pictures"
 MOST_LISTED = 50
 """Suspicious images of a class in JSON, and pairs of duplicates."""
 

@@ -70,7 +70,7 @@ def _other_ranges(where: str, images: Sequence[ImageFacts]) -> Iterator[Finding]
 
 
 def check_blank(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
-    """Images of one value, and values that are no numbers."""
+    """Images of one value, and values that are not numbers."""
     for where, images in images_by_modality(samples).items():
         blank = [image.file for _, image in images if image.blank]
         if blank:
