@@ -27,7 +27,13 @@ class Brightness:
     def __init__(self, settings: FeatureSettings, device: torch.device) -> None:
         self.settings, self.origin = settings, "none: a test"
 
-    def describe(self, images_TCHW: torch.Tensor) -> torch.Tensor:
+    def learn(self, kind: tuple[str, str], images_TCHW: torch.Tensor) -> None:
+        assert kind[1] == "rgb"
+
+    def digest(self) -> str:
+        return ""
+
+    def describe(self, kind: tuple[str, str], images_TCHW: torch.Tensor) -> torch.Tensor:
         pooled = torch.nn.functional.adaptive_avg_pool2d(images_TCHW, GRID).flatten(2).transpose(1, 2)
         return torch.nn.functional.pad(pooled, (0, DIM - 3)).half()
 

@@ -5,6 +5,8 @@ Letters: T images, P patches of one, h x w positions, D features of a patch, E o
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,7 +16,10 @@ from torch.nn import functional as F
 from unimmad.audit.suspects import DIM, GRID
 from unimmad.methods.memory_bank import MemoryBank, MemoryBankSettings
 
-_NOISE_PICTURES = 8
+LEAST_DEVIATION = 1e-3
+"""A feature counts as varying by this share of what all vary by on average, at least."""
+LARGEST = 6e4
+"""That float16 holds."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +64,36 @@ class PatchDescriber:
         self.settings = settings
         self.device = device
         self._method = method.inference_form(0).to(device)
+        self._projections: dict[Hashable, Tensor] = {}
+
+    def learn(self, kind: Hashable, images_TCHW: Tensor) -> None:
+        """Take from some images of a kind how much each feature varies: their patches are divided by that."""
+        patches_TPD = self._patches(images_TCHW)
+        deviation_D = patches_TPD.flatten(0, 1).std(0)
         generator = torch.Generator().manual_seed(0)
-        deviation_D = (
-            self._method.describe_patches(_noise(settings.image_size, generator).to(device)).flatten(0, 2).std(0)
-        )
-        projection_DE = torch.randn(len(deviation_D), DIM, generator=generator).to(device) / DIM**0.5
-        self._projection_DE = projection_DE / deviation_D.clamp_min(1e-3 * deviation_D.mean())[:, None]
+        projection_DE = torch.randn(len(deviation_D), DIM, generator=generator).to(self.device) / DIM**0.5
+        least = (LEAST_DEVIATION * deviation_D.mean()).clamp_min(1e-6)
+        self._projections[kind] = projection_DE / deviation_D.maximum(least)[:, None]
+
+    def describe(self, kind: Hashable, images_TCHW: Tensor) -> Tensor:
+        """float16 [T, P, E], on the CPU. A kind of which nothing was learnt yet is learnt from these."""
+        if kind not in self._projections:
+            self.learn(kind, images_TCHW)
+        patches_TPE = self._patches(images_TCHW) @ self._projections[kind]
+        return patches_TPE.clamp(-LARGEST, LARGEST).half().cpu()
+
+    def digest(self) -> str:
+        """Changes with what was learnt."""
+        digest = hashlib.sha256(repr(list(self._projections)).encode())
+        for projection_DE in self._projections.values():
+            digest.update(projection_DE.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.inference_mode()
-    def describe(self, images_TCHW: Tensor) -> Tensor:
-        """float16 [T, P, E], on the CPU."""
+    def _patches(self, images_TCHW: Tensor) -> Tensor:
+        """[T, P, D]."""
         patches_ThwD = self._method.describe_patches(images_TCHW.to(self.device))
-        pooled_TDgg = F.adaptive_avg_pool2d(patches_ThwD.permute(0, 3, 1, 2), GRID)
-        patches_TPE = pooled_TDgg.flatten(2).transpose(1, 2) @ self._projection_DE
-        return patches_TPE.clamp(-6e4, 6e4).half().cpu()
+        return F.adaptive_avg_pool2d(patches_ThwD.permute(0, 3, 1, 2), GRID).flatten(2).transpose(1, 2)
 
 
 def _load(method: MemoryBank, settings: FeatureSettings) -> str:
@@ -84,15 +105,3 @@ def _load(method: MemoryBank, settings: FeatureSettings) -> str:
         raise NoWeightsError(
             f"ImageNet weights of {settings.backbone} can't be had here; --weights FILE gives them"
         ) from None
-
-
-def _noise(size: int, generator: torch.Generator) -> Tensor:
-    """Pictures as varied as photographs are, at all scales: [_NOISE_PICTURES, 3, size, size]. Features are divided by
-    how much they vary on these, which does not change with the data."""
-    total = torch.zeros(_NOISE_PICTURES, 3, size, size)
-    side = 2
-    while side <= size:
-        squares = torch.randn(_NOISE_PICTURES, 3, side, side, generator=generator)
-        total += F.interpolate(squares, size=(size, size), mode="bilinear", align_corners=False)
-        side *= 2
-    return total / total.std()

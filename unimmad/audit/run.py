@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # it brings timm in, which an audit without features need not
 
 SAMPLES_PER_WORKER = 64
 """Fewer are not worth the start of a process."""
+LEARNT_FROM = 16
+"""Samples of a dataset that tell how much features vary."""
 AT_ONCE = 32
 """Images that the network looks at together."""
 
@@ -123,7 +125,10 @@ def audit(
     started = time.perf_counter()
     progress = progress or Progress()
     progress.total = len(samples)
-    settings = {"image_size": image_size, **(describer.settings.to_json() if describer else {})}
+    settings: dict[str, str | int] = {"image_size": image_size}
+    if describer is not None:
+        _learn(describer, samples)
+        settings |= {**describer.settings.to_json(), "learnt": describer.digest()}
     blocks = None if output is None else Blocks(output, settings)
     pool = _Pool()
     kept = 0
@@ -180,22 +185,43 @@ def _measured(
         yield block, False
 
 
+def _learn(describer: PatchDescriber, samples: Sequence[AuditSample]) -> None:
+    """What varies in each modality of each dataset, from a few normal images that are spread over it."""
+    of_kind: dict[tuple[str, str], list[AuditSample]] = {}
+    for sample in samples:
+        for modality in sample.files if sample.sample.split != "test" else ():
+            of_kind.setdefault((sample.dataset, modality), []).append(sample)
+    size = describer.settings.image_size
+    for kind, normal in of_kind.items():
+        chosen = {n * len(normal) // LEARNT_FROM for n in range(LEARNT_FROM)}
+        found = [measure(Task(normal[place], size, size, True)) for place in sorted(chosen)]
+        inputs = [
+            model_input(one.pixels[kind[1]], one.facts.images[kind[1]].kind) for one in found if kind[1] in one.pixels
+        ]
+        if inputs:
+            describer.learn(kind, torch.stack(inputs))
+
+
 def _block(measured: Sequence[Measured], describer: PatchDescriber | None) -> Block:
     hashes = [one.hashes[name] for one in measured for name in one.facts.images]
-    inputs = [
-        model_input(one.pixels[name], image.kind)
-        for one in measured
-        for name, image in one.facts.images.items()
-        if one.pixels
-    ]
-    patches = [] if describer is None else [describer.describe(torch.stack(list(part))) for part in _parts(inputs)]
-    empty = torch.empty(0, GRID**2, DIM, dtype=torch.float16)
     return Block(
         tuple(one.facts for one in measured),
         np.stack(hashes) if hashes else np.empty((0, HASH_VALUES), np.uint8),
-        torch.cat([empty, *patches]),
+        torch.empty(0, GRID**2, DIM, dtype=torch.float16) if describer is None else _patches(measured, describer),
     )
 
 
-def _parts(inputs: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    return (inputs[start : start + AT_ONCE] for start in range(0, len(inputs), AT_ONCE))
+def _patches(measured: Sequence[Measured], describer: PatchDescriber) -> Tensor:
+    """Of every image whose pixels are there, in their order: float16 [T, P, E]."""
+    kinds: dict[tuple[str, str], list[int]] = {}
+    inputs: list[Tensor] = []
+    for one in measured:
+        for name in one.pixels:
+            kinds.setdefault((one.facts.dataset, name), []).append(len(inputs))
+            inputs.append(model_input(one.pixels[name], one.facts.images[name].kind))
+    patches_TPE = torch.empty(len(inputs), GRID**2, DIM, dtype=torch.float16)
+    for kind, places in kinds.items():
+        for start in range(0, len(places), AT_ONCE):
+            part = places[start : start + AT_ONCE]
+            patches_TPE[part] = describer.describe(kind, torch.stack([inputs[place] for place in part]))
+    return patches_TPE

@@ -56,9 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {_line(error)}", file=sys.stderr)
         return 2
-    _print_summary(index, notices, options.target, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
     if options.audit:
         _print_audit(options.target, options.workers)
+    _print_summary(index, notices, options.target, seconds)
     return 0
 
 
