@@ -64,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted{interrupt}", file=sys.stderr)
         return 130
-    _print_summary(index, notices, options.target, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    if options.audit:
+        _print_audit(options.target, options.workers)
+    _print_summary(index, notices, options.target, seconds)
     return 0
 
 
@@ -132,6 +135,9 @@ def shards_parser() -> argparse.ArgumentParser:
         type=int,
         help="processes that read and check; the bytes are the same (default: by cores and samples)",
     )
+    parser.add_argument(
+        "--no-audit", dest="audit", action="store_false", help="don't look for what is odd in the shards once written"
+    )
     parser.add_argument("--seed", type=int, default=0, help=f"of {SYNTHETIC} (default: %(default)s)")
     return parser
 
@@ -176,6 +182,22 @@ def _make(options: argparse.Namespace) -> tuple[Index, list[str]]:
         allow_odd_masks=options.allow_odd_masks,
     )
     return index, [notice for item in found for notice in item.notices]
+
+
+def _print_audit(target: Path, workers: int | None) -> None:
+    """What an audit in brief warns of; the shards are complete whatever becomes of it."""
+    from unimmad.audit.brief import brief_audit  # imports PyTorch's models, which listing layouts need not wait for
+
+    try:
+        lines = list(brief_audit(target, workers))
+    except ValueError as error:
+        lines = [f"the audit failed: {_line(error)}"]
+    except KeyboardInterrupt:
+        lines = ["the audit was interrupted; the shards are complete"]
+    for line in lines:
+        print(line)
+    if lines:
+        print(f"more of that: unimmad audit {target}")
 
 
 def _workers(given: int | None, sets: Sequence[SourceSet]) -> int:

@@ -229,7 +229,7 @@ class ShardSet:
         if cache and (kept := cache.get(sha256, member, modality)):
             return kept
         where = self._where(ref, member)
-        array = decode_image(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
+        array = decode_image(self.member_bytes(ref, member), os.path.splitext(member.name)[1], where)
         image = ResizedImage(resized_pixels(array, modality, image_size, where), (array.shape[0], array.shape[1]))
         if cache:
             cache.add(sha256, member, modality, image)
@@ -241,7 +241,7 @@ class ShardSet:
         member = ref.entry.mask
         if member is None:
             return None if ref.entry.anomalous else torch.zeros(size, size, dtype=torch.bool)
-        data, where = self._member_bytes(ref, member), self._where(ref, member)
+        data, where = self.member_bytes(ref, member), self._where(ref, member)
         return decode_mask(data, os.path.splitext(member.name)[1], where, size, shape, resize)
 
     def _weights(self, ref: SampleRef, sample: Sample, shape: tuple[int, ...]) -> Tensor | None:
@@ -262,7 +262,12 @@ class ShardSet:
     def _shard(self, ref: SampleRef) -> ShardEntry:
         return self.indexes[ref.folder].shards[ref.entry.shard]
 
-    def _member_bytes(self, ref: SampleRef, member: Member) -> bytes:
+    def member_bytes(self, ref: SampleRef, member: Member) -> bytes:
+        """One file of a sample, as it is encoded.
+
+        Raises:
+            ValueError: it is too large, can't be read, or is not where the index says.
+        """
         where = self._where(ref, member)
         check_encoded(member.length, where)
         try:

@@ -72,7 +72,7 @@ class ShardNotes:
         A file that is replaced later is then not taken for one that went into its shard.
         """
         for found, sample in work:
-            self._seen[found.name, sample.key] = _fingerprint(found, sample)
+            self._seen[found.name, sample.key] = sample_fingerprint(found, sample)
 
     def add(self, finished: FinishedShard, work: Sequence[Work]) -> None:
         """Note a finished shard, filling in its fingerprint. ``work`` are the samples that it covers and, if any, the
@@ -119,7 +119,7 @@ class ShardNotes:
         return digest.hexdigest()
 
 
-def _fingerprint(found: SourceSet, sample: SourceSample) -> bytes | None:
+def sample_fingerprint(found: SourceSet, sample: SourceSample) -> bytes | None:
     """Of what a sample is, and of its files as they are now; None where one is not a file."""
     files = [sample.images.get(modality.name) for modality in found.entry.modalities] + [sample.mask]
     states = [None if file is None else _state(file) for file in files]
