@@ -28,11 +28,13 @@ from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.checkpoint.writing import write_model
 from unimmad.comparing.results import read_cost, read_result
 from unimmad.config import EvaluationSettings, TrainingSettings, load_recipe, parse_recipe
+from unimmad.data.image_facts import ImageFacts
 from unimmad.data.index import INDEX_NAME, load_index
 from unimmad.data.layouts import find_set
 from unimmad.data.layouts.own.rows import read_rows
 from unimmad.data.location import recorded_data_folder
 from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.writing.duplicates import Look
 from unimmad.data.writing.shard_notes import FinishedShard, ShardNotes, sha256_of
 from unimmad.data.writing.shards import write_shards
 from unimmad.data.writing.verify import verify_folder
@@ -108,7 +110,11 @@ def _shard_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         assert all("\n" not in problem for problem in verify_folder(described, progress=False))
 
     written = load_index(shards)
-    finished = FinishedShard(fingerprint="x", shard=written.shards[0], samples=written.samples)
+    looks = tuple(Look("", "") for _ in written.samples)
+    facts = ({"depth": ImageFacts(dtype="uint8", channels=1, orientation=1, transparent=0.0)},) * len(looks)
+    finished = FinishedShard(
+        fingerprint="x", shard=written.shards[0], samples=written.samples, facts=facts, looks=looks
+    )
 
     def read_note(data: bytes) -> None:
         notes = folder / "notes"
