@@ -90,13 +90,17 @@ def _small(where: str, masks: Sequence[MaskFacts], image_size: int) -> Iterator[
     if not small and not lost:
         return
     least = min(mask.smallest_at_size for mask in masks if mask.regions)
-    vanish = f"; {lost} of {regions} regions vanish where masks are resized" if lost else ""
+    size = f"the model's {image_size} x {image_size}"
+    told = [
+        f"the smallest region in {len(small)} of {len(masks)} masks has less than {SMALL_AT_SIZE:g} pixels at {size}, "
+        f"the least {pixels(least)}"
+    ]
+    vanish = [f"{lost} of {regions} regions vanish where masks are resized to {size}"]
     yield finding(
         Severity.WARNING,
         "small defects",
         where,
-        f"the smallest region in {len(small)} of {len(masks)} masks has less than {SMALL_AT_SIZE:g} pixels at the "
-        f"model's {image_size} x {image_size}, the least {pixels(least)}{vanish}",
+        "; ".join([*(told if small else []), *(vanish if lost else [])]),
         "train on larger images (model.image_size) or crop to the part",
         [mask.file for mask in small] or [mask.file for mask in masks if mask.lost],
     )
