@@ -65,7 +65,7 @@ def test_a_source_and_its_shards_are_told_the_same(parts: Path, tmp_path: Path, 
     assert not (tmp_path / "a/.partial").exists()
 
     sets = [found.source for found in find_sets(parts, calibration_fraction=0.0)]
-    write_shards(sets, tmp_path / "shards", progress=False)
+    write_shards(sets, tmp_path / "shards", progress=False, allow_duplicates=True)
     assert command.main([str(tmp_path / "shards"), "--output-dir", str(tmp_path / "b"), "--image-size", "48"]) == 3
     of_shards = json.loads((tmp_path / "b/audit.json").read_text())
     for key in ("classes", "values", "masks"):
@@ -124,9 +124,9 @@ def test_shards_are_audited_in_brief_once_written(tmp_path: Path, capsys) -> Non
     for path in (root / "part/test/hole").iterdir():
         save(path.with_suffix(".npy"), part(int(path.stem) + 300).astype("float32") / 255)
         path.unlink()
-    assert make_shards([str(root), "--target", str(tmp_path / "shards")]) == 0
+    assert make_shards([str(root), "--target", str(tmp_path / "shards"), "--allow-duplicates"]) == 0
     said = capsys.readouterr().out
     assert "the file type tells the label of 100%" in said
     assert f"unimmad audit {tmp_path / 'shards'}" in said
-    assert make_shards([str(root), "--target", str(tmp_path / "more"), "--no-audit"]) == 0
+    assert make_shards([str(root), "--target", str(tmp_path / "more"), "--allow-duplicates", "--no-audit"]) == 0
     assert "tells the label" not in capsys.readouterr().out

@@ -38,7 +38,7 @@ def check_counts(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
         normal = sum(sample.split == "test" and not sample.anomalous for sample in of_class)
         anomalous = sum(sample.split == "test" and sample.anomalous for sample in of_class)
         yield from _too_few(class_name, training[class_name], normal, anomalous)
-    smallest, largest = min(training, key=training.__getitem__), max(training, key=training.__getitem__)
+    smallest, largest = min(training, key=lambda name: training[name]), max(training, key=lambda name: training[name])
     if training[smallest] and training[largest] > UNEQUAL * training[smallest]:
         yield finding(
             Severity.NOTE,
