@@ -40,9 +40,6 @@ class LevelSearchSettings(Section):
 
     patches: Positive = 8000
     """What a bank keeps at most: a random choice among the patches of its training images."""
-    local_weight: Annotated[Real, Field(ge=0, le=1)] = 0.5
-    """How much is made of how dense a bank is where a patch's nearest one lies: its distance is divided by that one's
-    own distance to the patches of other images, relative to the bank's mean, to this power. 0: not at all."""
     bank_per: Literal["class", "all"] = "class"
     """A bank of its own for each class and modality, or one a modality for all classes. Where a sample's class is not
     known, each of its images is scored by the class whose banks give it the smallest mean."""
