@@ -85,7 +85,7 @@ def shards_parser() -> argparse.ArgumentParser:
         "--calibration-fraction",
         type=float,
         metavar="FRACTION",
-        help="of each class's train/good, set aside for calibrating thresholds; --seed chooses which "
+        help="of each class's train/good, about so much is set aside for calibrating thresholds; --seed chooses which "
         f"(default: {OWN_CALIBRATION_FRACTION} of one's own images, 0 of benchmarks)",
     )
     parser.add_argument(
@@ -94,7 +94,7 @@ def shards_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=KIND",
         help="rgb, gray, skip or depth[:SCALE[:INVALID]]; once for each modality, with one SOURCE only. "
-        "Their order is that of the input slots. SCALE: metres that the stored value 1 (integers: the type's "
+        "SCALE: metres that the stored value 1 (integers: the type's "
         "largest value) stands for; default 1 (integers: 0.5). INVALID: the stored value that says 'not "
         "measured', or none; default none (integers: 0). Otherwise the folder's name tells the kind.",
     )
@@ -106,7 +106,7 @@ def shards_parser() -> argparse.ArgumentParser:
         type=int,
         help="processes that read and check; the bytes are the same (default: by cores and samples)",
     )
-    parser.add_argument("--seed", type=int, default=0, help=f"of {SYNTHETIC} (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help=f"of {SYNTHETIC} and of the calibration split (default: %(default)s)")
     return parser
 
 
