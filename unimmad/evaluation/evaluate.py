@@ -105,7 +105,7 @@ def evaluate_checkpoint(
         ValueError: the data can't be read or don't fit the model, ``output`` can't be written, nothing is published
             for any of the datasets, ``other`` has none of their classes, or a report is not to be replaced.
     """
-    shards = ShardSet.open(data, cache)
+    shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
     if only_same_data and ranks.is_main:
         _check_same_data(output, data_fact(data, split))
     if modalities is not None:

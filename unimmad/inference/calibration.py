@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from tqdm import tqdm
 
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.thresholds import Thresholds, check_rate, images_needed, make_thresholds
+from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Precision
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
@@ -21,6 +23,8 @@ from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
 from unimmad.inference.engines import ModelEngine
 from unimmad.ranks.exchange import ALONE, Ranks
+
+logger = logging.getLogger(__name__)
 
 MAKE_SHARDS = "unimmad shards {} --target {} --calibration-fraction 0.2"
 MOST_NAMES = 3
@@ -59,9 +63,10 @@ def calibrate(
             score that is NaN or infinite.
     """
     check_rate(false_alarm_rate)
-    shards = ShardSet.open(data, cache)
+    shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
     references = shards.classes("calibration")
     _check_split(references, data)
+    _check_unseen(checkpoint, shards, data, warn=ranks.is_main)
     engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision)
     computed = {"device": device.type, "precision": engine.precision}
     ranks.check_same(
@@ -122,6 +127,40 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...
     for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True):
         check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
     return [(sample.class_name, sample.modalities, score) for sample, score in zip(batch.samples, scores, strict=True)]
+
+
+def _check_unseen(
+    checkpoint: LoadedCheckpoint, shards: ShardSet, data: Sequence[DataFolder], warn: bool
+) -> None:
+    """Whether training left the calibration split alone: other shards of the same images may have it elsewhere.
+
+    Raises:
+        ValueError: it did not; an older checkpoint, which does not say it, is only warned of.
+    """
+    trained_on, where = checkpoint.trained_on, ", ".join(map(str, data))
+    if trained_on is None:
+        return
+    samples = {name: [ref.entry for ref in refs] for name, refs in shards.classes("calibration").items()}
+    keys = trained_on.seen(sample for of_class in samples.values() for sample in of_class)
+    if keys:
+        total = sum(map(len, samples.values()))
+        raise ValueError(
+            f"{where}: {len(keys)} of {total} calibration images are ones that {checkpoint.folder} was trained on "
+            f"({_some(keys)}), which would give thresholds too low; calibrate by the shards that it was trained on, or "
+            "train on these"
+        )
+    if trained_on.samples or not warn:
+        return
+    now = TrainedOn.of(
+        shards.datasets, {name: [ref.entry for ref in refs] for name, refs in shards.classes("train").items()}
+    )
+    if any(now.digests.get(name) != trained_on.digests.get(name) for name in samples):
+        logger.warning(
+            "note: %s does not say which images it was trained on, and %s has others than it; make sure that the "
+            "calibration split is none of them",
+            checkpoint.folder,
+            where,
+        )
 
 
 def describe(thresholds: Thresholds) -> str:

@@ -21,8 +21,9 @@ from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpo
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model, with_room_for
 from unimmad.checkpoint.state import SECONDS
 from unimmad.checkpoint.tensor_slices import TensorReader
-from unimmad.checkpoint.trained_on import TrainedOn
+from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe, check_dataset_weights
+from unimmad.data.index import DatasetEntry
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.resized_cache import GB, ResizedCache, expected_bytes
@@ -91,7 +92,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     )
     run = world.on_main(lambda: choose_run_folder(arguments.output_dir, arguments.resume, recipe))
     data = list(arguments.data) or [world.on_main(ensure_synthetic_shards)]
-    shards, order, trained_on = world.together(lambda: _open_data(recipe, data, run, world))
+    shards, order, trained_on = world.together(lambda: _open_data(arguments, data, run, world))
     world.ranks.check_same(shards.digest(), "other data")
     run = world.on_main(partial(claim_run_folder, run, arguments, trained_on, lock))
     if arguments.methods[recipe.method].is_fitted and run.resume_from is not None:
@@ -163,10 +164,12 @@ def _read_settings(arguments: TrainArguments, world: World) -> tuple[TrainArgume
 
 
 def _open_data(
-    recipe: Recipe, data: list[DataFolder], run: RunFolder, world: World
+    arguments: TrainArguments, data: list[DataFolder], run: RunFolder, world: World
 ) -> tuple[ShardSet, TrainingOrder[SampleRef], TrainedOn]:
     """The samples as this rank's node sees them, and the order in which they come."""
-    shards = ShardSet.open(data, ShardCache.of(recipe.data.cache_folder, recipe.data.cache_gb))
+    recipe = arguments.recipe
+    cache = ShardCache.of(recipe.data.cache_folder, recipe.data.cache_gb)
+    shards = ShardSet.open(data, cache, _slots_before(run.resume_from or arguments.init_from))
     classes = shards.classes("train")
     trained_on = TrainedOn.of(shards.datasets, {name: [ref.entry for ref in refs] for name, refs in classes.items()})
     check_dataset_weights(recipe.data.dataset_weights, shards.datasets)
@@ -193,6 +196,15 @@ def _open_data(
         recipe.data.sampling,
     )
     return shards, order, trained_on
+
+
+def _slots_before(source: Path | None) -> dict[str, DatasetEntry] | None:
+    """The datasets, with their slots, that the weights to begin with were trained on."""
+    if source is None:
+        return None
+    checkpoint = find_checkpoint(source)
+    trained_on = read_trained_on(read_state(checkpoint), str(checkpoint / STATE_NAME))
+    return None if trained_on is None else trained_on.datasets
 
 
 def _resized_cache(recipe: Recipe, shards: ShardSet, world: World) -> ResizedCache:
