@@ -138,7 +138,7 @@ def test_thresholds_of_another_precision_are_said_with_each_decision(plain, thre
 @pytest.mark.parametrize("class_name", [None, "spoon"])
 def test_no_class_or_an_unknown_one_is_decided_by_the_threshold_of_all(detector, thresholds, cookies, class_name):
     found = detector.predict(cookies[0].images, class_name=class_name)
-    assert (found.threshold, found.threshold_of) == (thresholds.all_classes.value, ALL_CLASSES)
+    assert (found.threshold, found.threshold_of) == (thresholds.of_all(("rgb", "depth")).value, ALL_CLASSES)
     assert found.class_name is None
     assert "decided by the threshold of all classes" in found.notes
     assert ("class spoon is not one that the model was trained on" in found.notes) is (class_name == "spoon")

@@ -6,7 +6,7 @@ Letters: B samples of a batch, I samples of a class, T tokens, G gates, K routed
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from unimmad.data.sample import Batch, Sample
 from unimmad.evaluation.scoring import BatchScores, check_scored
 from unimmad.metrics.metrics import MetricAccumulator
+from unimmad.metrics.pixel_curves import PixelCurves
 from unimmad.report.expert_usage import UsageCounter, chosen_leaders
 from unimmad.report.report import ClassResult
 from unimmad.report.scored_class import ScoredClass
+from unimmad.report.sensor_sets import SensorSet, Sensors, joined_metrics, most_shown
 
 _BATCHES_WAITING = 4
 """Batches of maps that may wait for the metrics; the model pauses beyond that, so memory stays bounded."""
@@ -52,17 +54,21 @@ class ScoredBatch:
 
 
 class ClassScores:
-    """A class's metrics, image scores and routing, filled batch by batch."""
+    """A class's metrics, image scores and routing, filled batch by batch.
+
+    Images of other modalities have scores of another size, so that each set of modalities is measured within itself.
+    """
 
     def __init__(self, class_name: str, field: str, leaders: int, scratch_dir: Path | None) -> None:
         """``class_name`` is ``DATASET/CLASS``; ``leaders`` are those of each gate, 0 where there is no gate;
         ``scratch_dir``: see ``MetricAccumulator``."""
         self.class_name = class_name
         self.field = field
-        self._metrics = MetricAccumulator(scratch_dir)
+        self._scratch_dir = scratch_dir
+        self._metrics: dict[Sensors, MetricAccumulator] = {}
         self._usage = UsageCounter(class_name, leaders) if leaders else None
         self._image_scores: list[float] = []
-        self._samples: list[tuple[str, str, bool]] = []
+        self._samples: list[tuple[str, str, bool, Sensors]] = []
 
     def add(self, batch: ScoredBatch) -> None:
         """Take in a batch."""
@@ -71,30 +77,43 @@ class ClassScores:
         for sample, map_HW, score in zip(batch.samples, batch.maps_BHW, batch.scores, strict=True):
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
             name = f"{sample.class_name} {sample.key}"
-            self._metrics.add(map_HW, mask_HW, score, int(sample.anomalous), name=name)
+            if sample.modalities not in self._metrics:
+                self._metrics[sample.modalities] = MetricAccumulator(self._scratch_dir)
+            self._metrics[sample.modalities].add(map_HW, mask_HW, score, int(sample.anomalous), name=name)
             self._image_scores.append(score)
-            self._samples.append((sample.key, sample.defect, sample.anomalous))
+            self._samples.append((sample.key, sample.defect, sample.anomalous, sample.modalities))
 
     def scored(self) -> ScoredClass:
         """The finished class."""
         dataset, _, short_name = self.class_name.partition("/")
+        sets = tuple(
+            SensorSet(sensors, metrics.normal, metrics.anomalous, metrics.compute())
+            for sensors, metrics in self._metrics.items()
+        )
         result = ClassResult(
             dataset=dataset,
             field=self.field,
             class_name=short_name,
-            normal=self._metrics.normal,
-            anomalous=self._metrics.anomalous,
-            metrics=self._metrics.compute(),
+            normal=sum(one.normal for one in sets),
+            anomalous=sum(one.anomalous for one in sets),
+            metrics=joined_metrics(sets),
+            sensor_sets=sets if len(sets) > 1 else (),
         )
         return ScoredClass(
             result=result,
             image_scores=np.array(self._image_scores, dtype=np.float64),
-            labels=np.array([anomalous for _, _, anomalous in self._samples], dtype=bool),
-            keys=tuple(key for key, _, _ in self._samples),
-            defects=tuple(defect for _, defect, _ in self._samples),
-            curves=self._metrics.curves(),
+            labels=np.array([anomalous for _, _, anomalous, _ in self._samples], dtype=bool),
+            keys=tuple(key for key, *_ in self._samples),
+            defects=tuple(defect for _, defect, *_ in self._samples),
+            sensors=tuple(sensors for *_, sensors in self._samples),
+            curves=self._curves(sets),
             usage=None if self._usage is None else self._usage.usage(),
         )
+
+
+    def _curves(self, sets: Sequence[SensorSet]) -> PixelCurves | None:
+        """Those of the images that curves are drawn of."""
+        return self._metrics[most_shown(sets).modalities].curves()
 
 
 class MetricsThread:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from tqdm import tqdm
 
 from unimmad.checkpoint.loading import LoadedCheckpoint
-from unimmad.checkpoint.thresholds import Thresholds, check_rate, images_needed, make_thresholds
+from unimmad.checkpoint.thresholds import Sensors, Threshold, Thresholds, check_rate, images_needed, thresholds_by_sensors
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Precision
 from unimmad.data.location import DataFolder
@@ -76,8 +76,7 @@ def calibrate(
     slots = checkpoint.model.modality_slots
     if shards.max_slot >= slots:
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
-    scores: dict[str, list[float]] = {name: [] for name in references}
-    modalities: dict[str, dict[str, None]] = {name: {} for name in references}
+    scores: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
     rounds = evaluation_rounds(
         shards,
         "calibration",
@@ -95,15 +94,13 @@ def calibrate(
         for batch in rounds:
             for of_rank in ranks.gather([] if batch is None else _scored(engine, batch)):  # in order of batches
                 for class_name, names, score in of_rank:
-                    scores[class_name].append(score)
-                    modalities[class_name].update(dict.fromkeys(names))
+                    scores[class_name].setdefault(names, []).append(score)
                 bar.update(len(of_rank))
     scores = {name: of_class for name, of_class in scores.items() if of_class}
     if not scores:
         raise ValueError(f"{', '.join(map(str, data))}: no sample of the calibration split can be read")
-    return make_thresholds(
+    return thresholds_by_sensors(
         scores,
-        {name: tuple(modalities[name]) for name in scores},
         shards.datasets,
         tuple(shards.classes("train")),
         false_alarm_rate,
@@ -111,7 +108,7 @@ def calibrate(
     )
 
 
-def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...], float]]:
+def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float]]:
     """Class, modalities and image score of each sample.
 
     Raises:
@@ -165,9 +162,10 @@ def _check_unseen(
 
 def describe(thresholds: Thresholds) -> str:
     """The thresholds as a table for the screen, and what they can't promise."""
-    widest = max(len(name) for name in ["all classes", *thresholds.classes])
+    rows = list(_rows(thresholds))
+    widest = max(len(name) for name, _ in rows)
     lines = [f"{'class':{widest}}  images  threshold  false alarms at most"]
-    for name, found in [*thresholds.classes.items(), ("all classes", thresholds.all_classes)]:
+    for name, found in rows:
         lines.append(f"{name:{widest}}  {found.images:6d}  {found.value:9.4g}  {found.fpr_bound:.3%}")
     lines.append(f"scored in {thresholds.precision}")
     few = thresholds.too_few()
@@ -178,6 +176,18 @@ def describe(thresholds: Thresholds) -> str:
             f"fewer the threshold is their largest score and promises only the rate above: {_some(few)}"
         )
     return "\n".join(lines)
+
+
+def _rows(thresholds: Thresholds) -> Iterator[tuple[str, Threshold]]:
+    """Sets of modalities are named where there are several."""
+    for name, found in thresholds.classes.items():
+        for part in (found, *found.sets):
+            yield (f"{name} ({', '.join(part.modalities)})" if found.sets else name), part
+    if len(thresholds.sensor_sets) < 2:
+        yield "all classes", thresholds.all_classes
+        return
+    for part in thresholds.sensor_sets:
+        yield f"all classes ({', '.join(part.modalities)})", part
 
 
 def _some(names: list[str]) -> str:

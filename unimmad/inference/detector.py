@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.thresholds import Threshold, Thresholds, load_thresholds
+from unimmad.checkpoint.thresholds import Threshold, Thresholds, is_above, load_thresholds
 from unimmad.config import Precision
 from unimmad.evaluation.scoring import check_scored, named_device
 from unimmad.inference.catalogue import Catalogue
@@ -62,11 +62,14 @@ class Prediction:
     """Sentences that one should know beside this result."""
     pictures: tuple[tuple[str, Picture], ...]
     """Name and picture of each modality; empty where they were not asked for."""
+    precision: Precision = "fp32"
+    """What the score was computed in."""
 
     @property
     def anomalous(self) -> bool | None:
-        """Whether the score is above the threshold; None without one."""
-        return None if self.threshold is None else self.score > self.threshold
+        """Whether the score is above the threshold; None without one. Scores as near to it as another batch size may
+        bring them (``thresholds.TIES``) are not."""
+        return None if self.threshold is None else is_above(self.score, self.threshold, self.precision)
 
 
 class Detector:
@@ -265,6 +268,7 @@ class Detector:
             threshold_of=of,
             notes=(*sample.notes, *notes),
             pictures=sample.pictures,
+            precision=self.engine.precision,
         )
 
     def _threshold(self, sample: PreparedSample, asked: str | None) -> tuple[Threshold | None, str | None, list[str]]:
@@ -277,23 +281,39 @@ class Detector:
             return None, None, [*notes, NO_CLASS_TOLD]
         if self.thresholds is None:
             return None, None, notes
-        if missing:
-            # A map adds up over modalities, so scores of fewer are lower.
-            return None, None, [*notes, "no threshold holds for fewer modalities"]
         if self.engine.looks_at_class and known is None:
             return None, None, [*notes, "no threshold holds where the class is not known: name it"]
-        of_class = self.thresholds.classes.get(known) if known else None
-        if of_class is not None and set(of_class.modalities) != set(sample.modality_names):
-            return None, None, [*notes, f"{known} was calibrated with {', '.join(of_class.modalities)}"]
-        if of_class is None:
+        own = known is not None and known in self.thresholds.classes
+        threshold = self._of_sensors(known if own else None, sample)
+        if threshold is None:
+            # A map adds up over modalities, so that scores of others are of another size.
+            return None, None, [*notes, self._calibrated_with(known if own else None, bool(missing))]
+        if not own:
             notes.append("decided by the threshold of all classes")
-        threshold = of_class or self.thresholds.all_classes
         if note := self.thresholds.precision_note(self.engine.precision):
             notes.append(note)
         if threshold.fpr_bound > self.thresholds.false_alarm_rate:
             rate = f"{threshold.fpr_bound:.3g}"
             notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
-        return threshold, known if of_class else ALL_CLASSES, notes
+        return threshold, known if own else ALL_CLASSES, notes
+
+    def _of_sensors(self, calibrated: str | None, sample: PreparedSample) -> Threshold | None:
+        """The threshold of a calibrated class, or (None) of all, for images of the sample's modalities."""
+        assert self.thresholds is not None
+        if calibrated is not None:
+            return self.thresholds.of_class(calibrated, sample.modality_names)
+        if sample.match.missing and not self.thresholds.sensor_sets:
+            return None  # of an older file, which does not say what its images consisted of
+        return self.thresholds.of_all(sample.modality_names)
+
+    def _calibrated_with(self, calibrated: str | None, fewer: bool) -> str:
+        """Why no threshold holds."""
+        assert self.thresholds is not None
+        own = None if calibrated is None else self.thresholds.classes[calibrated]
+        known = self.thresholds.sensor_sets if own is None else (own, *own.sets)
+        said = " or ".join(" + ".join(part.modalities) for part in known)
+        what = "no threshold holds for fewer modalities" if fewer else "no threshold holds for these modalities"
+        return f"{what}: {calibrated or ALL_CLASSES} calibrated with {said}" if said else what
 
 
 def _started(

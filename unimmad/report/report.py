@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from unimmad.data.index import Name
 from unimmad.metrics.metrics import METRIC_KEYS, Metrics
+from unimmad.report.sensor_sets import SensorSet, SensorSetEntry, read_sensor_set
 from unimmad.serialization.documents import parse_json
 from unimmad.serialization.validation import Count, Entry, Share, validated
 
@@ -40,6 +41,7 @@ class ClassEntry(Entry):
     normal: Count
     anomalous: Count
     metrics: MetricsEntry
+    sensor_sets: list[SensorSetEntry] = Field(default_factory=list)
 
 
 class PublishedEntry(Entry):
@@ -77,6 +79,8 @@ class ClassResult:
     """Number of anomalous test images."""
     metrics: Metrics
     """By the keys in ``METRIC_KEYS``, fractions; None where undefined."""
+    sensor_sets: tuple[SensorSet, ...] = ()
+    """Where the images have different modalities: those of each set of modalities."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,13 @@ class Mean:
     """How many members there are."""
     unit: str
     """What the members are, in the plural."""
+    in_part: Mapping[str, int] = field(default_factory=dict)
+    """By metric: how many of the members covered are means that do not cover all of theirs."""
+
+    @property
+    def marked(self) -> frozenset[str]:
+        """The metrics that are no mean over all that there is."""
+        return frozenset(key for key in METRIC_KEYS if self.covered[key] < self.members or self.in_part.get(key))
 
     @property
     def incomplete(self) -> dict[str, int]:
@@ -150,8 +161,10 @@ class Report:
         return mean_of_members("mean of classes", [result.metrics for result in self.classes], "classes")
 
     def mean_of_datasets(self) -> Mean:
-        members = [self.mean_of_dataset(dataset).metrics for dataset in self.datasets]
-        return mean_of_members("mean of datasets", members, "datasets")
+        means = [self.mean_of_dataset(dataset) for dataset in self.datasets]
+        in_part = {key: sum(key in mean.incomplete and mean.covered[key] > 0 for mean in means) for key in METRIC_KEYS}
+        mean = mean_of_members("mean of datasets", [mean.metrics for mean in means], "datasets")
+        return replace(mean, in_part=in_part)
 
     def means(self) -> tuple[Mean, ...]:
         """Each dataset's mean, each field's, then the mean of all classes and the mean of the datasets' means."""
@@ -222,6 +235,7 @@ def class_entry(result: ClassResult) -> dict[str, Any]:
         "normal": result.normal,
         "anomalous": result.anomalous,
         "metrics": result.metrics,
+        **({"sensor_sets": [one.entry() for one in result.sensor_sets]} if result.sensor_sets else {}),
     }
 
 
@@ -237,4 +251,5 @@ def _mean_entry(mean: Mean) -> dict[str, Any]:
 
 def read_class(entry: ClassEntry) -> ClassResult:
     """What :func:`class_entry` gave."""
-    return ClassResult(**entry.model_dump())
+    values = entry.model_dump(exclude={"sensor_sets"})
+    return ClassResult(**values, sensor_sets=tuple(map(read_sensor_set, entry.sensor_sets)))
