@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -55,6 +56,8 @@ class SensorThreshold(Threshold):
 
     modalities: Sensors
     """Modalities of its calibration images; fewer or others have scores of another size."""
+    usual: float | None = None
+    """Median over its calibration images of their maps' medians, the dark end of pictures' colours; None: not known."""
 
 
 class ClassThreshold(SensorThreshold):
@@ -177,6 +180,7 @@ def thresholds_by_sensors(
     trained_classes: Sequence[str],
     false_alarm_rate: float,
     precision: Precision | None = None,
+    usual: Mapping[str, Mapping[Sensors, Sequence[float]]] | None = None,
 ) -> Thresholds:
     """Thresholds of every class and of all together, each set of modalities for itself.
 
@@ -186,15 +190,18 @@ def thresholds_by_sensors(
         trained_classes: all classes of theirs.
         false_alarm_rate: between 0 and 1.
         precision: what the scores were computed in.
+        usual: the medians of the images' maps, as ``scores``; None: not known.
 
     Raises:
         ValueError: as ``conformal_threshold``; names the class.
     """
     classes = {}
     pooled: dict[Sensors, list[float]] = {}
+    pooled_usual: dict[Sensors, list[float]] = {}
     for name, by_sensors in scores.items():
         try:
-            most, *others = _thresholds_of_sets(by_sensors, false_alarm_rate)
+            of_maps = {} if usual is None else usual[name]
+            most, *others = _thresholds_of_sets(by_sensors, of_maps, false_alarm_rate)
         except ValueError as error:
             raise ValueError(f"class {name}: {error}") from None
         classes[name] = ClassThreshold(**most.model_dump(), sets=tuple(others))
@@ -202,6 +209,7 @@ def thresholds_by_sensors(
             # Of two datasets one may list the same modalities in another order.
             same = next((known for known in pooled if set(known) == set(sensors)), sensors)
             pooled.setdefault(same, []).extend(of_set)
+            pooled_usual.setdefault(same, []).extend(of_maps.get(sensors, ()))
     return Thresholds(
         false_alarm_rate=false_alarm_rate,
         classes=classes,
@@ -209,16 +217,22 @@ def thresholds_by_sensors(
         datasets=dict(datasets),
         trained_classes=tuple(trained_classes),
         precision=precision,
-        sensor_sets=tuple(_thresholds_of_sets(pooled, false_alarm_rate)),
+        sensor_sets=tuple(_thresholds_of_sets(pooled, pooled_usual, false_alarm_rate)),
     )
 
 
 def _thresholds_of_sets(
-    by_sensors: Mapping[Sensors, Sequence[float]], false_alarm_rate: float
+    by_sensors: Mapping[Sensors, Sequence[float]],
+    usual: Mapping[Sensors, Sequence[float]],
+    false_alarm_rate: float,
 ) -> list[SensorThreshold]:
     """Those of most images first; of as many, those of more modalities."""
     return [
-        SensorThreshold(**conformal_threshold(scores, false_alarm_rate).model_dump(), modalities=sensors)
+        SensorThreshold(
+            **conformal_threshold(scores, false_alarm_rate).model_dump(),
+            modalities=sensors,
+            usual=statistics.median(usual[sensors]) if usual.get(sensors) else None,
+        )
         for sensors, scores in sorted(by_sensors.items(), key=lambda item: (-len(item[1]), -len(item[0]), item[0]))
     ]
 

@@ -77,6 +77,7 @@ def calibrate(
     if shards.max_slot >= slots:
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
     scores: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
+    usual: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
     rounds = evaluation_rounds(
         shards,
         "calibration",
@@ -93,8 +94,9 @@ def calibrate(
     with tqdm(total=total, desc="calibrate", unit="image", disable=quiet or None) as bar:
         for batch in rounds:
             for of_rank in ranks.gather([] if batch is None else _scored(engine, batch)):  # in order of batches
-                for class_name, names, score in of_rank:
+                for class_name, names, score, median in of_rank:
                     scores[class_name].setdefault(names, []).append(score)
+                    usual[class_name].setdefault(names, []).append(median)
                 bar.update(len(of_rank))
     scores = {name: of_class for name, of_class in scores.items() if of_class}
     if not scores:
@@ -105,11 +107,12 @@ def calibrate(
         tuple(shards.classes("train")),
         false_alarm_rate,
         engine.precision,
+        usual,
     )
 
 
-def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float]]:
-    """Class, modalities and image score of each sample.
+def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float, float]]:
+    """Class, modalities, image score and the map's median of each sample.
 
     Raises:
         ValueError: a map or score is not finite; names the sample.
@@ -123,7 +126,9 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float
     scores = scores_B.tolist()
     for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True):
         check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
-    return [(sample.class_name, sample.modalities, score) for sample, score in zip(batch.samples, scores, strict=True)]
+    medians = maps_BHW.flatten(1).median(dim=1).values.tolist()
+    of_samples = zip(batch.samples, scores, medians, strict=True)
+    return [(sample.class_name, sample.modalities, score, median) for sample, score, median in of_samples]
 
 
 def _check_unseen(

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.thresholds import Threshold, Thresholds, is_above, load_thresholds
+from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
+from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, is_above, load_thresholds
 from unimmad.config import Precision
 from unimmad.evaluation.scoring import check_scored, named_device
 from unimmad.inference.catalogue import Catalogue
@@ -64,6 +65,9 @@ class Prediction:
     """Name and picture of each modality; empty where they were not asked for."""
     precision: Precision = "fp32"
     """What the score was computed in."""
+    limits: tuple[float, float] | None = None
+    """Map values at the dark and the bright end of a picture's colours: from what normal maps usually have, with the
+    threshold (without one: the highest score of known normal images) in the middle; None where nothing tells them."""
 
     @property
     def anomalous(self) -> bool | None:
@@ -93,15 +97,17 @@ class Detector:
         catalogue: Catalogue,
         thresholds: Thresholds | None = None,
         model_digest: str = "",
+        normal_maps: NormalMaps | None = None,
     ) -> None:
         """See ``from_checkpoint`` and ``from_onnx``, which put these together.
 
-        ``model_digest`` differs for models that give other numbers.
+        ``model_digest`` differs for models that give other numbers; ``normal_maps`` are for the colours of pictures.
         """
         self.engine = engine
         self.catalogue = catalogue
         self.thresholds = thresholds
         self.model_digest = model_digest
+        self.normal_maps = normal_maps
 
     @classmethod
     def open(
@@ -159,7 +165,7 @@ class Detector:
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
         engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, chosen, precision)
         digest = checkpoint.weights_digest + checkpoint.recipe.evaluation.model_dump_json()
-        return cls(engine, catalogue, thresholds, digest)
+        return cls(engine, catalogue, thresholds, digest, load_normal_maps(checkpoint.folder))
 
     @classmethod
     def from_onnx(cls, file: Path | str, *, device: str | None = None) -> Detector:
@@ -269,7 +275,22 @@ class Detector:
             notes=(*sample.notes, *notes),
             pictures=sample.pictures,
             precision=self.engine.precision,
+            limits=self._limits(sample, threshold),
         )
+
+    def _limits(self, sample: PreparedSample, threshold: Threshold | None) -> tuple[float, float] | None:
+        """See ``Prediction.limits``."""
+        known = None if self.normal_maps is None else self.normal_maps.of(sample.match.class_name, sample.modality_names)
+        dark, middle = known or (None, None)
+        if threshold is not None:
+            middle = threshold.value
+            if isinstance(threshold, SensorThreshold) and threshold.usual is not None:
+                dark = threshold.usual
+        if middle is None:
+            return None
+        if dark is None or dark >= middle:
+            return (0.5 * middle, 1.5 * middle) if middle > 0 else None
+        return dark, 2 * middle - dark
 
     def _threshold(self, sample: PreparedSample, asked: str | None) -> tuple[Threshold | None, str | None, list[str]]:
         """The threshold that holds for a sample, whose it is, and what to say about it."""

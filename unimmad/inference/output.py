@@ -132,8 +132,8 @@ class PredictionFolder:
         picture = map_file = None
         if prediction.pictures:
             picture = f"{PICTURES}/{_file_name(prediction.name)}.png"
-            limits = _limits(prediction, self.scale)
-            save_heat_map(prediction.pictures, prediction.map_HW, limits, self.folder / picture)
+            limits, title = _limits(prediction, self.scale), _title(prediction, self.scale)
+            save_heat_map(prediction.pictures, prediction.map_HW, limits, self.folder / picture, title)
         if self.with_maps:
             map_file = f"{MAPS}/{_file_name(prediction.name)}.npy"
             write_aside(self.folder / map_file, lambda temporary: np.save(temporary, prediction.map_HW))
@@ -273,13 +273,21 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _limits(prediction: Prediction, scale: float | None) -> tuple[float, float]:
-    """0 to ``scale``; else about the threshold, which the middle colour shows; else the map's own range."""
+    """0 to ``scale``; else those of the prediction; else the map's own range."""
     if scale is not None:
         return 0.0, scale
-    threshold = prediction.threshold
-    if threshold is not None and threshold > 0:
-        return 0.5 * threshold, 1.5 * threshold
-    return colour_limits([prediction.map_HW])
+    return prediction.limits or colour_limits([prediction.map_HW])
+
+
+def _title(prediction: Prediction, scale: float | None) -> tuple[str, str]:
+    """What stands above a picture: the sample, and what was said of it."""
+    decision = {True: "anomalous", False: "normal", None: "not decided"}[prediction.anomalous]
+    said = f"score {prediction.score:.4g}, {decision}"
+    if prediction.threshold is not None:
+        said += f" (threshold {prediction.threshold:.4g})"
+    if scale is None and prediction.limits is None:
+        said += "; colours over this map's own range"
+    return one_line(prediction.name), said
 
 
 def _shortened(name: str) -> str:
