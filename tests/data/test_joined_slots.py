@@ -67,6 +67,8 @@ def test_samples_and_catalogue_have_the_joined_slots(tmp_path: Path) -> None:
     assert both.read(first, 16).slots == (1,)
     kept = keep_modalities(both, "test", ["depth"])
     assert slots(kept.datasets) == {"solids": {"depth": 1}, "materials": {"depth": 1}}
-    as_stored = ShardSet.open([solids, alone], known={name: of for i in both.indexes for name, of in i.datasets.items()})
+    as_stored = ShardSet.open(
+        [solids, alone], known={name: of for i in both.indexes for name, of in i.datasets.items()}
+    )
     assert as_stored.digest() != both.digest()
     assert slots(Catalogue.of_indexes(both.indexes).datasets)["materials"] == {"depth": 1}

@@ -88,9 +88,7 @@ def test_without_normal_images_no_image_metric_lifts_a_mean(evaluated, small_sha
 
 
 def test_a_trained_class_without_test_images_is_named_and_the_means_are_not_over_all(evaluated, small_shards, tmp_path):
-    found = evaluated(
-        changed_copy(small_shards, tmp_path / "few", lambda s: None if s["class_name"] == "rope" else s)
-    )
+    found = evaluated(changed_copy(small_shards, tmp_path / "few", lambda s: None if s["class_name"] == "rope" else s))
     assert "n/a: no test image: solids/rope" in joined(found)
     assert "* mean of solids covers 1 of 2 classes" in joined(found)
     assert set(metrics_of(found, "rope").values()) == {None}

@@ -201,7 +201,15 @@ def test_names_do_not_steer_the_screen(tmp_path):
 
 def decided(threshold_of: str | None) -> Row:
     anomalous = None if threshold_of is None else True
-    return Row(name="a", fingerprint="f", score=0.5, anomalous=anomalous, threshold_of=threshold_of, notes=(), modalities=("rgb",))
+    return Row(
+        name="a",
+        fingerprint="f",
+        score=0.5,
+        anomalous=anomalous,
+        threshold_of=threshold_of,
+        notes=(),
+        modalities=("rgb",),
+    )
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from unimmad.checkpoint.thresholds import Sensors
 from unimmad.serialization.atomic_write import write_text_aside
@@ -27,9 +27,7 @@ FORMAT: Literal[1] = 1
 class NormalSet(Entry):
     """The maps of one class's normal images of the same modalities."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
-    class_name: str = Field(alias="class")
+    class_name: str
     """``DATASET/CLASS``."""
     modalities: list[str]
     images: Annotated[int, Field(gt=0)]
@@ -82,7 +80,7 @@ def save_normal_maps(found: NormalMaps, checkpoint: Path) -> Path:
         ValueError: the folder cannot be written to.
     """
     path = checkpoint / NORMAL_MAPS_NAME
-    write_text_aside(path, json.dumps(found.model_dump(mode="json", by_alias=True), indent=2) + "\n")
+    write_text_aside(path, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
     return path
 
 

@@ -170,7 +170,8 @@ def prediction_parser() -> argparse.ArgumentParser:
         "--scale",
         type=float,
         help="map value at the bright end of the heat maps' colours, 0 at the dark one; default: the "
-        "threshold in the middle; without one the highest score of normal images that training kept with the checkpoint",
+        "threshold in the middle; without one the highest score of normal images, which training keeps with the "
+        "checkpoint",
     )
     return parser
 

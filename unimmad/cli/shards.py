@@ -106,7 +106,9 @@ def shards_parser() -> argparse.ArgumentParser:
         type=int,
         help="processes that read and check; the bytes are the same (default: by cores and samples)",
     )
-    parser.add_argument("--seed", type=int, default=0, help=f"of {SYNTHETIC} and of the calibration split (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help=f"of {SYNTHETIC} and of the calibration split (default: %(default)s)"
+    )
     return parser
 
 

@@ -70,6 +70,6 @@ def _check_one_slot(new: Mapping[str, DatasetEntry], trained: Mapping[str, Datas
             if len(places := slots.get(modality.name, {})) > 1:
                 said = " and ".join(f"slot {slot} in {of}" for slot, of in places.items())
                 raise ValueError(
-                    f"dataset {dataset} has {modality.name}, which the model was trained with in {said}: nobody can say "
-                    f"which it is; name the dataset as the one it is like, or train again"
+                    f"dataset {dataset} has {modality.name}, which the model was trained with in {said}: nobody can "
+                    f"say which it is; name the dataset as the one it is like, or train again"
                 )

@@ -22,7 +22,7 @@ from unimmad.metrics.pixel_curves import PixelCurves
 from unimmad.report.expert_usage import UsageCounter, chosen_leaders
 from unimmad.report.report import ClassResult
 from unimmad.report.scored_class import ScoredClass
-from unimmad.report.sensor_sets import SensorSet, Sensors, joined_metrics, most_shown
+from unimmad.report.sensor_sets import Sensors, SensorSet, joined_metrics, most_shown
 
 _BATCHES_WAITING = 4
 """Batches of maps that may wait for the metrics; the model pauses beyond that, so memory stays bounded."""
@@ -109,7 +109,6 @@ class ClassScores:
             curves=self._curves(sets),
             usage=None if self._usage is None else self._usage.usage(),
         )
-
 
     def _curves(self, sets: Sequence[SensorSet]) -> PixelCurves | None:
         """Those of the images that curves are drawn of."""

@@ -9,7 +9,14 @@ import torch
 from tqdm import tqdm
 
 from unimmad.checkpoint.loading import LoadedCheckpoint
-from unimmad.checkpoint.thresholds import Sensors, Threshold, Thresholds, check_rate, images_needed, thresholds_by_sensors
+from unimmad.checkpoint.thresholds import (
+    Sensors,
+    Threshold,
+    Thresholds,
+    check_rate,
+    images_needed,
+    thresholds_by_sensors,
+)
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Precision
 from unimmad.data.location import DataFolder
@@ -131,9 +138,7 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float
     return [(sample.class_name, sample.modalities, score, median) for sample, score, median in of_samples]
 
 
-def _check_unseen(
-    checkpoint: LoadedCheckpoint, shards: ShardSet, data: Sequence[DataFolder], warn: bool
-) -> None:
+def _check_unseen(checkpoint: LoadedCheckpoint, shards: ShardSet, data: Sequence[DataFolder], warn: bool) -> None:
     """Whether training left the calibration split alone: other shards of the same images may have it elsewhere.
 
     Raises:

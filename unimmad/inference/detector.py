@@ -280,8 +280,10 @@ class Detector:
 
     def _limits(self, sample: PreparedSample, threshold: Threshold | None) -> tuple[float, float] | None:
         """See ``Prediction.limits``."""
-        known = None if self.normal_maps is None else self.normal_maps.of(sample.match.class_name, sample.modality_names)
-        dark, middle = known or (None, None)
+        dark: float | None = None
+        middle: float | None = None
+        if self.normal_maps is not None:
+            dark, middle = self.normal_maps.of(sample.match.class_name, sample.modality_names) or (None, None)
         if threshold is not None:
             middle = threshold.value
             if isinstance(threshold, SensorThreshold) and threshold.usual is not None:

@@ -30,7 +30,7 @@ def prediction_fingerprint(detector: Detector, settings: Mapping[str, Any]) -> s
         {name: entry.model_dump(mode="json") for name, entry in detector.catalogue.datasets.items()},
         detector.catalogue.classes,
         None if thresholds is None else thresholds.model_dump(mode="json", by_alias=True),
-        None if detector.normal_maps is None else detector.normal_maps.model_dump(mode="json", by_alias=True),
+        None if detector.normal_maps is None else detector.normal_maps.model_dump(mode="json"),
         settings,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

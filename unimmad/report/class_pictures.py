@@ -29,7 +29,7 @@ class DrawnClass:
 
 def draw_class(scored: ScoredClass, samples: Sequence[SamplePicture]) -> DrawnClass:
     """Draw a class's curves and those samples' heat maps; ``samples`` may be none."""
-    shown_I = scored.in_curves_I
+    shown_I = scored.in_curves
     title, metrics = scored.class_name, scored.result.metrics
     if scored.result.sensor_sets:
         shown = most_shown(scored.result.sensor_sets)

@@ -24,8 +24,8 @@ _REASONS: dict[str, Callable[[ClassResult], bool]] = {
 
 
 def footnotes(report: Report) -> tuple[str, ...]:
-    """Why some metrics are undefined; which classes have images of different modalities; for each mean that covers fewer members than there are, how many; and
-    where published rows come from."""
+    """Why some metrics are undefined; which classes have images of different modalities; for each mean that is not over
+    all, what it covers; and where published rows come from."""
     partial = (f"{MARK} {mean.name} covers {coverage(mean)}" for mean in report.means() if mean.marked)
     sets = (
         note

@@ -100,7 +100,7 @@ class Mean:
 
     @property
     def marked(self) -> frozenset[str]:
-        """The metrics that are no mean over all that there is."""
+        """The metrics whose mean is not over all that there is."""
         return frozenset(key for key in METRIC_KEYS if self.covered[key] < self.members or self.in_part.get(key))
 
     @property

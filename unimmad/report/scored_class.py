@@ -52,7 +52,7 @@ class ScoredClass:
         return f"{self.result.dataset}/{self.result.class_name}"
 
     @property
-    def in_curves_I(self) -> NDArray[np.bool_]:
+    def in_curves(self) -> NDArray[np.bool_]:
         """[I], True for the samples that curves are drawn of: all, or those of one set of modalities."""
         if not self.result.sensor_sets:
             return np.ones(len(self.keys), dtype=bool)

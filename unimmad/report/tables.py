@@ -93,7 +93,9 @@ def write_image_scores(scored_classes: Sequence[ScoredClass], folder: Path) -> P
             for key, defect, label, score, modalities in samples
         ]
     path = folder / IMAGE_SCORES
-    write_text_aside(path, Table(("dataset", "class", "key", "defect", "anomalous", "score", "modalities"), rows).to_csv())
+    write_text_aside(
+        path, Table(("dataset", "class", "key", "defect", "anomalous", "score", "modalities"), rows).to_csv()
+    )
     return path
 
 
