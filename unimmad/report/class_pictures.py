@@ -37,8 +37,9 @@ def draw_class(scored: ScoredClass, samples: Sequence[SamplePicture]) -> DrawnCl
     curves = png(curve_figure(title, scored.image_scores[shown_I], scored.labels[shown_I], scored.curves, metrics))
     if not samples:
         return DrawnClass(curves)
-    of_one_set = scored.curves is not None and not scored.result.sensor_sets
-    heat_maps = png(class_figure(samples, scored.curves.threshold if scored.curves and of_one_set else None))
+    # Maps of other sensors have values of another size, for which the curves' threshold says nothing.
+    one_scale = scored.curves is not None and not scored.result.sensor_sets
+    heat_maps = png(class_figure(samples, scored.curves.threshold if scored.curves and one_scale else None))
     return DrawnClass(curves, heat_maps, _typical(samples), heat_limits([picture.map_HW for picture in samples]))
 
 
