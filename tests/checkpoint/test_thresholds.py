@@ -7,11 +7,14 @@ import pytest
 
 from unimmad.checkpoint.thresholds import (
     THRESHOLDS_NAME,
+    TIES,
     conformal_threshold,
     images_needed,
+    is_above,
     load_thresholds,
     make_thresholds,
     save_thresholds,
+    thresholds_by_sensors,
 )
 from unimmad.data.index import DatasetEntry, Modality
 
@@ -69,6 +72,31 @@ def test_no_score_or_one_that_is_not_finite_is_refused(scores):
 def test_a_rate_that_cannot_be_is_refused(rate):
     with pytest.raises(ValueError, match=r"false-alarm rate .* between 0 and 1"):
         conformal_threshold([1.0], rate)
+
+
+def test_each_set_of_modalities_has_its_threshold_for_a_class_and_for_all():
+    both, rgb = ("rgb", "depth"), ("rgb",)
+    scores = {"a/x": {rgb: [0.1, 0.2, 0.3], both: [1.0, 2.0]}, "a/y": {both[::-1]: [3.0]}}
+    usual = {"a/x": {rgb: [0.01, 0.03, 0.02], both: [0.1, 0.2]}, "a/y": {both[::-1]: [0.3]}}
+    found = thresholds_by_sensors(scores, {"a": SOLIDS}, tuple(scores), 0.4, usual=usual)
+    assert found.of_class("a/x", rgb) == found.classes["a/x"]
+    assert (found.of_class("a/x", rgb).value, found.of_class("a/x", rgb).usual) == (0.3, 0.02)
+    assert (found.of_class("a/x", both[::-1]).value, found.of_class("a/x", both).images) == (2.0, 2)
+    assert found.of_class("a/x", ("depth",)) is None
+    assert found.of_class("a/y", rgb) is None
+    assert (found.of_all(both).value, found.of_all(both).images) == (3.0, 3)
+    assert (found.of_all(both).usual, found.of_all(rgb).value) == (0.2, 0.3)
+    assert found.of_all(("depth",)) is None
+    older = found.model_copy(update={"sensor_sets": ()})
+    assert older.of_all(("depth",)) == found.all_classes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_another_batch_size_may_change_decides_nothing(precision):
+    for threshold in (0.5, -0.5, 0.0):
+        just_above = threshold + 0.5 * TIES[precision] * abs(threshold)
+        assert not is_above(just_above, threshold, precision)
+        assert is_above(threshold + 2 * TIES[precision] + 1e-9, threshold, precision)
 
 
 def test_each_class_has_its_threshold_and_all_share_one():

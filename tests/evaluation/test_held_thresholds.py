@@ -17,7 +17,7 @@ from unimmad.data.sample import collate
 from unimmad.evaluation.collecting import ClassScores, ScoredBatch
 from unimmad.evaluation.evaluate import evaluate_checkpoint
 from unimmad.evaluation.scoring import score_batch
-from unimmad.metrics.at_threshold import SIZE_NAMES, count_image, joined
+from unimmad.metrics.at_threshold import SIZE_NAMES, Spread, count_image, joined
 from unimmad.report.report import from_json
 from unimmad.report.scored_class import read_scored, scored_entry
 from unimmad.report.tables import screen_table
@@ -78,7 +78,7 @@ def test_a_report_counts_at_the_checkpoints_thresholds(checkpoint, solids, maps,
     )
     pixel = float(np.median([map_HW for sample, map_HW, _ in maps if sample.class_name == COOKIE]))
     (tmp_path / "step").mkdir()
-    save_thresholds(made.with_pixel_values({COOKIE: pixel}, None), tmp_path / "step")
+    save_thresholds(made.with_pixel_values({COOKIE: {("depth", "rgb"): Spread(1, pixel, 0.0)}}), tmp_path / "step")
     settings = checkpoint.recipe.evaluation.model_copy(update={"pictures_per_class": 0})
     checkpoint = dataclasses.replace(checkpoint, recipe=checkpoint.recipe.model_copy(update={"evaluation": settings}))
     calibrated = dataclasses.replace(checkpoint, folder=tmp_path / "step")

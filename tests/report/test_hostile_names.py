@@ -69,7 +69,7 @@ def test_no_csv_of_a_report_holds_a_formula(name: str, tmp_path: Path) -> None:
         text = (tmp_path / file).read_bytes().decode()
         assert formulas(text) == []
         assert f"'{name[0]}".replace("\r", " ") in text
-    assert ",-0.5\n" in (tmp_path / "image_scores.csv").read_text()
+    assert ",-0.5,\n" in (tmp_path / "image_scores.csv").read_text()
 
 
 @pytest.mark.parametrize("name", HOSTILE)

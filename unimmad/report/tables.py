@@ -99,10 +99,16 @@ def write_image_scores(scored_classes: Sequence[ScoredClass], folder: Path) -> P
     rows: list[Row] = []
     for scored in scored_classes:
         names = scored.result.dataset, scored.result.class_name
-        samples = zip(scored.keys, scored.defects, scored.labels, scored.image_scores, strict=True)
-        rows += [(*names, key, defect, str(int(label)), repr(float(score))) for key, defect, label, score in samples]
+        sensors = scored.sensors or ((),) * len(scored.keys)
+        samples = zip(scored.keys, scored.defects, scored.labels, scored.image_scores, sensors, strict=True)
+        rows += [
+            (*names, key, defect, str(int(label)), repr(float(score)), " ".join(modalities))
+            for key, defect, label, score, modalities in samples
+        ]
     path = folder / IMAGE_SCORES
-    write_text_aside(path, Table(("dataset", "class", "key", "defect", "anomalous", "score"), rows).to_csv())
+    write_text_aside(
+        path, Table(("dataset", "class", "key", "defect", "anomalous", "score", "modalities"), rows).to_csv()
+    )
     return path
 
 
