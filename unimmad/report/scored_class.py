@@ -105,7 +105,7 @@ class _ScoredEntry(Entry):
     defects: list[str]
     curves: CurvesEntry | None
     usage: UsageEntry | None
-    sensors: list[tuple[str, ...]]
+    sensors: list[list[str]]
 
 
 def read_scored(content: Mapping[str, Any]) -> ScoredClass:
@@ -126,7 +126,7 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
         defects=tuple(entry.defects),
         curves=None if entry.curves is None else read_curves(entry.curves),
         usage=None if entry.usage is None else read_usage(entry.usage),
-        sensors=tuple(entry.sensors),
+        sensors=tuple(map(tuple, entry.sensors)),
     )
 
 
