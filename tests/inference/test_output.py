@@ -113,7 +113,7 @@ def test_pictures_of_an_earlier_prediction_go_and_nothing_else(tmp_path):
 
 def test_the_title_says_what_the_colours_mean(tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr(output, "save_heat_map", lambda *arguments: titles.append((arguments[2], *arguments[4])))
+    monkeypatch.setattr(output, "save_heat_map", lambda *arguments: titles.append((arguments[2], *arguments[5])))
     decided_one = replace(prediction("b"), threshold=0.25, limits=(0.1, 0.4))
     with PredictionFolder(tmp_path, FINGERPRINTS) as writing:
         writing.add(prediction("a"))

@@ -109,7 +109,7 @@ class _ScoredEntry(Entry):
     curves: CurvesEntry | None
     usage: UsageEntry | None
     outside: Count
-    sensors: list[tuple[str, ...]]
+    sensors: list[list[str]]
 
 
 def read_scored(content: Mapping[str, Any]) -> ScoredClass:
@@ -131,7 +131,7 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
         curves=None if entry.curves is None else read_curves(entry.curves),
         usage=None if entry.usage is None else read_usage(entry.usage),
         outside=entry.outside,
-        sensors=tuple(entry.sensors),
+        sensors=tuple(map(tuple, entry.sensors)),
     )
 
 
