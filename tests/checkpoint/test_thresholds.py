@@ -17,6 +17,7 @@ from unimmad.checkpoint.thresholds import (
     thresholds_by_sensors,
 )
 from unimmad.data.index import DatasetEntry, Modality
+from unimmad.metrics.at_threshold import Spread
 
 SOLIDS = DatasetEntry(field="industry", modalities=(Modality(name="rgb", slot=0, kind="rgb"),))
 
@@ -90,6 +91,15 @@ def test_each_set_of_modalities_has_its_threshold_for_a_class_and_for_all():
     older = found.model_copy(update={"sensor_sets": ()})
     assert older.of_all(("depth",)) == found.all_classes
 
+    maps = {"a/x": {rgb: [1.0, 3.0], both: [10.0, 30.0]}, "a/y": {both[::-1]: [80.0]}}
+    spreads = {name: {of: Spread.of(values) for of, values in sets.items()} for name, sets in maps.items()}
+    pixels = found.with_pixel_values(spreads)
+    assert (pixels.of_class("a/x", rgb).pixel_value, pixels.of_class("a/x", both).pixel_value) == (5.0, 50.0)
+    assert (pixels.of_class("a/y", both).pixel_value, pixels.of_all(rgb).pixel_value) == (80.0, 5.0)
+    assert pixels.of_all(both).pixel_value == pytest.approx(40 + 3 * np.std([10, 30, 80]))
+    assert pixels.all_classes.pixel_value == pytest.approx(24.8 + 3 * np.std([1, 3, 10, 30, 80]))
+    assert found.with_pixel_values({}).of_all(both).pixel_value is None
+
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_another_batch_size_may_change_decides_nothing(precision):
@@ -113,7 +123,12 @@ def test_what_is_saved_is_loaded(tmp_path):
     path = save_thresholds(made(), tmp_path)
     assert [found.name for found in tmp_path.iterdir()] == [path.name] == [THRESHOLDS_NAME]
     assert load_thresholds(tmp_path) == made()
-    assert json.loads(path.read_text())["all_classes"].keys() == {"value", "images", "promised_rate"}
+    assert json.loads(path.read_text())["all_classes"].keys() == {
+        "value",
+        "images",
+        "promised_rate",
+        "pixel_value",
+    }
 
 
 def test_a_digit_that_changed_is_noticed_in_one_line_that_says_what_to_do(tmp_path):

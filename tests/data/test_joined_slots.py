@@ -11,6 +11,7 @@ from hand_made import hand_made_shards
 from unimmad.data.index import DatasetEntry, Modality
 from unimmad.data.joined_slots import joined_by_name
 from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.roi import Roi, Rois
 from unimmad.evaluation.modalities import keep_modalities
 from unimmad.inference.catalogue import Catalogue
 
@@ -65,6 +66,10 @@ def test_samples_and_catalogue_have_the_joined_slots(tmp_path: Path) -> None:
     both = ShardSet.open([solids, alone])
     (first, *_) = both.classes("train")["materials/cloth"]
     assert both.read(first, 16).slots == (1,)
+    looked_at = both.with_rois(Rois({"materials/cloth": Roi(foreground=True)}))
+    assert looked_at.datasets["materials"].modalities == both.datasets["materials"].modalities
+    assert looked_at.read(first, 16).weights_HW is not None
+    assert looked_at.with_rois(Rois()).digest() == both.digest() != looked_at.digest()
     kept = keep_modalities(both, "test", ["depth"])
     assert slots(kept.datasets) == {"solids": {"depth": 1}, "materials": {"depth": 1}}
     as_stored = ShardSet.open(
