@@ -18,6 +18,7 @@ OF_THE_LANGUAGE = {
     "__module__",
     "__mro__",
     "_asdict",
+    "_replace",
     "__name__",
     "__doc__",
     "__qualname__",
