@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from unimmad.checkpoint import folder as checkpoint_folder
-from unimmad.checkpoint import thresholds
+from unimmad.checkpoint import normal_maps, thresholds
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds
 from unimmad.checkpoint.trained_on import read_trained_on
@@ -135,6 +135,7 @@ def test_the_page_has_the_codes_numbers() -> None:
         "checkpoint": checkpoint_folder.FORMAT,
         "shards": index.FORMAT,
         "thresholds": thresholds.FORMAT,
+        "normal": normal_maps.FORMAT,
         "report": report.FORMAT,
         "result": results.FORMAT,
         "exported": metadata.FORMAT,

@@ -7,13 +7,17 @@ import pytest
 
 from unimmad.checkpoint.thresholds import (
     THRESHOLDS_NAME,
+    TIES,
     conformal_threshold,
     images_needed,
+    is_above,
     load_thresholds,
     make_thresholds,
     save_thresholds,
+    thresholds_by_sensors,
 )
 from unimmad.data.index import DatasetEntry, Modality
+from unimmad.metrics.at_threshold import Spread
 
 SOLIDS = DatasetEntry(field="industry", modalities=(Modality(name="rgb", slot=0, kind="rgb"),))
 
@@ -71,6 +75,40 @@ def test_a_rate_that_cannot_be_is_refused(rate):
         conformal_threshold([1.0], rate)
 
 
+def test_each_set_of_modalities_has_its_threshold_for_a_class_and_for_all():
+    both, rgb = ("rgb", "depth"), ("rgb",)
+    scores = {"a/x": {rgb: [0.1, 0.2, 0.3], both: [1.0, 2.0]}, "a/y": {both[::-1]: [3.0]}}
+    usual = {"a/x": {rgb: [0.01, 0.03, 0.02], both: [0.1, 0.2]}, "a/y": {both[::-1]: [0.3]}}
+    found = thresholds_by_sensors(scores, {"a": SOLIDS}, tuple(scores), 0.4, usual=usual)
+    assert found.of_class("a/x", rgb) == found.classes["a/x"]
+    assert (found.of_class("a/x", rgb).value, found.of_class("a/x", rgb).usual) == (0.3, 0.02)
+    assert (found.of_class("a/x", both[::-1]).value, found.of_class("a/x", both).images) == (2.0, 2)
+    assert found.of_class("a/x", ("depth",)) is None
+    assert found.of_class("a/y", rgb) is None
+    assert (found.of_all(both).value, found.of_all(both).images) == (3.0, 3)
+    assert (found.of_all(both).usual, found.of_all(rgb).value) == (0.2, 0.3)
+    assert found.of_all(("depth",)) is None
+    older = found.model_copy(update={"sensor_sets": ()})
+    assert older.of_all(("depth",)) == found.all_classes
+
+    maps = {"a/x": {rgb: [1.0, 3.0], both: [10.0, 30.0]}, "a/y": {both[::-1]: [80.0]}}
+    spreads = {name: {of: Spread.of(values) for of, values in sets.items()} for name, sets in maps.items()}
+    pixels = found.with_pixel_values(spreads)
+    assert (pixels.of_class("a/x", rgb).pixel_value, pixels.of_class("a/x", both).pixel_value) == (5.0, 50.0)
+    assert (pixels.of_class("a/y", both).pixel_value, pixels.of_all(rgb).pixel_value) == (80.0, 5.0)
+    assert pixels.of_all(both).pixel_value == pytest.approx(40 + 3 * np.std([10, 30, 80]))
+    assert pixels.all_classes.pixel_value == pytest.approx(24.8 + 3 * np.std([1, 3, 10, 30, 80]))
+    assert found.with_pixel_values({}).of_all(both).pixel_value is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_another_batch_size_may_change_decides_nothing(precision):
+    for threshold in (0.5, -0.5, 0.0):
+        just_above = threshold + 0.5 * TIES[precision] * abs(threshold)
+        assert not is_above(just_above, threshold, precision)
+        assert is_above(threshold + 2 * TIES[precision] + 1e-9, threshold, precision)
+
+
 def test_each_class_has_its_threshold_and_all_share_one():
     thresholds = made()
     assert thresholds.classes["solids/cookie"].value == pytest.approx(1.8)
@@ -85,7 +123,12 @@ def test_what_is_saved_is_loaded(tmp_path):
     path = save_thresholds(made(), tmp_path)
     assert [found.name for found in tmp_path.iterdir()] == [path.name] == [THRESHOLDS_NAME]
     assert load_thresholds(tmp_path) == made()
-    assert json.loads(path.read_text())["all_classes"].keys() == {"value", "images", "promised_rate"}
+    assert json.loads(path.read_text())["all_classes"].keys() == {
+        "value",
+        "images",
+        "promised_rate",
+        "pixel_value",
+    }
 
 
 def test_a_digit_that_changed_is_noticed_in_one_line_that_says_what_to_do(tmp_path):

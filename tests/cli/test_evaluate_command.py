@@ -32,10 +32,11 @@ def tool() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder as training leaves it: data/small and runs/tiny."""
+    """A folder as training leaves it: data/small and runs/tiny; and a file of weights."""
     folder = tmp_path_factory.mktemp("work")
     hand_made_shards(folder / "data" / "small", ["solids"])
     hand_made_checkpoint(folder / "runs" / "tiny", load_recipe("tiny"), [Path("data/small")])
+    (folder / "weights.pth").touch()
     return folder
 
 
@@ -122,6 +123,12 @@ def test_a_report_on_other_data_is_not_replaced_unless_its_folder_is_named(typed
     assert typed(work, "--checkpoint", "runs/tiny", "--workers", "0")[0] == 0
     report = work / "runs" / "tiny" / "evaluation"
     before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
+    own = (report / "report.json").read_text()
+    (report / "report.json").write_text(own.replace("step_00000003", "step_00000009"))
+    code, _, err = typed(work, "--checkpoint", "runs/tiny/checkpoints/step_00000003", "--workers", "0")
+    assert code == 2
+    assert "holds the report on step_00000009; choose a folder for step_00000003 with --output-dir" in err
+    (report / "report.json").write_text(own)
     argv = ["--checkpoint", "runs/tiny", "--workers", "0", "--data", "data/other"]
     code, out, err = typed(work, *argv)
     assert (code, out) == (2, "")
@@ -139,6 +146,7 @@ def test_a_report_on_other_data_is_not_replaced_unless_its_folder_is_named(typed
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--checkpoint", "weights.pth"], "weights.pth is a file, and a checkpoint is a folder; unimmad convert makes"),
         (["--checkpoint", "nowhere"], "nowhere is not a checkpoint, nor a run folder with one"),
         (["--checkpoint", "data/small"], "data/small is not a checkpoint, nor a run folder with one"),
         (["--data", "nowhere"], "data folder nowhere does not exist"),

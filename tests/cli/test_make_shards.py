@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,8 +48,8 @@ def test_writes_and_summarises(tool: ModuleType, road: Path, capsys: pytest.Capt
     entry = load_index(target).datasets["street"]
     assert entry.field == "traffic"
     assert [(m.name, m.slot, m.scale, m.invalid) for m in entry.modalities] == [
-        ("disparity", 0, 2.0, 900.0),
-        ("rgb", 1, 1.0, None),
+        ("rgb", 0, 1.0, None),
+        ("disparity", 1, 2.0, 900.0),
     ]
     lines = capsys.readouterr().out.splitlines()
     assert "street (domain: traffic)" in lines
@@ -68,14 +69,16 @@ def test_the_synthetic_set_is_written_by_workers_as_without(tool: ModuleType, tm
 def test_sets_a_share_aside(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(10):
         save(make_mvtec(tmp_path / "parts") / "bolt/train/good" / f"more{number}.png", rgb(number))
-    for options, line in (
-        ([], "  class bolt: 12 train, 3 test, 1 calibration"),
-        (["--calibration-fraction", "0.5"], "  class bolt: 7 train, 3 test, 6 calibration"),
-        (["--calibration-fraction", "0"], "  class bolt: 13 train, 3 test"),
-    ):
-        target = str(tmp_path / "shards")
-        assert tool.main([str(tmp_path / "parts"), "--target", target, "--overwrite", *options]) == 0
-        assert line in capsys.readouterr().out.splitlines()
+    target, aside = tmp_path / "shards", []
+    for options in (["--calibration-fraction", "0"], [], ["--calibration-fraction", "0.5"]):
+        assert tool.main([str(tmp_path / "parts"), "--target", str(target), "--overwrite", *options]) == 0
+        splits = Counter(sample.split for sample in load_index(target).samples)
+        assert (splits["train"] + splits["calibration"], splits["test"]) == (13, 3)
+        aside.append(splits["calibration"])
+        of_class = f"  class bolt: {splits['train']} train, 3 test"
+        of_class += f", {aside[-1]} calibration" if aside[-1] else ""
+        assert of_class in capsys.readouterr().out.splitlines()
+    assert aside[0] == 0 < aside[1] < 5 < aside[2] + 1
 
 
 def test_several_sources_of_several_layouts(

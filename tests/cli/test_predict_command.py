@@ -19,7 +19,10 @@ from unimmad.checkpoint.thresholds import THRESHOLDS_NAME
 from unimmad.cli.evaluate import main as evaluate_main
 from unimmad.cli.predict import main
 from unimmad.config import load_recipe
+from unimmad.inference.pictures import LINE
 
+BESIDE = 60
+"""Pixels beside the panels: the colour bar and its numbers."""
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
@@ -71,7 +74,9 @@ def test_a_folder_of_modality_folders_gives_lines_pictures_and_a_table(typed, pl
         assert f"{line['score']:.4g}" in out
         with Image.open(place / "found" / line["picture"]) as picture:
             width, height = picture.size
-            assert width > 4 * height * 1.6
+            assert width > 4 * (height - 3 * LINE) * 1.6
+            bar_HWC = np.asarray(picture.convert("RGB"))[3 * LINE :, -BESIDE:]
+            assert len(np.unique(bar_HWC.reshape(-1, 3), axis=0)) > 100, "the colour bar"
         map_HW = np.load(place / "found" / line["map"], allow_pickle=False)
         assert (map_HW.shape, map_HW.dtype) == ((64, 64), np.float32)
     assert "No thresholds lie beside the checkpoint" in out

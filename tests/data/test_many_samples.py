@@ -61,9 +61,9 @@ def test_many_notices_are_collected_in_linear_time() -> None:
 def test_calibration_samples_of_many_classes_are_chosen_in_linear_time() -> None:
     samples = [replace(SAMPLE, key=f"{name}-{n}", class_name=f"{name}") for name in range(8000) for n in range(5)]
     started = time.process_time()
-    chosen = set_aside(samples, 0.2, 0)
+    chosen = set_aside(samples, 0.05, 0)
     assert cpu_seconds(started) < 2
-    assert sum(sample.split == "calibration" for sample in chosen) == 8000
+    assert 0.04 < sum(sample.split == "calibration" for sample in chosen) / len(samples) < 0.06
 
 
 class _Counted:

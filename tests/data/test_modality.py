@@ -55,9 +55,10 @@ def test_depth_defaults_follow_the_number_type() -> None:
     assert (told.scale, told.invalid) == (65.535, None)
 
 
-def test_slots_follow_the_user_then_kind_and_name() -> None:
+def test_slots_follow_what_the_layout_declares_then_kind_and_name() -> None:
     kinds = {"depth": "depth", "t2": "gray", "rgb": "rgb", "t1": "gray"}
     found = [Modality.model_validate({"name": n, "kind": k, "slot": 0}) for n, k in kinds.items()]
-    assert [m.name for m in assign_slots(found, [])] == ["rgb", "t1", "t2", "depth"]
-    ordered = assign_slots(found, [parse_modality("t2=gray"), parse_modality("depth=depth")])
+    assert [m.name for m in assign_slots(found)] == ["rgb", "t1", "t2", "depth"]
+    assert [m.name for m in assign_slots(found[::-1])] == ["rgb", "t1", "t2", "depth"]
+    ordered = assign_slots(found, ["t2", "depth", "not there"])
     assert [(m.name, m.slot) for m in ordered] == [("t2", 0), ("depth", 1), ("rgb", 2), ("t1", 3)]

@@ -11,14 +11,19 @@ import pytest
 import torch
 from hand_made import hand_made_shards
 
-from unimmad.checkpoint.thresholds import make_thresholds, save_thresholds
+from unimmad.checkpoint.thresholds import TIES, make_thresholds, save_thresholds, thresholds_by_sensors
+from unimmad.data.index import with_rois
 from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.roi import Roi, Rois
 from unimmad.data.sample import collate
 from unimmad.evaluation.collecting import ClassScores, ScoredBatch
 from unimmad.evaluation.evaluate import evaluate_checkpoint
+from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.scoring import score_batch
-from unimmad.metrics.at_threshold import SIZE_NAMES, count_image, joined
-from unimmad.report.report import from_json
+from unimmad.metrics.at_threshold import SIZE_NAMES, AtThreshold, Spread, count_image, joined
+from unimmad.report.at_threshold import at_threshold_table
+from unimmad.report.class_pictures import draw_class
+from unimmad.report.report import ClassResult, Report, from_json
 from unimmad.report.scored_class import read_scored, scored_entry
 from unimmad.report.tables import screen_table
 
@@ -64,6 +69,62 @@ def test_what_is_marked_outside_of_the_region_alone_is_left_out(maps):
     assert read_scored(json.loads(json.dumps(scored_entry(scored)))).outside == 1
 
 
+def test_each_set_of_modalities_is_counted_at_its_own_thresholds_inside_of_the_region(solids, maps):
+    """Of one image with all modalities, with one and with the other, on the half of a map that is looked at."""
+    both, rgb, depth = ("rgb", "depth"), ("rgb",), ("depth",)
+    datasets = with_rois(ShardSet.open([solids]).datasets, Rois({COOKIE: Roi(foreground=True)}), [COOKIE, ROPE])
+    made = thresholds_by_sensors({COOKIE: {both: [2.0], rgb: [0.5]}}, datasets, (COOKIE, ROPE), 0.25)
+    made = made.with_pixel_values({COOKIE: {both: Spread(1, 5.0, 0.0), rgb: Spread(1, 1.0, 0.0)}})
+    held = HeldThresholds(made, datasets, False, "fp32")
+    weights_HW = torch.ones(64, 64)
+    weights_HW[:, 32:] = 0
+    cookie = dataclasses.replace(maps[0][0], class_name=COOKIE, anomalous=False, weights_HW=weights_HW)
+    cookie = dataclasses.replace(cookie, mask_HW=torch.zeros(64, 64, dtype=torch.bool))
+    samples = {of: dataclasses.replace(cookie, modalities=of) for of in (both, rgb, depth)}
+    tie = 1 + TIES["fp32"]
+    assert {of: held.limits(sample) for of, sample in samples.items()} == {
+        both: (2 * tie, 5.0),
+        rgb: (0.5 * tie, 1.0),
+        depth: (None, None),
+    }
+    map_HW = np.full((64, 64), 3, np.float32)
+    map_HW[:, 31] = 0
+    scores = ClassScores(COOKIE, "industry", 0, None, held)
+    for of, score in ((both, 1.9), (rgb, 0.5 * tie), (rgb, 0.6), (depth, 9.0)):
+        scores.add(ScoredBatch((samples[of],), map_HW[None], (score,), None))
+    result = scores.scored().result
+    found = result.at_threshold
+    assert (found.normal, found.normal_above, found.undecided, found.segmented) == (3, 1, 1, 3)
+    assert (found.pixels_false, found.false_regions) == (2 * 64 * 31, 2)
+    assert {one.modalities: one.normal for one in result.sensor_sets} == {both: 1, rgb: 2, depth: 1}
+
+    # Another class is decided by all classes' thresholds for its modalities, where it has the same region.
+    rope = dataclasses.replace(samples[rgb], class_name=ROPE)
+    assert held.limits(rope) == (0.5 * tie, 1.0)
+    elsewhere = ShardSet.open([solids]).datasets
+    assert HeldThresholds(made, elsewhere, False, "fp32").limits(samples[rgb]) == (None, None)
+    older = HeldThresholds(made.model_copy(update={"sensor_sets": ()}), datasets, False, "fp32")
+    assert older.of(rope) is None
+    assert older.of(dataclasses.replace(rope, modalities=both)) == made.all_classes
+
+
+def test_a_class_of_which_nothing_is_left_and_one_without_images_are_told_apart(maps):
+    sample, map_HW, _ = next(item for item in maps if item[0].anomalous)
+    weights_HW = torch.ones(64, 64)
+    weights_HW[sample.mask_HW] = 0
+    scores = ClassScores(COOKIE, "industry", 0, None)
+    batch = collate([dataclasses.replace(sample, weights_HW=weights_HW)])
+    scores.add(ScoredBatch(batch.samples, map_HW[None], (1.0,), None))
+    scored = scores.scored()
+    assert (scored.outside, scored.curves, set(scored.result.metrics.values())) == (1, None, {None})
+    assert draw_class(scored, []).curves
+
+    counted = dataclasses.replace(scored.result, normal=1, at_threshold=AtThreshold(undecided=1))
+    untested = ClassResult("solids", "industry", "rope", 0, 0, scored.result.metrics)
+    table = at_threshold_table(Report({}, (counted, untested), ()))
+    assert "some or all images of solids/cookie," in table.notes[0]
+
+
 def test_a_report_counts_at_the_checkpoints_thresholds(checkpoint, solids, maps, tmp_path):
     """Of cookie; rope was calibrated with depth alone, so none holds for it."""
     scores = sorted(score for sample, _, score in maps if sample.class_name == COOKIE)
@@ -78,7 +139,7 @@ def test_a_report_counts_at_the_checkpoints_thresholds(checkpoint, solids, maps,
     )
     pixel = float(np.median([map_HW for sample, map_HW, _ in maps if sample.class_name == COOKIE]))
     (tmp_path / "step").mkdir()
-    save_thresholds(made.with_pixel_values({COOKIE: pixel}, None), tmp_path / "step")
+    save_thresholds(made.with_pixel_values({COOKIE: {("depth", "rgb"): Spread(1, pixel, 0.0)}}), tmp_path / "step")
     settings = checkpoint.recipe.evaluation.model_copy(update={"pictures_per_class": 0})
     checkpoint = dataclasses.replace(checkpoint, recipe=checkpoint.recipe.model_copy(update={"evaluation": settings}))
     calibrated = dataclasses.replace(checkpoint, folder=tmp_path / "step")

@@ -18,6 +18,7 @@ from unimmad.data.layouts.find import find_set
 from unimmad.data.writing.shards import write_shards
 from unimmad.evaluation.evaluate import Evaluation, evaluate_checkpoint
 from unimmad.metrics.metrics import METRIC_KEYS
+from unimmad.report.report import from_json
 from unimmad.report.tables import screen_table
 
 SIDE = 64
@@ -73,12 +74,64 @@ def test_without_anomalies_a_class_has_no_metric_and_the_means_leave_it_out(eval
     assert "* mean of solids covers 1 of 2 classes" in joined(found)
 
 
-def test_without_normal_images_only_auroc_is_undefined(evaluated, small_shards, tmp_path):
-    found = evaluated(changed_copy(small_shards, tmp_path / "bad", lambda s: s if s["anomalous"] else None))
+def test_without_normal_images_no_image_metric_lifts_a_mean(evaluated, small_shards, tmp_path):
+    def bad_cookies(sample):
+        return None if sample["class_name"] == "cookie" and not sample["anomalous"] else sample
+
+    found = evaluated(changed_copy(small_shards, tmp_path / "bad", bad_cookies))
     metrics = metrics_of(found, "cookie")
-    assert metrics["I-AUROC"] is None
-    assert metrics["I-AP"] == 1.0
-    assert "n/a: no normal image, so I-AUROC is undefined: solids/cookie" in joined(found)
+    assert {metrics[key] for key in IMAGE_KEYS} == {None}
+    assert None not in {metrics[key] for key in PIXEL_KEYS}
+    assert found.report.mean_of_dataset("solids").metrics["I-AP"] == metrics_of(found, "rope")["I-AP"]
+    assert "* mean of datasets covers 1 datasets in part only for I-AUROC, I-AP, I-F1max" in joined(found)
+    assert "n/a: no normal image, so no image metric is defined: solids/cookie" in joined(found)
+
+
+def test_a_trained_class_without_test_images_is_named_and_the_means_are_not_over_all(evaluated, small_shards, tmp_path):
+    found = evaluated(changed_copy(small_shards, tmp_path / "few", lambda s: None if s["class_name"] == "rope" else s))
+    assert "n/a: no test image: solids/rope" in joined(found)
+    assert "* mean of solids covers 1 of 2 classes" in joined(found)
+    assert set(metrics_of(found, "rope").values()) == {None}
+    assert "solids / rope" in found.page.read_text()
+
+
+def test_images_of_other_sensors_are_not_ranked_among_each_other(evaluated, small_shards, tmp_path):
+    """Of each class one normal and one anomalous image with all sensors, and one anomalous with the first alone."""
+    of_class: dict[str, int] = {}
+
+    def one_sensor(sample):
+        count = of_class[sample["class_name"]] = of_class.get(sample["class_name"], 0) + sample["anomalous"]
+        first = dict(list(sample["images"].items())[:1])
+        return {**sample, "images": first} if sample["anomalous"] and count == 2 else sample
+
+    found = evaluated(changed_copy(small_shards, tmp_path / "mixed", one_sensor))
+    alone = evaluated(
+        changed_copy(tmp_path / "mixed", tmp_path / "alone", lambda s: s if len(s["images"]) > 1 else None)
+    )
+    for mixed, whole in zip(found.report.classes, alone.report.classes, strict=True):
+        assert {key: mixed.metrics[key] for key in IMAGE_KEYS} == {key: whole.metrics[key] for key in IMAGE_KEYS}
+        assert sorted((one.normal, one.anomalous) for one in mixed.sensor_sets) == [(0, 1), (1, 1)]
+        assert whole.sensor_sets == ()
+    assert "solids/cookie: compared within equal sets of sensors" in joined(found)
+    assert "rgb + depth (1 normal, 1 anomalous)" in joined(found)
+    assert from_json(found.tables[0].read_text()) == found.report
+    assert sorted({row.rpartition(",")[2] for row in found.tables[4].read_text().splitlines() if "cookie" in row}) == [
+        "rgb",
+        "rgb depth",
+    ]
+
+
+def test_a_label_that_coincides_with_the_set_of_sensors_is_said(evaluated, small_shards, tmp_path):
+    def normals_of_rgb_alone(sample):
+        if sample["class_name"] != "cookie" or sample["anomalous"]:
+            return sample
+        return {**sample, "images": {"rgb": sample["images"]["rgb"]}}
+
+    found = evaluated(changed_copy(small_shards, tmp_path / "coincides", normals_of_rgb_alone))
+    assert {metrics_of(found, "cookie")[key] for key in IMAGE_KEYS} == {None}
+    assert "solids/cookie: the label coincides with the set of sensors" in joined(found)
+    assert "rgb (1 normal, 0 anomalous)" in joined(found)
+    assert "* mean of solids covers 1 of 2 classes for I-AUROC, I-AP, I-F1max" in joined(found)
 
 
 def test_classes_that_training_did_not_see_are_evaluated_and_named(evaluated, small_shards, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from gpu.check import Setting
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unimmad.config import load_recipe
-from unimmad.data.layouts.calibration import set_aside
 from unimmad.data.layouts.source_set import SourceSet
 from unimmad.data.synthetic import synthetic_sets
 from unimmad.data.writing.shards import write_shards
@@ -35,8 +35,17 @@ def make_shards(setting: Setting) -> None:
     if setting.shards.exists():
         return
     drawn = synthetic_sets(train_per_class=5, normal_per_class=1, anomalous_per_class=1)
-    sets = [SourceSet(**{**vars(found), "samples": tuple(set_aside(found.samples, 0.2, seed=0))}) for found in drawn]
-    write_shards(sets, setting.shards, progress=False)
+    write_shards([_last_set_aside(found) for found in drawn], setting.shards, progress=False)
+
+
+def _last_set_aside(found: SourceSet) -> SourceSet:
+    """The last training sample of each class for calibration."""
+    last = {sample.class_name: sample.key for sample in found.samples if sample.split == "train"}
+    aside = [
+        replace(sample, split="calibration") if last.get(sample.class_name) == sample.key else sample
+        for sample in found.samples
+    ]
+    return replace(found, samples=tuple(aside))
 
 
 def arguments(setting: Setting, run: str, max_steps: int, *overrides: str, **changes: Any) -> TrainArguments:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.checkpoint.thresholds import Thresholds
+from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.cli.shards import shards_parser
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
@@ -62,6 +64,27 @@ def test_the_precision_is_kept_with_them(checkpoint, calibration_shards, precisi
 def test_the_data_sets_and_classes_trained_on_are_kept(thresholds, calibration_shards):
     assert thresholds.datasets == ShardSet.open([calibration_shards]).datasets
     assert sorted(thresholds.trained_classes) == CLASSES
+
+
+def test_calibration_images_that_were_trained_on_are_refused(checkpoint, calibration_shards, caplog):
+    """An old run and new shards of its images, in which the split is another one."""
+    shards = ShardSet.open([calibration_shards])
+    classes = {
+        name: [ref.entry for split in ("train", "calibration") for ref in shards.classes(split)[name]]
+        for name in shards.classes("train")
+    }
+    seen = TrainedOn.of(shards.datasets, classes)
+    state = {**checkpoint.state, "trained_on": json.loads(json.dumps(seen.entry()))}
+    with pytest.raises(ValueError, match=r"5 of 5 calibration images are ones that .* was trained on \(.* and 2 more"):
+        calibrate(dataclasses.replace(checkpoint, state=state), [calibration_shards], 0.5, device=CPU, progress=False)
+    del state["trained_on"]["samples"]
+    older = dataclasses.replace(checkpoint, state=state)
+    calibrate(older, [calibration_shards], 0.5, device=CPU, progress=False)
+    assert "does not say which images it was trained on" in caplog.text
+    own = TrainedOn.of(shards.datasets, {name: of_class[:1] for name, of_class in classes.items()})
+    assert own.seen(entry for of_class in classes.values() for entry in of_class) == [
+        entry.key for of_class in classes.values() for entry in of_class[:1]
+    ]
 
 
 def test_too_few_images_are_said(thresholds):

@@ -14,9 +14,12 @@ from PIL import Image
 
 import unimmad
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.thresholds import Thresholds
+from unimmad.checkpoint.normal_maps import load_normal_maps, save_normal_maps
+from unimmad.checkpoint.thresholds import Thresholds, thresholds_by_sensors
+from unimmad.data.index import Split
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
+from unimmad.evaluation.normal_maps import measure_normals
 from unimmad.evaluation.scoring import score_batch
 from unimmad.inference.calibration import calibrate
 from unimmad.inference.detector import ALL_CLASSES, Detector
@@ -46,10 +49,10 @@ def detector(plain, thresholds) -> Detector:
     return Detector(plain.engine, plain.catalogue, thresholds)
 
 
-def files_of(shards: ShardSet, class_name: str, folder: Path) -> list[InputSample]:
-    """The test samples of a class, unpacked."""
+def files_of(shards: ShardSet, class_name: str, folder: Path, split: Split = "test") -> list[InputSample]:
+    """A class's samples, unpacked."""
     samples = []
-    for ref in shards.classes("test")[class_name]:
+    for ref in shards.classes(split)[class_name]:
         images = {}
         for name, member in ref.entry.images.items():
             path = folder / f"{ref.entry.key}-{name}{Path(member.name).suffix}"
@@ -138,7 +141,7 @@ def test_thresholds_of_another_precision_are_said_with_each_decision(plain, thre
 @pytest.mark.parametrize("class_name", [None, "spoon"])
 def test_no_class_or_an_unknown_one_is_decided_by_the_threshold_of_all(detector, thresholds, cookies, class_name):
     found = detector.predict(cookies[0].images, class_name=class_name)
-    assert (found.threshold, found.threshold_of) == (thresholds.all_classes.value, ALL_CLASSES)
+    assert (found.threshold, found.threshold_of) == (thresholds.of_all(("rgb", "depth")).value, ALL_CLASSES)
     assert found.class_name is None
     assert "decided by the threshold of all classes" in found.notes
     assert ("class spoon is not one that the model was trained on" in found.notes) is (class_name == "spoon")
@@ -149,6 +152,51 @@ def test_a_sample_without_one_of_its_modalities_is_scored_and_not_decided(detect
     assert found.modalities == ("depth",)
     assert found.anomalous is None
     assert found.notes[0] == "scored without rgb"
+
+
+def test_calibration_without_all_sensors_decides_for_the_sets_that_it_had(plain, thresholds, cookies):
+    scores = {"solids/cookie": {("rgb",): [0.1] * 3, ("depth",): [9.0] * 4}}
+    made = thresholds_by_sensors(scores, plain.catalogue.datasets, plain.catalogue.classes, 0.3)
+    detector = Detector(plain.engine, plain.catalogue, made)
+    whole = detector.predict(cookies[0].images, class_name="cookie")
+    said = "no threshold holds for these modalities: solids/cookie calibrated with depth or rgb"
+    assert (whole.anomalous, whole.notes) == (None, (said,))
+    for class_name, of in (("cookie", "solids/cookie"), (None, ALL_CLASSES)):
+        depth = detector.predict({"depth": cookies[0].images["depth"]}, class_name=class_name)
+        assert (depth.threshold, depth.anomalous, depth.threshold_of) == (9.0, False, of)
+        rgb = detector.predict({"rgb": cookies[0].images["rgb"]}, class_name=class_name or "solids/new")
+        assert rgb.threshold == 0.1
+
+
+def test_the_image_that_gave_the_threshold_is_normal_at_any_batch_size(detector, shards, tmp_path):
+    for class_name in ("solids/cookie", "materials/cloth"):
+        (own,) = files_of(shards, class_name, tmp_path, "calibration")
+        for batch_size in (1, 3, 8):
+            samples = [InputSample(str(number), own.images) for number in range(batch_size)]
+            found = detector.predict_all(samples, class_name=class_name, batch_size=batch_size)
+            assert {prediction.anomalous for prediction in found} == {False}
+
+
+def test_colours_mean_the_same_for_all_images_also_without_thresholds(
+    plain, detector, checkpoint_folder, shards, cookies, tmp_path
+):
+    measured = measure_normals(load_checkpoint(checkpoint_folder), shards, CPU)
+    save_normal_maps(measured, tmp_path)
+    assert load_normal_maps(tmp_path) == measured
+    assert (measured.split, len(measured.sets)) == ("calibration", 5)
+    (own,) = (one for one in measured.sets if one.class_name == "solids/cookie")
+    coloured = Detector(plain.engine, plain.catalogue, normal_maps=measured)
+    for sample in cookies:
+        found = coloured.predict(sample.images, class_name="cookie")
+        assert found.limits == pytest.approx((own.usual, 2 * own.highest - own.usual))
+        decided = detector.predict(sample.images, class_name="cookie")
+        assert decided.limits == pytest.approx(found.limits, rel=1e-4), "its threshold is that image's score"
+    assert coloured.predict(cookies[0].images).limits is not None
+    assert coloured.predict({"depth": cookies[0].images["depth"]}).limits is None
+    assert plain.predict(cookies[0].images).limits is None
+    (tmp_path / "normal_maps.json").write_text('{"split": "train", "sets": 3}')
+    with pytest.raises(ValueError, match=r"normal_maps.json: sets: .*; remove it: it is for the colours"):
+        load_normal_maps(tmp_path)
 
 
 def test_pictures_only_where_asked_for_and_of_every_modality(plain, cookies):

@@ -20,6 +20,8 @@ from unimmad.data.sample import collate
 from unimmad.evaluation.header import rois_in_words
 from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.run import evaluate_classes
+from unimmad.evaluation.evaluate import evaluate_checkpoint
+from unimmad.evaluation.normal_maps import measure_normals
 from unimmad.evaluation.scoring import maps_and_scores, score_batch
 from unimmad.inference.calibration import calibrate
 from unimmad.inference.detector import Detector
@@ -118,6 +120,24 @@ def test_evaluation_and_prediction_look_where_calibration_did(run, calibration_s
     assert "name it" in next(detector.predict_all(samples[:1])).notes[-1]
     everywhere = Detector.open(run, device="cpu", roi=regions / "cookie.json")
     assert next(everywhere.predict_all(samples[:1])).score == pytest.approx(predicted[0].score, rel=1e-6)
+
+
+def test_normal_maps_are_measured_where_to_look(run, calibration_shards, regions):
+    """By calibration, and by what training keeps for the colours: the values inside alone."""
+    checkpoint = load_checkpoint(next((run / "checkpoints").glob("step_*")))
+    plain = ShardSet.open([calibration_shards])
+    shards = plain.with_rois(given_rois(regions, plain.classes("calibration")))
+    (ref,) = shards.classes("calibration")[COOKIE]
+    sample = shards.read(ref, 64)
+    maps_BHW, scores_B = score_batch(checkpoint.model, collate([sample]), checkpoint.recipe.evaluation, CPU)
+    inside = maps_BHW[0][sample.weights_HW > 0]
+    found = load_thresholds(checkpoint.folder).classes[COOKIE]
+    assert found.usual == pytest.approx(inside.median().item(), rel=1e-4)
+    assert found.usual > 0
+    assert found.pixel_value == pytest.approx(inside.mean().item() + 3 * inside.std(correction=0).item(), rel=1e-4)
+    measured = measure_normals(checkpoint, shards, CPU)
+    (own,) = (one for one in measured.sets if one.class_name == COOKIE)
+    assert (own.usual, own.highest) == pytest.approx((found.usual, scores_B.item()), rel=1e-4)
 
 
 @pytest.mark.parametrize("pool", [1, 3])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from unimmad.checkpoint.thresholds import Thresholds, make_thresholds
+from unimmad.inference import output
 from unimmad.inference.detector import ALL_CLASSES, Prediction
 from unimmad.inference.output import LINES_NAME, PARTIAL_NAME, PredictionFolder, Row, screen_table
 
@@ -89,6 +90,38 @@ def test_lines_of_another_fingerprint_do_not_count(tmp_path):
         writing.add(prediction("a", score=0.75))
     lines = [json.loads(line) for line in (tmp_path / LINES_NAME).read_text().splitlines()]
     assert [(line["name"], line["score"]) for line in lines] == [("a", 0.75), ("b", 0.5)]
+
+
+def test_pictures_of_an_earlier_prediction_go_and_nothing_else(tmp_path):
+    other = tmp_path / "out"
+    with PredictionFolder(other, dict.fromkeys(["gone", "a"], "1"), with_maps=True) as writing:
+        writing.add(prediction("gone"))
+        writing.add(prediction("a"))
+    interrupted_after(other, ["half"], {"half": "1"})
+    for file in ("kept.png", "out/kept.png", "out/pictures/kept.png"):
+        (tmp_path / file).write_bytes(b"x")
+    with (other / LINES_NAME).open("ab") as file:
+        for named in ("../kept.png", "pictures/../kept.png", "/kept.png", "kept.png"):
+            line = {"name": "x", "fingerprint": "", "score": 1.0, "anomalous": None, "threshold_of": None, "notes": []}
+            file.write(json.dumps({**line, "picture": named}).encode() + b"\n")
+    with PredictionFolder(other, FINGERPRINTS) as writing:
+        writing.add(prediction("a"))
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    pictures = ["out/pictures/a.png", "out/pictures/kept.png"]
+    assert left == ["kept.png", "out/kept.png", *pictures, f"out/{LINES_NAME}"]
+
+
+def test_the_title_says_what_the_colours_mean(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(output, "save_heat_map", lambda *arguments: titles.append((arguments[2], *arguments[5])))
+    decided_one = replace(prediction("b"), threshold=0.25, limits=(0.1, 0.4))
+    with PredictionFolder(tmp_path, FINGERPRINTS) as writing:
+        writing.add(prediction("a"))
+        writing.add(decided_one)
+    assert titles == [
+        ((0.0, 1.0), "a", "score 0.5, not decided; colours over this map's own range"),
+        ((0.1, 0.4), "b", "score 0.5, anomalous (threshold 0.25)"),
+    ]
 
 
 def test_two_predictions_do_not_write_to_one_folder_at_once(tmp_path):
@@ -168,7 +201,15 @@ def test_names_do_not_steer_the_screen(tmp_path):
 
 def decided(threshold_of: str | None) -> Row:
     anomalous = None if threshold_of is None else True
-    return Row(name="a", fingerprint="f", score=0.5, anomalous=anomalous, threshold_of=threshold_of, notes=())
+    return Row(
+        name="a",
+        fingerprint="f",
+        score=0.5,
+        anomalous=anomalous,
+        threshold_of=threshold_of,
+        notes=(),
+        modalities=("rgb",),
+    )
 
 
 @pytest.fixture

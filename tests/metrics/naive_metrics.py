@@ -21,7 +21,7 @@ def auroc(scores, labels):
 
 
 def average_precision(scores, labels):
-    if not labels.any():
+    if not labels.any() or labels.all():
         return None
     total, recall_before = 0.0, 0.0
     for threshold in thresholds(scores):
@@ -33,7 +33,7 @@ def average_precision(scores, labels):
 
 
 def f1max(scores, labels):
-    if not labels.any():
+    if not labels.any() or labels.all():
         return None
     best = 0.0
     for threshold in thresholds(scores):

@@ -39,6 +39,17 @@ def test_everything_can_be_said():
     )
 
 
+def test_a_run_is_not_continued_in_another_folder(tmp_path):
+    checkpoint = tmp_path / "old/checkpoints/step_00000003"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    for source in (checkpoint, checkpoint.parent, tmp_path / "old"):
+        words = ["--resume", str(source), "--output-dir"]
+        with pytest.raises(ValueError, match=r"--resume .* not in --output-dir .*: leave one .*--init-from"):
+            parse_arguments([*words, str(tmp_path / "new")])
+        assert parse_arguments([*words, str(tmp_path / "old")]).resume == str(source)
+
+
 def test_one_step_can_be_profiled():
     assert parse_arguments(["--profile", "3"]).profile == range(3, 4)
 

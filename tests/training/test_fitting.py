@@ -176,7 +176,9 @@ def test_fitted_again_only_into_another_folder(fitted, shards, caplog):
 
 @pytest.mark.parametrize("option", ["--resume", "--init-from"])
 def test_a_checkpoint_of_another_method_is_said_in_one_line(fitted, shards, tmp_path, option):
-    config = ["--data", str(shards), "--output-dir", str(tmp_path / "new")]
+    config = ["--data", str(shards)]
+    if option == "--init-from":
+        config += ["--output-dir", str(tmp_path / "new")]
     with pytest.raises(ValueError, match="is of method 'memory_bank', and recipe tiny of unimmad: weights of another"):
         train(parse_arguments(["--recipe", "tiny", *config, option, str(fitted[1])]), ALONE)
     checkpoint, _ = hand_made_checkpoint(tmp_path / "old", load_recipe("tiny"), [])

@@ -53,6 +53,8 @@ def test_a_checkpoint_that_changed_unless_asked(argv, tmp_path, monkeypatch, opt
     content[-2] ^= 1
     (checkpoint / "model-00001.safetensors").write_bytes(content)
     monkeypatch.setattr(run, "build_engine", Mock(side_effect=NotImplementedError))
+    if option == "--resume":
+        argv[argv.index("--output-dir") + 1] = str(tmp_path / "old")
     argv = [*argv, option, str(checkpoint)]
     with pytest.raises(ValueError, match=r"model-00001\.safetensors is not what was saved"):
         train(parse_arguments(argv), ALONE)

@@ -39,6 +39,8 @@ NO_VERIFY_HELP = "load a checkpoint without holding its files against their dige
 """Of every command that has the option."""
 _STEP = "step_"
 _NAME = re.compile(rf"{_STEP}[0-9]{{8,}}")
+WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+"""Of files that hold weights alone."""
 _REMEDY = "use another checkpoint of the run"
 _PARTIAL = "partial_"
 _GOING = "going_"
@@ -135,6 +137,12 @@ def find_checkpoint(path: Path) -> Path:
             return newest
     if torn := _steps_meant(path):
         raise ValueError(f"{torn[-1]} is not a whole checkpoint: {STATE_NAME} is missing; {_REMEDY}")
+    if path.is_file():
+        raise ValueError(
+            f"{path} is a file, and a checkpoint is a folder; unimmad convert makes one of released weights (.pth)"
+            if path.suffix.lower() in WEIGHT_SUFFIXES
+            else f"{path} is a file, and a checkpoint is a folder: give a run folder, or one of its {CHECKPOINTS}/"
+        )
     raise ValueError(
         f"{path} is not a checkpoint, nor a run folder with one (it holds no {STATE_NAME}, and none in {CHECKPOINTS}/)"
     )

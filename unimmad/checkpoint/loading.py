@@ -18,6 +18,7 @@ from unimmad.checkpoint.state import FITTED
 from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe, parse_recipe
+from unimmad.data.index import DatasetEntry
 from unimmad.methods.registry import METHODS, Registry, build_method, settings_of
 from unimmad.model.method import Fitted, Method
 from unimmad.ranks.exchange import ALONE, Ranks
@@ -55,6 +56,11 @@ class LoadedCheckpoint:
             ValueError: it says it in another form.
         """
         return read_trained_on(self.state, str(self.folder / STATE_NAME))
+
+    @property
+    def trained_datasets(self) -> dict[str, DatasetEntry] | None:
+        """The datasets of ``trained_on``."""
+        return None if self.trained_on is None else self.trained_on.datasets
 
     @property
     def backbone_weights(self) -> str:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimmad.config import Precision
 from unimmad.data.index import ClassName, DatasetEntry, Name, rois_of
 from unimmad.data.roi import Roi
+from unimmad.metrics.at_threshold import Spread
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_json
 from unimmad.serialization.text import one_line
@@ -29,6 +32,10 @@ FORMAT: Literal[1] = 1
 DEFAULT_FALSE_ALARM_RATE = 0.01
 _DIGEST = "sha256"
 """Key of the file's digest; older files have none."""
+TIES: dict[Precision, float] = {"fp32": 1e-5, "bf16": 2**-8}
+"""Scores that differ by less than this share of them are equal: so much may another batch size change them."""
+Sensors = tuple[str, ...]
+"""Names of the modalities that an image consists of."""
 
 
 class _Frozen(BaseModel):
@@ -50,11 +57,23 @@ class Threshold(_Frozen):
     images' maps plus three standard deviations. None where an older version did not write it."""
 
 
-class ClassThreshold(Threshold):
-    """The same for one class."""
+class SensorThreshold(Threshold):
+    """The same for images of exactly these modalities."""
 
-    modalities: tuple[str, ...]
+    modalities: Sensors
     """Modalities of its calibration images; fewer or others have scores of another size."""
+    usual: float | None = None
+    """Median over its calibration images of their maps' medians, the dark end of pictures' colours; None: not known."""
+
+
+AnySensors = TypeVar("AnySensors", bound=SensorThreshold)
+
+
+class ClassThreshold(SensorThreshold):
+    """The same for one class, by the modalities that most of its calibration images have."""
+
+    sets: tuple[SensorThreshold, ...] = ()
+    """Of its calibration images with other modalities, each set for itself."""
 
 
 class Thresholds(_Frozen):
@@ -67,13 +86,25 @@ class Thresholds(_Frozen):
     classes: dict[ClassName, ClassThreshold]
     """Threshold of each calibrated class, by ``DATASET/CLASS``."""
     all_classes: Threshold
-    """For a class that is not known or not given: all classes' scores together."""
+    """All classes' scores together; decides where ``sensor_sets`` says nothing."""
     datasets: dict[Name, DatasetEntry]
     """Modalities of each dataset, so that predictions do not need the shards."""
     trained_classes: tuple[ClassName, ...]
     """``DATASET/CLASS`` of all datasets, calibrated or not."""
     precision: Precision | None = None
     """Precision that the scores were computed in; None where an older version did not write it."""
+    sensor_sets: tuple[SensorThreshold, ...] = ()
+    """For a class that is not known or not given: all classes' scores together, each set of modalities for itself.
+    Files of older versions have none."""
+
+    def of_class(self, name: str, modalities: Sequence[str]) -> Threshold | None:
+        """The threshold of a calibrated class for images of exactly these modalities; None where it has none."""
+        own = self.classes[name]
+        return _of_sensors((own, *own.sets), modalities)
+
+    def of_all(self, modalities: Sequence[str]) -> Threshold | None:
+        """The threshold of all classes for images of exactly these modalities; None where there is none."""
+        return _of_sensors(self.sensor_sets, modalities) if self.sensor_sets else self.all_classes
 
     def precision_note(self, precision: Precision) -> str:
         """What to know of a decision about scores that were computed in ``precision``; empty where nothing."""
@@ -90,15 +121,30 @@ class Thresholds(_Frozen):
 
     def too_few(self) -> list[str]:
         """The classes whose images can't promise the rate asked for."""
-        return [name for name, found in self.classes.items() if found.fpr_bound > self.false_alarm_rate]
+        return [
+            name
+            for name, found in self.classes.items()
+            if any(part.fpr_bound > self.false_alarm_rate for part in (found, *found.sets))
+        ]
 
-    def with_pixel_values(self, of_classes: Mapping[str, float | None], of_all: float | None) -> Thresholds:
-        """The same with ``pixel_value`` of each class, by ``DATASET/CLASS``, and of all together."""
-        classes = {
-            name: found.model_copy(update={"pixel_value": of_classes.get(name)}) for name, found in self.classes.items()
-        }
+    def with_pixel_values(self, spreads: Mapping[str, Mapping[Sensors, Spread]]) -> Thresholds:
+        """The same with every ``pixel_value``, from the spreads of the normal images' maps.
+
+        ``spreads`` are by ``DATASET/CLASS`` and then by what the images consist of, as the scores were.
+        """
+        pooled = [item for by_sensors in spreads.values() for item in by_sensors.items()]
+        classes = {}
+        for name, found in self.classes.items():
+            own = list(spreads.get(name, {}).items())
+            sets = tuple(_with_pixel_value(part, own) for part in found.sets)
+            classes[name] = _with_pixel_value(found, own).model_copy(update={"sets": sets})
+        of_all = {"pixel_value": _pixel_value(spread for _, spread in pooled)}
         return self.model_copy(
-            update={"classes": classes, "all_classes": self.all_classes.model_copy(update={"pixel_value": of_all})}
+            update={
+                "classes": classes,
+                "all_classes": self.all_classes.model_copy(update=of_all),
+                "sensor_sets": tuple(_with_pixel_value(part, pooled) for part in self.sensor_sets),
+            }
         )
 
     def only(self, dataset: str) -> Thresholds:
@@ -111,6 +157,31 @@ class Thresholds(_Frozen):
                 "trained_classes": tuple(name for name in self.trained_classes if name.startswith(inside)),
             }
         )
+
+
+def is_above(score: float, threshold: float, precision: Precision) -> bool:
+    """Whether a score is above a threshold by more than what another batch size may change of it."""
+    return score > highest_normal(threshold, precision)
+
+
+def highest_normal(threshold: float, precision: Precision) -> float:
+    """The largest score that is called normal: the threshold, and beyond it what another batch size may change."""
+    return threshold + TIES[precision] * abs(threshold)
+
+
+def _of_sensors(found: Iterable[SensorThreshold], modalities: Sequence[str]) -> SensorThreshold | None:
+    return next((one for one in found if set(one.modalities) == set(modalities)), None)
+
+
+def _with_pixel_value(found: AnySensors, spreads: Iterable[tuple[Sensors, Spread]]) -> AnySensors:
+    """The same threshold with that for pixels, of the images that consist of the same."""
+    alike = (spread for sensors, spread in spreads if set(sensors) == set(found.modalities))
+    return found.model_copy(update={"pixel_value": _pixel_value(alike)})
+
+
+def _pixel_value(spreads: Iterable[Spread]) -> float | None:
+    joined = list(spreads)
+    return reduce(Spread.joined, joined).threshold() if joined else None
 
 
 def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> Threshold:
@@ -150,36 +221,72 @@ def make_thresholds(
     false_alarm_rate: float,
     precision: Precision | None = None,
 ) -> Thresholds:
-    """Thresholds of every class and of all together.
+    """``thresholds_by_sensors`` where all images of a class consist of the same ``modalities``."""
+    by_sensors = {name: {tuple(modalities[name]): of_class} for name, of_class in scores.items()}
+    return thresholds_by_sensors(by_sensors, datasets, trained_classes, false_alarm_rate, precision)
+
+
+def thresholds_by_sensors(
+    scores: Mapping[str, Mapping[Sensors, Sequence[float]]],
+    datasets: Mapping[str, DatasetEntry],
+    trained_classes: Sequence[str],
+    false_alarm_rate: float,
+    precision: Precision | None = None,
+    usual: Mapping[str, Mapping[Sensors, Sequence[float]]] | None = None,
+) -> Thresholds:
+    """Thresholds of every class and of all together, each set of modalities for itself.
 
     Args:
-        scores: of the normal images, by ``DATASET/CLASS``.
-        modalities: what each class's images consist of.
+        scores: of the normal images, by ``DATASET/CLASS`` and then by what the images consist of.
         datasets: all that the model was trained on.
         trained_classes: all classes of theirs.
         false_alarm_rate: between 0 and 1.
         precision: what the scores were computed in.
+        usual: the medians of the images' maps, as ``scores``; None: not known.
 
     Raises:
         ValueError: as ``conformal_threshold``; names the class.
     """
     classes = {}
-    for name, of_class in scores.items():
+    pooled: dict[Sensors, list[float]] = {}
+    pooled_usual: dict[Sensors, list[float]] = {}
+    for name, by_sensors in scores.items():
         try:
-            found = conformal_threshold(of_class, false_alarm_rate)
+            of_maps = {} if usual is None else usual[name]
+            most, *others = _thresholds_of_sets(by_sensors, of_maps, false_alarm_rate)
         except ValueError as error:
             raise ValueError(f"class {name}: {error}") from None
-        classes[name] = ClassThreshold(**found.model_dump(), modalities=tuple(modalities[name]))
+        classes[name] = ClassThreshold(**most.model_dump(), sets=tuple(others))
+        for sensors, of_set in by_sensors.items():
+            # Of two datasets one may list the same modalities in another order.
+            same = next((known for known in pooled if set(known) == set(sensors)), sensors)
+            pooled.setdefault(same, []).extend(of_set)
+            pooled_usual.setdefault(same, []).extend(of_maps.get(sensors, ()))
     return Thresholds(
         false_alarm_rate=false_alarm_rate,
         classes=classes,
-        all_classes=conformal_threshold(
-            [score for of_class in scores.values() for score in of_class], false_alarm_rate
-        ),
+        all_classes=conformal_threshold([score for of_set in pooled.values() for score in of_set], false_alarm_rate),
         datasets=dict(datasets),
         trained_classes=tuple(trained_classes),
         precision=precision,
+        sensor_sets=tuple(_thresholds_of_sets(pooled, pooled_usual, false_alarm_rate)),
     )
+
+
+def _thresholds_of_sets(
+    by_sensors: Mapping[Sensors, Sequence[float]],
+    usual: Mapping[Sensors, Sequence[float]],
+    false_alarm_rate: float,
+) -> list[SensorThreshold]:
+    """Those of most images first; of as many, those of more modalities."""
+    return [
+        SensorThreshold(
+            **conformal_threshold(scores, false_alarm_rate).model_dump(),
+            modalities=sensors,
+            usual=statistics.median(usual[sensors]) if usual.get(sensors) else None,
+        )
+        for sensors, scores in sorted(by_sensors.items(), key=lambda item: (-len(item[1]), -len(item[0]), item[0]))
+    ]
 
 
 def save_thresholds(thresholds: Thresholds, checkpoint: Path) -> Path:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimmad.data.index import ClassName, DatasetEntry, Name, SampleEntry
 from unimmad.serialization.validation import first_problem
 
 KEY = "trained_on"
 """In state.json."""
+_MARK_BYTES = 6
+"""Of a sample's mark: of a million samples and another million hardly one is taken for another."""
+Marks = Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]{8})*$")]
+"""Marks of samples, one after the other, in base64."""
 
 
 class _Entry(BaseModel):
@@ -24,6 +30,7 @@ class _Entry(BaseModel):
     datasets: dict[Name, DatasetEntry]
     classes: tuple[ClassName, ...]
     digests: dict[ClassName, str] = {}
+    samples: dict[ClassName, Marks] = {}
 
 
 @dataclass(frozen=True)
@@ -35,15 +42,19 @@ class TrainedOn:
     """``DATASET/CLASS``."""
     digests: dict[str, str]
     """Of each class's training samples; older checkpoints have none."""
+    samples: dict[str, str] = field(default_factory=dict)
+    """Each class's training samples, by marks; older checkpoints have none."""
 
     @classmethod
     def of(cls, datasets: Mapping[str, DatasetEntry], classes: Mapping[str, Iterable[SampleEntry]]) -> TrainedOn:
         """The training samples by class and, of all ``datasets``, theirs."""
         used = {name.partition("/")[0] for name in classes}
+        lines = {name: _lines(samples) for name, samples in classes.items()}
         return cls(
             {name: entry for name, entry in datasets.items() if name in used},
             tuple(classes),
-            {name: _digest(samples) for name, samples in classes.items()},
+            {name: _digest(of_class) for name, of_class in lines.items()},
+            {name: _marks(of_class) for name, of_class in lines.items()},
         )
 
     def entry(self) -> dict[str, Any]:
@@ -52,7 +63,17 @@ class TrainedOn:
             "datasets": {name: entry.model_dump(mode="json") for name, entry in self.datasets.items()},
             "classes": list(self.classes),
             "digests": self.digests,
+            "samples": self.samples,
         }
+
+    def seen(self, samples: Iterable[SampleEntry]) -> list[str]:
+        """The keys of those that training saw, whatever shards they are in now; of older checkpoints nobody can say."""
+        return [sample.key for sample in samples if _mark(_line(sample)) in self._all_marks]
+
+    @cached_property
+    def _all_marks(self) -> frozenset[bytes]:
+        joined = b"".join(map(b64decode, self.samples.values()))
+        return frozenset(joined[at : at + _MARK_BYTES] for at in range(0, len(joined), _MARK_BYTES))
 
     def difference(self, given: TrainedOn) -> str:
         """What sets ``given`` data apart from these, in words, first things first; empty where nothing does."""
@@ -81,16 +102,28 @@ def read_trained_on(state: Mapping[str, Any], origin: str) -> TrainedOn | None:
         raise ValueError(
             f"{origin}: {KEY} has another form ({first_problem(error)}); use another checkpoint of the run"
         ) from None
-    return TrainedOn(entry.datasets, entry.classes, entry.digests)
+    return TrainedOn(entry.datasets, entry.classes, entry.digests, entry.samples)
 
 
-def _digest(samples: Iterable[SampleEntry]) -> str:
-    """Of names and sizes alone, in no order: a copy elsewhere or in other shards is the same, and nothing is read."""
-    lines = sorted(
-        " ".join((sample.key, *(f"{name}:{member.length}" for name, member in sorted(sample.images.items()))))
-        for sample in samples
-    )
+def _line(sample: SampleEntry) -> str:
+    """Of name and sizes alone: a copy elsewhere or in other shards is the same, and nothing is read."""
+    return " ".join((sample.key, *(f"{name}:{member.length}" for name, member in sorted(sample.images.items()))))
+
+
+def _lines(samples: Iterable[SampleEntry]) -> list[str]:
+    return sorted(map(_line, samples))
+
+
+def _digest(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _marks(lines: Iterable[str]) -> str:
+    return b64encode(b"".join(map(_mark, lines))).decode()
+
+
+def _mark(line: str) -> bytes:
+    return hashlib.sha256(line.encode()).digest()[:_MARK_BYTES]
 
 
 def _more(names: Sequence[str]) -> str:

@@ -100,6 +100,7 @@ def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: R
         precision=arguments.precision,
         no_resume=arguments.no_resume,
         only_same_data=arguments.output_dir is None,
+        only_same_step=arguments.output_dir is None and arguments.checkpoint == checkpoint.folder,
         scratch_dir=arguments.scratch_dir,
         published=arguments.published,
         other=other,

@@ -178,8 +178,9 @@ def prediction_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scale",
         type=float,
-        help="map value at the bright end of the heat maps' colours, 0 at the dark one; default: half to one and a "
-        "half of the threshold, or without one each map's own range",
+        help="map value at the bright end of the heat maps' colours, 0 at the dark one; default: the "
+        "threshold in the middle; without one the highest score of normal images, which training keeps with the "
+        "checkpoint",
     )
     return parser
 

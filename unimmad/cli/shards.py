@@ -96,7 +96,7 @@ def shards_parser() -> argparse.ArgumentParser:
         "--calibration-fraction",
         type=float,
         metavar="FRACTION",
-        help="of each class's train/good, set aside for calibrating thresholds; --seed chooses which "
+        help="of each class's train/good, about so much is set aside for calibrating thresholds; --seed chooses which "
         f"(default: {OWN_CALIBRATION_FRACTION} of one's own images, 0 of benchmarks)",
     )
     parser.add_argument(
@@ -105,7 +105,7 @@ def shards_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=KIND",
         help="rgb[:LOW:HIGH], gray[:LOW:HIGH], skip or depth[:UNIT[:INVALID]]; once for each modality, with one SOURCE "
-        "only. Their order is that of the input slots. LOW, HIGH: the stored values that are read as 0 and 1 "
+        "only. LOW, HIGH: the stored values that are read as 0 and 1 "
         "(default: the type's range, or where training images use less than 1/8 of it, what they use). UNIT: what "
         "the stored value 1 is, m, cm, mm, um, or a number of these, such as 0.25mm; disparity, or METRES/disparity. A "
         "number alone is the metres of 1 in real numbers, of the type's largest value in integers; default 1 "
@@ -138,7 +138,9 @@ def shards_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-audit", dest="audit", action="store_false", help="don't look for what is odd in the shards once written"
     )
-    parser.add_argument("--seed", type=int, default=0, help=f"of {SYNTHETIC} (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help=f"of {SYNTHETIC} and of the calibration split (default: %(default)s)"
+    )
     return parser
 
 

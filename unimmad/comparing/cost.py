@@ -56,7 +56,7 @@ def measure(
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     model = scoring_form(model, settings.model_copy(update={"compile": False}), device)
     chosen = chosen_precision(precision, device)
-    batches = _batches(ShardSet.open(data), model, settings.batch_size)
+    batches = _batches(ShardSet.open(data, known=checkpoint.trained_datasets), model, settings.batch_size)
 
     def score(batch: Batch) -> BatchScores:
         return score_on_device(model, batch, settings, device, chosen)

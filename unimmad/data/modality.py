@@ -196,16 +196,17 @@ def _meaning(modality: Modality) -> tuple[object, ...]:
     return modality.kind, modality.scale, modality.invalid, modality.unit, modality.disparity, modality.ranges
 
 
-def assign_slots(modalities: Sequence[Modality], choices: Sequence[ModalityChoice]) -> tuple[Modality, ...]:
-    """Give each modality its slot: first the user's, in their order, then rgb, gray, depth, each by name.
+def assign_slots(modalities: Sequence[Modality], declared: Sequence[str] = ()) -> tuple[Modality, ...]:
+    """Give each modality its slot: first those that the layout declares, in its order, then rgb, gray, depth, by name.
 
-    Like kinds so tend to share a slot across datasets that train together.
+    Nothing that a user says of a modality moves it. Like kinds so tend to share a slot across datasets that train
+    together.
     """
-    given = {choice.name: position for position, choice in enumerate(choices)}
+    order = {name: position for position, name in enumerate(declared)}
     kinds = get_args(ModalityKind)
 
     def rank(modality: Modality) -> tuple[int, int, str]:
-        return given.get(modality.name, len(given)), kinds.index(modality.kind), modality.name
+        return order.get(modality.name, len(order)), kinds.index(modality.kind), modality.name
 
     ordered = sorted(modalities, key=rank)
     return tuple(modality.model_copy(update={"slot": slot}) for slot, modality in enumerate(ordered))

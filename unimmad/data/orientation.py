@@ -17,7 +17,7 @@ def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation (1 to 8) of an image that Pillow has opened; 1 where it has none, or one of no meaning."""
     try:
         return valid_orientation(image.getexif().get(ExifTags.Base.Orientation, UPRIGHT))
-    except Exception:  # broken metadata raise a dozen types, and leave the pixels what they are
+    except Exception:  # broken metadata, of which Pillow raises a dozen types, do not justify refusing the pixels
         return UPRIGHT
 
 

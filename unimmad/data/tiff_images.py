@@ -147,7 +147,7 @@ def _photometric(page: tifffile.TiffPage) -> int:
 
 
 def _without_alpha(array: np.ndarray, page: tifffile.TiffPage) -> tuple[np.ndarray, float]:
-    """The array, and the share of pixels that are not opaque. Real numbers, which may be depth, keep all channels."""
+    """The array, and the share of pixels that are not opaque. Real numbers are not a picture: all channels stay."""
     kinds = [int(kind) for kind in page.extrasamples]
     if array.ndim != 3 or array.dtype.kind != "u" or kinds[-1:] == [] or kinds[-1] not in _ALPHA:
         return array, 0.0

@@ -6,7 +6,7 @@ Letters: B samples of a batch, I samples of a class, T tokens, G gates, K routed
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,11 @@ from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.scoring import BatchScores, check_scored
 from unimmad.metrics.at_threshold import AtThreshold, count_image
 from unimmad.metrics.metrics import MetricAccumulator
+from unimmad.metrics.pixel_curves import PixelCurves
 from unimmad.report.expert_usage import UsageCounter, chosen_leaders
 from unimmad.report.report import ClassResult
 from unimmad.report.scored_class import ScoredClass
+from unimmad.report.sensor_sets import Sensors, SensorSet, joined_metrics, most_shown
 
 _BATCHES_WAITING = 4
 """Batches of maps that may wait for the metrics; the model pauses beyond that, so memory stays bounded."""
@@ -54,7 +56,10 @@ class ScoredBatch:
 
 
 class ClassScores:
-    """A class's metrics, image scores and routing, filled batch by batch."""
+    """A class's metrics, image scores and routing, filled batch by batch.
+
+    Images of other modalities have scores of another size, so that each set of modalities is measured within itself.
+    """
 
     def __init__(
         self,
@@ -68,13 +73,14 @@ class ClassScores:
         ``scratch_dir``: see ``MetricAccumulator``; ``thresholds`` to count by, if any."""
         self.class_name = class_name
         self.field = field
-        self._metrics = MetricAccumulator(scratch_dir)
+        self._scratch_dir = scratch_dir
+        self._metrics: dict[Sensors, MetricAccumulator] = {}
         self._usage = UsageCounter(class_name, leaders) if leaders else None
         self._thresholds = thresholds
         self._at_threshold = AtThreshold()
         self._outside = 0
         self._image_scores: list[float] = []
-        self._samples: list[tuple[str, str, bool]] = []
+        self._samples: list[tuple[str, str, bool, Sensors]] = []
 
     def add(self, batch: ScoredBatch) -> None:
         """Take in a batch."""
@@ -87,36 +93,48 @@ class ClassScores:
                 self._outside += 1
                 continue
             name = f"{sample.class_name} {sample.key}"
-            self._metrics.add(map_HW, mask_HW, score, int(sample.anomalous), name=name, look_HW=look_HW)
+            if sample.modalities not in self._metrics:
+                self._metrics[sample.modalities] = MetricAccumulator(self._scratch_dir)
+            metrics = self._metrics[sample.modalities]
+            metrics.add(map_HW, mask_HW, score, int(sample.anomalous), name=name, look_HW=look_HW)
             if self._thresholds is not None:
-                held = self._thresholds.of(sample)
-                image, pixel = (None, None) if held is None else (held.value, held.pixel_value)
+                image, pixel = self._thresholds.limits(sample)
                 self._at_threshold += count_image(map_HW, mask_HW, score, int(sample.anomalous), image, pixel, look_HW)
             self._image_scores.append(score)
-            self._samples.append((sample.key, sample.defect, sample.anomalous))
+            self._samples.append((sample.key, sample.defect, sample.anomalous, sample.modalities))
 
     def scored(self) -> ScoredClass:
         """The finished class."""
         dataset, _, short_name = self.class_name.partition("/")
+        sets = tuple(
+            SensorSet(sensors, metrics.normal, metrics.anomalous, metrics.compute())
+            for sensors, metrics in self._metrics.items()
+        )
         result = ClassResult(
             dataset=dataset,
             field=self.field,
             class_name=short_name,
-            normal=self._metrics.normal,
-            anomalous=self._metrics.anomalous,
-            metrics=self._metrics.compute(),
+            normal=sum(one.normal for one in sets),
+            anomalous=sum(one.anomalous for one in sets),
+            metrics=joined_metrics(sets),
             at_threshold=None if self._thresholds is None else self._at_threshold,
+            sensor_sets=sets if len(sets) > 1 else (),
         )
         return ScoredClass(
             result=result,
             image_scores=np.array(self._image_scores, dtype=np.float64),
-            labels=np.array([anomalous for _, _, anomalous in self._samples], dtype=bool),
-            keys=tuple(key for key, _, _ in self._samples),
-            defects=tuple(defect for _, defect, _ in self._samples),
-            curves=self._metrics.curves(),
+            labels=np.array([anomalous for _, _, anomalous, _ in self._samples], dtype=bool),
+            keys=tuple(key for key, *_ in self._samples),
+            defects=tuple(defect for _, defect, *_ in self._samples),
+            sensors=tuple(sensors for *_, sensors in self._samples),
+            curves=self._curves(sets),
             usage=None if self._usage is None else self._usage.usage(),
             outside=self._outside,
         )
+
+    def _curves(self, sets: Sequence[SensorSet]) -> PixelCurves | None:
+        """Those of the images that curves are drawn of; None where all images were left out."""
+        return self._metrics[most_shown(sets).modalities].curves() if sets else None
 
 
 def _marked_outside_alone(mask_HW: NDArray[np.bool_] | None, look_HW: NDArray[np.bool_] | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -31,13 +31,14 @@ from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
 from unimmad.evaluation.scoring import MaskRule, chosen_precision, scoring_form
 from unimmad.evaluation.shared_drawing import chosen_samples, draw_classes, sample_picture
+from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.model.backends.convolution import transforms_are_used
 from unimmad.ranks.exchange import ALONE, Ranks
 from unimmad.report.comparison import Comparison, OtherReport, compare, report_in, write_comparison
 from unimmad.report.figures import SamplePicture
 from unimmad.report.pictures import Pictures
 from unimmad.report.published import published_rows
-from unimmad.report.report import Report
+from unimmad.report.report import ClassResult, Report
 from unimmad.report.scored_class import ScoredClass
 from unimmad.report.tables import write_image_scores, write_tables
 
@@ -74,6 +75,7 @@ def evaluate_checkpoint(
     classes: Sequence[str] | None = None,
     no_resume: bool = False,
     only_same_data: bool = False,
+    only_same_step: bool = False,
     scratch_dir: Path | None = None,
     published: bool = False,
     other: OtherReport | None = None,
@@ -95,6 +97,7 @@ def evaluate_checkpoint(
         classes: with ``modalities``, the ``DATASET/CLASS`` names to evaluate; None: all.
         no_resume: begin again even where an interrupted evaluation could go on.
         only_same_data: refuse to replace a report in ``output`` that is on other data or another split.
+        only_same_step: the same for one on another checkpoint of the run.
         scratch_dir: see ``MetricAccumulator``.
         published: put published rows beside ours.
         other: a report to compare with.
@@ -110,9 +113,12 @@ def evaluate_checkpoint(
         ValueError: the data can't be read or don't fit the model, ``output`` can't be written, nothing is published
             for any of the datasets, ``other`` has none of their classes, or a report is not to be replaced.
     """
-    shards = ShardSet.open(data, cache)
+    shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
     if only_same_data and ranks.is_main:
-        _check_same_data(output, data_fact(data, split))
+        _check_same(output, "data", data_fact(data, split))
+    if only_same_step and ranks.is_main:
+        _check_same(output, "checkpoint", checkpoint.folder.name)
+    untested = [] if classes is not None else list(_untested(checkpoint, shards, split))
     if modalities is not None:
         shards = keep_modalities(shards, split, modalities, classes)
     if roi is not None:
@@ -122,7 +128,7 @@ def evaluate_checkpoint(
         other.check_common(refs_of)
     beside = published_rows(_datasets(refs_of), checkpoint.recipe.method) if published else ()
     settings, precision = checkpoint.recipe.evaluation, chosen_precision(precision, device)
-    thresholds = _held_thresholds(checkpoint, shards, modalities)
+    thresholds = _held_thresholds(checkpoint, shards, modalities, precision)
     facts = _number_facts(settings, split, mask_resize, precision, device)
     if thresholds is not None:
         facts["thresholds"] = thresholds.thresholds.model_dump(mode="json")
@@ -185,12 +191,12 @@ def evaluate_checkpoint(
         return None
     header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)
     if thresholds is not None:
-        header["thresholds"] = thresholds.in_words(precision)
+        header["thresholds"] = thresholds.in_words()
     if regions := rois_in_words(shards, refs_of, done):
         header["regions of interest"] = regions
     if skipped:
         header["left out"] = skipped
-    report = Report(header, tuple(scored.result for scored in done), beside)
+    report = Report(header, (*(scored.result for scored in done), *untested), beside)
     earlier = report_in(output)
     comparison = None if other is None else compare(report, other)
     compared = () if comparison is None else write_comparison(comparison, output)
@@ -204,23 +210,37 @@ def evaluate_checkpoint(
 
 
 def _held_thresholds(
-    checkpoint: LoadedCheckpoint, shards: ShardSet, modalities: Sequence[str] | None
+    checkpoint: LoadedCheckpoint, shards: ShardSet, modalities: Sequence[str] | None, precision: Precision
 ) -> HeldThresholds | None:
-    """Those beside the checkpoint; None where there are none, or they are of other modalities than those chosen."""
+    """Those beside the checkpoint; None where there are none, or modalities were chosen."""
     thresholds = load_thresholds(checkpoint.folder) if modalities is None else None
     if thresholds is None:
         return None
-    return HeldThresholds(thresholds, shards.datasets, checkpoint.model.looks_at_class)
+    return HeldThresholds(thresholds, shards.datasets, checkpoint.model.looks_at_class, precision)
 
 
-def _check_same_data(output: Path, data: str) -> None:
+def _untested(checkpoint: LoadedCheckpoint, shards: ShardSet, split: Split) -> Iterator[ClassResult]:
+    """Trained classes of these datasets without an image in ``split``: no mean is over all without them."""
+    trained_on = checkpoint.trained_on
+    trained = [*shards.classes("train"), *(trained_on.classes if trained_on is not None else ())]
+    tested = shards.classes(split)
+    for name in dict.fromkeys(trained):
+        dataset, _, class_name = name.partition("/")
+        if name not in tested and dataset in shards.datasets:
+            yield ClassResult(dataset, shards.datasets[dataset].field, class_name, 0, 0, dict.fromkeys(METRIC_KEYS))
+
+
+def _check_same(output: Path, what: str, now: str) -> None:
     """
     Raises:
-        ValueError: the report that lies there is on other data.
+        ValueError: the report that lies there is on other data, or on another checkpoint, known by its folder's name.
     """
     earlier = report_in(output)
-    if earlier is not None and (before := earlier.header.get("data", data)) != data:
-        raise ValueError(f"{output} holds the report on {before}; choose a folder for {data} with --output-dir")
+    before = now if earlier is None else earlier.header.get(what, now)
+    if what == "checkpoint":
+        before = Path(before).name
+    if before != now:
+        raise ValueError(f"{output} holds the report on {before}; choose a folder for {now} with --output-dir")
 
 
 def _number_facts(

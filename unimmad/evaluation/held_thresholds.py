@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from unimmad.checkpoint.thresholds import Threshold, Thresholds
+from unimmad.checkpoint.thresholds import Threshold, Thresholds, highest_normal
 from unimmad.config import Precision
 from unimmad.data.index import DatasetEntry, rois_of
 from unimmad.data.sample import Sample
@@ -20,24 +20,33 @@ class HeldThresholds:
     """Those evaluated."""
     looks_at_class: bool
     """Whether scores depend on the class: then those of a class that training did not see are decided by none."""
+    precision: Precision
+    """What the scores are computed in."""
 
     def of(self, sample: Sample) -> Threshold | None:
-        """The class's, else that of all classes; None where the sample's modalities or its region of interest are not
-        those calibrated."""
-        given, dataset = set(sample.modalities), self.datasets[sample.dataset]
-        known = sample.class_name in self.thresholds.trained_classes
-        roi = rois_of(self.datasets).of(sample.class_name)
-        if not self.thresholds.same_roi(sample.class_name if known else None, roi):
+        """The class's, else that of all classes, for samples of exactly its modalities; None where the sample's
+        modalities or its region of interest are not those calibrated."""
+        dataset, name = self.datasets[sample.dataset], sample.class_name
+        known = name in self.thresholds.trained_classes
+        if not self.thresholds.same_roi(name if known else None, rois_of(self.datasets).of(name)):
             return None
-        of_class = self.thresholds.classes.get(sample.class_name)
-        if of_class is not None:
-            return of_class if set(of_class.modalities) == given else None
-        complete = given == {modality.name for modality in dataset.modalities}
-        return self.thresholds.all_classes if complete and (known or not self.looks_at_class) else None
+        if name in self.thresholds.classes:
+            return self.thresholds.of_class(name, sample.modalities)
+        if self.looks_at_class and not known:
+            return None
+        complete = set(sample.modalities) == {modality.name for modality in dataset.modalities}
+        if not (complete or self.thresholds.sensor_sets):
+            return None  # of an older file, which does not say what its images consisted of
+        return self.thresholds.of_all(sample.modalities)
 
-    def in_words(self, precision: Precision) -> str:
-        """For the header of a report that was computed in ``precision``."""
-        note = self.thresholds.precision_note(precision)
+    def limits(self, sample: Sample) -> tuple[float | None, float | None]:
+        """The largest score of an image, and the largest value of a pixel, that are still called normal."""
+        held = self.of(sample)
+        return (None, None) if held is None else (highest_normal(held.value, self.precision), held.pixel_value)
+
+    def in_words(self) -> str:
+        """For a report's header."""
+        note = self.thresholds.precision_note(self.precision)
         return (
             f"images: calibrated for a false-alarm rate of {self.thresholds.false_alarm_rate:g}; pixels: mean + 3 "
             f"standard deviations of the calibration maps{f'; {note}' if note else ''}"

@@ -29,7 +29,8 @@ def keep_modalities(
     wanted = frozenset(names)
     reduced = copy.copy(shards)
     reduced.indexes = tuple(_reduced(index, split, wanted, classes) for index in shards.indexes)
-    reduced.datasets = {name: entry for index in reduced.indexes for name, entry in index.datasets.items()}
+    used = {name for index in reduced.indexes for name in index.datasets}
+    reduced.datasets = {name: _reduced_set(entry, wanted) for name, entry in shards.datasets.items() if name in used}
     return reduced
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -44,8 +45,27 @@ def chosen_samples(
         picture_of: scores a sample once more.
     """
     by_key = {ref.entry.key: ref for ref in refs}
-    chosen = failures_first(scored.image_scores, scored.labels, scored.defects, count)
-    return [replace(picture_of(by_key[scored.keys[choice.index]]), note=choice.note) for choice in chosen]
+    of_sets = [_failures_of(scored, positions, count) for positions in _sets(scored)]
+    # Scores of other modalities say nothing of each other: the sets take turns.
+    chosen = [choice for turn in zip_longest(*of_sets) for choice in turn if choice is not None][:count]
+    return [replace(picture_of(by_key[scored.keys[position]]), note=note) for position, note in chosen]
+
+
+def _sets(scored: ScoredClass) -> list[list[int]]:
+    """Positions of the samples of each set of modalities; all in one where they are alike."""
+    if not scored.result.sensor_sets:
+        return [list(range(len(scored.keys)))]
+    positions: dict[tuple[str, ...], list[int]] = {}
+    for position, sensors in enumerate(scored.sensors):
+        positions.setdefault(sensors, []).append(position)
+    return list(positions.values())
+
+
+def _failures_of(scored: ScoredClass, positions: Sequence[int], count: int) -> list[tuple[int, str]]:
+    """Position and note of the samples chosen from some."""
+    defects = [scored.defects[position] for position in positions]
+    chosen = failures_first(scored.image_scores[positions], scored.labels[positions], defects, count)
+    return [(positions[choice.index], choice.note) for choice in chosen]
 
 
 def sample_picture(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from unimmad.checkpoint.loading import LoadedCheckpoint
-from unimmad.checkpoint.thresholds import Thresholds, check_rate, images_needed, make_thresholds
+from unimmad.checkpoint.thresholds import (
+    Sensors,
+    Threshold,
+    Thresholds,
+    check_rate,
+    images_needed,
+    thresholds_by_sensors,
+)
+from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Precision
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
@@ -20,13 +26,16 @@ from unimmad.data.reading.shard_set import SampleRef, ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog
 from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.data.roi import given_rois
-from unimmad.data.sample import Batch, Sample
+from unimmad.data.sample import Batch
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
+from unimmad.evaluation.normal_maps import looked_at, usual_value
 from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
 from unimmad.inference.engines import ModelEngine
 from unimmad.metrics.at_threshold import Spread
 from unimmad.ranks.exchange import ALONE, Ranks
+
+logger = logging.getLogger(__name__)
 
 MAKE_SHARDS = "unimmad shards {} --target {} --calibration-fraction 0.2"
 MOST_NAMES = 3
@@ -67,11 +76,12 @@ def calibrate(
             score that is NaN or infinite.
     """
     check_rate(false_alarm_rate)
-    shards = ShardSet.open(data, cache)
+    shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
     references = shards.classes("calibration")
     if roi is not None:
         shards = shards.with_rois(given_rois(roi, references))
     _check_split(references, data)
+    _check_unseen(checkpoint, shards, data, warn=ranks.is_main)
     engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision)
     computed = {"device": device.type, "precision": engine.precision}
     ranks.check_same(
@@ -81,9 +91,9 @@ def calibrate(
     slots = checkpoint.model.modality_slots
     if shards.max_slot >= slots:
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
-    scores: dict[str, list[float]] = {name: [] for name in references}
-    modalities: dict[str, dict[str, None]] = {name: {} for name in references}
-    spreads = dict.fromkeys(references, Spread())
+    scores: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
+    usual: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
+    spreads: dict[str, dict[Sensors, Spread]] = {name: {} for name in references}
     rounds = evaluation_rounds(
         shards,
         "calibration",
@@ -100,28 +110,27 @@ def calibrate(
     with tqdm(total=total, desc="calibrate", unit="image", disable=quiet or None) as bar:
         for batch in rounds:
             for of_rank in ranks.gather([] if batch is None else _scored(engine, batch)):  # in order of batches
-                for class_name, names, score, spread in of_rank:
-                    scores[class_name].append(score)
-                    spreads[class_name] = spreads[class_name].joined(spread)
-                    modalities[class_name].update(dict.fromkeys(names))
+                for class_name, names, score, median, spread in of_rank:
+                    scores[class_name].setdefault(names, []).append(score)
+                    usual[class_name].setdefault(names, []).append(median)
+                    spreads[class_name][names] = spreads[class_name].get(names, Spread()).joined(spread)
                 bar.update(len(of_rank))
     scores = {name: of_class for name, of_class in scores.items() if of_class}
     if not scores:
         raise ValueError(f"{', '.join(map(str, data))}: no sample of the calibration split can be read")
-    thresholds = make_thresholds(
+    thresholds = thresholds_by_sensors(
         scores,
-        {name: tuple(modalities[name]) for name in scores},
         shards.datasets,
         tuple(shards.classes("train")),
         false_alarm_rate,
         engine.precision,
+        usual,
     )
-    pixel_values = {name: spread.threshold() for name, spread in spreads.items()}
-    return thresholds.with_pixel_values(pixel_values, reduce(Spread.joined, spreads.values()).threshold())
+    return thresholds.with_pixel_values(spreads)
 
 
-def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...], float, Spread]]:
-    """Class, modalities, image score and the spread of the map's values of each sample.
+def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float, float, Spread]]:
+    """Class, modalities, image score, the map's median and the spread of its values of each sample.
 
     Raises:
         ValueError: a map or score is not finite; names the sample.
@@ -137,21 +146,49 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...
     for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True):
         check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
     return [
-        (sample.class_name, sample.modalities, score, Spread.of(_looked_at(map_HW, sample)))
-        for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True)
+        (sample.class_name, sample.modalities, score, usual_value(map_HW, sample), Spread.of(looked_at(map_HW, sample)))
+        for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True)
     ]
 
 
-def _looked_at(map_HW: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
-    """The map's values inside of the region of interest."""
-    return map_HW if sample.weights_HW is None else map_HW[sample.weights_HW.numpy() > 0]
+def _check_unseen(checkpoint: LoadedCheckpoint, shards: ShardSet, data: Sequence[DataFolder], warn: bool) -> None:
+    """Whether training left the calibration split alone: other shards of the same images may have it elsewhere.
+
+    Raises:
+        ValueError: it did not; an older checkpoint, which does not say it, is only warned of.
+    """
+    trained_on, where = checkpoint.trained_on, ", ".join(map(str, data))
+    if trained_on is None:
+        return
+    samples = {name: [ref.entry for ref in refs] for name, refs in shards.classes("calibration").items()}
+    keys = trained_on.seen(sample for of_class in samples.values() for sample in of_class)
+    if keys:
+        total = sum(map(len, samples.values()))
+        raise ValueError(
+            f"{where}: {len(keys)} of {total} calibration images are ones that {checkpoint.folder} was trained on "
+            f"({_some(keys)}), which would give thresholds too low; calibrate by the shards that it was trained on, or "
+            "train on these"
+        )
+    if trained_on.samples or not warn:
+        return
+    now = TrainedOn.of(
+        shards.datasets, {name: [ref.entry for ref in refs] for name, refs in shards.classes("train").items()}
+    )
+    if any(now.digests.get(name) != trained_on.digests.get(name) for name in samples):
+        logger.warning(
+            "note: %s does not say which images it was trained on, and %s has others than it; make sure that the "
+            "calibration split is none of them",
+            checkpoint.folder,
+            where,
+        )
 
 
 def describe(thresholds: Thresholds) -> str:
     """The thresholds as a table for the screen, and what they can't promise."""
-    widest = max(len(name) for name in ["all classes", *thresholds.classes])
+    rows = list(_rows(thresholds))
+    widest = max(len(name) for name, _ in rows)
     lines = [f"{'class':{widest}}  images  threshold  false alarms at most"]
-    for name, found in [*thresholds.classes.items(), ("all classes", thresholds.all_classes)]:
+    for name, found in rows:
         lines.append(f"{name:{widest}}  {found.images:6d}  {found.value:9.4g}  {found.fpr_bound:.3%}")
     lines.append(f"scored in {thresholds.precision}")
     few = thresholds.too_few()
@@ -162,6 +199,18 @@ def describe(thresholds: Thresholds) -> str:
             f"fewer the threshold is their largest score and promises only the rate above: {_some(few)}"
         )
     return "\n".join(lines)
+
+
+def _rows(thresholds: Thresholds) -> Iterator[tuple[str, Threshold]]:
+    """Sets of modalities are named where there are several."""
+    for name, found in thresholds.classes.items():
+        for part in (found, *found.sets):
+            yield (f"{name} ({', '.join(part.modalities)})" if found.sets else name), part
+    if len(thresholds.sensor_sets) < 2:
+        yield "all classes", thresholds.all_classes
+        return
+    for part in thresholds.sensor_sets:
+        yield f"all classes ({', '.join(part.modalities)})", part
 
 
 def _some(names: list[str]) -> str:

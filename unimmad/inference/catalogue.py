@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unimmad.data.index import DatasetEntry, Index, Modality, rois_of
+from unimmad.data.joined_slots import joined_by_name
 from unimmad.data.roi import Rois, given_rois
 
 
@@ -32,13 +33,18 @@ class Catalogue:
     """Regions of interest in place of the datasets'."""
 
     @classmethod
-    def of_indexes(cls, indexes: Iterable[Index]) -> Catalogue:
+    def of_indexes(cls, indexes: Iterable[Index], known: Mapping[str, DatasetEntry] | None = None) -> Catalogue:
+        """``known``: datasets that the model was trained on, whose slots decide.
+
+        Raises:
+            ValueError: as ``joined_by_name``.
+        """
         datasets: dict[str, DatasetEntry] = {}
         classes: dict[str, None] = {}
         for index in indexes:
             datasets.update(index.datasets)
             classes.update(dict.fromkeys(f"{sample.dataset}/{sample.class_name}" for sample in index.samples))
-        return cls(datasets, tuple(classes))
+        return cls(joined_by_name(datasets, known), tuple(classes))
 
     @property
     def rois(self) -> Rois:

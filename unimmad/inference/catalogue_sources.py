@@ -48,4 +48,5 @@ def checkpoint_catalogue(
             "which modalities there are; give the shard folders with --data DIR, or calibrate where they are "
             "(unimmad calibrate)"
         )
-    return Catalogue.of_indexes(load_index(folder) for folder in folders if isinstance(folder, Path))
+    indexes = (load_index(folder) for folder in folders if isinstance(folder, Path))
+    return Catalogue.of_indexes(indexes, None if trained_on is None else trained_on.datasets)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.thresholds import Threshold, Thresholds, load_thresholds
+from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
+from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, is_above, load_thresholds
 from unimmad.config import Precision
 from unimmad.evaluation.scoring import check_scored, named_device
 from unimmad.inference.catalogue import Catalogue
@@ -66,11 +67,17 @@ class Prediction:
     """What each pixel of the map weighed in it, 0 (not looked at) to 1; None where no region of interest was used."""
     roi: str | None = None
     """Digest of the region of interest."""
+    precision: Precision = "fp32"
+    """What the score was computed in."""
+    limits: tuple[float, float] | None = None
+    """Map values at the dark and the bright end of a picture's colours: from what normal maps usually have, with the
+    threshold (without one: the highest score of known normal images) in the middle; None where nothing tells them."""
 
     @property
     def anomalous(self) -> bool | None:
-        """Whether the score is above the threshold; None without one."""
-        return None if self.threshold is None else self.score > self.threshold
+        """Whether the score is above the threshold; None without one. Scores as near to it as another batch size may
+        bring them (``thresholds.TIES``) are not."""
+        return None if self.threshold is None else is_above(self.score, self.threshold, self.precision)
 
 
 class Detector:
@@ -94,15 +101,17 @@ class Detector:
         catalogue: Catalogue,
         thresholds: Thresholds | None = None,
         model_digest: str = "",
+        normal_maps: NormalMaps | None = None,
     ) -> None:
         """See ``from_checkpoint`` and ``from_onnx``, which put these together.
 
-        ``model_digest`` differs for models that give other numbers.
+        ``model_digest`` differs for models that give other numbers; ``normal_maps`` are for the colours of pictures.
         """
         self.engine = engine
         self.catalogue = catalogue
         self.thresholds = thresholds
         self.model_digest = model_digest
+        self.normal_maps = normal_maps
 
     @classmethod
     def open(
@@ -165,7 +174,7 @@ class Detector:
         catalogue = catalogue if roi is None else catalogue.with_rois(roi)
         engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, chosen, precision)
         digest = checkpoint.weights_digest + checkpoint.recipe.evaluation.model_dump_json()
-        return cls(engine, catalogue, thresholds, digest)
+        return cls(engine, catalogue, thresholds, digest, load_normal_maps(checkpoint.folder))
 
     @classmethod
     def from_onnx(cls, file: Path | str, *, device: str | None = None, roi: Path | None = None) -> Detector:
@@ -288,7 +297,25 @@ class Detector:
             pictures=sample.pictures,
             weights_HW=None if sample.weights_HW is None else sample.weights_HW.numpy(),
             roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
+            precision=self.engine.precision,
+            limits=self._limits(sample, threshold),
         )
+
+    def _limits(self, sample: PreparedSample, threshold: Threshold | None) -> tuple[float, float] | None:
+        """See ``Prediction.limits``."""
+        dark: float | None = None
+        middle: float | None = None
+        if self.normal_maps is not None:
+            dark, middle = self.normal_maps.of(sample.match.class_name, sample.modality_names) or (None, None)
+        if threshold is not None:
+            middle = threshold.value
+            if isinstance(threshold, SensorThreshold) and threshold.usual is not None:
+                dark = threshold.usual
+        if middle is None:
+            return None
+        if dark is None or dark >= middle:
+            return (0.5 * middle, 1.5 * middle) if middle > 0 else None
+        return dark, 2 * middle - dark
 
     def _threshold(self, sample: PreparedSample, asked: str | None) -> tuple[Threshold | None, str | None, list[str]]:
         """The threshold that holds for a sample, whose it is, and what to say about it."""
@@ -300,27 +327,43 @@ class Detector:
             return None, None, [*notes, NO_CLASS_TOLD]
         if self.thresholds is None:
             return None, None, notes
-        if missing:
-            # A map adds up over modalities, so scores of fewer are lower.
-            return None, None, [*notes, "no threshold holds for fewer modalities"]
         if not self.thresholds.same_roi(known, self.catalogue.rois.of(known)):
             if known is None and self.catalogue.rois.of_classes:
                 return None, None, [*notes, "no threshold holds: where to look is not known without the class: name it"]
             return None, None, [*notes, "no threshold holds for another region of interest: calibrate with it"]
         if self.engine.looks_at_class and known is None:
             return None, None, [*notes, "no threshold holds where the class is not known: name it"]
-        of_class = self.thresholds.classes.get(known) if known else None
-        if of_class is not None and set(of_class.modalities) != set(sample.modality_names):
-            return None, None, [*notes, f"{known} was calibrated with {', '.join(of_class.modalities)}"]
-        if of_class is None:
+        own = known is not None and known in self.thresholds.classes
+        threshold = self._of_sensors(known if own else None, sample)
+        if threshold is None:
+            # A map adds up over modalities, so that scores of others are of another size.
+            return None, None, [*notes, self._calibrated_with(known if own else None, bool(missing))]
+        if not own:
             notes.append("decided by the threshold of all classes")
-        threshold = of_class or self.thresholds.all_classes
         if note := self.thresholds.precision_note(self.engine.precision):
             notes.append(note)
         if threshold.fpr_bound > self.thresholds.false_alarm_rate:
             rate = f"{threshold.fpr_bound:.3g}"
             notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
-        return threshold, known if of_class else ALL_CLASSES, notes
+        return threshold, known if own else ALL_CLASSES, notes
+
+    def _of_sensors(self, calibrated: str | None, sample: PreparedSample) -> Threshold | None:
+        """The threshold of a calibrated class, or (None) of all, for images of the sample's modalities."""
+        assert self.thresholds is not None
+        if calibrated is not None:
+            return self.thresholds.of_class(calibrated, sample.modality_names)
+        if sample.match.missing and not self.thresholds.sensor_sets:
+            return None  # of an older file, which does not say what its images consisted of
+        return self.thresholds.of_all(sample.modality_names)
+
+    def _calibrated_with(self, calibrated: str | None, fewer: bool) -> str:
+        """Why no threshold holds."""
+        assert self.thresholds is not None
+        own = None if calibrated is None else self.thresholds.classes[calibrated]
+        known = self.thresholds.sensor_sets if own is None else (own, *own.sets)
+        said = " or ".join(" + ".join(part.modalities) for part in known)
+        what = "no threshold holds for fewer modalities" if fewer else "no threshold holds for these modalities"
+        return f"{what}: {calibrated or ALL_CLASSES} calibrated with {said}" if said else what
 
 
 def _started(

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from pydantic import ValidationError
 
-from unimmad.checkpoint.thresholds import Thresholds
+from unimmad.checkpoint.thresholds import Threshold, Thresholds
 from unimmad.inference.detector import ALL_CLASSES, Prediction
 from unimmad.inference.pictures import save_heat_map
 from unimmad.report.drawing import colour_limits
@@ -49,6 +49,9 @@ class Row(Entry):
     anomalous: bool | None
     threshold_of: str | None
     notes: tuple[str, ...]
+    modalities: tuple[str, ...] = ()
+    picture: str | None = None
+    map: str | None = None
 
 
 class PredictionFolder:
@@ -76,6 +79,8 @@ class PredictionFolder:
         self._places: dict[str, tuple[int, int]] = {}
         """Where each one's line begins in the partial file, and its length."""
         self._partial: FileIO | None = None
+        self._earlier: set[str] = set()
+        """Pictures and maps of an earlier prediction in the folder."""
 
     @property
     def lines_file(self) -> Path:
@@ -108,8 +113,12 @@ class PredictionFolder:
         try:
             if error is None and self._partial is not None:
                 lines = self._in_order(self._partial)
+                if self.lines_file.is_file():
+                    with self.lines_file.open("rb") as earlier:
+                        self._earlier |= {file for row in map(_row, earlier) if row for file in _files(row)}
                 write_aside(self.lines_file, lambda temporary: _write_all(temporary, lines))
                 self.partial_file.unlink(missing_ok=True)
+                self._remove_earlier()
         finally:
             self._close()
 
@@ -123,8 +132,9 @@ class PredictionFolder:
         picture = map_file = None
         if prediction.pictures:
             picture = f"{PICTURES}/{_file_name(prediction.name)}.png"
-            limits = _limits(prediction, self.scale)
-            save_heat_map(prediction.pictures, prediction.map_HW, limits, self.folder / picture, prediction.weights_HW)
+            limits, title = _limits(prediction, self.scale), _title(prediction, self.scale)
+            looked_at = prediction.weights_HW
+            save_heat_map(prediction.pictures, prediction.map_HW, limits, self.folder / picture, looked_at, title)
         if self.with_maps:
             map_file = f"{MAPS}/{_file_name(prediction.name)}.npy"
             write_aside(self.folder / map_file, lambda temporary: np.save(temporary, prediction.map_HW))
@@ -165,13 +175,11 @@ class PredictionFolder:
         for line in lines:
             if not line.endswith(b"\n"):
                 break  # cut short as it was written
-            try:
-                row = Row.model_validate_json(line)
-            except ValidationError:
-                pass  # none of ours, or damaged: its sample is scored again
-            else:
-                if self.fingerprints.get(row.name) == row.fingerprint:
-                    self._keep(row, place, len(line))
+            row = _row(line)  # None: none of ours, or damaged; its sample is scored again
+            if row is not None and self.fingerprints.get(row.name) == row.fingerprint:
+                self._keep(row, place, len(line))
+            elif row is not None:
+                self._earlier |= _files(row)
             place += len(line)
         return place
 
@@ -179,12 +187,36 @@ class PredictionFolder:
         self.rows[row.name] = row
         self._places[row.name] = (place, length)
 
+    def _remove_earlier(self) -> None:
+        """So that no picture lies here that the lines do not name."""
+        named = {file for row in self.rows.values() for file in _files(row)}
+        for file in self._earlier - named:
+            (self.folder / file).unlink(missing_ok=True)
+
     def _in_order(self, partial: FileIO) -> Iterator[bytes]:
         """The lines, read from the open file: somebody may have removed the folder meanwhile."""
         for name in self.fingerprints:
             if name in self._places:
                 place, length = self._places[name]
                 yield os.pread(partial.fileno(), length, place)
+
+
+def _row(line: bytes) -> Row | None:
+    """None where it is not one of ours."""
+    try:
+        return Row.model_validate_json(line)
+    except ValidationError:
+        return None
+
+
+def _files(row: Row) -> set[str]:
+    """A row's picture and map, where they are at places that prediction writes to: anybody may have changed a file."""
+    places = {(row.picture, PICTURES, ".png"), (row.map, MAPS, ".npy")}
+    return {
+        file
+        for file, folder, suffix in places
+        if file and Path(file).parts[0] == folder and ".." not in Path(file).parts and file.endswith(suffix)
+    }
 
 
 def screen_table(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: bool = False) -> str:
@@ -221,11 +253,15 @@ def _summary(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: b
 
 def _rate(rows: Sequence[Row], thresholds: Thresholds) -> float:
     """The one asked for, or the highest that a threshold promises instead, for want of calibration images."""
-    used = {row.threshold_of for row in rows}
-    bounds = [found.fpr_bound for name, found in thresholds.classes.items() if name in used]
-    if ALL_CLASSES in used:
-        bounds.append(thresholds.all_classes.fpr_bound)
-    return max([thresholds.false_alarm_rate, *bounds])
+    used = {(row.threshold_of, row.modalities) for row in rows}
+    found = (_used(thresholds, name, modalities) for name, modalities in used if name is not None)
+    return max([thresholds.false_alarm_rate, *(threshold.fpr_bound for threshold in found if threshold is not None)])
+
+
+def _used(thresholds: Thresholds, name: str, modalities: tuple[str, ...]) -> Threshold | None:
+    if name == ALL_CLASSES:
+        return thresholds.of_all(modalities)
+    return thresholds.of_class(name, modalities) if name in thresholds.classes else None
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
@@ -238,13 +274,21 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _limits(prediction: Prediction, scale: float | None) -> tuple[float, float]:
-    """0 to ``scale``; else about the threshold, which the middle colour shows; else the map's own range."""
+    """0 to ``scale``; else those of the prediction; else the map's own range."""
     if scale is not None:
         return 0.0, scale
-    threshold = prediction.threshold
-    if threshold is not None and threshold > 0:
-        return 0.5 * threshold, 1.5 * threshold
-    return colour_limits([prediction.map_HW])
+    return prediction.limits or colour_limits([prediction.map_HW])
+
+
+def _title(prediction: Prediction, scale: float | None) -> tuple[str, str]:
+    """What stands above a picture: the sample, and what was said of it."""
+    decision = {True: "anomalous", False: "normal", None: "not decided"}[prediction.anomalous]
+    said = f"score {prediction.score:.4g}, {decision}"
+    if prediction.threshold is not None:
+        said += f" (threshold {prediction.threshold:.4g})"
+    if scale is None and prediction.limits is None:
+        said += "; colours over this map's own range"
+    return one_line(prediction.name), said
 
 
 def _shortened(name: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, get_data_path
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
 
 from unimmad.data.index import Modality
 from unimmad.data.prepare import resize
@@ -21,6 +24,11 @@ LONGEST_SIDE = 512
 SHORTEST_SIDE = 192
 GAP = 4
 """Pixels of white between two panels."""
+BAR_WIDTH = 14
+BAR_NUMBERS = 5
+LETTER_SIZE = 12
+LINE = 17
+"""Pixels of a line of text."""
 
 
 def panel_size(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -50,8 +58,9 @@ def save_heat_map(
     limits: Limits,
     path: Path,
     weights_HW: NDArray[np.float32] | None = None,
+    title: Sequence[str] = (),
 ) -> None:
-    """Write the panels side by side.
+    """Write the panels side by side, each under its name, and the colour bar beside them.
 
     Args:
         pictures: of the modalities, all of one size.
@@ -59,6 +68,7 @@ def save_heat_map(
         limits: map values at the two ends of the colour scale.
         path: the PNG.
         weights_HW: of a region of interest, at the map's size; what is not looked at is gray in both maps.
+        title: lines above all.
 
     Raises:
         ValueError: the folder cannot be made or written to.
@@ -77,8 +87,10 @@ def save_heat_map(
     if looked_HW is not None:
         panels[-2:] = [not_looked_at(panel, looked_HW) for panel in panels[-2:]]
     gap = np.ones((height, GAP, 3))
-    row = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
-    picture = PillowImage.fromarray((np.clip(row, 0, 1) * 255).round().astype(np.uint8))
+    row = np.concatenate([part for panel in panels for part in (panel, gap)], axis=1)
+    first = pictures[0][0]
+    heads = [name for name, _ in pictures] + ["map", f"map on {first}"]
+    picture = labelled(_to_bytes(row), heads, width + GAP, limits, title)
     write_aside(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
@@ -87,7 +99,58 @@ def _stretched(map_HW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np
     return np.asarray(PillowImage.fromarray(map_HW).resize(size, PillowImage.Resampling.BILINEAR))
 
 
+def labelled(
+    row_HWC: NDArray[np.uint8], heads: Sequence[str], pitch: int, limits: Limits, title: Sequence[str]
+) -> PillowImage.Image:
+    """A row of panels with a title, the panels' names and a colour bar.
+
+    Args:
+        row_HWC: the panels, with white between and behind them.
+        heads: a name for each.
+        pitch: pixels from one panel's left edge to the next one's.
+        limits: map values at the two ends of the bar.
+        title: lines above all.
+    """
+    font = _font()
+    top = LINE * (len(title) + 1)
+    height, width = row_HWC.shape[:2]
+    numbers = [f"{value:.3g}" for value in np.linspace(limits[1], limits[0], BAR_NUMBERS)]
+    beside = BAR_WIDTH + 3 * GAP + max(round(font.getlength(number)) for number in numbers)
+    picture = PillowImage.new("RGB", (width + beside, top + max(height, BAR_NUMBERS * LINE)), "white")
+    picture.paste(PillowImage.fromarray(row_HWC), (0, top))
+    draw = ImageDraw.Draw(picture)
+    for number, line in enumerate(title):
+        draw.text((2, LINE * number), _fitted(line, font, picture.width - 4), fill="black", font=font)
+    for number, head in enumerate(heads):
+        draw.text((number * pitch + 2, top - LINE), _fitted(head, font, pitch - 4), fill="black", font=font)
+    long = picture.height - top
+    bar = colormaps[MAP_COLOURS](np.linspace(1, 0, long))[:, None, :3].repeat(BAR_WIDTH, axis=1)
+    picture.paste(PillowImage.fromarray(_to_bytes(bar)), (width + GAP, top))
+    for place, text in zip(np.linspace(0, long - LINE, BAR_NUMBERS), numbers, strict=True):
+        draw.text((width + BAR_WIDTH + 2 * GAP, top + round(place)), text, fill="black", font=font)
+    return picture
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """The one that matplotlib brings: Latin, Greek and Cyrillic letters."""
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), LETTER_SIZE)
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Cut at its start where it is too wide: a name's end tells most."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"...{text}") > width:
+        text = text[max(1, len(text) // 16) :]
+    return f"...{text}"
+
+
+def _to_bytes(picture_HWC: np.ndarray) -> NDArray[np.uint8]:
+    return (np.clip(picture_HWC, 0, 1) * 255).round().astype(np.uint8)
+
+
 def _resized(picture_HWC: Picture, size: tuple[int, int]) -> Picture:
-    image = PillowImage.fromarray((np.clip(picture_HWC, 0, 1) * 255).round().astype(np.uint8))
+    image = PillowImage.fromarray(_to_bytes(picture_HWC))
     resized = image.resize((size[1], size[0]), PillowImage.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32) / np.float32(255)

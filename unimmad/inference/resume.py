@@ -31,6 +31,7 @@ def prediction_fingerprint(detector: Detector, settings: Mapping[str, Any]) -> s
         detector.catalogue.classes,
         *_rois(detector),
         None if thresholds is None else thresholds.model_dump(mode="json", by_alias=True),
+        None if detector.normal_maps is None else detector.normal_maps.model_dump(mode="json"),
         settings,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

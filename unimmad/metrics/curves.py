@@ -34,7 +34,7 @@ class Ranking(NamedTuple):
 def ranking_metrics(normal_N: Floats, anomalous_A: Floats) -> Ranking:
     """AUROC (ties counted half), AP (step-wise, ties merged) and F1max (over every distinct score).
 
-    AUROC needs scores of both labels, AP and F1max at least one anomalous score.
+    All need scores of both labels: where every score is anomalous, AP and F1max would be 1 whatever the scores are.
 
     Args:
         normal_N: scores of label 0, sorted ascending, no NaN.
@@ -45,7 +45,7 @@ def ranking_metrics(normal_N: Floats, anomalous_A: Floats) -> Ranking:
     """
     _refuse_nan(normal_N, anomalous_A[-1:])
     normal, anomalous = len(normal_N), len(anomalous_A)
-    if anomalous == 0:
+    if anomalous == 0 or normal == 0:
         return Ranking(None, None, None)
     twice_won = 0
     precision_sum = 0.0
@@ -60,8 +60,7 @@ def ranking_metrics(normal_N: Floats, anomalous_A: Floats) -> Ranking:
         # Each anomalous score raises the recall by 1 / A, at the precision its group of ties has.
         precision_sum += float((hits_A / chosen_A).sum())
         f1max = max(f1max, float((2 * hits_A / (anomalous + chosen_A)).max()))
-    auroc = twice_won / (2 * normal * anomalous) if normal else None
-    return Ranking(auroc, precision_sum / anomalous, f1max)
+    return Ranking(twice_won / (2 * normal * anomalous), precision_sum / anomalous, f1max)
 
 
 def aupro(normal_N: Floats, anomalous_A: Floats, region_A: NDArray[np.int32], size_R: NDArray[np.int64]) -> float:

@@ -117,7 +117,10 @@ def _notes(report: Report) -> Iterator[str]:
 
 
 def _undecided(result: ClassResult) -> bool:
-    return result.at_threshold is None or result.at_threshold.undecided > 0
+    """Whether it has images without a threshold; a class without test images has none."""
+    if result.at_threshold is None:
+        return result.normal + result.anomalous > 0
+    return result.at_threshold.undecided > 0
 
 
 def _not_segmented(result: ClassResult) -> bool:

@@ -10,6 +10,7 @@ from unimmad.report.drawing import Limits, heat_limits
 from unimmad.report.figures import SamplePicture, class_figure, png
 from unimmad.report.scored_class import ScoredClass
 from unimmad.report.selection import Reason
+from unimmad.report.sensor_sets import most_shown
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,17 @@ class DrawnClass:
 
 def draw_class(scored: ScoredClass, samples: Sequence[SamplePicture]) -> DrawnClass:
     """Draw a class's curves and those samples' heat maps; ``samples`` may be none."""
-    curves = png(
-        curve_figure(scored.class_name, scored.image_scores, scored.labels, scored.curves, scored.result.metrics)
-    )
+    shown_I = scored.in_curves
+    title, metrics = scored.class_name, scored.result.metrics
+    if scored.result.sensor_sets:
+        shown = most_shown(scored.result.sensor_sets)
+        title, metrics = f"{title}, {' + '.join(shown.modalities)} alone", shown.metrics
+    curves = png(curve_figure(title, scored.image_scores[shown_I], scored.labels[shown_I], scored.curves, metrics))
     if not samples:
         return DrawnClass(curves)
-    heat_maps = png(class_figure(samples, None if scored.curves is None else scored.curves.threshold))
+    # Maps of other sensors have values of another size, for which the curves' threshold says nothing.
+    one_scale = scored.curves is not None and not scored.result.sensor_sets
+    heat_maps = png(class_figure(samples, scored.curves.threshold if scored.curves and one_scale else None))
     return DrawnClass(curves, heat_maps, _typical(samples), heat_limits([picture.map_HW for picture in samples]))
 
 

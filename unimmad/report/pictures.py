@@ -46,6 +46,7 @@ OVERVIEW = "overview.png"
 HEAT_MAPS = "pictures"
 CURVES = "curves"
 EXPERTS = "experts"
+EXPERT_FILES = ("expert_map.png", "class_overlap.png", "leaders.csv", "datasets.csv", "class_overlap.csv")
 
 
 class Pictures:
@@ -114,6 +115,8 @@ class Pictures:
             named.add(self.overview)
         files = [f"{file_name(result.dataset, result.class_name)}.png" for result in earlier.classes]
         before = [self._folder / folder / file for folder in (HEAT_MAPS, CURVES) for file in files]
+        if not self._usages:
+            before += [self._folder / EXPERTS / name for name in EXPERT_FILES]
         for path in [self._folder / OVERVIEW, *before]:
             if path not in named:
                 path.unlink(missing_ok=True)
@@ -131,10 +134,10 @@ class Pictures:
         levels = self._usages[0].counts_MGL.shape[1] // len(self._kernel_sizes)
         found = specialisation(self._usages, gate_names(self._kernel_sizes, levels))
         folder = self._folder / EXPERTS
-        expert_map, overlap = folder / "expert_map.png", folder / "class_overlap.png"
+        expert_map, overlap = (folder / name for name in EXPERT_FILES[:2])
         save_expert_map(rows_by_modality(self._usages), found.gates, len(self._kernel_sizes), expert_map)
         save_class_overlap(found.classes, found.class_overlap_CC, overlap)
-        contents = {"leaders.csv": leaders_csv, "datasets.csv": datasets_csv, "class_overlap.csv": overlap_csv}
+        contents = dict(zip(EXPERT_FILES[2:], (leaders_csv, datasets_csv, overlap_csv), strict=True))
         for name, as_csv in contents.items():
             write_text_aside(folder / name, as_csv(found))
         return Section(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, TypeAdapter
@@ -13,6 +13,7 @@ from unimmad.data.index import Name
 from unimmad.metrics.at_threshold import AtThreshold
 from unimmad.metrics.metrics import METRIC_KEYS, Metrics
 from unimmad.report.at_threshold import AtThresholdEntry
+from unimmad.report.sensor_sets import SensorSet, SensorSetEntry, read_sensor_set
 from unimmad.serialization.documents import parse_json
 from unimmad.serialization.validation import Count, Entry, Share, validated
 
@@ -43,6 +44,7 @@ class ClassEntry(Entry):
     anomalous: Count
     metrics: MetricsEntry
     at_threshold: AtThresholdEntry | None = None
+    sensor_sets: list[SensorSetEntry] = Field(default_factory=list)
 
 
 class PublishedEntry(Entry):
@@ -82,6 +84,8 @@ class ClassResult:
     """By the keys in ``METRIC_KEYS``, fractions; None where undefined."""
     at_threshold: AtThreshold | None = None
     """None where the checkpoint has no thresholds."""
+    sensor_sets: tuple[SensorSet, ...] = ()
+    """Where the images have different modalities: those of each set of modalities."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,13 @@ class Mean:
     """How many members there are."""
     unit: str
     """What the members are, in the plural."""
+    in_part: Mapping[str, int] = field(default_factory=dict)
+    """By metric: how many of the members covered are means that do not cover all of theirs."""
+
+    @property
+    def marked(self) -> frozenset[str]:
+        """The metrics whose mean is not over all that there is."""
+        return frozenset(key for key in METRIC_KEYS if self.covered[key] < self.members or self.in_part.get(key))
 
     @property
     def incomplete(self) -> dict[str, int]:
@@ -155,8 +166,10 @@ class Report:
         return mean_of_members("mean of classes", [result.metrics for result in self.classes], "classes")
 
     def mean_of_datasets(self) -> Mean:
-        members = [self.mean_of_dataset(dataset).metrics for dataset in self.datasets]
-        return mean_of_members("mean of datasets", members, "datasets")
+        means = [self.mean_of_dataset(dataset) for dataset in self.datasets]
+        in_part = {key: sum(key in mean.incomplete and mean.covered[key] > 0 for mean in means) for key in METRIC_KEYS}
+        mean = mean_of_members("mean of datasets", [mean.metrics for mean in means], "datasets")
+        return replace(mean, in_part=in_part)
 
     def means(self) -> tuple[Mean, ...]:
         """Each dataset's mean, each field's, then the mean of all classes and the mean of the datasets' means."""
@@ -228,6 +241,7 @@ def class_entry(result: ClassResult) -> dict[str, Any]:
         "anomalous": result.anomalous,
         "metrics": result.metrics,
         **({} if result.at_threshold is None else {"at_threshold": result.at_threshold.entry()}),
+        **({"sensor_sets": [one.entry() for one in result.sensor_sets]} if result.sensor_sets else {}),
     }
 
 
@@ -243,5 +257,9 @@ def _mean_entry(mean: Mean) -> dict[str, Any]:
 
 def read_class(entry: ClassEntry) -> ClassResult:
     """What :func:`class_entry` gave."""
-    values = entry.model_dump(exclude={"at_threshold"})
-    return ClassResult(**values, at_threshold=None if entry.at_threshold is None else entry.at_threshold.counts())
+    values = entry.model_dump(exclude={"at_threshold", "sensor_sets"})
+    return ClassResult(
+        **values,
+        at_threshold=None if entry.at_threshold is None else entry.at_threshold.counts(),
+        sensor_sets=tuple(map(read_sensor_set, entry.sensor_sets)),
+    )

@@ -17,6 +17,7 @@ from unimmad.metrics.curve_points import Histogram
 from unimmad.metrics.pixel_curves import PixelCurves
 from unimmad.report.expert_usage import ClassUsage, UsageEntry, read_usage, usage_entry
 from unimmad.report.report import ClassEntry, ClassResult, class_entry, read_class
+from unimmad.report.sensor_sets import Sensors, most_shown
 from unimmad.serialization.validation import Count, Entry, Share, validated
 
 
@@ -39,6 +40,8 @@ class ScoredClass:
     """None where the method routes nothing."""
     outside: int = 0
     """Anomalous samples left out, since all that is marked lies outside of the class's region of interest."""
+    sensors: tuple[Sensors, ...] = ()
+    """I times what the sample consists of; empty where nobody says."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -49,6 +52,14 @@ class ScoredClass:
     def class_name(self) -> str:
         """``DATASET/CLASS``."""
         return f"{self.result.dataset}/{self.result.class_name}"
+
+    @property
+    def in_curves(self) -> NDArray[np.bool_]:
+        """[I], True for the samples that curves are drawn of: all, or those of one set of modalities."""
+        if not self.result.sensor_sets:
+            return np.ones(len(self.keys), dtype=bool)
+        shown = most_shown(self.result.sensor_sets).modalities
+        return np.array([sensors == shown for sensors in self.sensors], dtype=bool)
 
 
 def scored_entry(scored: ScoredClass) -> dict[str, Any]:
@@ -62,6 +73,7 @@ def scored_entry(scored: ScoredClass) -> dict[str, Any]:
         "curves": None if scored.curves is None else curves_entry(scored.curves),
         "usage": None if scored.usage is None else usage_entry(scored.usage),
         "outside": scored.outside,
+        "sensors": scored.sensors,
     }
 
 
@@ -97,6 +109,7 @@ class _ScoredEntry(Entry):
     curves: CurvesEntry | None
     usage: UsageEntry | None
     outside: Count
+    sensors: list[list[str]]
 
 
 def read_scored(content: Mapping[str, Any]) -> ScoredClass:
@@ -106,7 +119,8 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
         ValueError: an entry is missing, of another form, or of another number of samples.
     """
     entry = validated(TypeAdapter(_ScoredEntry), content, "a class's scores", "evaluate again")
-    if not len(entry.image_scores) == len(entry.labels) == len(entry.keys) == len(entry.defects):
+    counts = map(len, (entry.image_scores, entry.labels, entry.keys, entry.defects, entry.sensors or entry.keys))
+    if len(set(counts)) > 1:
         raise ValueError(f"the scores of class {entry.result.class_name} are not complete; evaluate again")
     return ScoredClass(
         result=read_class(entry.result),
@@ -117,6 +131,7 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
         curves=None if entry.curves is None else read_curves(entry.curves),
         usage=None if entry.usage is None else read_usage(entry.usage),
         outside=entry.outside,
+        sensors=tuple(map(tuple, entry.sensors)),
     )
 
 

@@ -103,13 +103,23 @@ def write_image_scores(
     rows: list[Row] = []
     for scored in scored_classes:
         names = scored.result.dataset, scored.result.class_name
-        samples = zip(scored.keys, scored.defects, scored.labels, scored.image_scores, strict=True)
+        sensors = scored.sensors or ((),) * len(scored.keys)
+        samples = zip(scored.keys, scored.defects, scored.labels, scored.image_scores, sensors, strict=True)
         rows += [
-            (*names, key, defect, str(int(label)), repr(float(score)), (sources or {}).get((names[0], key)) or "")
-            for key, defect, label, score in samples
+            (
+                *names,
+                key,
+                defect,
+                str(int(label)),
+                repr(float(score)),
+                " ".join(modalities),
+                (sources or {}).get((names[0], key)) or "",
+            )
+            for key, defect, label, score, modalities in samples
         ]
     path = folder / IMAGE_SCORES
-    write_text_aside(path, Table(("dataset", "class", "key", "defect", "anomalous", "score", "source"), rows).to_csv())
+    header = ("dataset", "class", "key", "defect", "anomalous", "score", "modalities", "source")
+    write_text_aside(path, Table(header, rows).to_csv())
     return path
 
 

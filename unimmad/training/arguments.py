@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from unimmad.checkpoint.folder import NO_VERIFY_HELP
+from unimmad.checkpoint.folder import CHECKPOINTS, NO_VERIFY_HELP, STATE_NAME
 from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
 from unimmad.data.location import DataFolder, parse_data_folder
 from unimmad.methods.registry import METHODS, Registry, settings_of
@@ -69,6 +69,7 @@ def parse_arguments(
     given = training_parser(prog).parse_args(argv)
     overrides = [*given.overrides, *([f"data.on_error={given.on_error}"] if given.on_error else [])]
     recipe = load_recipe(given.recipe, overrides, settings_of(methods))
+    _check_one_folder(given.resume, given.output_dir)
     least = 0 if methods[recipe.method].sees_samples_once_more else 1  # fitting alone gives something to score with
     if given.max_steps is not None and given.max_steps < least:
         raise ValueError(f"--max-steps {given.max_steps} must be {least} or more")
@@ -126,6 +127,24 @@ def training_parser(prog: str = TRAINER) -> argparse.ArgumentParser:
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     return parser
+
+
+def _check_one_folder(resume: str, output_dir: Path | None) -> None:
+    """
+    Raises:
+        ValueError: a run is to be continued in another folder than its own.
+    """
+    if output_dir is None or resume in ("auto", "never"):
+        return
+    source = Path(resume)
+    if (source / STATE_NAME).is_file():
+        source = source.parent
+    run = source.parent if source.name == CHECKPOINTS else source
+    if (run / CHECKPOINTS).is_dir() and run.resolve() != output_dir.resolve():
+        raise ValueError(
+            f"--resume {resume} goes on in that run's own folder, not in --output-dir {output_dir}: leave one of them "
+            f"out, or begin a new run from its weights with --init-from {resume} in place of --resume"
+        )
 
 
 def _profiled_steps(text: str) -> range:

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
-from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model, with_room_for
+from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, fill_model, load_checkpoint, with_room_for
+from unimmad.checkpoint.normal_maps import save_normal_maps
 from unimmad.checkpoint.state import SECONDS
 from unimmad.checkpoint.tensor_slices import TensorReader
-from unimmad.checkpoint.trained_on import TrainedOn
+from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe, check_dataset_weights
+from unimmad.data.index import DatasetEntry
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.resized_cache import GB, ResizedCache, expected_bytes
@@ -30,6 +32,7 @@ from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.reading.stream import expect_workers
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards
+from unimmad.evaluation.normal_maps import measure_normals
 from unimmad.methods.registry import build_method, new_model
 from unimmad.model.backbone import RANDOM_WEIGHTS
 from unimmad.model.backends.execution import check_compiling
@@ -42,6 +45,7 @@ from unimmad.parallel.placement import effective_ep_size
 from unimmad.parallel.world import World
 from unimmad.ranks.processes import ranks_here
 from unimmad.serialization.folder_lock import FolderLock
+from unimmad.serialization.text import one_line
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.composing import Composing, described, follow_composing, kept_composing, new_composing
@@ -91,7 +95,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     )
     run = world.on_main(lambda: choose_run_folder(arguments.output_dir, arguments.resume, recipe))
     data = list(arguments.data) or [world.on_main(ensure_synthetic_shards)]
-    shards, order, trained_on = world.together(lambda: _open_data(recipe, data, run, world))
+    shards, order, trained_on = world.together(lambda: _open_data(arguments, data, run, world))
     world.ranks.check_same(shards.digest(), "other data")
     run = world.on_main(partial(claim_run_folder, run, arguments, trained_on, lock))
     if arguments.methods[recipe.method].is_fitted and run.resume_from is not None:
@@ -108,6 +112,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     if isinstance(model, FittedMethod):
         facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], 0, trained_on)
         fit(model, shards, facts, CheckpointFolder(run.path), world, lock)
+        world.on_main(lambda: _keep_normal_maps(arguments, run, shards, world))
         _say_next(run, world)
         return True
     composing = _composing(arguments, run, world, ep_size, shards.classes("train"))
@@ -134,8 +139,23 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     trainer = Trainer(engine, shards, order, schedule, checkpoints, facts, lock, stop, arguments.profile, features)
     complete = trainer.run(start, arguments.max_steps)
     if complete:
+        world.on_main(lambda: _keep_normal_maps(arguments, run, shards, world))
         _say_next(run, world)
     return complete
+
+
+def _keep_normal_maps(arguments: TrainArguments, run: RunFolder, shards: ShardSet, world: World) -> None:
+    """Beside the newest checkpoint, for the colours of pictures; a run does not fail at its end for want of them."""
+    checkpoint = CheckpointFolder(run.path).newest()
+    if checkpoint is None:
+        return
+    try:
+        loaded = load_checkpoint(checkpoint, verify=False, methods=arguments.methods)
+        found = measure_normals(loaded, shards, world.device)
+        if found is not None:
+            save_normal_maps(found, checkpoint)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a GPU whose memory training still holds
+        logger.warning("no scale for the colours of pictures is kept with %s: %s", checkpoint, one_line(error))
 
 
 def _say_next(run: RunFolder, world: World) -> None:
@@ -163,10 +183,12 @@ def _read_settings(arguments: TrainArguments, world: World) -> tuple[TrainArgume
 
 
 def _open_data(
-    recipe: Recipe, data: list[DataFolder], run: RunFolder, world: World
+    arguments: TrainArguments, data: list[DataFolder], run: RunFolder, world: World
 ) -> tuple[ShardSet, TrainingOrder[SampleRef], TrainedOn]:
     """The samples as this rank's node sees them, and the order in which they come."""
-    shards = ShardSet.open(data, ShardCache.of(recipe.data.cache_folder, recipe.data.cache_gb))
+    recipe = arguments.recipe
+    cache = ShardCache.of(recipe.data.cache_folder, recipe.data.cache_gb)
+    shards = ShardSet.open(data, cache, _slots_before(run.resume_from or arguments.init_from))
     classes = shards.classes("train")
     trained_on = TrainedOn.of(shards.datasets, {name: [ref.entry for ref in refs] for name, refs in classes.items()})
     check_dataset_weights(recipe.data.dataset_weights, shards.datasets)
@@ -193,6 +215,15 @@ def _open_data(
         recipe.data.sampling,
     )
     return shards, order, trained_on
+
+
+def _slots_before(source: Path | None) -> dict[str, DatasetEntry] | None:
+    """The datasets, with their slots, that the weights to begin with were trained on."""
+    if source is None:
+        return None
+    checkpoint = find_checkpoint(source)
+    trained_on = read_trained_on(read_state(checkpoint), str(checkpoint / STATE_NAME))
+    return None if trained_on is None else trained_on.datasets
 
 
 def _resized_cache(recipe: Recipe, shards: ShardSet, world: World) -> ResizedCache:

@@ -11,7 +11,7 @@ import numpy as np
 
 from unimmad.data.decode import decode_image
 from unimmad.data.index import DatasetEntry, Modality, ModalityKind
-from unimmad.data.layouts.calibration import set_aside
+from unimmad.data.layouts.calibration import not_set_aside, set_aside
 from unimmad.data.layouts.layout import Layout, LayoutInfo, ReadSet
 from unimmad.data.layouts.registry import LAYOUTS
 from unimmad.data.layouts.scan import (
@@ -173,6 +173,9 @@ def _source_set(root: Path, info: LayoutInfo, read: ReadSet, wishes: _Wishes, no
     _check_classes(root, info, samples, notices)
     share = info.calibration_fraction if wishes.calibration_fraction is None else wishes.calibration_fraction
     declared = read.modalities or info.modalities
+    aside = set_aside(samples, share, wishes.seed)
+    if share and (note := not_set_aside(aside)):
+        notices.add(f"{root}: {note}")
     return SourceSet(
         name=wishes.name or read.name or (info.name if info.classes else _stem(root)),
         description=f"{info.title}, {root.resolve().name}",
@@ -181,7 +184,7 @@ def _source_set(root: Path, info: LayoutInfo, read: ReadSet, wishes: _Wishes, no
             modalities=_modalities(root, samples, declared, wishes, notices),
             roi=rois_beside(root if root.is_dir() else root.parent, sorted({one.class_name for one in samples})),
         ),
-        samples=tuple(set_aside(samples, share, wishes.seed)),
+        samples=tuple(aside),
         root=root.parent if root.is_file() else root,
         published=bool(info.classes or read.name),
         invalid_told=frozenset(name for name, choice in wishes.choices.items() if choice.invalid_given),
@@ -251,10 +254,7 @@ def _modalities(
         by_name[name] if name in by_name and name not in used else _judge(name, file, used.get(name), notices)
         for name, file in first.items()
     ]
-    if len(by_name) == len(first) and not used:
-        ordered = sorted(entries, key=lambda modality: modality.slot)
-        return tuple(modality.model_copy(update={"slot": slot}) for slot, modality in enumerate(ordered))
-    return assign_slots(entries, tuple(used.values()))
+    return assign_slots(entries, [modality.name for modality in declared])
 
 
 def _judge(name: str, file: SourceFile, choice: ModalityChoice | None, notices: Notices) -> Modality:

@@ -13,7 +13,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tarfile import BLOCKSIZE
@@ -40,6 +40,7 @@ from unimmad.data.index import (
     rois_of,
     with_rois,
 )
+from unimmad.data.joined_slots import joined_by_name
 from unimmad.data.location import DataFolder, RemoteFolder, shown
 from unimmad.data.prepare import model_input, resized_pixels
 from unimmad.data.reading.download import FetchError, fetch
@@ -83,28 +84,43 @@ class SampleRef:
 class ShardSet:
     """Shard folders joined; samples are read by offset. Picklable; safe in loader workers of any kind."""
 
-    def __init__(self, folders: Sequence[DataFolder], indexes: Sequence[Index], cache: ShardCache) -> None:
+    def __init__(
+        self,
+        folders: Sequence[DataFolder],
+        indexes: Sequence[Index],
+        cache: ShardCache,
+        known: Mapping[str, DatasetEntry] | None = None,
+    ) -> None:
         self.folders = tuple(folders)
         self.indexes = tuple(indexes)
         self.cache = cache
         self.resized: ResizedCache | None = None
         """Where images are kept that ``read`` has resized, and looked for first. Masks are always read again."""
-        self.datasets: dict[str, DatasetEntry] = {
-            name: entry for index in indexes for name, entry in index.datasets.items()
-        }
+        self.datasets: dict[str, DatasetEntry] = joined_by_name(_stored(indexes), known)
+        """By name; one slot for one modality's name, which need not be the one in the index."""
+        for name, entry in _stored(indexes).items():
+            if moved := [m for m in self.datasets[name].modalities if m not in entry.modalities]:
+                said = ", ".join(f"{modality.name} in {modality.slot}" for modality in moved)
+                logger.info("slots go by modalities' names: %s has %s", name, said)
         self._open_shards: dict[tuple[int, int], io.FileIO] = {}
 
     @classmethod
-    def open(cls, folders: Sequence[DataFolder], cache: ShardCache | None = None) -> ShardSet:
+    def open(
+        cls,
+        folders: Sequence[DataFolder],
+        cache: ShardCache | None = None,
+        known: Mapping[str, DatasetEntry] | None = None,
+    ) -> ShardSet:
         """Read the indexes of ``folders`` and check that local shards are there and whole in size.
 
         Args:
             folders: paths, and URLs from ``location.parse_data_folder``.
             cache: where shards from URLs are kept; None: the default one.
+            known: datasets that a model was trained on, whose slots decide (``joined_slots``).
 
         Raises:
-            ValueError: no folder given, no or a broken index, a shard missing or cut short, or one data-set
-                name in two folders.
+            ValueError: no folder given, no or a broken index, a shard missing or cut short, one data-set
+                name in two folders, or ``joined_by_name``'s.
         """
         if not folders:
             raise ValueError("no data folder given; make one with unimmad shards")
@@ -116,7 +132,7 @@ class ShardSet:
         cache = cache or ShardCache.of()
         if not all(isinstance(folder, Path) for folder in folders):
             logger.info("shards from URLs are kept in %s, %g GB at most", cache.folder, cache.limit_bytes / GB)
-        return cls(folders, indexes, cache)
+        return cls(folders, indexes, cache, known)
 
     @property
     def max_slot(self) -> int:
@@ -149,7 +165,7 @@ class ShardSet:
         changed.indexes = tuple(
             index.model_copy(update={"datasets": with_rois(index.datasets, rois, names)}) for index in self.indexes
         )
-        changed.datasets = {name: entry for index in changed.indexes for name, entry in index.datasets.items()}
+        changed.datasets = with_rois(self.datasets, rois, names)  # whose slots need not be the indexes'
         return changed
 
     def digest(self) -> str:
@@ -157,6 +173,10 @@ class ShardSet:
         digest = hashlib.sha256()
         for index in self.indexes:
             digest.update(index.model_dump_json().encode())
+        stored = _stored(self.indexes)
+        for name, entry in self.datasets.items():
+            if entry != stored[name]:
+                digest.update(f"{name} {entry.model_dump_json()}".encode())
         return digest.hexdigest()
 
     def has(self, split: Split) -> bool:
@@ -304,6 +324,10 @@ class ShardSet:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open_shards": {}}
+
+
+def _stored(indexes: Sequence[Index]) -> dict[str, DatasetEntry]:
+    return {name: entry for index in indexes for name, entry in index.datasets.items()}
 
 
 def _index_of(folder: DataFolder) -> Index:

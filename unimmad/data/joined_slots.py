@@ -1,0 +1,75 @@
+"""One input slot for one modality's name, in all datasets that a model meets.
+
+A dataset numbers its modalities by itself: depth alone has slot 0, depth beside RGB slot 1. A model that trained on
+both as they are would take the two for different sensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from unimmad.data.index import DatasetEntry
+
+
+def joined_by_name(
+    datasets: Mapping[str, DatasetEntry], known: Mapping[str, DatasetEntry] | None = None
+) -> dict[str, DatasetEntry]:
+    """The datasets with slots that go by name.
+
+    A name keeps the slot that it has in the first dataset that has it. Where another modality of its dataset is there
+    already, it takes the lowest one that is free in all its datasets.
+
+    Args:
+        datasets: by name, as their indexes say.
+        known: those that a model was trained on: their slots stay whatever they are, and decide first.
+
+    Raises:
+        ValueError: a model was trained with one name on several slots (before slots went by name), and a dataset that
+            it has not seen uses that name.
+    """
+    trained = known or {}
+    slot_of: dict[str, int] = {}
+    for entry in trained.values():
+        for modality in entry.modalities:
+            slot_of.setdefault(modality.name, modality.slot)
+    _check_one_slot({name: entry for name, entry in datasets.items() if name not in trained}, trained)
+    for entry in datasets.values():
+        for modality in entry.modalities:
+            if modality.name not in slot_of:
+                slot_of[modality.name] = _free_slot(modality.name, modality.slot, slot_of, datasets.values())
+    return {name: _with_slots(entry, trained.get(name), slot_of) for name, entry in datasets.items()}
+
+
+def _free_slot(name: str, wanted: int, slot_of: Mapping[str, int], datasets: Iterable[DatasetEntry]) -> int:
+    beside = {
+        other.name
+        for entry in datasets
+        if any(modality.name == name for modality in entry.modalities)
+        for other in entry.modalities
+    }
+    taken = {slot_of[other] for other in beside if other in slot_of}
+    return wanted if wanted not in taken else min(set(range(len(taken) + 1)) - taken)
+
+
+def _with_slots(entry: DatasetEntry, trained: DatasetEntry | None, slot_of: Mapping[str, int]) -> DatasetEntry:
+    own = {modality.name: modality.slot for modality in trained.modalities} if trained is not None else {}
+    slots = {modality.name: own.get(modality.name, slot_of[modality.name]) for modality in entry.modalities}
+    if all(slots[modality.name] == modality.slot for modality in entry.modalities):
+        return entry
+    moved = [modality.model_copy(update={"slot": slots[modality.name]}) for modality in entry.modalities]
+    return entry.model_copy(update={"modalities": tuple(sorted(moved, key=lambda modality: modality.slot))})
+
+
+def _check_one_slot(new: Mapping[str, DatasetEntry], trained: Mapping[str, DatasetEntry]) -> None:
+    slots: dict[str, dict[int, str]] = {}
+    for dataset, entry in trained.items():
+        for modality in entry.modalities:
+            slots.setdefault(modality.name, {}).setdefault(modality.slot, dataset)
+    for dataset, entry in new.items():
+        for modality in entry.modalities:
+            if len(places := slots.get(modality.name, {})) > 1:
+                said = " and ".join(f"slot {slot} in {of}" for slot, of in places.items())
+                raise ValueError(
+                    f"dataset {dataset} has {modality.name}, which the model was trained with in {said}: nobody can "
+                    f"say which it is; name the dataset as the one it is like, or train again"
+                )

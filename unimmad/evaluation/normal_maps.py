@@ -1,0 +1,83 @@
+"""Scores some normal images of each class once training is done: see ``checkpoint/normal_maps.py``.
+
+Letters: B samples, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unimmad.checkpoint.loading import LoadedCheckpoint
+from unimmad.checkpoint.normal_maps import NormalMaps, normal_maps
+from unimmad.checkpoint.thresholds import Sensors
+from unimmad.data.index import Split
+from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
+from unimmad.data.sample import Sample, collate
+from unimmad.evaluation.scoring import chosen_precision, score_batch, scoring_form
+from unimmad.model.method import Fitted
+
+IMAGES_A_SET = 8
+"""Images of a class that have the same modalities; enough for a scale of colours."""
+MOST_IMAGES = 256
+
+
+def measure_normals(checkpoint: LoadedCheckpoint, shards: ShardSet, device: torch.device) -> NormalMaps | None:
+    """What normal images' maps are like: those of the calibration split where there is one, else training images.
+
+    Args:
+        checkpoint: its model is brought into its inference form.
+        shards: what it was trained on.
+        device: what to compute on.
+
+    Returns:
+        None where a fitted method has training images alone: it holds them, so that their maps are near 0.
+
+    Raises:
+        ValueError: a map or a shard can't be had.
+    """
+    split: Split = "calibration" if shards.has("calibration") else "train"
+    if split == "train" and isinstance(checkpoint.model, Fitted):
+        return None
+    settings = checkpoint.recipe.evaluation.model_copy(update={"compile": False})
+    model = scoring_form(checkpoint.model, settings, device)
+    precision = chosen_precision(None, device)
+    found: dict[tuple[str, Sensors], list[tuple[float, float]]] = {}
+    for refs in _chosen(shards, split):
+        samples = [sample for ref in refs if (sample := _read(shards, ref, model.image_size)) is not None]
+        if not samples:
+            continue
+        maps_BHW, scores_B = score_batch(model, collate(samples), settings, device, precision)
+        usual = [usual_value(map_HW, sample) for map_HW, sample in zip(maps_BHW, samples, strict=True)]
+        found[samples[0].class_name, samples[0].modalities] = list(zip(usual, scores_B.tolist(), strict=True))
+    return normal_maps(split, found) if found else None
+
+
+def usual_value(map_HW: Tensor, sample: Sample) -> float:
+    """The median of a map's values that are looked at."""
+    return float(looked_at(map_HW, sample).median())
+
+
+def looked_at(map_HW: Tensor, sample: Sample) -> Tensor:
+    """The map's values inside of the sample's region of interest, in one dimension."""
+    return map_HW.flatten() if sample.weights_HW is None else map_HW[sample.weights_HW > 0]
+
+
+def _chosen(shards: ShardSet, split: Split) -> list[list[SampleRef]]:
+    """The first samples of each class and set of modalities."""
+    sets: dict[tuple[str, frozenset[str]], list[SampleRef]] = {}
+    for class_name, refs in shards.classes(split).items():
+        for ref in refs:
+            of_set = sets.setdefault((class_name, frozenset(ref.entry.images)), [])
+            if len(of_set) < IMAGES_A_SET:
+                of_set.append(ref)
+    each = max(1, min(IMAGES_A_SET, MOST_IMAGES // max(1, len(sets))))
+    return [refs[:each] for refs in sets.values()]
+
+
+def _read(shards: ShardSet, ref: SampleRef, image_size: int) -> Sample | None:
+    """With its region of interest; None where it is corrupt, as training may have been told to pass over."""
+    try:
+        return shards.read(ref, image_size)
+    except CorruptSampleError:
+        return None
