@@ -19,9 +19,8 @@ from unimmad.data.roi import given_rois
 from unimmad.data.sample import collate
 from unimmad.evaluation.header import rois_in_words
 from unimmad.evaluation.held_thresholds import HeldThresholds
-from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.evaluate import evaluate_checkpoint
 from unimmad.evaluation.normal_maps import measure_normals
+from unimmad.evaluation.run import evaluate_classes
 from unimmad.evaluation.scoring import maps_and_scores, score_batch
 from unimmad.inference.calibration import calibrate
 from unimmad.inference.detector import Detector
