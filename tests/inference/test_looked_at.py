@@ -68,7 +68,7 @@ def test_evaluation_and_prediction_look_where_calibration_did(run, calibration_s
     settings, plain = checkpoint.recipe.evaluation, ShardSet.open([calibration_shards])
     shards = plain.with_rois(given_rois(regions, plain.classes("test")))
     assert shards.digest() != plain.digest()
-    held = HeldThresholds(load_thresholds(checkpoint.folder), shards.datasets, False)
+    held = HeldThresholds(load_thresholds(checkpoint.folder), shards.datasets, False, "fp32")
     scored_classes = evaluate_classes(
         checkpoint.model, shards, "test", settings, device=CPU, workers=0, progress=False, thresholds=held
     )
