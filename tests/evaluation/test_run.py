@@ -197,7 +197,7 @@ def test_pictures_show_an_anomaly_and_a_normal_sample_with_their_modalities_and_
         names = [name for name, _ in defective.images]
         brain = "brain" in scored_class.result.class_name
         assert names == (["t1", "t1ce", "t2", "flair"] if brain else ["rgb", "depth"])
-        assert defective.map_HW.shape == (64, 64)
+        assert defective.map_HW.shape == (128, 128)  # the stored images' own size
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 1), (9, 3)])

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Literal
 
 import numpy as np
 import tifffile
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from unimmad.data.decode_limits import check_decoded, check_encoded, check_npy, check_tiff
 from unimmad.data.image_structure import check_png_or_jpeg, check_tiff_directories, check_tiff_parts
@@ -152,34 +149,6 @@ def decode_mask_pixels(data: bytes, suffix: str, where: str) -> np.ndarray:
         raise ValueError(f"{where}: the mask has NaN in it; write 0 for normal pixels and more for anomalous ones")
     marked = array >= JPEG_MASK_THRESHOLD if suffix in (".jpg", ".jpeg") else array > 0
     return np.asarray(marked.any(axis=2)) if marked.ndim == 3 else marked
-
-
-def decode_mask(
-    data: bytes,
-    suffix: str,
-    where: str,
-    image_size: int,
-    image_shape: tuple[int, ...],
-    resize: Literal["nearest", "bilinear"] = "nearest",
-) -> Tensor:
-    """Decode a mask and resize it to the model's square.
-
-    Args:
-        image_size: side of the result.
-        image_shape: shape of the sample's images before resizing; its first two numbers are H, W.
-        resize: ``nearest``, or ``bilinear`` (then > 0), which marks a slightly larger region.
-
-    Returns:
-        bool, H x W.
-
-    Raises:
-        ValueError: as ``decode_image``, or the mask's size is not the image's.
-    """
-    marked = decode_mask_pixels(data, suffix, where)
-    check_same_size(where, marked.shape, "its image", image_shape)
-    filter_ = Image.Resampling.NEAREST if resize == "nearest" else Image.Resampling.BILINEAR
-    image = Image.fromarray(marked.astype(np.uint8) * 255).resize((image_size, image_size), filter_)
-    return torch.from_numpy(np.asarray(image) > 0)
 
 
 def check_same_size(where: str, shape: tuple[int, ...], other_where: str, other_shape: tuple[int, ...]) -> None:

@@ -20,7 +20,7 @@ from unimmad.evaluation.scoring import BatchScores, check_scored
 from unimmad.metrics.metrics import MetricAccumulator
 from unimmad.report.expert_usage import UsageCounter, chosen_leaders
 from unimmad.report.report import ClassResult
-from unimmad.report.scored_class import ScoredClass
+from unimmad.report.scored_class import Resizing, ScoredClass
 
 _BATCHES_WAITING = 4
 """Batches of maps that may wait for the metrics; the model pauses beyond that, so memory stays bounded."""
@@ -63,17 +63,22 @@ class ClassScores:
         self._usage = UsageCounter(class_name, leaders) if leaders else None
         self._image_scores: list[float] = []
         self._samples: list[tuple[str, str, bool]] = []
+        self._resizing = Resizing()
 
     def add(self, batch: ScoredBatch) -> None:
         """Take in a batch."""
         if self._usage is not None and batch.leaders_TGK is not None:
-            self._usage.add(batch.samples, batch.leaders_TGK)
+            self._usage.add([sample for sample in batch.samples for _ in range(sample.views)], batch.leaders_TGK)
         for sample, map_HW, score in zip(batch.samples, batch.maps_BHW, batch.scores, strict=True):
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
+            if sample.view is not None and not sample.view.fills:  # padding is no pixel of the image
+                seen = sample.view.target.pixels
+                map_HW, mask_HW = map_HW[seen], None if mask_HW is None else mask_HW[seen]
             name = f"{sample.class_name} {sample.key}"
             self._metrics.add(map_HW, mask_HW, score, int(sample.anomalous), name=name)
             self._image_scores.append(score)
             self._samples.append((sample.key, sample.defect, sample.anomalous))
+            self._resizing = _with_sample(self._resizing, sample)
 
     def scored(self) -> ScoredClass:
         """The finished class."""
@@ -94,7 +99,23 @@ class ClassScores:
             defects=tuple(defect for _, defect, _ in self._samples),
             curves=self._metrics.curves(),
             usage=None if self._usage is None else self._usage.usage(),
+            resizing=self._resizing,
         )
+
+
+def _with_sample(before: Resizing, sample: Sample) -> Resizing:
+    """One sample more of a class."""
+    loss, shrinking = sample.mask_loss, 1.0 if sample.view is None else sample.view.shrinking
+    smaller = shrinking > before.shrinking
+    height, width = sample.stored_size if smaller else (before.height, before.width)
+    return Resizing(
+        shrinking=shrinking if smaller else before.shrinking,
+        height=height,
+        width=width,
+        regions=before.regions + loss.regions,
+        lost=before.lost + loss.lost,
+        emptied=before.emptied + loss.empties,
+    )
 
 
 class MetricsThread:

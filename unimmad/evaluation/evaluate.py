@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +19,17 @@ from unimmad.checkpoint.state import package_version
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.index import Split
 from unimmad.data.location import DataFolder
+from unimmad.data.mask_resize import MaskRule
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog, summary
-from unimmad.evaluation.header import data_fact, report_header
+from unimmad.data.views import Geometry
+from unimmad.evaluation.geometry import scoring_geometry
+from unimmad.evaluation.header import data_fact, report_header, resizing_facts
 from unimmad.evaluation.modalities import keep_modalities
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.scoring import MaskRule, chosen_precision, scoring_form
+from unimmad.evaluation.scoring import chosen_precision, scoring_form
 from unimmad.evaluation.shared_drawing import chosen_samples, draw_classes, sample_picture
 from unimmad.model.backends.convolution import transforms_are_used
 from unimmad.ranks.exchange import ALONE, Ranks
@@ -64,7 +67,7 @@ def evaluate_checkpoint(
     device: torch.device,
     workers: int,
     split: Split = "test",
-    mask_resize: MaskRule = "nearest",
+    mask_resize: MaskRule | None = None,
     progress: bool = True,
     precision: Precision | None = None,
     modalities: Sequence[str] | None = None,
@@ -86,6 +89,7 @@ def evaluate_checkpoint(
 
     Args:
         workers: loader processes of each rank.
+        mask_resize: how masks come to the model's size; None: as the recipe says.
         precision: None: ``default_precision``.
         modalities: names of those to evaluate with; None: all.
         classes: with ``modalities``, the ``DATASET/CLASS`` names to evaluate; None: all.
@@ -115,7 +119,8 @@ def evaluate_checkpoint(
         other.check_common(refs_of)
     beside = published_rows(_datasets(refs_of), checkpoint.recipe.method) if published else ()
     settings, precision = checkpoint.recipe.evaluation, chosen_precision(precision, device)
-    facts = _number_facts(settings, split, mask_resize, precision, device)
+    mask_resize, geometry = mask_resize or settings.mask_resize, scoring_geometry(checkpoint.recipe)
+    facts = _number_facts(settings, geometry, split, mask_resize, precision, device)
     fingerprint = evaluation_fingerprint(checkpoint.weights_digest, shards, facts)
     ranks.check_same(fingerprint, "another checkpoint, other data, settings, kind of device or library versions")
     results = PartialResults(output, fingerprint)
@@ -136,6 +141,7 @@ def evaluate_checkpoint(
         device=device,
         workers=workers,
         mask_resize=mask_resize,
+        geometry=geometry,
         progress=progress and ranks.is_main,
         precision=precision,
         finished=finished,
@@ -163,7 +169,7 @@ def evaluate_checkpoint(
             settings=settings,
             device=device,
             precision=precision,
-            mask_resize=mask_resize,
+            geometry=geometry,
         )
         return chosen_samples(scored, refs_of[scored.class_name], settings.pictures_per_class, draw)
 
@@ -173,6 +179,7 @@ def evaluate_checkpoint(
     if not ranks.is_main:
         return None
     header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)
+    header |= resizing_facts({scored.class_name: scored.resizing for scored in done}, geometry, mask_resize)
     if skipped:
         header["left out"] = skipped
     report = Report(header, tuple(scored.result for scored in done), beside)
@@ -198,10 +205,16 @@ def _check_same_data(output: Path, data: str) -> None:
 
 
 def _number_facts(
-    settings: EvaluationSettings, split: Split, mask_resize: MaskRule, precision: Precision, device: torch.device
+    settings: EvaluationSettings,
+    geometry: Geometry,
+    split: Split,
+    mask_resize: MaskRule,
+    precision: Precision,
+    device: torch.device,
 ) -> dict[str, object]:
     """All that changes a number, beside the model and the data."""
     return {
+        "geometry": asdict(geometry),
         "settings": settings.model_dump(mode="json", exclude=set(NOT_IN_NUMBERS)),
         "split": split,
         "mask_resize": mask_resize,

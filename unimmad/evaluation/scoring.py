@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,14 +19,12 @@ from torch import Tensor
 
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.sample import Batch
+from unimmad.data.views import View
 from unimmad.model.anomaly_map import gaussian_blur, image_scores
 from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.backends.tf32 import without_tf32
 from unimmad.model.method import Fitted, Method
 from unimmad.model.routing import Routing
-
-MaskRule = Literal["nearest", "bilinear"]
-"""How masks come to the image size before they count where > 0."""
 
 
 class BatchScores(NamedTuple):
@@ -133,7 +131,7 @@ def score_on_device(
 ) -> BatchScores:
     """As :func:`score_batch`, but what it gives stays on ``device``, where it may still be computed."""
     on_device = batch.to(device)
-    return score_images(
+    scored = score_images(
         model,
         on_device.images_TCHW,
         batch.tokens_per_sample,
@@ -142,6 +140,28 @@ def score_on_device(
         precision,
         [sample.class_name for sample in batch.samples],
     )
+    views = [sample.view for sample in batch.samples]
+    return scored._replace(scores_B=scores_of_views(scored.maps_BHW, scored.scores_B, views, settings))
+
+
+def scores_of_views(
+    maps_BHW: Tensor, scores_B: Tensor, views: Sequence[View | None], settings: EvaluationSettings
+) -> Tensor:
+    """Image scores without what is padding: of maps that have some, by what their views see alone.
+
+    Args:
+        maps_BHW: blurred maps.
+        scores_B: their scores, padding and all.
+        views: of each map; None: one without padding.
+        settings: the rule of the scores.
+    """
+    scores = list(scores_B)
+    for number, view in enumerate(views):
+        if view is not None and not view.fills:
+            seen_1hw = maps_BHW[number : number + 1, *view.target.pixels]
+            pool = min(settings.score_pool, *seen_1hw.shape[1:])
+            scores[number] = image_scores(seen_1hw, settings.top_share, pool)[0]
+    return torch.stack(scores)
 
 
 @torch.inference_mode()

@@ -17,8 +17,10 @@ from unimmad.data.reading.skipping import OnError, SkipLog
 from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.data.sample import Batch
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
+from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
+from unimmad.evaluation.tiling import score_samples
 from unimmad.inference.engines import ModelEngine
 from unimmad.ranks.exchange import ALONE, Ranks
 
@@ -62,7 +64,8 @@ def calibrate(
     shards = ShardSet.open(data, cache)
     references = shards.classes("calibration")
     _check_split(references, data)
-    engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision)
+    geometry = scoring_geometry(checkpoint.recipe)
+    engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision, geometry)
     computed = {"device": device.type, "precision": engine.precision}
     ranks.check_same(
         evaluation_fingerprint(checkpoint.weights_digest, shards, computed),
@@ -83,6 +86,7 @@ def calibrate(
         workers=workers,
         on_error=on_error,
         skip_log=SkipLog("it is left out"),
+        geometry=geometry,
     )
     total = sum(len(of_class) for of_class in references.values())
     quiet = not (progress and ranks.is_main)
@@ -112,14 +116,11 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...
     Raises:
         ValueError: a map or score is not finite; names the sample.
     """
-    maps_BHW, scores_B = engine.score_tokens(
-        batch.images_TCHW,
-        batch.tokens_per_sample,
-        batch.slot_of_token_T,
-        [sample.class_name for sample in batch.samples],
+    batch, scored = score_samples(
+        engine.model, batch, engine.settings, engine.device, engine.precision, engine.geometry
     )
-    scores = scores_B.tolist()
-    for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True):
+    scores = scored.scores_B.tolist()
+    for sample, map_HW, score in zip(batch.samples, scored.maps_BHW.cpu().numpy(), scores, strict=True):
         check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
     return [(sample.class_name, sample.modalities, score) for sample, score in zip(batch.samples, scores, strict=True)]
 

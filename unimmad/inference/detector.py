@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.thresholds import Threshold, Thresholds, load_thresholds
 from unimmad.config import Precision
-from unimmad.evaluation.scoring import check_scored, named_device
+from unimmad.data.views import View
+from unimmad.evaluation.geometry import scoring_geometry
+from unimmad.evaluation.header import TOO_SMALL
+from unimmad.evaluation.scoring import check_scored, named_device, scores_of_views
+from unimmad.evaluation.tiling import Cutting, scored_by_views
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
 from unimmad.inference.engines import Engine, ModelEngine, OnnxEngine
@@ -53,7 +56,8 @@ class Prediction:
     score: float
     """Image score, any finite number; the higher, the less normal."""
     map_HW: NDArray[np.float32]
-    """Blurred anomaly map at the model's image size, float32 [H, W]."""
+    """Blurred anomaly map, float32 [H, W], of the size that the images came in; what is cropped away has its smallest
+    value."""
     threshold: float | None
     """Score above which it is called anomalous; None where no threshold holds for this sample."""
     threshold_of: str | None
@@ -154,8 +158,9 @@ class Detector:
         checkpoint = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
-        engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, chosen, precision)
-        digest = checkpoint.weights_digest + checkpoint.recipe.evaluation.model_dump_json()
+        recipe = checkpoint.recipe
+        engine = ModelEngine(checkpoint.model, recipe.evaluation, chosen, precision, scoring_geometry(recipe))
+        digest = checkpoint.weights_digest + recipe.evaluation.model_dump_json() + recipe.data.aspect
         return cls(engine, catalogue, thresholds, digest)
 
     @classmethod
@@ -210,7 +215,7 @@ class Detector:
         Args:
             samples: what to score.
             class_name: as for ``predict``, of all of them.
-            batch_size: samples scored at once.
+            batch_size: samples read, and views scored, at once.
             with_pictures: fill ``Prediction.pictures``.
             on_skip: called for each sample that can't be scored, which is left out; None: it is raised.
 
@@ -231,8 +236,7 @@ class Detector:
                 prepared, error = _read(reading, on_skip)
                 reading = [] if error else list(islice(started, batch_size))
                 if prepared:
-                    maps_BHW, scores_B = self.engine.score(prepared)
-                    for sample, map_HW, score in zip(prepared, maps_BHW, scores_B.tolist(), strict=True):
+                    for sample, (map_HW, score) in zip(prepared, self._scored(prepared, batch_size), strict=True):
                         try:
                             prediction = self._prediction(sample, map_HW, score, class_name)
                         except ValueError as unusable:
@@ -247,12 +251,26 @@ class Detector:
             pool.shutdown(cancel_futures=True)
 
     def _prepare(self, sample: InputSample, class_name: str | None, with_pictures: bool) -> PreparedSample:
-        prepared = prepare_sample(sample, self.catalogue, class_name, self.engine.image_size, with_pictures)
+        engine = self.engine
+        prepared = prepare_sample(sample, self.catalogue, class_name, engine.image_size, with_pictures, engine.geometry)
         self.engine.check(prepared)
         return prepared
 
-    def _prediction(self, sample: PreparedSample, map_HW: Tensor, score: float, asked: str | None) -> Prediction:
-        check_scored(sample.name, map_HW.numpy(), score)
+    def _scored(
+        self, samples: Sequence[PreparedSample], batch_size: int
+    ) -> Iterator[tuple[NDArray[np.float32], float]]:
+        """The map [H, W] and the score of each."""
+        images = (Cutting(sample.size, sample.views, sample.cut) for sample in samples)
+        return scored_by_views(images, self._score, batch_size)
+
+    def _score(self, cut: list[PreparedSample], views: list[View]) -> tuple[NDArray[np.float32], Sequence[float]]:
+        maps_BHW, scores_B = self.engine.score(cut)
+        return maps_BHW.numpy(), scores_of_views(maps_BHW, scores_B, views, self.engine.settings).tolist()
+
+    def _prediction(
+        self, sample: PreparedSample, map_HW: NDArray[np.float32], score: float, asked: str | None
+    ) -> Prediction:
+        check_scored(sample.name, map_HW, score)
         threshold, of, notes = self._threshold(sample, asked)
         return Prediction(
             name=sample.name,
@@ -260,10 +278,10 @@ class Detector:
             modalities=sample.modality_names,
             files=sample.files,
             score=score,
-            map_HW=map_HW.numpy(),
+            map_HW=map_HW,
             threshold=None if threshold is None else threshold.value,
             threshold_of=of,
-            notes=(*sample.notes, *notes),
+            notes=(*sample.notes, *_views_notes(sample), *notes),
             pictures=sample.pictures,
         )
 
@@ -294,6 +312,17 @@ class Detector:
             rate = f"{threshold.fpr_bound:.3g}"
             notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
         return threshold, known if of_class else ALL_CLASSES, notes
+
+
+def _views_notes(sample: PreparedSample) -> list[str]:
+    """What one should know of how an image of this size is looked at."""
+    shrinking, first = min(view.shrinking for view in sample.views), sample.views[0].source
+    notes = []
+    if shrinking > TOO_SMALL:
+        notes.append(f"made {shrinking:.0f} times smaller, which loses defects of a few pixels; tiles would not")
+    if len(sample.views) == 1 and (first.height, first.width) != sample.size:
+        notes.append("looked at in the middle only, by data.aspect crop")
+    return notes
 
 
 def _started(

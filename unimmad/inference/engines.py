@@ -18,6 +18,8 @@ from torch import Tensor
 
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.prepare import normalisation
+from unimmad.data.views import STRETCHED, Geometry
+from unimmad.evaluation.geometry import tiles_of
 from unimmad.evaluation.scoring import chosen_precision, score_images, scoring_form
 from unimmad.inference.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
 from unimmad.inference.reading import PreparedSample
@@ -36,6 +38,14 @@ class Engine(Protocol):
     @property
     def precision(self) -> Precision:
         """What it computes in."""
+
+    @property
+    def settings(self) -> EvaluationSettings:
+        """What turns maps into scores."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """By which views images are scored."""
 
     @property
     def looks_at_class(self) -> bool:
@@ -59,12 +69,18 @@ class ModelEngine:
     """The local form of the model, brought into its inference form; computes as evaluation does."""
 
     def __init__(
-        self, model: Method, settings: EvaluationSettings, device: torch.device, precision: Precision | None = None
+        self,
+        model: Method,
+        settings: EvaluationSettings,
+        device: torch.device,
+        precision: Precision | None = None,
+        geometry: Geometry = STRETCHED,
     ) -> None:
-        """``precision``: as for ``chosen_precision``."""
+        """``precision``: as for ``chosen_precision``; ``geometry``: the views that images are to be scored by."""
         # A handful of images would wait minutes for code that pays off over thousands.
         self.model = scoring_form(model, settings.model_copy(update={"compile": False}), device)
         self.settings = settings
+        self.geometry = geometry
         self.device = device
         self._precision = chosen_precision(precision, device)
 
@@ -160,6 +176,14 @@ class OnnxEngine:
     @property
     def precision(self) -> Precision:
         return self.metadata.precision
+
+    @property
+    def settings(self) -> EvaluationSettings:
+        return self.metadata.evaluation
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.metadata.aspect, tiles_of(self.metadata.evaluation.tiles))
 
     @property
     def looks_at_class(self) -> bool:

@@ -11,6 +11,7 @@ from PIL import Image as PillowImage
 
 from unimmad.data.index import Modality
 from unimmad.data.prepare import resize
+from unimmad.data.views import largest_in_area, whole
 from unimmad.report.drawing import DEPTH_COLOURS, MAP_COLOURS, Limits, colour_limits, laid_over
 from unimmad.serialization.atomic_write import write_aside
 
@@ -36,7 +37,7 @@ def picture_of(array: np.ndarray, modality: Modality, size: tuple[int, int], whe
     Raises:
         ValueError: the array does not fit the modality's kind.
     """
-    image_CHW = resize(array, modality, max(size), where).numpy()
+    image_CHW = resize(array, modality, whole(array.shape, size), where).numpy()
     if modality.kind == "depth":
         low, high = colour_limits([image_CHW[0]])
         coloured_HW4 = colormaps[DEPTH_COLOURS](np.clip((image_CHW[0] - low) / (high - low), 0, 1))
@@ -51,7 +52,7 @@ def save_heat_map(
 
     Args:
         pictures: of the modalities, all of one size.
-        map_HW: the anomaly map at the model's size; stretched to the pictures'.
+        map_HW: the anomaly map of the same aspect; brought to the pictures' size.
         limits: map values at the two ends of the colour scale.
         path: the PNG.
 
@@ -60,6 +61,8 @@ def save_heat_map(
     """
     panels = [picture for _, picture in pictures]
     height, width = panels[0].shape[:2]
+    if min(map_HW.shape) > min(height, width):  # a mean over its area would hide what is small
+        map_HW = largest_in_area(map_HW, (height, width))
     large_HW = np.asarray(PillowImage.fromarray(map_HW).resize((width, height), PillowImage.Resampling.BILINEAR))
     share_HW = np.clip((large_HW - limits[0]) / (limits[1] - limits[0]), 0, 1)
     panels += [colormaps[MAP_COLOURS](share_HW)[..., :3], laid_over(panels[0], large_HW, limits)]

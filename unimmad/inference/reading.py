@@ -1,4 +1,4 @@
-"""One sample's images, decoded and brought to the model's size: what an engine scores.
+"""One sample's images, decoded, and the views of the model's size that are cut from them: what an engine scores.
 
 Letters: M modalities of a sample, C = 3 channels, H x W the model's image size.
 """
@@ -6,7 +6,7 @@ Letters: M modalities of a sample, C = 3 channels, H x W the model's image size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from unimmad.data.decode import check_same_size, decode_image
 from unimmad.data.decode_limits import read_image_file
 from unimmad.data.index import Modality
-from unimmad.data.prepare import no_data_note, resize
+from unimmad.data.prepare import as_channels, no_data_note, seen_pixels, stored_pixels
+from unimmad.data.views import STRETCHED, Geometry, View
 from unimmad.inference.catalogue import Catalogue, Match
 from unimmad.inference.inputs import ImageSource, InputSample
 from unimmad.inference.pictures import Picture, panel_size, picture_of
@@ -26,18 +27,25 @@ from unimmad.serialization.text import shown
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A sample at the model's size, not normalised yet."""
+    """A sample, or one view of it at the model's size; not normalised yet."""
 
     name: str
     files: dict[str, str]
     """By modality name; empty where images were given as arrays."""
     match: Match
+    size: tuple[int, int]
+    """Height and width that its images came in."""
+    views: tuple[View, ...]
+    """By which it is scored."""
     images_MCHW: Tensor
-    """float32: RGB and gray in 0-1, depth about its foreground's mean; in the order of ``match.modalities``."""
+    """float32: RGB and gray in 0-1, depth about its foreground's mean; in the order of ``match.modalities``. Empty of a
+    sample with several views, which are still to be cut."""
     pictures: tuple[tuple[str, Picture], ...]
     """Name and picture of each modality, where they were asked for."""
     notes: tuple[str, ...] = ()
     """What one should know of its images."""
+    pixels: tuple[np.ndarray, ...] = ()
+    """What ``stored_pixels`` made of each image; empty of a sample with one view."""
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -47,11 +55,24 @@ class PreparedSample:
     def modality_names(self) -> tuple[str, ...]:
         return tuple(modality.name for modality in self.match.modalities)
 
+    def cut(self, view: View) -> PreparedSample:
+        """What an engine scores of one view."""
+        if not self.pixels:
+            return self
+        of_kinds = zip(self.pixels, self.modalities, strict=True)
+        images = [as_channels(seen_pixels(pixels, modality.kind, view)) for pixels, modality in of_kinds]
+        return replace(self, images_MCHW=torch.stack(images), pixels=(), pictures=())
+
 
 def prepare_sample(
-    sample: InputSample, catalogue: Catalogue, class_name: str | None, image_size: int, with_pictures: bool
+    sample: InputSample,
+    catalogue: Catalogue,
+    class_name: str | None,
+    image_size: int,
+    with_pictures: bool,
+    geometry: Geometry = STRETCHED,
 ) -> PreparedSample:
-    """Decode and resize the images of a sample of any size, bit depth and known modalities.
+    """Decode the images of a sample of any size, bit depth and known modalities.
 
     Raises:
         ValueError: an image can't be read, does not fit its modality, or differs in size from the sample's others; what
@@ -63,22 +84,35 @@ def prepare_sample(
         match = catalogue.match(names, class_name)
     except ValueError as error:
         raise ValueError(f"{sample.name}: {error}") from None
-    images, pictures, files, notes = [], [], {}, []
+    stored, pictures, files, notes = [], [], {}, []
     first: tuple[str, tuple[int, ...]] | None = None
     for modality in match.modalities:
         source = sample.images[modality.name] if isinstance(sample.images, Mapping) else sample.images
         array, where = _decoded(source, f"{sample.name}, {modality.name}")
         first = first or (where, array.shape)
         check_same_size(where, array.shape, *first)
-        images.append(resize(array, modality, image_size, where))
+        stored.append(stored_pixels(array, modality, where))
         notes.append(no_data_note(array, modality, where))
         if not isinstance(source, np.ndarray):
             files[modality.name] = str(source)
         if with_pictures:
             pictures.append((modality.name, picture_of(array, modality, panel_size(array.shape), where)))
-    return PreparedSample(
-        sample.name, files, match, torch.stack(images), tuple(pictures), tuple(note for note in notes if note)
+    height, width = stored[0].shape[:2]
+    prepared = PreparedSample(
+        sample.name,
+        files,
+        match,
+        (height, width),
+        geometry.views((height, width), image_size),
+        torch.empty(0),
+        tuple(pictures),
+        tuple(note for note in notes if note),
+        tuple(stored),
     )
+    if len(prepared.views) > 1:
+        return prepared
+    only = prepared.cut(prepared.views[0])  # what is not needed any more makes room
+    return replace(only, pictures=prepared.pictures)
 
 
 def _check_given(sample: InputSample) -> None:

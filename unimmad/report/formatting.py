@@ -14,7 +14,7 @@ NOT_PUBLISHED = "-"
 _REASONS: dict[str, Callable[[ClassResult], bool]] = {
     "no anomalous image, so no metric is defined": lambda result: not result.anomalous,
     "no normal image, so I-AUROC is undefined": lambda result: result.anomalous > 0 and not result.normal,
-    "masks missing or empty, so no pixel metric is defined": lambda result: (
+    "masks missing, empty, or lost in resizing, so no pixel metric is defined": lambda result: (
         result.anomalous > 0 and result.metrics["P-AP"] is None
     ),
 }

@@ -17,7 +17,26 @@ from unimmad.metrics.curve_points import Histogram
 from unimmad.metrics.pixel_curves import PixelCurves
 from unimmad.report.expert_usage import ClassUsage, UsageEntry, read_usage, usage_entry
 from unimmad.report.report import ClassEntry, ClassResult, class_entry, read_class
-from unimmad.serialization.validation import Entry, Share, validated
+from unimmad.serialization.validation import Count, Entry, Share, validated
+
+
+class Resizing(Entry):
+    """How a class's images came to the model's size, and what their masks lost on the way."""
+
+    shrinking: float = 1.0
+    """How many times smaller the image was made that was made smallest, along the side where that is more."""
+    height: Count = 0
+    """Its own, in pixels."""
+    width: Count = 0
+    regions: Count = 0
+    """Anomalous regions of the masks that could lose some."""
+    lost: Count = 0
+    """How many of them no pixel shows."""
+    emptied: Count = 0
+    """Masks that lost all of their regions."""
+
+
+NOT_RESIZED = Resizing()
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,7 @@ class ScoredClass:
     """None where a mask is missing or a label has no pixel."""
     usage: ClassUsage | None
     """None where the method routes nothing."""
+    resizing: Resizing = NOT_RESIZED
 
     @property
     def names(self) -> tuple[str, str]:
@@ -59,6 +79,7 @@ def scored_entry(scored: ScoredClass) -> dict[str, Any]:
         "defects": scored.defects,
         "curves": None if scored.curves is None else curves_entry(scored.curves),
         "usage": None if scored.usage is None else usage_entry(scored.usage),
+        "resizing": scored.resizing.model_dump(mode="json"),
     }
 
 
@@ -93,6 +114,7 @@ class _ScoredEntry(Entry):
     defects: list[str]
     curves: CurvesEntry | None
     usage: UsageEntry | None
+    resizing: Resizing = NOT_RESIZED
 
 
 def read_scored(content: Mapping[str, Any]) -> ScoredClass:
@@ -112,6 +134,7 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
         defects=tuple(entry.defects),
         curves=None if entry.curves is None else read_curves(entry.curves),
         usage=None if entry.usage is None else read_usage(entry.usage),
+        resizing=entry.resizing,
     )
 
 

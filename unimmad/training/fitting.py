@@ -19,6 +19,7 @@ from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import SkipLog
 from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.data.sample import Batch
+from unimmad.data.views import Geometry
 from unimmad.model.backends.tf32 import without_tf32
 from unimmad.model.method import Fitted, FittedMethod
 from unimmad.parallel.world import World
@@ -82,6 +83,7 @@ def _show(model: Fitted, shards: ShardSet, recipe: Recipe, world: World) -> None
         workers=recipe.data.workers,
         on_error=recipe.data.on_error,
         skip_log=SkipLog("it is left out"),
+        geometry=Geometry(recipe.data.aspect),
     )
     with tqdm(total=samples, desc=f"fit {recipe.name}", unit="image", disable=not world.is_main) as bar:
         for batch in rounds:

@@ -149,6 +149,7 @@ class Trainer:
             on_error=self.facts.recipe.data.on_error,
             skip_log=self.skip_log,
             modality_dropout=self.facts.recipe.data.modality_dropout,
+            aspect=self.facts.recipe.data.aspect,
         )
         for _, batch in stream:
             yield batch

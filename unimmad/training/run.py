@@ -197,7 +197,8 @@ def _open_data(
 
 def _resized_cache(recipe: Recipe, shards: ShardSet, world: World) -> ResizedCache:
     """Room in it is made once a node, before any rank takes some."""
-    cache = ResizedCache(shards.cache.folder, recipe.model.image_size, int(recipe.data.resized_cache_gb * GB))
+    limit = int(recipe.data.resized_cache_gb * GB)
+    cache = ResizedCache(shards.cache.folder, recipe.model.image_size, limit, recipe.data.aspect)
     if world.local_rank == 0:
         kept = cache.make_room(expected_bytes(shards.indexes, cache.image_size))
         logger.info("resized images in %s: %.2f of %.2f GB", cache.folder, kept / GB, recipe.data.resized_cache_gb)
@@ -209,7 +210,8 @@ def _feature_cache(recipe: Recipe, engine: Engine, shards: ShardSet) -> FeatureC
     if not recipe.data.feature_cache_gb:
         return None
     facts = (shards.digest(), str(recipe.model.image_size), recipe.training.precision, str(recipe.training.tf32))
-    name = fingerprint(engine.model.get_submodule("teacher"), *facts, engine.world.device.type)
+    shaped = () if recipe.data.aspect == "stretch" else (recipe.data.aspect,)
+    name = fingerprint(engine.model.get_submodule("teacher"), *facts, engine.world.device.type, *shaped)
     limit = int(recipe.data.feature_cache_gb * GB) // ranks_here(engine.world.size)
     cache = FeatureCache(shards.cache.folder / "features" / name, limit)
     cache.attach(engine.model)

@@ -12,16 +12,18 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tarfile import BLOCKSIZE
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from unimmad.data.decode import check_same_size, decode_image, decode_mask
+from unimmad.data.decode import check_same_size, decode_image, decode_mask_pixels
 from unimmad.data.decode_limits import check_encoded
 from unimmad.data.gc_pause import collector_paused
 from unimmad.data.index import (
@@ -38,11 +40,13 @@ from unimmad.data.index import (
     parse_index,
 )
 from unimmad.data.location import DataFolder, RemoteFolder, shown
-from unimmad.data.prepare import model_input, resized_pixels
+from unimmad.data.mask_resize import NOTHING_LOST, MaskLoss, MaskRule, mask_loss, resized_mask
+from unimmad.data.prepare import model_input, resized_pixels, stored_pixels
 from unimmad.data.reading.download import FetchError, fetch
 from unimmad.data.reading.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.reading.shard_cache import GB, ShardCache
-from unimmad.data.sample import BatchBuffer, Sample
+from unimmad.data.sample import BatchBuffer, Sample, StoredImages
+from unimmad.data.views import Aspect, View, whole
 from unimmad.data.writing.tar_headers import is_header_of
 from unimmad.serialization.text import one_line
 
@@ -148,80 +152,121 @@ class ShardSet:
         self,
         ref: SampleRef,
         image_size: int,
-        mask_resize: Literal["nearest", "bilinear"] = "nearest",
+        mask_resize: MaskRule = "nearest",
         buffer: BatchBuffer | None = None,
         with_mask: bool = True,
+        aspect: Aspect = "stretch",
     ) -> Sample:
         """Read, decode and prepare one sample.
 
         Args:
             ref: from ``classes``.
             image_size: side of the images and the mask, in pixels.
-            mask_resize: see ``decode.decode_mask``.
-            room: where the images go; None: to memory of their own.
+            mask_resize: how the mask comes to the images' size.
+            buffer: where the images go; None: to memory of their own.
             with_mask: False leaves the mask None.
+            aspect: how images that are not square become so.
 
         Raises:
             CorruptSampleError: a member cannot be read or does not decode; names shard and member.
             ValueError: the shard cannot be fetched.
         """
         try:
-            sample, shape = self._read_images(ref, image_size, buffer)
-            mask_HW = self._read_mask(ref, image_size, shape, mask_resize) if with_mask else None
+            sample = self._read_images(ref, image_size, buffer, aspect)
+            return self._with_mask(sample, ref, mask_resize) if with_mask else sample
         except (FetchError, CorruptSampleError):
             raise
         except ValueError as error:
             raise CorruptSampleError(self._shard_name(ref), str(error)) from None
-        return replace(sample, mask_HW=mask_HW)
 
-    def _read_images(
-        self, ref: SampleRef, image_size: int, buffer: BatchBuffer | None
-    ) -> tuple[Sample, tuple[int, ...]]:
-        """The sample without its mask, and its images' stored shape."""
-        entry = ref.entry
-        present = [m for m in self.datasets[entry.dataset].modalities if m.name in entry.images]
-        present.sort(key=lambda modality: modality.slot)
+    def read_stored(
+        self, ref: SampleRef, frame: Callable[[tuple[int, int]], tuple[int, int]], mask_resize: MaskRule = "area"
+    ) -> Sample:
+        """Read and decode one sample without resizing its images; views are cut from its ``stored``.
+
+        Args:
+            ref: from ``classes``.
+            frame: gives height and width of the mask, stretched, by those of the stored images.
+            mask_resize: how the mask comes there.
+
+        Raises:
+            CorruptSampleError: as ``read``.
+            ValueError: as ``read``.
+        """
+        try:
+            sample = self._read_stored_images(ref)
+            sample = replace(sample, view=whole(sample.stored_size, frame(sample.stored_size)))
+            return self._with_mask(sample, ref, mask_resize)
+        except (FetchError, CorruptSampleError):
+            raise
+        except ValueError as error:
+            raise CorruptSampleError(self._shard_name(ref), str(error)) from None
+
+    def _read_stored_images(self, ref: SampleRef) -> Sample:
+        present = self._present(ref)
+        pixels: list[np.ndarray] = []
+        for modality in present:
+            member = ref.entry.images[modality.name]
+            where = self._where(ref, member)
+            array = decode_image(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
+            pixels.append(stored_pixels(array, modality, where))
+            check_same_size(where, pixels[-1].shape, "the sample's first image", pixels[0].shape)
+        stored = StoredImages(tuple(modality.kind for modality in present), tuple(pixels))
+        return _sample(ref, present, torch.empty(0), stored.size, stored=stored)
+
+    def _present(self, ref: SampleRef) -> list[Modality]:
+        """The modalities that a sample has, in slot order."""
+        present = [m for m in self.datasets[ref.entry.dataset].modalities if m.name in ref.entry.images]
+        return sorted(present, key=lambda modality: modality.slot)
+
+    def _read_images(self, ref: SampleRef, image_size: int, buffer: BatchBuffer | None, aspect: Aspect) -> Sample:
+        """The sample without its mask."""
+        present = self._present(ref)
         images_MCHW = (buffer or BatchBuffer(len(present), image_size)).take(len(present))
-        shape: tuple[int, ...] = ()
+        size: tuple[int, int] | None = None
         for modality, image_CHW in zip(present, images_MCHW, strict=True):
-            member = entry.images[modality.name]
-            image = self._resized(ref, member, modality, image_size)
-            shape = shape or image.stored_size
-            check_same_size(self._where(ref, member), image.stored_size, "the sample's first image", shape)
+            member = ref.entry.images[modality.name]
+            image = self._resized(ref, member, modality, image_size, aspect)
+            size = size or image.stored_size
+            check_same_size(self._where(ref, member), image.stored_size, "the sample's first image", size)
             model_input(image.pixels, modality.kind, out=image_CHW)
-        sample = Sample(
-            key=entry.key,
-            dataset=entry.dataset,
-            class_name=ref.class_name,
-            defect=entry.defect,
-            anomalous=entry.anomalous,
-            modalities=tuple(modality.name for modality in present),
-            slots=tuple(modality.slot for modality in present),
-            images_MCHW=images_MCHW,
-            mask_HW=None,
-        )
-        return sample, shape
+        assert size is not None, "a sample has an image"
+        return _sample(ref, present, images_MCHW, size, view=whole(size, image_size, aspect))
 
-    def _resized(self, ref: SampleRef, member: Member, modality: Modality, image_size: int) -> ResizedImage:
-        cache = self.resized if self.resized and self.resized.image_size == image_size else None
+    def _resized(
+        self, ref: SampleRef, member: Member, modality: Modality, image_size: int, aspect: Aspect
+    ) -> ResizedImage:
+        cache = self.resized if self.resized and self.resized.holds(image_size, aspect) else None
         sha256 = self._shard(ref).sha256
         if cache and (kept := cache.get(sha256, member, modality)):
             return kept
         where = self._where(ref, member)
         array = decode_image(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
-        image = ResizedImage(resized_pixels(array, modality, image_size, where), (array.shape[0], array.shape[1]))
+        view = whole(array.shape, image_size, aspect)
+        image = ResizedImage(resized_pixels(array, modality, view, where), (array.shape[0], array.shape[1]))
         if cache:
             cache.add(sha256, member, modality, image)
         return image
 
-    def _read_mask(
-        self, ref: SampleRef, size: int, shape: tuple[int, ...], resize: Literal["nearest", "bilinear"]
-    ) -> Tensor | None:
+    def _with_mask(self, sample: Sample, ref: SampleRef, rule: MaskRule) -> Sample:
+        """With its mask at the images' size, and what of it was lost on the way."""
+        view, marked_HW = sample.view, self._read_mask(ref, sample.stored_size)
+        assert view is not None
+        if marked_HW is None:
+            normal = None if ref.entry.anomalous else torch.zeros(view.size, dtype=torch.bool)
+            return replace(sample, mask_HW=normal)
+        mask_hw = resized_mask(marked_HW, view, rule)
+        return replace(sample, mask_HW=torch.from_numpy(mask_hw), mask_loss=_loss(marked_HW, mask_hw, view, rule))
+
+    def _read_mask(self, ref: SampleRef, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+        """The mask as it is stored; None where there is none."""
         member = ref.entry.mask
         if member is None:
-            return None if ref.entry.anomalous else torch.zeros(size, size, dtype=torch.bool)
-        data, where = self._member_bytes(ref, member), self._where(ref, member)
-        return decode_mask(data, os.path.splitext(member.name)[1], where, size, shape, resize)
+            return None
+        where = self._where(ref, member)
+        marked_HW = decode_mask_pixels(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
+        check_same_size(where, marked_HW.shape, "its image", size)
+        return marked_HW
 
     def _where(self, ref: SampleRef, member: Member) -> str:
         return f"{self._shard_name(ref)}: {one_line(member.name)}"
@@ -271,6 +316,33 @@ class ShardSet:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open_shards": {}}
+
+
+def _sample(
+    ref: SampleRef, present: Sequence[Modality], images_MCHW: Tensor, size: tuple[int, int], **more: Any
+) -> Sample:
+    """Without its mask; ``present`` are its modalities in slot order."""
+    return Sample(
+        key=ref.entry.key,
+        dataset=ref.entry.dataset,
+        class_name=ref.class_name,
+        defect=ref.entry.defect,
+        anomalous=ref.entry.anomalous,
+        modalities=tuple(modality.name for modality in present),
+        slots=tuple(modality.slot for modality in present),
+        images_MCHW=images_MCHW,
+        mask_HW=None,
+        stored_size=size,
+        **more,
+    )
+
+
+def _loss(marked_HW: NDArray[np.bool_], mask_hw: NDArray[np.bool_], view: View, rule: MaskRule) -> MaskLoss:
+    """Nothing where nothing can be lost, which is cheaper to know than to look for."""
+    sees_all = (view.source.height, view.source.width) == marked_HW.shape
+    if sees_all and (rule == "area" or view.shrinking <= 1):
+        return NOTHING_LOST
+    return mask_loss(marked_HW, mask_hw, view)
 
 
 def _index_of(folder: DataFolder) -> Index:

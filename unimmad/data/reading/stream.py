@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, repeat, zip_longest
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from torch.utils.data import get_worker_info
 
 from unimmad.data.index import Split
+from unimmad.data.mask_resize import MaskRule
 from unimmad.data.reading.modality_dropout import ModalityDropout
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.parcel import WAY_OUT
@@ -24,8 +25,12 @@ from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardS
 from unimmad.data.reading.skipping import OnError, SkipLog, Skipped
 from unimmad.data.reading.worker_pool import Pipeline, errors_as_items, load, start_worker_server
 from unimmad.data.sample import Batch, BatchBuffer, Sample, collate
+from unimmad.data.views import STRETCHED, Aspect, Geometry
 
 T = TypeVar("T")
+
+TILED_IMAGES_TOGETHER = 2
+"""Stored images that are handed over at once: their views share the model's batches."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ def training_batches(
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
     modality_dropout: float = 0.0,
+    aspect: Aspect = "stretch",
 ) -> Iterator[tuple[int, Batch]]:
     """One rank's part of the training steps ``start_step`` to ``end_step - 1``, in order.
 
@@ -83,6 +89,7 @@ def training_batches(
             position, so batches keep their size and the draw stays the same on any number of ranks.
         skip_log: counts what was skipped; None: a new one, which logs only.
         modality_dropout: probability that a modality of a sample is left out; see ``ModalityDropout``.
+        aspect: how images that are not square become so.
 
     Returns:
         (step, batch) of each step, page-locked where there is a GPU; without masks, which training has no use for.
@@ -98,7 +105,7 @@ def training_batches(
         partial(_draw, order=order, part=part, dropout=ModalityDropout(order.seed, modality_dropout)),
         partial(
             _read,
-            read=partial(shards.read, image_size=image_size, with_mask=False),
+            read=partial(shards.read, image_size=image_size, with_mask=False, aspect=aspect),
             image_size=image_size,
             on_error=on_error,
         ),
@@ -124,9 +131,10 @@ def evaluation_rounds(
     batch_size: int,
     workers: int,
     classes: Sequence[str] | None = None,
-    mask_resize: Literal["nearest", "bilinear"] = "nearest",
+    mask_resize: MaskRule = "nearest",
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
+    geometry: Geometry = STRETCHED,
 ) -> Iterator[Batch | None]:
     """Every sample of ``split`` once, class by class in index order; no batch mixes two classes.
 
@@ -141,6 +149,8 @@ def evaluation_rounds(
         mask_resize: how masks come to the image size; see ``ShardSet.read``.
         on_error: ``skip`` leaves corrupt samples out.
         skip_log: counts what was left out; None: a new one, which logs only.
+        geometry: by which views images are looked at. With tiles, samples come with their ``stored`` images, for views
+            to be cut from, and batches have ``images_together`` of them at most.
 
     Returns:
         One batch a round; None where the last round has none for this rank, or all of its samples were left out.
@@ -152,7 +162,7 @@ def evaluation_rounds(
     if batch_size < 1:
         raise ValueError(f"an evaluation batch of {batch_size} samples is not possible; choose 1 or more")
     chosen = _choose_classes(shards.classes(split), split, classes)
-    numbered = list(enumerate(_batches_of_classes(chosen, batch_size)))
+    numbered = list(enumerate(_batches_of_classes(chosen, images_together(batch_size, geometry))))
     own = numbered[rank::world_size]
     pipeline = Pipeline(
         partial(iter, own),
@@ -160,7 +170,9 @@ def evaluation_rounds(
         _without_substitutes,
         partial(
             _read,
-            read=partial(shards.read, image_size=image_size, mask_resize=mask_resize),
+            read=partial(shards.read, image_size=image_size, mask_resize=mask_resize, aspect=geometry.aspect)
+            if geometry.tiles is None
+            else partial(_read_stored, shards, image_size, mask_resize),
             image_size=image_size,
             on_error=on_error,
         ),
@@ -170,6 +182,18 @@ def evaluation_rounds(
     answers = _answers(pipeline, due, min(workers, len(own)), skip_log or SkipLog("it is left out"))
     rounds = -(-len(numbered) // world_size)
     return chain((batch for _, batch in answers), repeat(None, rounds - len(own)))
+
+
+def images_together(batch_size: int, geometry: Geometry) -> int:
+    """Samples of an evaluation batch, at most: fewer where each of them is a large image with many views."""
+    return batch_size if geometry.tiles is None else min(batch_size, TILED_IMAGES_TOGETHER)
+
+
+def _read_stored(
+    shards: ShardSet, image_size: int, mask_resize: MaskRule, ref: SampleRef, buffer: BatchBuffer
+) -> Sample:
+    """With its images as they are stored, and the mask at the model's size; ``buffer`` is for views."""
+    return shards.read_stored(ref, lambda _: (image_size, image_size), mask_resize)
 
 
 def _part_of_rank(batch: int, rank: int, world_size: int) -> slice:

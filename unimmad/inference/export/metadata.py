@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from unimmad.checkpoint.thresholds import Thresholds
 from unimmad.config import EvaluationSettings
 from unimmad.data.index import ClassName, DatasetEntry, Modalities, Name
+from unimmad.data.views import Aspect
 from unimmad.serialization.documents import parse_json
 from unimmad.serialization.text import one_line
 from unimmad.serialization.validation import Count, first_problem
@@ -41,7 +42,9 @@ class ExportMetadata(BaseModel):
     """``DATASET/CLASS`` that the model was trained on."""
     image_size: Annotated[int, Field(gt=0, lt=2**16)]
     evaluation: EvaluationSettings
-    """Blur and top share that the file computes."""
+    """Blur and top share that the file computes; and the tiles that its user cuts, and joins again."""
+    aspect: Aspect = "stretch"
+    """How images that are not square become so before the file sees them."""
     precision: Literal["fp32"] = "fp32"
     """What it computes in."""
     thresholds: Thresholds | None
