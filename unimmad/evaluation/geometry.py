@@ -11,6 +11,11 @@ def scoring_geometry(recipe: Recipe) -> Geometry:
     return Geometry(recipe.data.aspect, tiles_of(recipe.evaluation.tiles))
 
 
+def training_geometry(recipe: Recipe) -> Geometry:
+    """As training, or fitting, sees images."""
+    return Geometry(recipe.data.aspect, tiles_of(recipe.training.tiles))
+
+
 def tiles_of(settings: TileSettings) -> Tiles | None:
     """None where there are none."""
     return Tiles(settings.size, settings.overlap, settings.whole) if settings.size else None

@@ -29,7 +29,9 @@ from unimmad.data.reading.resized_cache import GB, ResizedCache, expected_bytes
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.reading.stream import expect_workers
+from unimmad.data.reading.view_draw import ViewDraw
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards
+from unimmad.evaluation.geometry import training_geometry
 from unimmad.methods.registry import build_method, new_model
 from unimmad.model.backbone import RANDOM_WEIGHTS
 from unimmad.model.backends.execution import check_compiling
@@ -303,12 +305,14 @@ def _calibration_images(
     arguments: TrainArguments, shards: ShardSet, order: TrainingOrder[SampleRef]
 ) -> Iterator[Tensor]:
     """The images of the run's first steps."""
+    recipe, geometry = arguments.recipe, training_geometry(arguments.recipe)
     for step in range(CALIBRATION_STEPS):
-        for ref in order.at(step):
+        for place, ref in enumerate(order.at(step)):
+            draw = ViewDraw(geometry, order.seed, *order.position(step, place))
             try:
-                yield shards.read(ref, arguments.recipe.model.image_size).images_MCHW
+                yield shards.read(ref, recipe.model.image_size, with_mask=False, draw=draw).images_MCHW
             except CorruptSampleError:
-                if arguments.recipe.data.on_error == "stop":
+                if recipe.data.on_error == "stop":
                     raise
 
 

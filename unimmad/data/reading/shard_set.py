@@ -45,6 +45,7 @@ from unimmad.data.prepare import model_input, resized_pixels, stored_pixels
 from unimmad.data.reading.download import FetchError, fetch
 from unimmad.data.reading.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.reading.shard_cache import GB, ShardCache
+from unimmad.data.reading.view_draw import ViewDraw
 from unimmad.data.sample import BatchBuffer, Sample, StoredImages
 from unimmad.data.views import Aspect, View, whole
 from unimmad.data.writing.tar_headers import is_header_of
@@ -156,6 +157,7 @@ class ShardSet:
         buffer: BatchBuffer | None = None,
         with_mask: bool = True,
         aspect: Aspect = "stretch",
+        draw: ViewDraw | None = None,
     ) -> Sample:
         """Read, decode and prepare one sample.
 
@@ -166,13 +168,14 @@ class ShardSet:
             buffer: where the images go; None: to memory of their own.
             with_mask: False leaves the mask None.
             aspect: how images that are not square become so.
+            draw: gives the view that is read, in place of ``aspect``; None: the whole image.
 
         Raises:
             CorruptSampleError: a member cannot be read or does not decode; names shard and member.
             ValueError: the shard cannot be fetched.
         """
         try:
-            sample = self._read_images(ref, image_size, buffer, aspect)
+            sample = self._read_images(ref, image_size, buffer, aspect, draw)
             return self._with_mask(sample, ref, mask_resize) if with_mask else sample
         except (FetchError, CorruptSampleError):
             raise
@@ -219,19 +222,26 @@ class ShardSet:
         present = [m for m in self.datasets[ref.entry.dataset].modalities if m.name in ref.entry.images]
         return sorted(present, key=lambda modality: modality.slot)
 
-    def _read_images(self, ref: SampleRef, image_size: int, buffer: BatchBuffer | None, aspect: Aspect) -> Sample:
+    def _read_images(
+        self, ref: SampleRef, image_size: int, buffer: BatchBuffer | None, aspect: Aspect, draw: ViewDraw | None
+    ) -> Sample:
         """The sample without its mask."""
         present = self._present(ref)
         images_MCHW = (buffer or BatchBuffer(len(present), image_size)).take(len(present))
         size: tuple[int, int] | None = None
         for modality, image_CHW in zip(present, images_MCHW, strict=True):
             member = ref.entry.images[modality.name]
-            image = self._resized(ref, member, modality, image_size, aspect)
+            image = (
+                self._resized(ref, member, modality, image_size, aspect)
+                if draw is None
+                else self._seen(ref, member, modality, lambda size: draw.of(size, image_size))
+            )
             size = size or image.stored_size
             check_same_size(self._where(ref, member), image.stored_size, "the sample's first image", size)
             model_input(image.pixels, modality.kind, out=image_CHW)
         assert size is not None, "a sample has an image"
-        return _sample(ref, present, images_MCHW, size, view=whole(size, image_size, aspect))
+        view = whole(size, image_size, aspect) if draw is None else draw.of(size, image_size)
+        return _sample(ref, present, images_MCHW, size, view=view)
 
     def _resized(
         self, ref: SampleRef, member: Member, modality: Modality, image_size: int, aspect: Aspect
@@ -240,13 +250,19 @@ class ShardSet:
         sha256 = self._shard(ref).sha256
         if cache and (kept := cache.get(sha256, member, modality)):
             return kept
-        where = self._where(ref, member)
-        array = decode_image(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
-        view = whole(array.shape, image_size, aspect)
-        image = ResizedImage(resized_pixels(array, modality, view, where), (array.shape[0], array.shape[1]))
+        image = self._seen(ref, member, modality, lambda size: whole(size, image_size, aspect))
         if cache:
             cache.add(sha256, member, modality, image)
         return image
+
+    def _seen(
+        self, ref: SampleRef, member: Member, modality: Modality, view_of: Callable[[tuple[int, int]], View]
+    ) -> ResizedImage:
+        """What the view sees that ``view_of`` gives for the stored size."""
+        where = self._where(ref, member)
+        array = decode_image(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
+        size = (array.shape[0], array.shape[1])
+        return ResizedImage(resized_pixels(array, modality, view_of(size), where), size)
 
     def _with_mask(self, sample: Sample, ref: SampleRef, rule: MaskRule) -> Sample:
         """With its mask at the images' size, and what of it was lost on the way."""

@@ -23,9 +23,10 @@ from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.parcel import WAY_OUT
 from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog, Skipped
+from unimmad.data.reading.view_draw import ViewDraw
 from unimmad.data.reading.worker_pool import Pipeline, errors_as_items, load, start_worker_server
 from unimmad.data.sample import Batch, BatchBuffer, Sample, collate
-from unimmad.data.views import STRETCHED, Aspect, Geometry
+from unimmad.data.views import STRETCHED, Geometry
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ class _Request:
 
     number: int
     places: Sequence[tuple[SampleRef, Iterable[SampleRef]]]
+    views: Sequence[ViewDraw | None]
+    """Of each place; None: the whole image."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def training_batches(
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
     modality_dropout: float = 0.0,
-    aspect: Aspect = "stretch",
+    geometry: Geometry = STRETCHED,
 ) -> Iterator[tuple[int, Batch]]:
     """One rank's part of the training steps ``start_step`` to ``end_step - 1``, in order.
 
@@ -89,7 +92,7 @@ def training_batches(
             position, so batches keep their size and the draw stays the same on any number of ranks.
         skip_log: counts what was skipped; None: a new one, which logs only.
         modality_dropout: probability that a modality of a sample is left out; see ``ModalityDropout``.
-        aspect: how images that are not square become so.
+        geometry: by which views images are looked at; of several one is drawn (``ViewDraw``).
 
     Returns:
         (step, batch) of each step, page-locked where there is a GPU; without masks, which training has no use for.
@@ -102,10 +105,12 @@ def training_batches(
     pipeline = Pipeline(
         partial(range, start_step, end_step),
         _split_by_worker,
-        partial(_draw, order=order, part=part, dropout=ModalityDropout(order.seed, modality_dropout)),
+        partial(
+            _draw, order=order, part=part, dropout=ModalityDropout(order.seed, modality_dropout), geometry=geometry
+        ),
         partial(
             _read,
-            read=partial(shards.read, image_size=image_size, with_mask=False, aspect=aspect),
+            read=partial(shards.read, image_size=image_size, with_mask=False, aspect=geometry.aspect),
             image_size=image_size,
             on_error=on_error,
         ),
@@ -234,11 +239,22 @@ def _split_by_worker(numbered: Iterable[T]) -> Iterator[T]:
 
 
 def _draw(
-    steps: Iterable[int], order: TrainingOrder[SampleRef], part: slice, dropout: ModalityDropout
+    steps: Iterable[int],
+    order: TrainingOrder[SampleRef],
+    part: slice,
+    dropout: ModalityDropout,
+    geometry: Geometry,
 ) -> Iterator[_Request]:
     for step in steps:
-        drawn = islice(enumerate(order.at(step)), part.start, part.stop)
-        yield _Request(step, [_place(ref, step, place, order, dropout) for place, ref in drawn])
+        drawn = list(islice(enumerate(order.at(step)), part.start, part.stop))
+        yield _Request(
+            step,
+            [_place(ref, step, place, order, dropout) for place, ref in drawn],
+            [
+                None if geometry.tiles is None else ViewDraw(geometry, order.seed, *order.position(step, place))
+                for place, _ in drawn
+            ],
+        )
 
 
 def _place(
@@ -255,7 +271,7 @@ def _place(
 
 def _without_substitutes(numbered: Iterable[tuple[int, Sequence[SampleRef]]]) -> Iterator[_Request]:
     for number, refs in numbered:
-        yield _Request(number, [(ref, ()) for ref in refs])
+        yield _Request(number, [(ref, ()) for ref in refs], [None] * len(refs))
 
 
 def _read(
@@ -264,12 +280,18 @@ def _read(
     for request in requests:
         skipped: list[Skipped] = []
         buffer = BatchBuffer(sum(len(ref.entry.images) for ref, _ in request.places), image_size)
-        read_there = partial(read, buffer=buffer)
-        found = (_first_readable(chain([ref], others), read_there, on_error, skipped) for ref, others in request.places)
+        found = (
+            _first_readable(chain([ref], others), _reader(read, buffer, view), on_error, skipped)
+            for (ref, others), view in zip(request.places, request.views, strict=True)
+        )
         samples = [sample for sample in found if sample is not None]
         yield _Answer(
             request.number, collate(samples) if samples else None, tuple(skipped), len(request.places) - len(samples)
         )
+
+
+def _reader(read: Callable[..., Sample], buffer: BatchBuffer, view: ViewDraw | None) -> Callable[[SampleRef], Sample]:
+    return partial(read, buffer=buffer) if view is None else partial(read, buffer=buffer, draw=view)
 
 
 def _first_readable(
