@@ -151,17 +151,17 @@ def test_what_is_not_finite_in_any_batch_stops_the_run_and_names_the_sample(
     checkpoint, shards, monkeypatch, value, batch_size
 ):
     broken = shards.classes("test")["solids/rope"][1].entry.key
-    original = run.score_on_device
+    original = run.score_samples
 
     def with_nan(model, batch, *rest):
-        scored = original(model, batch, *rest)
+        batch, scored = original(model, batch, *rest)
         maps_BHW = scored.maps_BHW.clone()
         for place, sample in enumerate(batch.samples):
             if sample.key == broken:
                 maps_BHW[place, 3, 4] = float(value)
-        return scored._replace(maps_BHW=maps_BHW)
+        return batch, scored._replace(maps_BHW=maps_BHW)
 
-    monkeypatch.setattr(run, "score_on_device", with_nan)
+    monkeypatch.setattr(run, "score_samples", with_nan)
     before = set(threading.enumerate())
     with pytest.raises(ValueError, match=rf"^solids/rope {broken}: 1 of 4096 values .* NaN or infinite"):
         scored(checkpoint, shards, batch_size=batch_size)
