@@ -106,7 +106,7 @@ class Geometry:
     def views(self, shape: tuple[int, ...], image_size: int) -> tuple[View, ...]:
         """All views of an image in a fixed order: it as one piece where that is one of them, then its tiles by rows.
 
-        An image that is no larger than a tile has itself as its only view. Along a side that is shorter than a tile,
+        An image up to the size of a tile has itself as its only view. Along a side that is shorter than a tile,
         tiles are as short.
         """
         one = whole(shape, image_size, self.aspect)

@@ -71,7 +71,7 @@ class ClassScores:
             self._usage.add([sample for sample in batch.samples for _ in range(sample.views)], batch.leaders_TGK)
         for sample, map_HW, score in zip(batch.samples, batch.maps_BHW, batch.scores, strict=True):
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
-            if sample.view is not None and not sample.view.fills:  # padding is no pixel of the image
+            if sample.view is not None and not sample.view.fills:  # without its padding
                 seen = sample.view.target.pixels
                 map_HW, mask_HW = map_HW[seen], None if mask_HW is None else mask_HW[seen]
             name = f"{sample.class_name} {sample.key}"

@@ -84,6 +84,13 @@ def resizing_facts(of_classes: Mapping[str, Resizing], geometry: Geometry, mask_
         mask_resize: how their masks did.
     """
     facts = {} if geometry.aspect == "stretch" else {"aspect": _ASPECTS[geometry.aspect]}
+    if geometry.tiles is not None:
+        beside = ", and the whole image" if geometry.tiles.whole else ""
+        side = geometry.tiles.size
+        facts["tiles"] = (
+            f"{side} x {side} pixels, {geometry.tiles.overlap} shared{beside}; an image's score is the highest of its "
+            "tiles'; a pixel's value at the model's size the largest of its area"
+        )
     lost = {name: found for name, found in of_classes.items() if found.lost}
     if lost:
         way_out = " (--mask-resize area keeps what is in sight)" if mask_resize != "area" else ""

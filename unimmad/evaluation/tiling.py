@@ -190,7 +190,7 @@ def score_samples(
         maps.append(largest_in_area(map_HW, (size, size)))
         scores.append(score)
     samples = tuple(
-        replace(sample, stored=None, views=len(cutting.views))
+        replace(sample, stored=None, view=None, views=len(cutting.views))
         for sample, cutting in zip(batch.samples, cuttings, strict=True)
     )
     scored = BatchScores(torch.from_numpy(np.stack(maps)), torch.tensor(scores), _joined(scorer.routings))
