@@ -88,6 +88,8 @@ def test_ranks_and_starts_see_the_same_tiles_of_which_pixels_are_the_images_own(
 def test_a_cache_of_whole_images_does_not_go_with_tiles() -> None:
     with pytest.raises(ValueError, match=r"data\.resized_cache_gb keeps whole images"):
         load_recipe("tiny", ["training.tiles.size=64", "data.resized_cache_gb=1"])
-    with pytest.raises(ValueError, match="overlap 64 must be below size 64"):
+    with pytest.raises(ValueError, match="overlap 64 must be at most half of size 64"):
         load_recipe("tiny", ["evaluation.tiles={size: 64, overlap: 64}"])
+    with pytest.raises(ValueError, match="size 5 makes too many tiles"):
+        load_recipe("tiny", ["training.tiles.size=5"])
     assert load_recipe("tiny", ["training.tiles.size=64"]).training.tiles.overlap == 32

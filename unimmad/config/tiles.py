@@ -6,6 +6,9 @@ from pydantic import model_validator
 
 from unimmad.config.fields import NotNegative, Section
 
+SMALLEST = 16
+"""Pixels of a tile's side."""
+
 
 class TileSettings(Section):
     """Squares that cover an image, and whether it is looked at as a whole, too."""
@@ -13,12 +16,14 @@ class TileSettings(Section):
     size: NotNegative = 0
     """Side of a tile in pixels of the stored image; each is resized to ``model.image_size``. 0: no tiles."""
     overlap: NotNegative = 32
-    """Pixels that neighbouring tiles share, at least."""
+    """Pixels that neighbouring tiles share, at least; at most half of ``size``."""
     whole: bool = False
     """Whether the whole image, resized, is looked at beside its tiles."""
 
     @model_validator(mode="after")
     def _check(self) -> TileSettings:
-        if self.size and self.overlap >= self.size:
-            raise ValueError(f"overlap {self.overlap} must be below size {self.size}")
+        if 0 < self.size < SMALLEST:
+            raise ValueError(f"size {self.size} makes too many tiles: 0 (none), or {SMALLEST} and more")
+        if self.size and 2 * self.overlap > self.size:
+            raise ValueError(f"overlap {self.overlap} must be at most half of size {self.size}: set both")
         return self
