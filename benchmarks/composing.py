@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from unimmad.config import Precision, load_recipe
 from unimmad.evaluation.scoring import named_device
-from unimmad.model.backbone import STRIDES
 from unimmad.model.backends.tf32 import choose_for_training
 from unimmad.model.cross_moe import composing_is_cheaper
 from unimmad.report.table import Table
@@ -29,7 +28,7 @@ def composing_table(
     settings = recipe.model
     fp32 = choose_for_training(recipe.training.tf32, device)
     rows = []
-    for place in [Place(level, size) for level in range(len(STRIDES)) for size in settings.kernel_sizes]:
+    for place in [Place(level, size) for level in range(settings.level_count) for size in settings.kernel_sizes]:
         composed, apart = measure_place(settings, place, device, precision, (modalities,) * samples, repeats)
         chosen = composing_is_cheaper(settings.embed_dim, side_of(settings, place) ** 2, place.kernel_size)
         side, size = side_of(settings, place), place.kernel_size

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from unimmad.config import ModelSettings
-from unimmad.model.backbone import STRIDES
 from unimmad.model.backends.private_torch import with_own_members
 from unimmad.model.cross_moe import CrossMoE
 from unimmad.model.unimmad import Reconstruction, UniMMAD, whole_batch
-
-LEVELS = range(len(STRIDES))
 
 
 class Given(nn.Module):
@@ -31,10 +28,12 @@ class Given(nn.Module):
         return self.value
 
 
-def decoder_model(settings: ModelSettings, device: torch.device, levels: Sequence[int] = LEVELS) -> UniMMAD:
-    """A model of which only the decoders of ``levels`` (0 is the finest) take memory; the rest is on ``meta``."""
+def decoder_model(settings: ModelSettings, device: torch.device, levels: Sequence[int] | None = None) -> UniMMAD:
+    """A model of which only the decoders of ``levels`` (0 is the finest; None: all) take memory; the rest is on
+    ``meta``."""
     with torch.device("meta"):
         model = UniMMAD(settings)
+    levels = range(settings.level_count) if levels is None else levels
     with device:
         model.levels = nn.ModuleList([CrossMoE(model.encoder.channels[level], settings) for level in levels])
     return model
@@ -53,13 +52,13 @@ def with_given_maps(network: Any, shared: Sequence[Tensor], teacher: Sequence[Te
 
 
 def invented_maps(
-    model: UniMMAD, samples: int, tokens: int, device: torch.device, levels: Sequence[int] = LEVELS
+    model: UniMMAD, samples: int, tokens: int, device: torch.device, levels: Sequence[int] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Shared features [B, C, h, w] and teacher features [T, C, h, w] of each level, the same at every call."""
     generator = torch.Generator().manual_seed(1)
     shared, teacher = [], []
-    for level in levels:
-        side = model.settings.image_size // STRIDES[level]
+    for level in range(model.settings.level_count) if levels is None else levels:
+        side = model.settings.image_size // model.encoder.strides[level]
         shape = (model.encoder.channels[level], side, side)
         shared.append(torch.randn(samples, *shape, generator=generator).to(device))
         teacher.append(torch.randn(tokens, *shape, generator=generator).relu().to(device))

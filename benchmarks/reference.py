@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.model.anomaly_map import anomaly_maps, cosine_distance
-from unimmad.model.backbone import STRIDES, Backbone, freeze_batchnorm
+from unimmad.model.backbone import STRIDES, Backbone, LevelNetwork, freeze_batchnorm
 from unimmad.model.cross_moe import CrossCondition, CrossMoE, MiMoEBranch
 from unimmad.model.routing import Routing
 from unimmad.model.unimmad import Reconstruction, UniMMAD
@@ -35,10 +35,10 @@ class ReferenceUniMMAD(nn.Module):
     def __init__(self, model: UniMMAD) -> None:
         super().__init__()
         self.settings = model.settings
-        self.teacher = WholeBackbone(model.teacher)
+        self.teacher = whole(model.teacher)
         self.teacher.requires_grad_(False)
         self.input_embedding = model.input_embedding
-        self.encoder = WholeBackbone(model.encoder)
+        self.encoder = whole(model.encoder)
         self.compression = model.compression
         self.levels = nn.ModuleList([ReferenceCrossMoE(cast(CrossMoE, level)) for level in model.levels])
         self.train(model.training)
@@ -82,6 +82,11 @@ class ReferenceUniMMAD(nn.Module):
 
     def routings(self, reconstruction: Reconstruction) -> Sequence[Sequence[Routing]]:
         return reconstruction.routings
+
+
+def whole(network: LevelNetwork) -> nn.Module:
+    """A convolutional network to its end. A vision transformer is itself plain already."""
+    return WholeBackbone(network) if isinstance(network, Backbone) else network
 
 
 class WholeBackbone(nn.Module):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from unimmad.cli.audit import audit_parser
 from unimmad.cli.compare import compare_parser
 from unimmad.cli.convert import conversion_parser
 from unimmad.cli.evaluate_arguments import calibration_parser, evaluation_parser
@@ -43,6 +44,7 @@ ROOT = Path(__file__).parents[1]
 HELP_COLUMNS = 100
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "shards": shards_parser,
+    "audit": audit_parser,
     "train": training_parser,
     "evaluate": evaluation_parser,
     "compare": compare_parser,

@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from data.disk_sets import make_manifest, make_mmad_index, make_mvtec, make_visa, rgb, save
-from data.every_layout import COPIES, make_copy
+from data.every_layout import COPIES, OPTIONS, make_copy
 from PIL import Image
 
 from unimmad.data import synthetic
@@ -29,9 +29,9 @@ def tool() -> ModuleType:
 
 @pytest.fixture
 def road(tmp_path: Path) -> Path:
-    for part in ("train/good", "test/good", "test/hole"):
+    for number, part in enumerate(("train/good", "test/good", "test/hole")):
         for modality, array in (
-            ("rgb", np.zeros((8, 8, 3), dtype=np.uint8)),
+            ("rgb", np.full((8, 8, 3), number, dtype=np.uint8)),
             ("disparity", np.full((8, 8), 900, dtype=np.uint16)),
         ):
             folder = tmp_path / "road" / "asphalt" / part / modality
@@ -103,7 +103,8 @@ def test_every_layout_is_written_and_verified(
     layout: str, tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = make_copy(layout, tmp_path / "sources"), tmp_path / "shards"
-    assert tool.main([str(source), "--target", str(target)]) == 0
+    options = [word for text in OPTIONS.get(layout, ()) for word in ("--modality", text)]
+    assert tool.main([str(source), "--target", str(target), *options]) == 0
     benchmark = bool(LAYOUTS[layout].info.classes)
     assert (list(load_index(target).datasets) == [layout]) == benchmark
     assert tool.main(["verify", str(target)]) == 0
@@ -121,7 +122,7 @@ def test_lists_layouts(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["layout", "classes", "modalities", "domain", "citation"]
     assert [line.split()[0] for line in lines[1:-1]] == list(LAYOUTS)
-    assert lines[-1].startswith("66 classes")
+    assert lines[-1].startswith("139 classes")
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_on_error_skip_leaves_out_what_is_broken_and_says_so(typed, five, tmp_pa
     assert code == 0
     assert [line["name"] for line in lines_of(tmp_path / "out")] == ["y/0", "y/1", "y/3", "y/4"]
     assert "note: 1 of 5 skipped, which could not be scored: y/2" in out
-    assert "skipped y/2: " in err
+    assert "skipped 1 of 5, which could not be scored:\n  y/2: " in err
     assert "2.png: does not open as PNG" in err
 
 
@@ -257,3 +257,27 @@ def test_the_script_is_the_command(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.startswith("predict.py: no run in runs/")
+
+
+def test_all_broken_files_are_told_at_once(typed, five, tmp_path):
+    """The first one ends the prediction; what comes after it is read, and not scored."""
+    (five / "rgb" / "4.png").write_bytes(b"broken")
+    code, _, err = typed("--output-dir", str(tmp_path / "out"), str(five))
+    assert code == 2
+    listed = err[err.index("2 samples can't be scored:") :].splitlines()
+    assert [line[:6] for line in listed[1:3]] == ["  y/2:", "  y/4:"]
+    assert "2 of 5 are scored, in" in listed[-1]
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".webp", ".gif"])
+def test_further_types_are_read_as_the_same_picture_in_png(typed, five, tmp_path, suffix):
+    (five / "rgb" / "2.png").unlink()
+    picture = Image.open(five / "rgb" / "0.png").quantize(64)
+    picture.save(five / "rgb" / "0.png")
+    (five / "rgb" / "1.png").unlink()
+    picture.convert("RGB" if suffix != ".gif" else "P").save(five / "rgb" / f"1{suffix}", lossless=True)
+    assert typed("--output-dir", str(tmp_path / "out"), str(five))[0] == 0
+    first, second = lines_of(tmp_path / "out")[:2]
+    assert second["files"] == {"rgb": str(five / "rgb" / f"1{suffix}")}
+    assert second["score"] == first["score"]

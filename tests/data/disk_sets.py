@@ -54,10 +54,10 @@ def make_mvtec(root: Path, class_name: str = "bolt", suffix: str = ".png") -> Pa
 
 def make_multimodal(root: Path, class_name: str = "bagel") -> Path:
     """RGB and 16-bit depth: two normal samples to train on, one normal and one cut one to test."""
-    for part, count in (("train/good", 2), ("test/good", 1), ("test/cut", 1)):
+    for part, count, seed in (("train/good", 2, 0), ("test/good", 1, 10), ("test/cut", 1, 20)):
         folder = root / class_name / part
         for number in range(count):
-            save(folder / "rgb" / f"{number:03d}.png", rgb(number))
+            save(folder / "rgb" / f"{number:03d}.png", rgb(seed + number))
             depth = np.full((12, 16), 40000, dtype=np.uint16)
             depth[0] = 0
             depth[6:] = 50000

@@ -49,13 +49,6 @@ def test_real_numbers_and_channels(suffix: str, channels: int) -> None:
     np.testing.assert_array_equal(decode_image(encoded(array, suffix), suffix, "x"), expected)
 
 
-def test_tiff_with_planes_first() -> None:
-    planes = np.random.default_rng(0).random((3, 20, 30)).astype(np.float32)
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, planes, photometric="minisblack")
-    np.testing.assert_array_equal(decode_image(stream.getvalue(), ".tif", "x"), np.moveaxis(planes, 0, 2))
-
-
 def test_compressed_tiff() -> None:
     array = np.arange(35, dtype=np.uint8).reshape(5, 7)
     stream = io.BytesIO()

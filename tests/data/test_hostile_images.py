@@ -156,11 +156,14 @@ def test_restart_markers_are_none_of_a_jpegs_segments() -> None:
 
 
 @pytest.mark.parametrize(("imagej", "big"), [(False, False), (True, False), (False, True)])
-def test_stacks_are_planes(imagej: bool, big: bool) -> None:
+def test_stacks_are_planes_where_these_are_asked_for_and_no_picture_else(imagej: bool, big: bool) -> None:
     planes = np.random.default_rng(0).random((3, 20, 30)).astype(np.float32)
     stream = io.BytesIO()
     tifffile.imwrite(stream, planes, photometric="minisblack", imagej=imagej, bigtiff=big)
-    np.testing.assert_array_equal(decode_image(stream.getvalue(), ".tiff", "x"), np.moveaxis(planes, 0, 2))
+    found = decode_image(stream.getvalue(), ".tiff", "x", planes=True)
+    np.testing.assert_array_equal(found, np.moveaxis(planes, 0, 2))
+    with pytest.raises(ValueError, match="it has 3 pages, which may be modalities, frames or slices"):
+        decode_image(stream.getvalue(), ".tiff", "x")
 
 
 def test_a_stack_of_rows_is_put_together_again() -> None:

@@ -52,8 +52,8 @@ def test_quoted_cells_in_a_manifest(tmp_path: Path) -> None:
     )
     source = find_set(tmp_path / "m.csv").source
     assert [(sample.key, sample.mask) for sample in source.samples] == [
-        ("tile-train-good-a_b", None),
-        ("tile-test-torn-a_c", None),
+        ("tile-train-good-a%2C%20b", None),
+        ("tile-test-torn-a%2C%20c", None),
     ]
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.every_layout import COPIES, make_copy
+from data.every_layout import COPIES, choices, make_copy
 
 from unimmad.data.index import DatasetEntry, Modality, ShardEntry
 from unimmad.data.layouts import find_sets
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
 from unimmad.data.writing.packing import Work, pack
-from unimmad.data.writing.shard_notes import ShardNotes, sha256_of
+from unimmad.data.writing.shard_notes import FinishedShard, ShardNotes, sha256_of
 
 
 def convert(path: Path, others: tuple[Path, ...], bound: float) -> bytes:
@@ -36,7 +36,7 @@ def noted(tmp_path: Path) -> tuple[ShardNotes, Path, Path]:
     work = work_of(tmp_path / "image", tmp_path / "other")
     shard = ShardEntry(name="train-0.tar", bytes=4, sha256=sha256_of(tmp_path / "train-0.tar"), samples=1)
     notes.look_at(work)
-    notes.add(shard, [], work)
+    notes.add(FinishedShard(shard=shard, samples=(), facts=(), looks=()), work)
     return notes, tmp_path / "image", tmp_path / "other"
 
 
@@ -69,7 +69,8 @@ def test_what_is_drawn_is_never_noted(tmp_path: Path) -> None:
     work: Any = work_of(tmp_path / "nowhere", tmp_path / "nowhere")
     notes = ShardNotes(tmp_path, tmp_path, 100)
     notes.look_at(work)
-    notes.add(ShardEntry(name="train-0.tar", bytes=0, sha256="0" * 64, samples=1), [], work)
+    shard = ShardEntry(name="train-0.tar", bytes=0, sha256="0" * 64, samples=1)
+    notes.add(FinishedShard(shard=shard, samples=(), facts=(), looks=()), work)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="cannot be read"):
         pack(work[0])
@@ -78,7 +79,7 @@ def test_what_is_drawn_is_never_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", COPIES)
 def test_every_file_that_a_sample_is_made_of_is_watched(layout: str, tmp_path: Path) -> None:
     """Whatever file a sample cannot be written without, another state of it is another shard."""
-    sets = [found.source for found in find_sets(make_copy(layout, tmp_path / "sources"))]
+    sets = [found.source for found in find_sets(make_copy(layout, tmp_path / "sources"), modalities=choices(layout))]
     files = [path for path in (tmp_path / "sources").rglob("*") if path.is_file()]
     for folder in ("notes", "tars"):
         (tmp_path / folder).mkdir()
@@ -89,7 +90,7 @@ def test_every_file_that_a_sample_is_made_of_is_watched(layout: str, tmp_path: P
         one_of_each = {(sample.split, sample.defect): (source, sample) for sample in source.samples}
         for work in one_of_each.values():
             notes.look_at([work])
-            notes.add(shard, [], [work])
+            notes.add(FinishedShard(shard=shard, samples=(), facts=(), looks=()), [work])
             needed = [path for path in files if _is_needed(path, work)]
             assert len(needed) >= len(work[1].images) + (work[1].mask is not None)
             for path in needed:

@@ -51,7 +51,7 @@ def test_samples_come_back_prepared(folders: list[Path]) -> None:
     assert (cut.key, cut.dataset, cut.class_name) == ("bagel-test-cut-000", "food", "food/bagel")
     assert (cut.modalities, cut.slots, cut.anomalous) == (("rgb", "depth"), (0, 1), True)
     assert cut.images_MCHW.shape == (2, 3, 8, 8)
-    torch.testing.assert_close(cut.images_MCHW[0], prepare(rgb(0), shards.datasets["food"].modalities[0], 8))
+    torch.testing.assert_close(cut.images_MCHW[0], prepare(rgb(20), shards.datasets["food"].modalities[0], 8))
     assert cut.mask_HW is not None
     assert cut.mask_HW.dtype == torch.bool
     assert cut.mask_HW.any()

@@ -102,9 +102,9 @@ class Interrupted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.prepared: list[str] = []
         self.stop_before: str | None = None
-        monkeypatch.setattr(shards_module, "pack", self._pack)
+        monkeypatch.setattr(shards_module, "pack_or_say", self._pack)
 
-    def _pack(self, work: Work) -> PackedSample:
+    def _pack(self, work: Work, **_: object) -> PackedSample:
         if work[1].key == self.stop_before:
             raise KeyboardInterrupt
         self.prepared.append(work[1].key)

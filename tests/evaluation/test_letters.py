@@ -37,7 +37,8 @@ def batch(checkpoint, small_shards) -> ScoredBatch:
     samples = [
         shards.read(refs_of[name][place], 64) for name in ("solids/rope", "brains/brain_upper") for place in (0, 1)
     ]
-    joined = collate([replace(samples[0], mask_HW=None), *samples[1:]])
+    weights_HW = torch.linspace(0, 1, 64).expand(64, 64)
+    joined = collate([replace(samples[0], mask_HW=None), replace(samples[1], weights_HW=weights_HW), *samples[2:]])
     return ScoredBatch.of(joined, score_on_device(checkpoint.model, joined, checkpoint.recipe.evaluation, CPU, "fp32"))
 
 
@@ -48,9 +49,12 @@ def test_a_batch(batch):
     assert found.scores == batch.scores
     np.testing.assert_array_equal(found.leaders_TGK, batch.leaders_TGK)
     for ours, theirs in zip(found.samples, batch.samples, strict=True):
-        assert replace(ours, images_MCHW=None, mask_HW=None) == replace(theirs, images_MCHW=None, mask_HW=None)
-        assert (ours.mask_HW is None) == (theirs.mask_HW is None)
-        assert theirs.mask_HW is None or torch.equal(ours.mask_HW, theirs.mask_HW)
+        no_arrays = {"images_MCHW": None, "mask_HW": None, "weights_HW": None}
+        assert replace(ours, **no_arrays) == replace(theirs, **no_arrays)
+        for name in ("mask_HW", "weights_HW"):
+            sent, received = getattr(theirs, name), getattr(ours, name)
+            assert (received is None) == (sent is None)
+            assert sent is None or torch.equal(received, sent)
 
 
 def test_a_class_and_its_pictures(checkpoint, small_shards):

@@ -54,7 +54,7 @@ def files_of(shards: ShardSet, class_name: str, folder: Path) -> list[InputSampl
         images = {}
         for name, member in ref.entry.images.items():
             path = folder / f"{ref.entry.key}-{name}{Path(member.name).suffix}"
-            path.write_bytes(shards._member_bytes(ref, member))
+            path.write_bytes(shards.member_bytes(ref, member))
             images[name] = path
         samples.append(InputSample(ref.entry.key, images))
     return samples

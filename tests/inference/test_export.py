@@ -52,15 +52,22 @@ def onnx_file(calibrated, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_onnx_runtime_gives_pytorchs_scores_and_maps_at_any_batch_size(calibrated, onnx_file, batch):
+def test_onnx_runtime_gives_pytorchs_scores_and_maps_at_any_batch_size(calibrated, onnx_file, batch, tmp_path):
+    """The last one with a region of interest, which is outside of the graph."""
+    roi = tmp_path / "roi.json" if batch == 5 else None
+    (tmp_path / "roi.json").write_text(
+        '{"size": [4, 4], "areas": [{"polygon": [[0, 0], [1, 0], [1, 3]], "weight": 0.5}]}'
+    )
     samples = [sample(seed) for seed in range(batch)]
-    ours = list(Detector.from_checkpoint(calibrated).predict_all(samples, batch_size=batch))
-    theirs = list(Detector.from_onnx(onnx_file).predict_all(samples, batch_size=batch))
+    ours = list(Detector.from_checkpoint(calibrated, roi=roi).predict_all(samples, batch_size=batch))
+    theirs = list(Detector.from_onnx(onnx_file, roi=roi).predict_all(samples, batch_size=batch))
     assert [p.score for p in theirs] == pytest.approx([p.score for p in ours], rel=1e-4, abs=1e-4)
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(other.map_HW, mine.map_HW, **CLOSE)
         assert mine.map_HW.std() > 1e-3
         assert (other.threshold, other.anomalous, other.notes) == (mine.threshold, mine.anomalous, mine.notes)
+        assert (mine.threshold is None) == (roi is not None)
+        assert (mine.map_HW == 0).any() == (roi is not None)
 
 
 def test_a_file_whose_metadata_say_tiles_and_letterbox_gives_the_checkpoints_numbers(calibrated, onnx_file):

@@ -12,6 +12,7 @@ from unimmad.config import EvaluationSettings
 from unimmad.config.method import MethodSettings
 from unimmad.data.index import DatasetEntry, Modality
 from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.roi import Area, Roi, Rois
 from unimmad.data.views import Geometry, Tiles
 from unimmad.evaluation.run import evaluate_classes
 from unimmad.evaluation.shared_drawing import sample_picture
@@ -142,6 +143,68 @@ def test_eight_pixels_of_six_million_are_found_by_tiles_in_batches_of_bounded_si
     assert found.score - plain.score > 10 * (lost.score - whole.predict(normal).score)
     assert found.notes == plain.notes == ()
     assert tiled.engine.model.largest_batch == 5  # type: ignore[attr-defined]
+
+
+def test_an_image_that_its_tag_turns_comes_back_upright(tmp_path) -> None:
+    upright = painted(60, 40, 12, 30, 6)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side: a quarter turn clockwise makes it upright
+    Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "turned.png", exif=exif)
+    for name in ("stretch", "letterbox", "tiles"):
+        found = detector(GEOMETRIES[name]).predict(tmp_path / "turned.png")
+        assert np.array_equal(found.map_HW, detector(GEOMETRIES[name]).predict(upright).map_HW)
+        assert found.map_HW.shape == (60, 40)
+        assert np.abs(np.subtract(place_of(found.map_HW), (15, 33))).max() <= 2
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_a_region_of_interest_follows_the_image_through_every_view(shards, name) -> None:
+    """What lies outside of it counts nowhere, in prediction, evaluation and pictures alike."""
+    geometry, model = GEOMETRIES[name], Brightness()
+    corners = ((40, 0), (69, 0), (69, 49), (40, 49))  # columns 40 to 69; the spot lies in 62 to 67
+    inside = Roi(size=(120, 50), areas=(Area(polygon=corners, weight=0.6),))
+    beside = Roi(size=(120, 50), outside=1, areas=(Area(polygon=((60, 0), (75, 0), (75, 49), (60, 49)), weight=0),))
+    everywhere = Roi(size=(120, 50), outside=1, areas=(Area(polygon=((0, 0), (1, 0), (1, 1))),))
+    image = painted(50, 120, 20, 62, 6)
+    plain = detector(geometry).predict(image)
+    found = {}
+    for roi in (inside, beside, everywhere):
+        rois = {"raw": CATALOGUE.datasets["raw"].model_copy(update={"roi": {"part": roi}})}
+        looking = Detector(ModelEngine(model, SETTINGS, CPU, "fp32", geometry), Catalogue(rois, CATALOGUE.classes))
+        found[roi] = looking.predict(image, class_name="part")
+    assert found[everywhere].score == pytest.approx(plain.score, abs=1e-6)
+    looked_HW = found[everywhere].weights_HW > 0
+    np.testing.assert_array_equal(found[everywhere].map_HW[looked_HW], plain.map_HW[looked_HW])
+    assert looked_HW.all() == (name != "crop")
+    assert found[inside].score == pytest.approx(plain.score * 0.6, rel=0.02)
+    assert found[beside].score < plain.score / 2
+    seen_HW = np.zeros((50, 120), dtype=bool)
+    seen_HW[:, 40:70] = True
+    np.testing.assert_array_equal(found[inside].weights_HW, seen_HW * np.float32(0.6))
+    np.testing.assert_allclose(found[inside].map_HW, np.where(seen_HW, plain.map_HW * 0.6, 0), rtol=1e-6)
+
+    for roi in (inside, beside):
+        regions = shards.with_rois(Rois({"raw/part": roi}))
+        classes = evaluate_classes(
+            model,
+            regions,
+            "test",
+            SETTINGS,
+            device=CPU,
+            workers=0,
+            mask_resize="area",
+            geometry=geometry,
+            progress=False,
+        )
+        scored = next(classes)
+        assert scored.outside == (roi is beside)  # all that is marked
+        if roi is inside:
+            assert dict(zip(scored.defects, scored.image_scores, strict=True))["dot"] == pytest.approx(found[roi].score)
+            assert scored.result.metrics["P-AUROC"] > 0.99
+        (ref,) = [ref for ref in regions.classes("test")["raw/part"] if ref.entry.anomalous]
+        picture = sample_picture(model, regions, ref, SETTINGS, CPU, geometry=geometry)
+        assert picture.score == pytest.approx(found[roi].score, abs=1e-5)
+        np.testing.assert_array_equal(np.isnan(picture.map_HW), found[roi].weights_HW == 0)
 
 
 def test_a_letterboxs_padding_takes_no_part_in_the_score() -> None:

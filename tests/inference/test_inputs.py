@@ -75,7 +75,7 @@ def test_files_of_other_types_are_left_out_and_said(tmp_path):
     ("files", "given", "message"),
     [
         ([], "gone.png", "gone.png does not exist"),
-        (["a.gif"], "a.gif", r"a.gif: type .gif is not read; use one of .*\.png"),
+        (["a.heic"], "a.heic", r"a.heic: type .heic is not read; use one of .*\.png"),
         (["x/readme.txt"], "x", "x holds no image"),
         (["x/thermal/1.png"], "x", r"folders thermal, and none is a modality that is known \(rgb, depth\)"),
         (["x/rgb/1.png", "x/thermal/1.png"], "x", "thermal is not a known modality; known are rgb, depth"),

@@ -55,6 +55,27 @@ def test_patches_of_a_bank_lie_at_distance_1_of_other_images_in_the_mean() -> No
             assert nearest_N.mean() == pytest.approx(1, abs=1e-3), slot
 
 
+def test_a_spacing_is_how_far_a_patch_of_the_bank_is_from_other_images() -> None:
+    for level in fitted(patches=10**6).search.banks:
+        bank_ND, spacing_N = level.banks[0], level.spacings[0]  # of 3 images; the mean distance is 1
+        images = [bank_ND[image_N] for image_N in torch.arange(len(bank_ND)).chunk(3)]
+        others = [torch.cat([*images[:place], *images[place + 1 :]]) for place in range(3)]
+        apart = [
+            torch.cdist(*pair, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+            for pair in zip(images, others, strict=True)
+        ]
+        torch.testing.assert_close(spacing_N, torch.cat(apart).clamp_min(0.1), rtol=1e-3, atol=1e-4)
+
+
+def test_banks_of_before_there_were_spacings_score_as_they_did() -> None:
+    plain, method = fitted(local_weight=0), method_with()
+    state = plain.state_dict()
+    method.restore(plain.describe())
+    method.resize({name: tuple(tensor.shape) for name, tensor in state.items()})
+    method.load_state_dict(state)
+    assert torch.equal(method.maps(method(*tokens(TEST))), plain.maps(plain(*tokens(TEST))))
+
+
 def test_one_image_of_a_class_is_enough() -> None:
     method = fitted([TRAIN[1]])
     assert method.maps(method(*tokens([TEST[0]]))).isfinite().all()
@@ -90,7 +111,8 @@ def test_levels_and_modalities_join_as_written_plainly() -> None:
                 place = names.index((each.class_name, slot))
                 patches_hwD = F.avg_pool2d(level_TChw[token : token + 1], 3, 1, 1)[0].permute(1, 2, 0)
                 queries_PD = (patches_hwD / banks.deviations[place]).flatten(0, 1)
-                distances_P = (queries_PD[:, None] - banks.banks[place]).square().sum(2).amin(1).sqrt()
+                distances_P, nearest_P = (queries_PD[:, None] - banks.banks[place]).square().sum(2).sqrt().min(1)
+                distances_P = distances_P / banks.spacings[place][nearest_P].sqrt()
                 distances_hw = distances_P.unflatten(0, level_TChw.shape[2:])
                 large = F.interpolate(distances_hw[None, None], size=(SIZE, SIZE), mode="bilinear", align_corners=True)
                 inverse_HW += 1 / large[0, 0]

@@ -209,12 +209,16 @@ def test_agrees_with_scikit_learn():
     assert found["I-AP"] == pytest.approx(average_precision_score(labels, scores), abs=1e-9)
 
 
-def test_a_missing_mask_leaves_only_the_image_metrics():
+def test_pixel_metrics_leave_out_what_has_no_mask():
     maps, masks, scores, labels = invented(13)
     whole = evaluate(maps, masks, scores, labels)
     found = evaluate(maps, [masks[0], None, *masks[2:]], scores, labels)
+    without = evaluate([maps[0], *maps[2:]], [masks[0], *masks[2:]], scores[:-1], labels[:-1])
     assert {key: found[key] for key in METRIC_KEYS[:3]} == {key: whole[key] for key in METRIC_KEYS[:3]}
-    assert {found[key] for key in METRIC_KEYS[3:]} == {None}
+    assert {key: found[key] for key in METRIC_KEYS[3:]} == {key: without[key] for key in METRIC_KEYS[3:]}
+    no_defect = [mask if label == 0 else None for mask, label in zip(masks, labels, strict=True)]
+    unmarked = evaluate(maps, no_defect, scores, labels)
+    assert {unmarked[key] for key in METRIC_KEYS[3:]} == {None}
 
 
 def test_merging_and_computing_in_between_change_nothing():
@@ -233,12 +237,13 @@ def test_merging_and_computing_in_between_change_nothing():
     assert (first.normal, first.anomalous) == (5, 4)
 
 
-def test_merging_keeps_a_missing_mask():
+def test_merging_leaves_out_what_has_no_mask():
     whole, part = MetricAccumulator(), MetricAccumulator()
     whole.add(flat(1), half_mask(), 1.0, 1)
-    part.add(flat(1), None, 1.0, 1)
+    part.add(flat(9), None, 1.0, 1)
+    before = whole.compute()
     whole.merge(part)
-    assert whole.compute()["P-AP"] is None
+    assert (whole.anomalous, whole.compute()["P-AP"]) == (2, before["P-AP"])
 
 
 def test_nothing_at_all():

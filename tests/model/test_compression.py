@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from unimmad.config import ModelSettings
+from unimmad.model.backbone import STRIDES
 from unimmad.model.blocks import group_norm
 from unimmad.model.compression import Decoder, FeatureCompression
 
@@ -18,17 +19,19 @@ CHANNELS, DIM, BOTTLENECK, PLANES, BLOCKS = (6, 10, 14), 12, 16, (5, 4, 3), (2, 
 SETTINGS = ModelSettings(fcm_dim=DIM, bottleneck_dim=BOTTLENECK, decoder_planes=PLANES, decoder_blocks=BLOCKS)
 
 
-def make(training: bool) -> FeatureCompression:
-    module = FeatureCompression(CHANNELS, SETTINGS)
+def make(training: bool, strides: tuple[int, ...] = STRIDES) -> FeatureCompression:
+    count = len(strides)
+    sizes = {"decoder_planes": PLANES[:count], "decoder_blocks": BLOCKS[:count]}
+    module = FeatureCompression(CHANNELS[:count], SETTINGS.model_copy(update=sizes), strides)
     randomise(module, seed=2)
     return module.train(training)
 
 
-def stages(batch: int = 2, size: int = 64) -> list[torch.Tensor]:
+def stages(batch: int = 2, size: int = 64, strides: tuple[int, ...] = STRIDES) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    strides = (4, 8, 16)
     return [
-        torch.randn(batch, c, size // s, size // s, generator=generator) for c, s in zip(CHANNELS, strides, strict=True)
+        torch.randn(batch, c, size // s, size // s, generator=generator)
+        for c, s in zip(CHANNELS, strides, strict=False)
     ]
 
 
@@ -44,13 +47,14 @@ def groups(x, p, name):
     return F.group_norm(x, count, p[f"{name}.weight"], p[f"{name}.bias"])
 
 
-def to_stride_8(x, p, number, training):
+def to_join(x, p, number, training, stride):
+    """To the grid at which levels are joined, ``stride`` times as coarse as this level's; 0.5 is twice as fine."""
     name = f"to_stride_8.{number}"
-    if number == 2:
+    if stride == 0.5:
         y = F.conv_transpose2d(x, p[f"{name}.conv1.weight"], stride=2)
         skip = F.conv_transpose2d(x, p[f"{name}.skip.weight"], p[f"{name}.skip.bias"], stride=2, padding=1)
     else:
-        stride = (2, 1)[number]
+        stride = int(stride)
         y = F.conv2d(x, p[f"{name}.conv1.weight"], stride=stride, padding=1)
         skip = F.conv2d(x, p[f"{name}.skip.weight"], stride=stride)
     y = F.relu(norm(y, p, f"{name}.norm1", training))
@@ -71,36 +75,59 @@ def inner(maps, p, number):
     return F.relu(groups(y, p, f"{name}.1"))
 
 
-def bottleneck(x, p, name, training, first):
+def bottleneck(x, p, name, training, doubles):
     y = F.relu(norm(F.conv2d(x, p[f"{name}.conv1.weight"]), p, f"{name}.norm1", training))
     middle = p[f"{name}.conv2.weight"]
-    y = F.conv_transpose2d(y, middle, stride=2) if first else F.conv2d(y, middle, padding=1)
+    y = F.conv_transpose2d(y, middle, stride=2) if doubles else F.conv2d(y, middle, padding=1)
     y = F.relu(norm(y, p, f"{name}.norm2", training))
     y = norm(F.conv2d(y, p[f"{name}.conv3.weight"]), p, f"{name}.norm3", training)
-    if first:
-        x = norm(F.conv_transpose2d(x, p[f"{name}.skip.0.weight"], stride=2), p, f"{name}.skip.1", training)
+    if f"{name}.skip.0.weight" in p:
+        weight = p[f"{name}.skip.0.weight"]
+        x = F.conv_transpose2d(x, weight, stride=2) if doubles else F.conv2d(x, weight)
+        x = norm(x, p, f"{name}.skip.1", training)
     return F.relu(x + y)
 
 
-def by_definition(module, given, training):
+def by_definition(module, given, training, strides):
+    """For strides (4, 8, 16) METHOD's."""
     p = module.state_dict()
-    maps = [to_stride_8(x, p, number, training) for number, x in enumerate(given)]
+    sides, finest, coarsest = [x.shape[-1] for x in given], strides[0], strides[-1]
+    join = max(finest, coarsest // 2)
+    covered = math.ceil(sides[0] * finest / (4 * join)) * 4 * join
+    given = [continued(x, covered // stride) for x, stride in zip(given, strides, strict=True)]
+    maps = [
+        to_join(x, p, number, training, join / stride)
+        for number, (x, stride) in enumerate(zip(given, strides, strict=True))
+    ]
     x = torch.cat([inner(maps, p, number) for number in range(3)], dim=1)
     x = F.relu(groups(F.conv2d(x, p["outer.0.0.weight"]), p, "outer.0.1"))
     x = F.relu(groups(F.conv2d(x, p["outer.1.weight"], stride=2), p, "outer.2"))
     levels = []
-    for stage, count in enumerate(BLOCKS):
-        for block in range(count):
-            x = bottleneck(x, p, f"decoder.stages.{stage}.{block}", training, first=block == 0)
+    for stage, (stride, count) in enumerate(zip(reversed(strides), BLOCKS, strict=False)):
+        wanted, block = covered // stride, 0
+        while block < count or x.shape[-1] < wanted:
+            x = bottleneck(x, p, f"decoder.stages.{stage}.{block}", training, doubles=x.shape[-1] < wanted)
+            block += 1
         levels.append(x)
-    return [F.conv2d(x, p[f"heads.{level}.weight"]) for level, x in enumerate(reversed(levels))]
+    heads = [F.conv2d(x, p[f"heads.{level}.weight"]) for level, x in enumerate(reversed(levels))]
+    return [x[..., :side, :side] for x, side in zip(heads, sides, strict=True)]
 
 
+def continued(x, side):
+    """By its last row and column, to ``side`` x ``side``."""
+    places = torch.arange(side).clamp_max(x.shape[-1] - 1)
+    return x[..., places[:, None], places]
+
+
+@pytest.mark.parametrize(
+    ("strides", "size"), [(STRIDES, 64), ((14, 14, 14), 126), ((16, 32), 160), ((8, 8), 64), ((14,), 42), ((4, 16), 80)]
+)
 @pytest.mark.parametrize("training", [False, True])
-def test_the_module_is_its_definition(training):
-    module, given = make(training), stages()
-    expected = by_definition(module, given, training)
-    for ours, theirs in zip(module(given), expected, strict=True):
+def test_the_module_is_its_definition(training, strides, size):
+    module, given = make(training, strides), stages(2, size, strides)
+    expected = by_definition(module, given, training, strides)
+    for ours, theirs, x in zip(module(given), expected, given, strict=True):
+        assert ours.shape == x.shape
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

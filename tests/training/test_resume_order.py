@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from crashes import kill_all
-from data.every_layout import COPIES, make_copy
+from data.every_layout import COPIES, choices, make_copy
 from launches import CONFIGS, SECONDS, command, environment
 
 from unimmad.checkpoint.folder import find_checkpoint, read_state
@@ -29,11 +29,13 @@ Drawn = dict[int, list[list[object]]]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> list[Path]:
-    """Each layout's copy as shards; the released index holds datasets of the others' names, and is left out."""
+    """Each layout's copy as shards, but the released index, which has the others' names, and medical scans, which need
+    packages of their own."""
     root = tmp_path_factory.mktemp("layouts")
     folders = []
-    for layout in COPIES.keys() - {"mmad_index"}:
-        sets = [found.source for found in find_sets(make_copy(layout, root / "sources"))]
+    for layout in COPIES.keys() - {"mmad_index", "medical"}:
+        found_sets = find_sets(make_copy(layout, root / "sources"), modalities=choices(layout))
+        sets = [found.source for found in found_sets]
         write_shards(sets, root / layout, progress=False)
         assert verify_folder(root / layout, progress=False) == []
         folders.append(root / layout)

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimmad.config import Precision
-from unimmad.data.index import ClassName, DatasetEntry, Name
+from unimmad.data.index import ClassName, DatasetEntry, Name, rois_of
+from unimmad.data.roi import Roi
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_json
 from unimmad.serialization.text import one_line
@@ -44,6 +45,9 @@ class Threshold(_Frozen):
     fpr_bound: Annotated[float, Field(ge=0, le=1, alias="promised_rate")]
     """At most this fraction of normal images is called anomalous, on average over sets of calibration images. Files
     call it by its alias."""
+    pixel_value: float | None = None
+    """Map value above which a pixel counts as anomalous in reports (``metrics.at_threshold``): the mean of the same
+    images' maps plus three standard deviations. None where an older version did not write it."""
 
 
 class ClassThreshold(Threshold):
@@ -77,9 +81,25 @@ class Thresholds(_Frozen):
             return ""
         return f"scored in {precision}, by thresholds of scores in {self.precision}"
 
+    def same_roi(self, class_name: str | None, roi: Roi | None) -> bool:
+        """Whether scores of ``roi`` are like those calibrated: of ``DATASET/CLASS``, or where it is None of every
+        class that went into the threshold of all."""
+        calibrated = rois_of(self.datasets)
+        names = self.classes if class_name is None else [class_name]
+        return all(calibrated.of(name) == roi for name in names)
+
     def too_few(self) -> list[str]:
         """The classes whose images can't promise the rate asked for."""
         return [name for name, found in self.classes.items() if found.fpr_bound > self.false_alarm_rate]
+
+    def with_pixel_values(self, of_classes: Mapping[str, float | None], of_all: float | None) -> Thresholds:
+        """The same with ``pixel_value`` of each class, by ``DATASET/CLASS``, and of all together."""
+        classes = {
+            name: found.model_copy(update={"pixel_value": of_classes.get(name)}) for name, found in self.classes.items()
+        }
+        return self.model_copy(
+            update={"classes": classes, "all_classes": self.all_classes.model_copy(update={"pixel_value": of_all})}
+        )
 
     def only(self, dataset: str) -> Thresholds:
         """Without the classes of other datasets; the threshold of all classes stays."""

@@ -40,6 +40,7 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
         workers=chosen_workers(arguments, checkpoint),
         cache=ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
         on_error=arguments.on_error,
+        roi=arguments.roi,
         ranks=ranks,
     )
     if ranks.is_main:

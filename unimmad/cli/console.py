@@ -7,7 +7,9 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 UNREAD = 128 + signal.SIGPIPE
 """The exit status where nobody reads on, as a shell has it of other programs."""
@@ -17,6 +19,20 @@ def print_any_name() -> None:
     """Let standard output escape what its encoding lacks, as standard error does, where ``print`` would raise."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """What a batch system sends before it kills is told of like Ctrl-C, unless somebody else handles it."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def quiet_if_unread(command: Callable[[], int]) -> int:

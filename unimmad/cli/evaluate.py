@@ -105,6 +105,7 @@ def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: R
         other=other,
         cache=cache,
         on_error=arguments.on_error,
+        roi=arguments.roi,
         ranks=ranks,
     )
     if arguments.modalities == EACH:

@@ -21,7 +21,7 @@ NOT_TO_CALIBRATE = _OF_A_REPORT | {"output_dir", "compare", "report"}
 """Options, by attribute, that ``--calibrate`` has no use for."""
 NOT_TO_SHOW = _OF_A_REPORT | {
     *("checkpoint", "no_verify", "data", "device", "precision", "batch_size", "workers", "channels_last", "cache_dir"),
-    "on_error",
+    *("on_error", "roi"),
 }
 """Those that a report which is there already has no use for."""
 _EXAMPLES = """Report a checkpoint's metrics on screen, as CSV, JSON, Markdown, LaTeX, and an HTML page with pictures.
@@ -98,6 +98,13 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         choices=["stop", "skip"],
         default="stop",
         help="skip: leave corrupt samples out and say so (default: stop)",
+    )
+    parser.add_argument(
+        "--roi",
+        type=Path,
+        metavar="FILE|DIR|none",
+        help="where to look, in place of the data's own regions of interest: a PNG or JSON of all classes, a folder of "
+        "CLASS.png or CLASS.json, or none",
     )
     # DeepSpeed's launcher adds it; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)

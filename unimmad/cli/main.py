@@ -14,6 +14,7 @@ from unimmad.cpu_features import SWITCH, tune_cpu
 
 COMMANDS = {
     "shards": "make a folder of shards from datasets on disk, and verify one",
+    "audit": "what is wrong or odd in a dataset, before it is trained on",
     "train": "train a model on shards; on several GPUs by deepspeed or torchrun",
     "evaluate": "a checkpoint's metrics: tables, pictures and a page",
     "compare": "several methods trained and scored on the same data, in one table",

@@ -14,27 +14,26 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
-import threading
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from unimmad.checkpoint.folder import NO_VERIFY_HELP, newest_run
-from unimmad.cli.console import print_any_name
+from unimmad.cli.console import print_any_name, sigterm_as_interrupt
 from unimmad.data.layouts.scan import Notices
 from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector, OnSkip, Prediction
 from unimmad.inference.inputs import InputSample, find_samples, sample_of_modalities
 from unimmad.inference.output import PredictionFolder, screen_table
 from unimmad.inference.resume import prediction_fingerprint, sample_fingerprints
-from unimmad.serialization.text import one_line
+from unimmad.serialization.text import ListedError, error_lines, itemised, one_line
 
 RUNS = Path("runs")
-MOST_SKIPPED = 10
+MOST_SKIPPED = 20
 """Samples that the summary names."""
+MOST_LETTERS = 800
+"""Of a line that says what is wrong."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print_any_name()
     try:
-        with _sigterm_as_interrupt():
+        with sigterm_as_interrupt():
             _predict(options, parser.prog)
     except ValueError as error:
-        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
+        print(f"{parser.prog}: {error_lines(error, MOST_LETTERS)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted{interrupt}", file=sys.stderr)
@@ -61,28 +60,45 @@ def _predict(options: argparse.Namespace, program: str) -> None:
         device=options.device,
         precision=options.precision,
         verify=not options.no_verify,
+        roi=options.roi,
     )
     notices = Notices()
     samples = _samples(options, detector, notices)
-    skipped: list[str] = []
+    skipped: dict[str, ValueError] = {}
 
     def skip(name: str, error: ValueError) -> None:
-        skipped.append(name)
-        tqdm.write(f"{program}: skipped {one_line(name)}: {one_line(error)}", file=sys.stderr)
+        skipped[name] = error
 
+    on_skip = skip if options.on_error == "skip" else None
     fingerprints = sample_fingerprints(samples, _prediction_fingerprint(options, detector))
     folder = PredictionFolder(options.output_dir, fingerprints, options.scale, options.maps)
     try:
         with folder:
-            for prediction in _predictions(
-                detector, samples, folder.rows, skip if options.on_error == "skip" else None, options
-            ):
+            for prediction in _predictions(detector, samples, folder.rows, on_skip, options):
                 folder.add(prediction)
             if not folder.rows:
                 raise ValueError(f"none of {len(samples)} could be scored")
-    except (ValueError, KeyboardInterrupt) as error:
-        raise type(error)(f"{error}{_how_to_go_on(folder, len(samples))}") from None
-    _print(folder, detector, options, [*_skipped(skipped, len(samples)), *notices.lines])
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{error}{_how_to_go_on(folder, len(samples))}") from None
+    except ValueError as error:
+        left = [sample for sample in samples if sample.name not in folder.rows]
+        told = error if on_skip else _all_that_is_broken(detector, left, options, error)
+        raise type(told)(f"{told}{_how_to_go_on(folder, len(samples))}") from None
+    finally:
+        if skipped:
+            title = f"{program}: skipped {len(skipped)} of {len(samples)}, which could not be scored"
+            print(itemised(title, [f"{name}: {error}" for name, error in skipped.items()]), file=sys.stderr)
+    _print(folder, detector, options, [*_skipped(list(skipped), len(samples)), *notices.lines])
+
+
+def _all_that_is_broken(
+    detector: Detector, left: Sequence[InputSample], options: argparse.Namespace, first: ValueError
+) -> ValueError:
+    """``first``, or where more of the samples can't be read, what is wrong with all of them."""
+    problems = [f"{name}: {error}" for name, error in detector.problems(left, class_name=options.class_name)]
+    if len(problems) < 2:
+        return first
+    return ListedError(itemised(f"{len(problems)} samples can't be scored", problems) + "\nMend or remove these")
 
 
 def _print(folder: PredictionFolder, detector: Detector, options: argparse.Namespace, notes: Sequence[str]) -> None:
@@ -111,20 +127,6 @@ def _how_to_go_on(folder: PredictionFolder, total: int) -> str:
     )
 
 
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """What a batch system sends before it kills is told of like Ctrl-C, unless somebody else handles it."""
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def prediction_parser() -> argparse.ArgumentParser:
     """All options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -150,6 +152,13 @@ def prediction_parser() -> argparse.ArgumentParser:
         action="append",
         metavar="DIR",
         help="shard folder that tells the modalities, once for each; default: those it was trained on",
+    )
+    parser.add_argument(
+        "--roi",
+        type=Path,
+        metavar="FILE|DIR|none",
+        help="where to look, in place of the regions of interest that go with the thresholds or the trained data: a "
+        "PNG or JSON of all classes, a folder of CLASS.png or CLASS.json, or none",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     parser.add_argument(

@@ -22,17 +22,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from unimmad.cli.console import sigterm_as_interrupt
 from unimmad.cli.renamed import with_new_names
 from unimmad.data.index import Index
 from unimmad.data.layouts import LAYOUTS, FoundSet, find_sets, layout_table
 from unimmad.data.layouts.calibration import set_aside
 from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION
 from unimmad.data.layouts.source_set import SourceSet
-from unimmad.data.modality import parse_modality
+from unimmad.data.modality import parse_modality, reading_of
 from unimmad.data.writing.shards import SHARD_BYTES, write_shards
 from unimmad.data.writing.verify import verify_folder
 from unimmad.ranks.launcher import program
-from unimmad.serialization.text import printable
+from unimmad.serialization.text import ListedError, error_lines, printable
 
 SYNTHETIC = "synthetic"
 VERIFY = "verify"
@@ -52,11 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     started = time.perf_counter()
     try:
-        index, notices = _make(options)
+        with sigterm_as_interrupt():
+            index, notices = _make(options)
     except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {_line(error)}", file=sys.stderr)
+        print(
+            f"{parser.prog}: {error_lines(error, MOST_LETTERS) if isinstance(error, ListedError) else _line(error)}",
+            file=sys.stderr,
+        )
         return 2
-    _print_summary(index, notices, options.target, time.perf_counter() - started)
+    except KeyboardInterrupt as interrupt:
+        print(f"{parser.prog}: interrupted{interrupt}", file=sys.stderr)
+        return 130
+    seconds = time.perf_counter() - started
+    if options.audit:
+        _print_audit(options.target, options.workers)
+    _print_summary(index, notices, options.target, seconds)
     return 0
 
 
@@ -93,18 +104,39 @@ def shards_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=KIND",
-        help="rgb, gray, skip or depth[:SCALE[:INVALID]]; once for each modality, with one SOURCE only. "
-        "Their order is that of the input slots. SCALE: metres that the stored value 1 (integers: the type's "
-        "largest value) stands for; default 1 (integers: 0.5). INVALID: the stored value that says 'not "
-        "measured', or none; default none (integers: 0). Otherwise the folder's name tells the kind.",
+        help="rgb[:LOW:HIGH], gray[:LOW:HIGH], skip or depth[:UNIT[:INVALID]]; once for each modality, with one SOURCE "
+        "only. Their order is that of the input slots. LOW, HIGH: the stored values that are read as 0 and 1 "
+        "(default: the type's range, or where training images use less than 1/8 of it, what they use). UNIT: what "
+        "the stored value 1 is, m, cm, mm, um, or a number of these, such as 0.25mm; disparity, or METRES/disparity. A "
+        "number alone is the metres of 1 in real numbers, of the type's largest value in integers; default 1 "
+        "(integers: 0.5). INVALID: the stored value that says 'not measured', or none; default 0 in integers, and in "
+        "real numbers where no value lies near it. Otherwise the folder's name tells the kind.",
     )
     parser.add_argument("--allow-missing", action="store_true", help="keep samples that lack a modality")
+    parser.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="of files that can't be read or don't fit; stop: look at all, list what is wrong, write nothing; skip: "
+        "leave their samples out and list them (default: stop)",
+    )
+    parser.add_argument(
+        "--allow-duplicates", action="store_true", help="write test images that are training images as well"
+    )
+    parser.add_argument(
+        "--allow-odd-masks",
+        action="store_true",
+        help="write masks that mark nothing or nearly all of an anomalous image, or part of a normal one",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a shard folder of that name")
     parser.add_argument("--shard-mb", type=float, default=SHARD_BYTES / 2**20, help="size (default: %(default)g)")
     parser.add_argument(
         "--workers",
         type=int,
         help="processes that read and check; the bytes are the same (default: by cores and samples)",
+    )
+    parser.add_argument(
+        "--no-audit", dest="audit", action="store_false", help="don't look for what is odd in the shards once written"
     )
     parser.add_argument("--seed", type=int, default=0, help=f"of {SYNTHETIC} (default: %(default)s)")
     return parser
@@ -145,8 +177,27 @@ def _make(options: argparse.Namespace) -> tuple[Index, list[str]]:
         allow_missing=options.allow_missing,
         overwrite=options.overwrite,
         workers=_workers(options.workers, sets),
+        on_error=options.on_error,
+        allow_duplicates=options.allow_duplicates,
+        allow_odd_masks=options.allow_odd_masks,
     )
     return index, [notice for item in found for notice in item.notices]
+
+
+def _print_audit(target: Path, workers: int | None) -> None:
+    """What an audit in brief warns of; the shards are complete whatever becomes of it."""
+    from unimmad.audit.brief import brief_audit  # imports PyTorch's models, which listing layouts need not wait for
+
+    try:
+        lines = list(brief_audit(target, workers))
+    except ValueError as error:
+        lines = [f"the audit failed: {_line(error)}"]
+    except KeyboardInterrupt:
+        lines = ["the audit was interrupted; the shards are complete"]
+    for line in lines:
+        print(line)
+    if lines:
+        print(f"more of that: unimmad audit {target}")
 
 
 def _workers(given: int | None, sets: Sequence[SourceSet]) -> int:
@@ -193,18 +244,24 @@ def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: 
     for name, entry in index.datasets.items():
         print(f"{name} (domain: {entry.field})")
         for modality in entry.modalities:
-            depth = f", scale {modality.scale:g} m, invalid {modality.invalid}" if modality.kind == "depth" else ""
-            print(f"  slot {modality.slot}: {modality.name}, {modality.kind}{depth}")
+            print(f"  slot {modality.slot}: {modality.name}, {modality.kind}{reading_of(modality)}")
         for class_name in sorted({found for dataset, found, _ in counts if dataset == name}):
             train, test, aside = (counts[name, class_name, split] for split in ("train", "test", "calibration"))
             print(
                 f"  class {printable(class_name)}: {train} train, {test} test"
                 + (f", {aside} calibration" if aside else "")
+                + (f", region of interest: {entry.roi[class_name].in_words()}" if class_name in entry.roi else "")
             )
     for notice in notices[:NOTES_SHOWN]:
         print(f"note: {_line(notice)}")
     if len(notices) > NOTES_SHOWN:
         print(f"note: and {len(notices) - NOTES_SHOWN} more")
+    found = index.duplicates
+    if found and (found.exact or found.near):
+        print(
+            f"duplicates: {found.exact} samples, {found.trained_and_tested} of them trained on and tested with; "
+            f"{found.near} pairs nearly the same"
+        )
     size = sum(shard.bytes for shard in index.shards) / 2**20
     print(f"{target}: {len(index.samples)} samples, {len(index.shards)} shards, {size:.1f} MiB, {seconds:.1f} s")
     print(f"next: unimmad train --data {target}")

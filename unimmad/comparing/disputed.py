@@ -31,6 +31,7 @@ from unimmad.report.drawing import (
     show_map,
 )
 from unimmad.report.figures import SamplePicture, new_figure
+from unimmad.report.glyphs import drawable
 from unimmad.report.table import harmless
 from unimmad.report.tables import IMAGE_SCORES
 from unimmad.serialization.text import one_line
@@ -174,11 +175,11 @@ def disputed_figure(
     columns = len(first.images) + 1 + len(of_methods)
     figure = new_figure(columns * _CELL_INCHES, _CELL_INCHES + _HEAD_INCHES)
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
-    title = f"{first.class_name}   {first.key}   {sample.defect}".replace("$", r"\$")
+    title = drawable(f"{first.class_name}   {first.key}   {sample.defect}")
     figure.suptitle(title, x=0.005, ha="left", fontsize=FONT_SIZE)
     for ax, (name, image) in zip(axes, first.images, strict=False):
         show_image(ax, image)
-        ax.set_title(name.replace("$", r"\$"), fontsize=FONT_SIZE)
+        ax.set_title(drawable(name), fontsize=FONT_SIZE)
     mask_ax = axes[len(first.images)]
     if first.mask_HW is None:
         show_blank(mask_ax, first.map_HW.shape, "no mask")
@@ -188,5 +189,5 @@ def disputed_figure(
     for ax, (method, picture) in zip(axes[len(first.images) + 1 :], of_methods.items(), strict=True):
         show_map(ax, picture.map_HW, limits_of[method][picture.class_name])
         draw_contour(ax, picture.mask_HW)
-        ax.set_title(f"{method}: above {sample.ranks[method]:.0%}".replace("$", r"\$"), fontsize=FONT_SIZE)
+        ax.set_title(drawable(f"{method}: above {sample.ranks[method]:.0%}"), fontsize=FONT_SIZE)
     return figure

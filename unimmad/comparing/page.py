@@ -14,6 +14,7 @@ from unimmad.comparing.tables import Compared
 from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.report.drawing import FONT_SIZE
 from unimmad.report.figures import new_figure, save_figure
+from unimmad.report.glyphs import drawable
 from unimmad.report.html_page import Picture, render_page
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.text import one_line
@@ -115,7 +116,7 @@ def _name_below(figure: Figure, methods: Sequence[str]) -> None:
         Line2D([], [], color=look["color"], marker=look["fmt"], linestyle="none")
         for _, look in zip(names, _looks(), strict=False)
     ]
-    labels = [f" {name}".replace("$", r"\$") for name in names]  # with a space: matplotlib passes over a first _
+    labels = [drawable(f" {name}") for name in names]  # with a space: matplotlib passes over a first _
     columns = max(1, min(len(names), LEGEND_LETTERS // (max(map(len, labels), default=0) + LETTERS_OF_A_MARK)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=FONT_SIZE, frameon=False)
 

@@ -21,6 +21,10 @@ BackboneKind = Literal["convolutional", "transformer"]
 
 TimmName = Annotated[str, AfterValidator(_of_timms_list)]
 
+PositionResampling = Literal["dinov2", "timm"]
+"""How a vision transformer's position embeddings come to another grid, both bicubic: ``dinov2`` as that network's
+authors do, by the factor (grid + 0.1) / (grid of the weights); ``timm`` with antialiasing, by the two grids' ratio."""
+
 
 MAX_IMAGE_SIZE = 8192
 """Pixels a side; what is built for it may grow with its square."""

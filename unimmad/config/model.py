@@ -7,32 +7,35 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from unimmad.config.fields import Blocks, Integer, Positive, Real
-from unimmad.config.method import MethodSettings, TimmName
+from unimmad.config.levels import MOST_LEVELS, LevelSettings
 
 CHANNELS_PER_MODALITY = 3
 
 KernelSize = Annotated[Integer, Field(gt=0, le=63)]
 
 
-class ModelSettings(MethodSettings):
+class ModelSettings(LevelSettings):
     """METHOD: sizes of the network. Defaults are the paper's."""
 
     image_size: Positive = 256
-    """Height and width of every image; the learned input embedding ties a model to it. A multiple of 32."""
+    """Height and width of every image; the learned input embedding ties a model to it. A multiple of 32, or of a vision
+    transformer's patches."""
     modality_slots: Positive = 4
     """Images of a sample at most; each slot is three input channels."""
-    backbone: TimmName = "wide_resnet50_2.tv2_in1k"
-    """Any network of timm's own list whose features_only form has strides 4, 8 and 16."""
+    encoder: Literal["trained", "frozen"] = "trained"
+    """``frozen``: the encoder, which looks at all modalities together, stays the copy of the teacher that it begins as
+    (the paper trains it)."""
     encoder_batchnorm: Literal["batch", "frozen"] = "batch"
     """``frozen``: the encoder's BatchNorm stays as loaded (for weights with folded BatchNorm)."""
     fcm_dim: Positive = 512
-    """Channels at which the feature compression module joins the three stages."""
+    """Channels at which the feature compression module joins the levels."""
     bottleneck_dim: Positive = 2048
-    """Channels of the compression module's narrowest map, at stride 32."""
-    decoder_planes: tuple[Positive, Positive, Positive] = (256, 128, 64)
-    """Planes of the decoder's three up-sampling stages; each gives 4 times as many channels."""
-    decoder_blocks: tuple[Blocks, Blocks, Blocks] = (3, 4, 6)
-    """Bottleneck blocks of each of the decoder's up-sampling stages."""
+    """Channels of the compression module's narrowest map, at stride 32 (with a vision transformer: 4 times the finest
+    stride, or twice the coarsest where that is more)."""
+    decoder_planes: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_LEVELS)] = (256, 128, 64)
+    """Planes of the decoder's stages, one for each level, the coarsest first; each gives 4 times as many channels."""
+    decoder_blocks: Annotated[tuple[Blocks, ...], Field(min_length=1, max_length=MOST_LEVELS)] = (3, 4, 6)
+    """Bottleneck blocks of each of the decoder's stages; at least one for each doubling of the map in it."""
     embed_dim: Annotated[Integer, Field(gt=0, le=8192)] = 256
     """Channels of the maps inside C-MoE."""
     kernel_sizes: Annotated[tuple[KernelSize, ...], Field(min_length=1, max_length=8)] = (1, 3, 5)
@@ -59,8 +62,11 @@ class ModelSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
-        if self.image_size % 32:
+        if self.backbone_kind == "convolutional" and self.image_size % 32:
             raise ValueError(f"image_size {self.image_size} is not a multiple of 32")
+        for key in ("decoder_planes", "decoder_blocks"):
+            if len(given := getattr(self, key)) != self.level_count:
+                raise ValueError(f"{key} {list(given)} must be one number for each of the {self.level_count} levels")
         if self.top_k > self.leaders:
             raise ValueError(f"top_k {self.top_k} is more than leaders {self.leaders}")
         if self.leaders % self.banks:

@@ -23,6 +23,8 @@ MAX_PIXELS = 2**26
 """Height times width: 8192 x 8192. Below Pillow's own limit (``Image.MAX_IMAGE_PIXELS``), which holds as well."""
 MAX_DECODED_BYTES = 2**30
 """An image as an array: 1 GiB."""
+MAX_CHANNELS = 16
+"""An array whose last axis is longer is not an H x W x channels image."""
 
 _ZLIB_BLOCK = 2**20
 _DEFLATE_SLACK = 2

@@ -8,13 +8,24 @@ offset and length, so that one sample can be read without scanning its shard.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from unimmad.data.gc_pause import collector_paused
+from unimmad.data.roi import Roi, Rois
 from unimmad.serialization.documents import read_limited
 from unimmad.serialization.text import one_line
 from unimmad.serialization.validation import first_problem
@@ -44,6 +55,24 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+ANY_DTYPE = "any"
+
+
+class ValueRange(_Frozen):
+    """Between which stored values a picture lies: ``low`` is read as 0, ``high`` as 1; what is beyond is clipped."""
+
+    dtype: Annotated[str, Field(pattern=r"^(any|u?int(8|16|32|64)|float(16|32|64))$")]
+    """Of the images that are read so; ``any``: all number types that can hold ``high``."""
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"the range from {self.low:g} to {self.high:g} is empty")
+        return self
+
+
 class Modality(_Frozen):
     """One imaging modality of a dataset."""
 
@@ -57,6 +86,20 @@ class Modality(_Frozen):
     """Depth only: metres per stored unit, after integer formats were divided by their largest value."""
     invalid: float | None = None
     """Depth only: the stored value that means "no measurement" (before scaling); None: every pixel is valid."""
+    unit: Annotated[float, Field(ge=MIN_SCALE, le=MAX_SCALE)] | None = None
+    """Depth only: metres that the stored value 1 stands for, in every number type; None: ``scale`` tells."""
+    disparity: bool = False
+    """Depth only: the values are disparities, and a pixel's depth is ``unit`` over them."""
+    dtypes: tuple[str, ...] = ()
+    """Depth only: number types of the training images; empty in older indexes and of published sets."""
+    ranges: tuple[ValueRange, ...] = ()
+    """RGB and gray only: of these number types not the whole range is used; others are read by their type's."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, to_dict: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What came later stays out where it says nothing, so that older versions read the rest."""
+        later = ("unit", "disparity", "dtypes", "ranges")
+        return {key: value for key, value in to_dict(self).items() if key not in later or value}
 
 
 def _distinct(modalities: tuple[Modality, ...]) -> tuple[Modality, ...]:
@@ -71,10 +114,33 @@ Modalities = Annotated[tuple[Modality, ...], Field(min_length=1), AfterValidator
 
 
 class DatasetEntry(_Frozen):
-    """One dataset: its field (industry, medicine, ...) and the modalities its samples may have."""
+    """One dataset: its field (industry, medicine, ...), the modalities its samples may have, and where to look."""
 
     field: str
     modalities: Modalities
+    roi: dict[Name, Roi] = {}
+    """Regions of interest by class, without the dataset's name; of the other classes everything is looked at."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An older version reads what uses nothing new."""
+        values: dict[str, Any] = handler(self)
+        return values if self.roi else {key: value for key, value in values.items() if key != "roi"}
+
+
+def rois_of(datasets: Mapping[str, DatasetEntry]) -> Rois:
+    """The regions of interest of all classes."""
+    return Rois({f"{name}/{short}": roi for name, entry in datasets.items() for short, roi in entry.roi.items()})
+
+
+def with_rois(datasets: Mapping[str, DatasetEntry], rois: Rois, classes: Iterable[str]) -> dict[str, DatasetEntry]:
+    """The datasets with the regions of ``rois``, for ``DATASET/CLASS`` among ``classes``, in place of their own."""
+    found: dict[str, dict[str, Roi]] = {name: {} for name in datasets}
+    for class_name in classes:
+        dataset, _, short = class_name.partition("/")
+        if dataset in found and (roi := rois.of(class_name)) is not None:
+            found[dataset][short] = roi
+    return {name: entry.model_copy(update={"roi": found[name]}) for name, entry in datasets.items()}
 
 
 # Members and samples are many; as pydantic's models they would take three times the memory.
@@ -111,6 +177,19 @@ class SampleEntry:
     images: Annotated[dict[str, Member], Field(min_length=1)]
     """By modality name; a missing modality is absent."""
     mask: Member | None = None
+    source: str | None = None
+    """The file that its first image was read from, relative to its dataset's folder; None where unknown."""
+
+
+class DuplicateCounts(_Frozen):
+    """Samples that are in the shards more than once."""
+
+    exact: Annotated[int, Field(ge=0)] = 0
+    """Samples of the same pixels as one before them."""
+    trained_and_tested: Annotated[int, Field(ge=0)] = 0
+    """Test samples of the same pixels as one to train or to calibrate on."""
+    near: Annotated[int, Field(ge=0)] = 0
+    """Pairs of one class that are nearly the same."""
 
 
 class ShardEntry(_Frozen):
@@ -136,6 +215,8 @@ class Index(_Frozen):
     """All shards, in the order that ``SampleEntry.shard`` counts them."""
     samples: tuple[SampleEntry, ...]
     """All samples, grouped by class and split, in the order they lie in the shards."""
+    duplicates: DuplicateCounts | None = None
+    """None where nobody looked for them."""
 
     def classes(self, split: Split) -> dict[str, list[SampleEntry]]:
         """Samples of ``split`` by ``DATASET/CLASS``, in index order."""
@@ -153,10 +234,15 @@ def load_index(folder: Path) -> Index:
         ValueError: no such folder, no index in it, or one that is cut short or of another form.
     """
     path = folder / INDEX_NAME
+    if folder.is_file():
+        instead = folder.parent if (folder.parent / INDEX_NAME).is_file() else "the folder that unimmad shards made"
+        raise ValueError(f"data {folder} is a file, not a shard folder; give {instead}")
     if not folder.is_dir():
         raise ValueError(f"data folder {folder} does not exist; make one with unimmad shards")
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is not a shard folder; make one with unimmad shards")
+        inner = sorted(found.parent for found in folder.glob(f"*/{INDEX_NAME}"))
+        hint = f"did you mean {' or '.join(map(str, inner[:3]))}?" if inner else "make one with unimmad shards"
+        raise ValueError(f"{folder} holds no {INDEX_NAME}: it is not a shard folder; {hint}")
     return parse_index(read_limited(path, MAX_INDEX_BYTES), str(path))
 
 

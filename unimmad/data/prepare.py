@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimmad.data.depth_range import no_data_values
+from unimmad.data.depth_range import metres_of, no_data_values
 from unimmad.data.index import Modality, ModalityKind
+from unimmad.data.value_range import unit_range
 from unimmad.data.views import View, padded, resized, whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -141,7 +142,7 @@ def as_channels(pixels: np.ndarray) -> Tensor:
 def check_fits(array: np.ndarray, modality: Modality, where: str) -> None:
     """Raise the ValueError that ``prepare`` would, without resizing."""
     if modality.kind == "depth":
-        _depth_and_foreground(array, modality, where)
+        depth_and_foreground(array, modality, where)
     else:
         _pixels(array, modality, where)
 
@@ -155,7 +156,7 @@ def centred_depth(array: np.ndarray, modality: Modality, where: str = "depth") -
     Returns:
         float32, H x W, in centimetres.
     """
-    depth_HW, foreground_HW = _depth_and_foreground(array, modality, where)
+    depth_HW, foreground_HW = depth_and_foreground(array, modality, where)
     if not foreground_HW.any():
         return np.zeros(depth_HW.shape, dtype=np.float32)
     depth_HW -= depth_HW[foreground_HW].mean()
@@ -178,15 +179,16 @@ def no_data_note(array: np.ndarray, modality: Modality, where: str) -> str:
     return f"{modality.name}: pixels of {named} count as not measured" if values else ""
 
 
-def _depth_and_foreground(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, np.ndarray]:
+def depth_and_foreground(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Depth in metres (float64, H x W; 0 in the background), and where it was measured (bool, H x W).
+
+    Raises:
+        ValueError: as ``prepare``.
+    """
     stored_HW, foreground_HW = _stored_depth(array, modality, where)
     for value in no_data_values(stored_HW, foreground_HW, modality, where):
         foreground_HW &= stored_HW != value
-    largest = np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1.0
-    depth_HW = np.where(foreground_HW, stored_HW, 0).astype(np.float64)  # what is beyond all would overflow
-    depth_HW /= largest
-    depth_HW *= modality.scale
-    return depth_HW, foreground_HW
+    return metres_of(stored_HW, foreground_HW, modality), foreground_HW
 
 
 def _stored_depth(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -202,6 +204,8 @@ def _stored_depth(array: np.ndarray, modality: Modality, where: str) -> tuple[np
         )
     if modality.invalid is not None:
         foreground_HW &= stored_HW != modality.invalid
+    if modality.disparity:
+        foreground_HW &= stored_HW > 0
     return stored_HW, foreground_HW
 
 
@@ -211,28 +215,10 @@ def _pixels(array: np.ndarray, modality: Modality, where: str) -> np.ndarray:
         raise ValueError(
             f"{where}: {array.shape[2]} channels do not make a picture of kind {modality.kind}; wanted 1 or 3"
         )
-    array = _unit_range(array, modality, where)
+    array = unit_range(array, modality, where)
     if array.ndim == 2:
         return array
     if modality.kind == "rgb":
         return array[:, :, :3]
     gray_HW = array[:, :, :3].astype(np.float32) @ np.array(LUMINANCE, dtype=np.float32)
     return np.rint(gray_HW).astype(np.uint8) if array.dtype == np.uint8 else gray_HW
-
-
-def _unit_range(array: np.ndarray, modality: Modality, where: str) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.uint16:
-        return (array / np.float32(65535)).astype(np.float32)
-    if array.dtype.kind != "f":
-        raise ValueError(
-            f"{where}: {modality.kind} values are {array.dtype}; store 8 or 16 bit unsigned, or reals in 0-1"
-        )
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"{where}: {modality.kind} values go from {low:g} to {high:g}; real numbers must lie in 0-1. "
-            f"Rescale them, or say --modality {modality.name}=depth if they are distances"
-        )
-    return array.astype(np.float32)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from unimmad.data.index import ModalityKind
+from unimmad.data.look import Look, look_at
 from unimmad.data.mask_resize import NOTHING_LOST, MaskLoss
 from unimmad.data.prepare import model_input, seen_pixels
+from unimmad.data.roi import Roi
 from unimmad.data.views import View
 
 
@@ -31,6 +33,10 @@ class StoredImages:
     """Of its M modalities, in slot order."""
     pixels: tuple[np.ndarray, ...]
     """What ``prepare.stored_pixels`` made of each: uint8 or float32, H x W or H x W x 3, all of one size."""
+    roi: Roi | None = None
+    """The region of interest of its class."""
+    where: str = "sample"
+    """Shard and key, for messages."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -44,6 +50,14 @@ class StoredImages:
         for pixels, kind, image_CHW in zip(self.pixels, self.kinds, images_MCHW, strict=True):
             model_input(seen_pixels(pixels, kind, view), kind, out=image_CHW)
         return images_MCHW
+
+    def look(self, view: View) -> Look | None:
+        """Where to look in them; None where everywhere. ``view``: see ``look_at``.
+
+        Raises:
+            ValueError: the region of interest does not fit the images.
+        """
+        return look_at(self.roi, view, lambda: self.seen(view), self.kinds, self.size, self.where)
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,8 @@ class Sample:
     """In place of ``images_MCHW``, where views are still to be cut."""
     views: int = 1
     """How many were scored of it."""
+    weights_HW: Tensor | None = None
+    """float32, 0 (not looked at) to 1: the class's region of interest; None where all is looked at, and in training."""
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,11 @@ class Geometry:
         )
         return (one, *tiles) if self.tiles.whole else tiles
 
+    def outline(self, shape: tuple[int, ...], image_size: int) -> View:
+        """All that is scored of an image, as one piece of the model's size."""
+        views = self.views(shape, image_size)
+        return views[0] if len(views) == 1 else whole(shape, image_size)
+
 
 STRETCHED = Geometry()
 

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimmad.data.sample import Batch, Sample
+from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.scoring import BatchScores, check_scored
+from unimmad.metrics.at_threshold import AtThreshold, count_image
 from unimmad.metrics.metrics import MetricAccumulator
 from unimmad.report.expert_usage import UsageCounter, chosen_leaders
 from unimmad.report.report import ClassResult
@@ -54,13 +56,23 @@ class ScoredBatch:
 class ClassScores:
     """A class's metrics, image scores and routing, filled batch by batch."""
 
-    def __init__(self, class_name: str, field: str, leaders: int, scratch_dir: Path | None) -> None:
+    def __init__(
+        self,
+        class_name: str,
+        field: str,
+        leaders: int,
+        scratch_dir: Path | None,
+        thresholds: HeldThresholds | None = None,
+    ) -> None:
         """``class_name`` is ``DATASET/CLASS``; ``leaders`` are those of each gate, 0 where there is no gate;
-        ``scratch_dir``: see ``MetricAccumulator``."""
+        ``scratch_dir``: see ``MetricAccumulator``; ``thresholds`` to count by, if any."""
         self.class_name = class_name
         self.field = field
         self._metrics = MetricAccumulator(scratch_dir)
         self._usage = UsageCounter(class_name, leaders) if leaders else None
+        self._thresholds = thresholds
+        self._at_threshold = AtThreshold()
+        self._outside = 0
         self._image_scores: list[float] = []
         self._samples: list[tuple[str, str, bool]] = []
         self._resizing = Resizing()
@@ -71,11 +83,19 @@ class ClassScores:
             self._usage.add([sample for sample in batch.samples for _ in range(sample.views)], batch.leaders_TGK)
         for sample, map_HW, score in zip(batch.samples, batch.maps_BHW, batch.scores, strict=True):
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
+            look_HW = None if sample.weights_HW is None else sample.weights_HW.numpy() > 0
             if sample.view is not None and not sample.view.fills:  # without its padding
                 seen = sample.view.target.pixels
-                map_HW, mask_HW = map_HW[seen], None if mask_HW is None else mask_HW[seen]
+                map_HW, mask_HW, look_HW = (None if one is None else one[seen] for one in (map_HW, mask_HW, look_HW))
+            if _marked_outside_alone(mask_HW, look_HW):
+                self._outside += 1
+                continue
             name = f"{sample.class_name} {sample.key}"
-            self._metrics.add(map_HW, mask_HW, score, int(sample.anomalous), name=name)
+            self._metrics.add(map_HW, mask_HW, score, int(sample.anomalous), name=name, look_HW=look_HW)
+            if self._thresholds is not None:
+                held = self._thresholds.of(sample)
+                image, pixel = (None, None) if held is None else (held.value, held.pixel_value)
+                self._at_threshold += count_image(map_HW, mask_HW, score, int(sample.anomalous), image, pixel, look_HW)
             self._image_scores.append(score)
             self._samples.append((sample.key, sample.defect, sample.anomalous))
             self._resizing = _with_sample(self._resizing, sample)
@@ -90,6 +110,7 @@ class ClassScores:
             normal=self._metrics.normal,
             anomalous=self._metrics.anomalous,
             metrics=self._metrics.compute(),
+            at_threshold=None if self._thresholds is None else self._at_threshold,
         )
         return ScoredClass(
             result=result,
@@ -100,6 +121,7 @@ class ClassScores:
             curves=self._metrics.curves(),
             usage=None if self._usage is None else self._usage.usage(),
             resizing=self._resizing,
+            outside=self._outside,
         )
 
 
@@ -116,6 +138,11 @@ def _with_sample(before: Resizing, sample: Sample) -> Resizing:
         lost=before.lost + loss.lost,
         emptied=before.emptied + loss.empties,
     )
+
+
+def _marked_outside_alone(mask_HW: NDArray[np.bool_] | None, look_HW: NDArray[np.bool_] | None) -> bool:
+    """Such an image is neither normal nor one whose anomaly is to be found."""
+    return mask_HW is not None and look_HW is not None and bool(mask_HW.any()) and not (mask_HW & look_HW).any()
 
 
 class MetricsThread:

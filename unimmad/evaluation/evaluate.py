@@ -16,6 +16,7 @@ from tqdm import tqdm
 from unimmad import __version__
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.state import package_version
+from unimmad.checkpoint.thresholds import load_thresholds
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.index import Split
 from unimmad.data.location import DataFolder
@@ -23,9 +24,11 @@ from unimmad.data.mask_resize import MaskRule
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog, summary
+from unimmad.data.roi import given_rois
 from unimmad.data.views import Geometry
 from unimmad.evaluation.geometry import scoring_geometry
-from unimmad.evaluation.header import data_fact, report_header, resizing_facts
+from unimmad.evaluation.header import data_fact, report_header, resizing_facts, rois_in_words
+from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.modalities import keep_modalities
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
@@ -79,6 +82,7 @@ def evaluate_checkpoint(
     other: OtherReport | None = None,
     cache: ShardCache | None = None,
     on_error: OnError = "stop",
+    roi: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> Evaluation | None:
     """Evaluate on ``split`` of the shard folders ``data`` and write tables and pictures into ``output``.
@@ -100,6 +104,7 @@ def evaluate_checkpoint(
         other: a report to compare with.
         cache: for shards from URLs; None: the default one.
         on_error: ``skip`` leaves corrupt samples out; the report's header says how many.
+        roi: where to look, in place of the data's own regions of interest; see ``data.roi.given_rois``.
         ranks: those that share the work, all with the same arguments but for the device's number.
 
     Returns:
@@ -114,13 +119,18 @@ def evaluate_checkpoint(
         _check_same_data(output, data_fact(data, split))
     if modalities is not None:
         shards = keep_modalities(shards, split, modalities, classes)
+    if roi is not None:
+        shards = shards.with_rois(given_rois(roi, shards.classes(split)))
     refs_of = shards.classes(split)
     if other is not None:
         other.check_common(refs_of)
     beside = published_rows(_datasets(refs_of), checkpoint.recipe.method) if published else ()
     settings, precision = checkpoint.recipe.evaluation, chosen_precision(precision, device)
     mask_resize, geometry = mask_resize or settings.mask_resize, scoring_geometry(checkpoint.recipe)
+    thresholds = _held_thresholds(checkpoint, shards, modalities)
     facts = _number_facts(settings, geometry, split, mask_resize, precision, device)
+    if thresholds is not None:
+        facts["thresholds"] = thresholds.thresholds.model_dump(mode="json")
     fingerprint = evaluation_fingerprint(checkpoint.weights_digest, shards, facts)
     ranks.check_same(fingerprint, "another checkpoint, other data, settings, kind of device or library versions")
     results = PartialResults(output, fingerprint)
@@ -146,6 +156,7 @@ def evaluate_checkpoint(
         precision=precision,
         finished=finished,
         scratch_dir=scratch_dir,
+        thresholds=thresholds,
         on_error=on_error,
         skip_log=skip_log,
         ranks=ranks,
@@ -153,7 +164,7 @@ def evaluate_checkpoint(
     done: list[ScoredClass] = []
     with closing(scored_classes):  # its threads and its progress bar end with it, however this loop ends
         for scored in scored_classes:
-            whole = len(scored.keys) == len(refs_of[scored.class_name])
+            whole = len(scored.keys) + scored.outside == len(refs_of[scored.class_name])
             if whole and scored.class_name not in finished:  # else the next run would not know what was left out
                 results.save(scored)
             done.append(scored)
@@ -180,18 +191,33 @@ def evaluate_checkpoint(
         return None
     header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)
     header |= resizing_facts({scored.class_name: scored.resizing for scored in done}, geometry, mask_resize)
+    if thresholds is not None:
+        header["thresholds"] = thresholds.in_words(precision)
+    if regions := rois_in_words(shards, refs_of, done):
+        header["regions of interest"] = regions
     if skipped:
         header["left out"] = skipped
     report = Report(header, tuple(scored.result for scored in done), beside)
     earlier = report_in(output)
     comparison = None if other is None else compare(report, other)
     compared = () if comparison is None else write_comparison(comparison, output)
-    tables = (*write_tables(report, output), write_image_scores(done, output), *compared)
+    sources = {(ref.entry.dataset, ref.entry.key): ref.entry.source for refs in refs_of.values() for ref in refs}
+    tables = (*write_tables(report, output), write_image_scores(done, output, sources), *compared)
     page = pictures.finish(report, tables, comparison)
     if earlier is not None:
         pictures.remove_others(earlier)
     results.remove()
     return Evaluation(report, tables, pictures.overview, page, tuple(done), comparison)
+
+
+def _held_thresholds(
+    checkpoint: LoadedCheckpoint, shards: ShardSet, modalities: Sequence[str] | None
+) -> HeldThresholds | None:
+    """Those beside the checkpoint; None where there are none, or they are of other modalities than those chosen."""
+    thresholds = load_thresholds(checkpoint.folder) if modalities is None else None
+    if thresholds is None:
+        return None
+    return HeldThresholds(thresholds, shards.datasets, checkpoint.model.looks_at_class)
 
 
 def _check_same_data(output: Path, data: str) -> None:

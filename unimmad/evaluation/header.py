@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +15,12 @@ from unimmad.config import Blur, Precision
 from unimmad.data.index import Split, load_index
 from unimmad.data.location import DataFolder, recorded_data_folder, shown
 from unimmad.data.mask_resize import MaskRule
+from unimmad.data.modality import read_otherwise
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.views import Aspect, Geometry
 from unimmad.evaluation.scoring import numerics
-from unimmad.report.scored_class import Resizing
+from unimmad.report.scored_class import Resizing, ScoredClass
+from unimmad.serialization.text import listed
 
 MOST_CLASSES = 5
 """That a fact names."""
@@ -68,6 +71,13 @@ def report_header(
     }
     if modalities is not None:
         header["modalities"] = f"{', '.join(modalities)} only"
+    trained = checkpoint.trained_on.datasets if checkpoint.trained_on else {}
+    if other := read_otherwise(shards.datasets, trained):
+        header["read otherwise"] = "; ".join(other)
+    if repeated := _duplicates(shards):
+        header["duplicates"] = repeated
+    if unmarked := _without_masks(shards, split):
+        header["without masks"] = unmarked
     if unseen := _unseen_classes(checkpoint, shards, split):
         header["not trained on"] = ", ".join(unseen)
         if checkpoint.model.kernel_sizes:
@@ -120,9 +130,44 @@ def _some(texts: Sequence[str]) -> str:
     return f"{', '.join(texts[:MOST_CLASSES])}{more}"
 
 
+def rois_in_words(shards: ShardSet, class_names: Iterable[str], scored: Iterable[ScoredClass]) -> str:
+    """What of the classes' images was looked at, and what was left out for it; empty where there is no region."""
+    names = list(class_names)
+    used = {name: roi for name in names if (roi := shards.rois.of(name)) is not None}
+    if not used:
+        return ""
+    of_classes = "; ".join(f"{name}: {roi.in_words()}" for name, roi in used.items())
+    if len(used) == len(names) and len(set(used.values())) == 1:
+        of_classes = f"all classes: {next(iter(used.values())).in_words()}"
+    outside = sum(of_class.outside for of_class in scored)
+    images = "image" if outside == 1 else "images"
+    left = f"; left out: {outside} anomalous {images} marked outside of them alone" if outside else ""
+    return f"{of_classes}; scores, metrics and pictures are of these pixels alone{left}"
+
+
 def data_fact(data: Sequence[DataFolder], split: Split) -> str:
     """What was evaluated, in words."""
     return f"{', '.join(map(_data_name, data))} ({split} split)"
+
+
+def _duplicates(shards: ShardSet) -> str:
+    """What is in the shards more than once and makes figures too high or too low; empty where nothing."""
+    found = [index.duplicates for index in shards.indexes if index.duplicates is not None]
+    tested, exact = (sum(getattr(one, name) for one in found) for name in ("trained_and_tested", "exact"))
+    trained = f", {tested} of them test images that are trained on" if tested else ""
+    return f"{exact} samples have the pixels of another one{trained}" if exact else ""
+
+
+def _without_masks(shards: ShardSet, split: Split) -> str:
+    """Anomalous samples that pixel metrics leave out of classes that have them; empty where there is none."""
+    counts: Counter[str] = Counter()
+    marked = set()
+    for index in shards.indexes:
+        for name, samples in index.classes(split).items():
+            counts[name] = sum(sample.anomalous and sample.mask is None for sample in samples)
+            marked |= {name} if any(sample.mask is not None for sample in samples) else set()
+    named = [f"{counts[name]} of {name}" for name in sorted(marked) if counts[name]]
+    return f"{listed(named)} anomalous samples, which pixel metrics leave out" if named else ""
 
 
 def _in_words(blur: Blur) -> str:

@@ -33,13 +33,18 @@ def batch_letter(batch: ScoredBatch) -> bytes:
     for number, sample in enumerate(batch.samples):
         if sample.mask_HW is not None:
             arrays[f"mask {number}"] = sample.mask_HW.numpy()
+        if sample.weights_HW is not None:
+            arrays[f"weights {number}"] = sample.weights_HW.numpy()
     return _packed({"samples": [_sample_entry(sample) for sample in batch.samples], "scores": batch.scores}, arrays)
 
 
 def read_batch(content: bytes) -> ScoredBatch:
     """What :func:`batch_letter` gave."""
     facts, arrays = _unpacked(content)
-    samples = (_read_sample(entry, arrays.get(f"mask {number}")) for number, entry in enumerate(facts["samples"]))
+    samples = (
+        _read_sample(entry, arrays.get(f"mask {number}"), arrays.get(f"weights {number}"))
+        for number, entry in enumerate(facts["samples"])
+    )
     return ScoredBatch(tuple(samples), arrays["maps"], tuple(facts["scores"]), arrays.get("leaders"))
 
 
@@ -109,7 +114,9 @@ def _sample_entry(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _read_sample(entry: Mapping[str, Any], mask_HW: NDArray[np.bool_] | None) -> Sample:
+def _read_sample(
+    entry: Mapping[str, Any], mask_HW: NDArray[np.bool_] | None, weights_HW: NDArray[np.float32] | None
+) -> Sample:
     return Sample(
         key=entry["key"],
         dataset=entry["dataset"],
@@ -120,6 +127,7 @@ def _read_sample(entry: Mapping[str, Any], mask_HW: NDArray[np.bool_] | None) ->
         slots=tuple(entry["slots"]),
         images_MCHW=torch.empty(0),
         mask_HW=None if mask_HW is None else torch.from_numpy(mask_HW),
+        weights_HW=None if weights_HW is None else torch.from_numpy(weights_HW),
         stored_size=tuple(entry["stored_size"]),
         view=None if entry["view"] is None else _read_view(*entry["view"]),
         mask_loss=MaskLoss(*entry["mask_loss"]),

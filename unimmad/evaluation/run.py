@@ -27,6 +27,7 @@ from unimmad.data.reading.stream import evaluation_rounds, images_together
 from unimmad.data.views import STRETCHED, Geometry
 from unimmad.evaluation.collecting import ClassScores, MetricsThread
 from unimmad.evaluation.exchange import Exchange, InOrder, OwnClasses, last_rounds
+from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.tiling import score_samples
 from unimmad.model.method import Method
 from unimmad.ranks.exchange import ALONE, Ranks
@@ -49,6 +50,7 @@ def evaluate_classes(
     precision: Precision = "fp32",
     finished: Mapping[str, ScoredClass] | None = None,
     scratch_dir: Path | None = None,
+    thresholds: HeldThresholds | None = None,
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
     ranks: Ranks = ALONE,
@@ -61,6 +63,7 @@ def evaluate_classes(
         geometry: by which views images are scored.
         finished: classes scored before, by ``DATASET/CLASS``, which are given as they are. Rank 0's count.
         scratch_dir: see ``MetricAccumulator``.
+        thresholds: to count by what is called anomalous, if any.
         on_error: ``skip`` leaves corrupt samples out; a class that loses all of them gives no result.
         skip_log: counts what this rank left out.
         ranks: those that share the work, all with the same arguments; results are given to rank 0 only.
@@ -93,7 +96,7 @@ def evaluate_classes(
 
     def new_scores(class_name: str) -> ClassScores:
         field = shards.datasets[class_name.partition("/")[0]].field
-        return ClassScores(class_name, field, model.leaders, scratch_dir)
+        return ClassScores(class_name, field, model.leaders, scratch_dir, thresholds)
 
     label = f"evaluate {split}, {precision} on {device.type}"
     bar = tqdm(total=sum(todo.values()), desc=label, unit="image", disable=None if progress else True)

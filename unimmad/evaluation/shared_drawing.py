@@ -12,14 +12,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
-from unimmad.data.views import STRETCHED, Geometry, largest_in_area, whole
+from unimmad.data.views import STRETCHED, Geometry, whole
 from unimmad.evaluation.letters import class_letter, drawn_letter, read_class_letter, read_drawn
-from unimmad.evaluation.tiling import score_stored
+from unimmad.evaluation.tiling import at_size, score_stored
 from unimmad.model.method import Method
 from unimmad.ranks.exchange import Letter, Ranks
 from unimmad.report.class_pictures import DrawnClass, draw_class
@@ -63,12 +64,13 @@ def sample_picture(
     The model must be in eval mode, on ``device``.
 
     Raises:
-        ValueError: the sample can't be read.
+        ValueError: the sample can't be read, or its class's region of interest does not fit it.
     """
     sample = shards.read_stored(ref, picture_size)
     assert sample.stored is not None
     size = picture_size(sample.stored_size)
-    map_HW, score = score_stored(model, sample, settings, device, precision, geometry)
+    stored_map_HW, score, look = score_stored(model, sample, settings, device, precision, geometry)
+    map_HW, weights_HW = at_size(stored_map_HW, look, size)
     seen_MCHW = sample.stored.seen(whole(sample.stored_size, size))
     images = tuple(
         (name, denormalise(image_CHW, kind))
@@ -80,7 +82,8 @@ def sample_picture(
         defect=sample.defect,
         score=score,
         images=images,
-        map_HW=largest_in_area(map_HW, size),
+        # Pictures leave NaN blank.
+        map_HW=map_HW if weights_HW is None else np.where(weights_HW > 0, map_HW, np.float32(np.nan)),
         mask_HW=None if sample.mask_HW is None else sample.mask_HW.numpy(),
     )
 

@@ -20,9 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from unimmad.config import EvaluationSettings, Precision
+from unimmad.data.look import Look
 from unimmad.data.sample import Batch, Sample, collate
 from unimmad.data.views import Geometry, View, largest_in_area, put_back
-from unimmad.evaluation.scoring import BatchScores, score_on_device
+from unimmad.evaluation.scoring import BatchScores, maps_and_scores, score_on_device, score_unweighed
+from unimmad.model.anomaly_map import weigh
 from unimmad.model.method import Method
 from unimmad.model.routing import Routing
 
@@ -39,15 +41,18 @@ class Cutting(Generic[T]):
     views: tuple[View, ...]
     cut: Callable[[View], T]
     """What is scored of a view."""
+    look: Look | None = None
+    """Where to look in it; None: everywhere."""
 
 
 class Canvas:
     """The maps of one image's views, put together in its own geometry, and its score."""
 
-    def __init__(self, shape: tuple[int, int], views: Sequence[View]) -> None:
-        """``views``: all that will be added, in that order."""
+    def __init__(self, shape: tuple[int, int], views: Sequence[View], look: Look | None = None) -> None:
+        """``views``: all that will be added, in that order; ``look``: see ``Cutting``."""
         self.shape = shape
         self.left = len(views)
+        self._look = look
         self._tiled = len(views) > 1
         self._whole: tuple[Map, float] | None = None
         blended = shape if self._tiled else (0, 0)
@@ -56,7 +61,7 @@ class Canvas:
         self._scores: list[float] = []
 
     def add(self, view: View, map_hw: Map, score: float) -> None:
-        """Take in the next view's map and score."""
+        """Take in the next view's map, of all that it shows, and its score."""
         self.left -= 1
         if not self._tiled or (view.source.height, view.source.width) == self.shape:
             self._whole = put_back(map_hw, view, self.shape), score
@@ -69,8 +74,14 @@ class Canvas:
 
     def joined(self) -> tuple[Map, float]:
         """The image's map [H, W] and score: of tiles the blended maps and the highest score; of tiles and the whole
-        image the mean of both."""
+        image the mean of both. The map is weighed by the region of interest, the scores are so already."""
         assert not self.left, "views are missing"
+        map_HW, score = self._put_together()
+        if self._look is not None:
+            map_HW = weigh(torch.from_numpy(map_HW), self._look.stored()).numpy()
+        return map_HW, score
+
+    def _put_together(self) -> tuple[Map, float]:
         if not self._tiled:
             assert self._whole is not None, "there was no view"
             return self._whole
@@ -101,7 +112,7 @@ def scored_by_views(
 
     Args:
         images: what to score.
-        score: maps [B, h, w] and B scores of what was cut.
+        score: maps [B, h, w] of all that was cut, and B scores of what is looked at of it.
         batch_size: views that are scored together, at most.
     """
     waiting: deque[tuple[View, Canvas]] = deque()
@@ -109,7 +120,7 @@ def scored_by_views(
 
     def cuttings() -> Iterator[T]:
         for image in images:
-            canvas = Canvas(image.shape, image.views)
+            canvas = Canvas(image.shape, image.views, image.look)
             canvases.append(canvas)
             for view in image.views:
                 waiting.append((view, canvas))
@@ -126,14 +137,20 @@ def scored_by_views(
 
 
 def view_samples(sample: Sample, geometry: Geometry, image_size: int) -> Cutting[Sample]:
-    """A sample with ``stored`` images, to be cut into samples of one view each."""
+    """A sample with ``stored`` images, to be cut into samples of one view each.
+
+    Raises:
+        ValueError: the class's region of interest does not fit the images.
+    """
     stored = sample.stored
     assert stored is not None, "views are cut from stored images"
-    return Cutting(
-        stored.size,
-        geometry.views(stored.size, image_size),
-        lambda view: replace(sample, stored=None, images_MCHW=stored.seen(view), view=view),
-    )
+    look = stored.look(geometry.outline(stored.size, image_size))
+
+    def cut(view: View) -> Sample:
+        weights_hw = None if look is None else look.of_view(view)
+        return replace(sample, stored=None, images_MCHW=stored.seen(view), view=view, weights_HW=weights_hw)
+
+    return Cutting(stored.size, geometry.views(stored.size, image_size), cut, look)
 
 
 @dataclass
@@ -147,10 +164,12 @@ class _Scorer:
     routings: list[Sequence[Sequence[Routing]]] = field(default_factory=list)
 
     def __call__(self, samples: list[Sample], _: list[View]) -> tuple[Map, Sequence[float]]:
-        scored = score_on_device(self.model, collate(samples), self.settings, self.device, self.precision)
+        scored = score_unweighed(self.model, collate(samples), self.settings, self.device, self.precision)
         if scored.routings:
             self.routings.append(scored.routings)
-        return scored.maps_BHW.cpu().numpy(), scored.scores_B.tolist()
+        weights, views = [sample.weights_HW for sample in samples], [sample.view for sample in samples]
+        scores_B = maps_and_scores(scored.maps_BHW, self.settings, weights, views, scored.scores_B)[1]
+        return scored.maps_BHW.cpu().numpy(), scores_B.tolist()
 
 
 def score_stored(
@@ -160,10 +179,21 @@ def score_stored(
     device: torch.device,
     precision: Precision,
     geometry: Geometry,
-) -> tuple[Map, float]:
-    """The map [H, W] of one sample with ``stored`` images, in their size, and its score."""
-    scorer = _Scorer(model, settings, device, precision)
-    return next(scored_by_views([view_samples(sample, geometry, model.image_size)], scorer, settings.batch_size))
+) -> tuple[Map, float, Look | None]:
+    """The map [H, W] of one sample with ``stored`` images, in their size, its score, and where it was looked."""
+    scorer, cutting = _Scorer(model, settings, device, precision), view_samples(sample, geometry, model.image_size)
+    return *next(scored_by_views([cutting], scorer, settings.batch_size)), cutting.look
+
+
+def at_size(map_HW: Map, look: Look | None, size: tuple[int, int]) -> tuple[Map, NDArray[np.float32] | None]:
+    """An image's map at another size, and what its pixels weigh there, None where all is looked at.
+
+    Each pixel has the largest value that is looked at in its area.
+    """
+    if look is None:
+        return largest_in_area(map_HW, size), None
+    looked_HW = np.where(look.stored().numpy() > 0, map_HW, map_HW.min())
+    return largest_in_area(looked_HW, size), look.resized(size)
 
 
 def score_samples(
@@ -185,16 +215,16 @@ def score_samples(
         return batch, score_on_device(model, batch, settings, device, precision)
     size, scorer = model.image_size, _Scorer(model, settings, device, precision)
     cuttings = [view_samples(sample, geometry, size) for sample in batch.samples]
-    maps, scores = [], []
-    for map_HW, score in scored_by_views(cuttings, scorer, settings.batch_size):
-        maps.append(largest_in_area(map_HW, (size, size)))
+    maps, scores, samples = [], [], []
+    found = scored_by_views(cuttings, scorer, settings.batch_size)
+    for sample, cutting, (map_HW, score) in zip(batch.samples, cuttings, found, strict=True):
+        map_hw, weights_hw = at_size(map_HW, cutting.look, (size, size))
+        weights = None if weights_hw is None else torch.from_numpy(weights_hw)
+        samples.append(replace(sample, stored=None, view=None, views=len(cutting.views), weights_HW=weights))
+        maps.append(map_hw)
         scores.append(score)
-    samples = tuple(
-        replace(sample, stored=None, view=None, views=len(cutting.views))
-        for sample, cutting in zip(batch.samples, cuttings, strict=True)
-    )
     scored = BatchScores(torch.from_numpy(np.stack(maps)), torch.tensor(scores), _joined(scorer.routings))
-    return replace(batch, samples=samples), scored
+    return replace(batch, samples=tuple(samples)), scored
 
 
 def _joined(batches: Sequence[Sequence[Sequence[Routing]]]) -> list[list[Routing]]:

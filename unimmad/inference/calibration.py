@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from unimmad.checkpoint.loading import LoadedCheckpoint
@@ -15,13 +19,15 @@ from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog
 from unimmad.data.reading.stream import evaluation_rounds
-from unimmad.data.sample import Batch
+from unimmad.data.roi import given_rois
+from unimmad.data.sample import Batch, Sample
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
 from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
 from unimmad.evaluation.tiling import score_samples
 from unimmad.inference.engines import ModelEngine
+from unimmad.metrics.at_threshold import Spread
 from unimmad.ranks.exchange import ALONE, Ranks
 
 MAKE_SHARDS = "unimmad shards {} --target {} --calibration-fraction 0.2"
@@ -40,6 +46,7 @@ def calibrate(
     progress: bool = True,
     cache: ShardCache | None = None,
     on_error: OnError = "stop",
+    roi: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> Thresholds:
     """Thresholds of every class at ``false_alarm_rate``; the same on every rank.
@@ -54,6 +61,7 @@ def calibrate(
         progress: whether to show a bar.
         cache: for shards from URLs; None: the default one.
         on_error: ``skip`` leaves corrupt samples out, and says so.
+        roi: where to look, in place of the data's own regions of interest; see ``data.roi.given_rois``.
         ranks: those that share the work, all with the same arguments.
 
     Raises:
@@ -63,6 +71,8 @@ def calibrate(
     check_rate(false_alarm_rate)
     shards = ShardSet.open(data, cache)
     references = shards.classes("calibration")
+    if roi is not None:
+        shards = shards.with_rois(given_rois(roi, references))
     _check_split(references, data)
     geometry = scoring_geometry(checkpoint.recipe)
     engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision, geometry)
@@ -76,6 +86,7 @@ def calibrate(
         raise ValueError(f"the data use modality slot {shards.max_slot}; the model has slots 0 to {slots - 1} only")
     scores: dict[str, list[float]] = {name: [] for name in references}
     modalities: dict[str, dict[str, None]] = {name: {} for name in references}
+    spreads = dict.fromkeys(references, Spread())
     rounds = evaluation_rounds(
         shards,
         "calibration",
@@ -93,14 +104,15 @@ def calibrate(
     with tqdm(total=total, desc="calibrate", unit="image", disable=quiet or None) as bar:
         for batch in rounds:
             for of_rank in ranks.gather([] if batch is None else _scored(engine, batch)):  # in order of batches
-                for class_name, names, score in of_rank:
+                for class_name, names, score, spread in of_rank:
                     scores[class_name].append(score)
+                    spreads[class_name] = spreads[class_name].joined(spread)
                     modalities[class_name].update(dict.fromkeys(names))
                 bar.update(len(of_rank))
     scores = {name: of_class for name, of_class in scores.items() if of_class}
     if not scores:
         raise ValueError(f"{', '.join(map(str, data))}: no sample of the calibration split can be read")
-    return make_thresholds(
+    thresholds = make_thresholds(
         scores,
         {name: tuple(modalities[name]) for name in scores},
         shards.datasets,
@@ -108,10 +120,12 @@ def calibrate(
         false_alarm_rate,
         engine.precision,
     )
+    pixel_values = {name: spread.threshold() for name, spread in spreads.items()}
+    return thresholds.with_pixel_values(pixel_values, reduce(Spread.joined, spreads.values()).threshold())
 
 
-def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...], float]]:
-    """Class, modalities and image score of each sample.
+def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...], float, Spread]]:
+    """Class, modalities, image score and the spread of the map's values of each sample.
 
     Raises:
         ValueError: a map or score is not finite; names the sample.
@@ -119,10 +133,20 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, tuple[str, ...
     batch, scored = score_samples(
         engine.model, batch, engine.settings, engine.device, engine.precision, engine.geometry
     )
-    scores = scored.scores_B.tolist()
-    for sample, map_HW, score in zip(batch.samples, scored.maps_BHW.cpu().numpy(), scores, strict=True):
+    maps_BHW, scores = scored.maps_BHW.cpu().numpy(), scored.scores_B.tolist()
+    for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True):
         check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
-    return [(sample.class_name, sample.modalities, score) for sample, score in zip(batch.samples, scores, strict=True)]
+    return [
+        (sample.class_name, sample.modalities, score, Spread.of(_looked_at(map_HW, sample)))
+        for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True)
+    ]
+
+
+def _looked_at(map_HW: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
+    """The map's values inside of the region of interest, and not of padding."""
+    if sample.weights_HW is not None:
+        return map_HW[sample.weights_HW.numpy() > 0]
+    return map_HW if sample.view is None else map_HW[sample.view.target.pixels]
 
 
 def describe(thresholds: Thresholds) -> str:

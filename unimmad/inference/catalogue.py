@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from unimmad.data.index import DatasetEntry, Index, Modality
+from unimmad.data.index import DatasetEntry, Index, Modality, rois_of
+from unimmad.data.roi import Rois, given_rois
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Catalogue:
 
     datasets: dict[str, DatasetEntry]
     classes: tuple[str, ...]
+    given_rois: Rois | None = None
+    """Regions of interest in place of the datasets'."""
 
     @classmethod
     def of_indexes(cls, indexes: Iterable[Index]) -> Catalogue:
@@ -35,6 +39,19 @@ class Catalogue:
             datasets.update(index.datasets)
             classes.update(dict.fromkeys(f"{sample.dataset}/{sample.class_name}" for sample in index.samples))
         return cls(datasets, tuple(classes))
+
+    @property
+    def rois(self) -> Rois:
+        """Where to look, by class."""
+        return rois_of(self.datasets) if self.given_rois is None else self.given_rois
+
+    def with_rois(self, path: Path) -> Catalogue:
+        """With the regions of interest in ``path``, see ``data.roi.given_rois``.
+
+        Raises:
+            ValueError: they can't be read, or are of no class.
+        """
+        return replace(self, given_rois=given_rois(path, self.classes))
 
     @property
     def modality_names(self) -> tuple[str, ...]:

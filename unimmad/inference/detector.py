@@ -19,7 +19,7 @@ from unimmad.config import Precision
 from unimmad.data.views import View
 from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.evaluation.header import TOO_SMALL
-from unimmad.evaluation.scoring import check_scored, named_device, scores_of_views
+from unimmad.evaluation.scoring import check_scored, maps_and_scores, named_device
 from unimmad.evaluation.tiling import Cutting, scored_by_views
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
@@ -66,6 +66,10 @@ class Prediction:
     """Sentences that one should know beside this result."""
     pictures: tuple[tuple[str, Picture], ...]
     """Name and picture of each modality; empty where they were not asked for."""
+    weights_HW: NDArray[np.float32] | None = None
+    """What each pixel of the map weighed in it, 0 (not looked at) to 1; None where no region of interest was used."""
+    roi: str | None = None
+    """Digest of the region of interest."""
 
     @property
     def anomalous(self) -> bool | None:
@@ -113,6 +117,7 @@ class Detector:
         device: str | None = None,
         precision: Precision | None = None,
         verify: bool = True,
+        roi: Path | None = None,
     ) -> Detector:
         """``from_onnx`` for a file called ``*.onnx``, else ``from_checkpoint``.
 
@@ -120,10 +125,10 @@ class Detector:
             ValueError: as theirs, or ``data`` or a precision that an exported file can't follow.
         """
         if Path(path).suffix != ".onnx":
-            return cls.from_checkpoint(path, data=data, device=device, precision=precision, verify=verify)
+            return cls.from_checkpoint(path, data=data, device=device, precision=precision, verify=verify, roi=roi)
         if data is not None:
             raise ValueError(f"{path} says itself which modalities it takes: leave the data out")
-        detector = cls.from_onnx(path, device=device)
+        detector = cls.from_onnx(path, device=device, roi=roi)
         if precision not in (None, detector.engine.precision):
             raise ValueError(
                 f"{path} computes in {detector.engine.precision}: leave {precision} out, or use the checkpoint"
@@ -139,6 +144,7 @@ class Detector:
         device: str | None = None,
         precision: Precision | None = None,
         verify: bool = True,
+        roi: Path | None = None,
     ) -> Detector:
         """Load a checkpoint, and the thresholds beside it if there are any.
 
@@ -149,10 +155,12 @@ class Detector:
             device: ``cpu``, ``cuda``, ``cuda:1``; by default a GPU where there is one.
             precision: ``bf16`` or ``fp32``; by default as in evaluation: bf16 on a GPU that computes in it, else fp32.
             verify: hold the checkpoint's files against their digests.
+            roi: where to look, in place of the regions of interest that go with the thresholds or the trained data; see
+                ``data.roi.given_rois``.
 
         Raises:
-            ValueError: no whole checkpoint, a file that is not what was saved, no such device, or nothing that tells
-                the modalities.
+            ValueError: no whole checkpoint, a file that is not what was saved, no such device, nothing that tells the
+                modalities, or regions that can't be read.
         """
         chosen = named_device(device)
         checkpoint = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
@@ -160,16 +168,18 @@ class Detector:
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
         recipe = checkpoint.recipe
         engine = ModelEngine(checkpoint.model, recipe.evaluation, chosen, precision, scoring_geometry(recipe))
+        catalogue = catalogue if roi is None else catalogue.with_rois(roi)
         digest = checkpoint.weights_digest + recipe.evaluation.model_dump_json() + recipe.data.aspect
         return cls(engine, catalogue, thresholds, digest)
 
     @classmethod
-    def from_onnx(cls, file: Path | str, *, device: str | None = None) -> Detector:
+    def from_onnx(cls, file: Path | str, *, device: str | None = None, roi: Path | None = None) -> Detector:
         """Open a file that ``unimmad export --format onnx`` made; needs ONNX Runtime.
 
         Args:
             file: which.
             device: ``cpu``, ``cuda``, ``cuda:1``; by default a GPU where ONNX Runtime can use one.
+            roi: as for ``from_checkpoint``, in place of the file's.
 
         Raises:
             ValueError: no such file, it can't be run, or not on this device.
@@ -177,6 +187,7 @@ class Detector:
         engine = OnnxEngine(Path(file), device)
         described = engine.metadata
         catalogue = Catalogue(described.datasets, described.classes)
+        catalogue = catalogue if roi is None else catalogue.with_rois(roi)
         return cls(engine, catalogue, described.thresholds, engine.file_digest)
 
     def predict(
@@ -250,6 +261,16 @@ class Detector:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def problems(
+        self, samples: Iterable[InputSample], *, class_name: str | None = None
+    ) -> Iterator[tuple[str, ValueError]]:
+        """The names of the samples that can't be read or do not fit, and why: reads them all, and scores none."""
+        prepare = partial(self._prepare, class_name=class_name, with_pictures=False)
+        with ThreadPoolExecutor(READERS) as pool:
+            started = _started(samples, prepare, pool)
+            while reading := list(islice(started, DEFAULT_BATCH_SIZE)):
+                yield from _broken(reading)
+
     def _prepare(self, sample: InputSample, class_name: str | None, with_pictures: bool) -> PreparedSample:
         engine = self.engine
         prepared = prepare_sample(sample, self.catalogue, class_name, engine.image_size, with_pictures, engine.geometry)
@@ -260,12 +281,14 @@ class Detector:
         self, samples: Sequence[PreparedSample], batch_size: int
     ) -> Iterator[tuple[NDArray[np.float32], float]]:
         """The map [H, W] and the score of each."""
-        images = (Cutting(sample.size, sample.views, sample.cut) for sample in samples)
+        images = (Cutting(sample.size, sample.views, sample.cut, sample.look) for sample in samples)
         return scored_by_views(images, self._score, batch_size)
 
     def _score(self, cut: list[PreparedSample], views: list[View]) -> tuple[NDArray[np.float32], Sequence[float]]:
         maps_BHW, scores_B = self.engine.score(cut)
-        return maps_BHW.numpy(), scores_of_views(maps_BHW, scores_B, views, self.engine.settings).tolist()
+        weights = [sample.weights_HW for sample in cut]
+        _, scores_B = maps_and_scores(maps_BHW, self.engine.settings, weights, views, scores_B)
+        return maps_BHW.numpy(), scores_B.tolist()
 
     def _prediction(
         self, sample: PreparedSample, map_HW: NDArray[np.float32], score: float, asked: str | None
@@ -283,6 +306,8 @@ class Detector:
             threshold_of=of,
             notes=(*sample.notes, *_views_notes(sample), *notes),
             pictures=sample.pictures,
+            weights_HW=None if sample.look is None else sample.look.stored().numpy(),
+            roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
         )
 
     def _threshold(self, sample: PreparedSample, asked: str | None) -> tuple[Threshold | None, str | None, list[str]]:
@@ -298,6 +323,10 @@ class Detector:
         if missing:
             # A map adds up over modalities, so scores of fewer are lower.
             return None, None, [*notes, "no threshold holds for fewer modalities"]
+        if not self.thresholds.same_roi(known, self.catalogue.rois.of(known)):
+            if known is None and self.catalogue.rois.of_classes:
+                return None, None, [*notes, "no threshold holds: where to look is not known without the class: name it"]
+            return None, None, [*notes, "no threshold holds for another region of interest: calibrate with it"]
         if self.engine.looks_at_class and known is None:
             return None, None, [*notes, "no threshold holds where the class is not known: name it"]
         of_class = self.thresholds.classes.get(known) if known else None
@@ -336,6 +365,13 @@ def _started(
         failed: Future[PreparedSample] = Future()
         failed.set_exception(error)
         yield "", failed
+
+
+def _broken(reading: Sequence[tuple[str, Future[PreparedSample]]]) -> list[tuple[str, ValueError]]:
+    """Name and error of each sample that can't be read."""
+    found: list[tuple[str, ValueError]] = []
+    _read(reading, lambda name, error: found.append((name, error)))
+    return found
 
 
 def _read(

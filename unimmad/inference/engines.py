@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unimmad.config import EvaluationSettings, Precision
-from unimmad.data.prepare import normalisation
 from unimmad.data.views import STRETCHED, Geometry
 from unimmad.evaluation.geometry import tiles_of
 from unimmad.evaluation.scoring import chosen_precision, score_images, scoring_form
 from unimmad.inference.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
-from unimmad.inference.reading import PreparedSample
+from unimmad.inference.reading import PreparedSample, normalised_images
 from unimmad.model.method import Method
 from unimmad.serialization.text import one_line
 
@@ -62,7 +61,10 @@ class Engine(Protocol):
         """
 
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
-        """Blurred maps [B, H, W] and image scores [B], float32 on the CPU, of samples that passed ``check``."""
+        """Blurred maps [B, H, W] and image scores [B], float32 on the CPU, of samples that passed ``check``.
+
+        Of whole pictures: what is padding, and what is not looked at, is for ``maps_and_scores``.
+        """
 
 
 class ModelEngine:
@@ -128,16 +130,20 @@ class ModelEngine:
         """The same for normalised images, listed sample by sample, of these classes where they are known."""
         images_TCHW, slot_of_token_T = images_TCHW.to(self.device), slot_of_token_T.to(self.device)
         scored = score_images(
-            self.model, images_TCHW, tokens_per_sample, slot_of_token_T, self.settings, self._precision, classes
+            self.model,
+            images_TCHW,
+            tokens_per_sample,
+            slot_of_token_T,
+            self.settings,
+            self._precision,
+            classes,
         )
         return scored.maps_BHW.cpu(), scored.scores_B.cpu()
 
 
 def normalised(sample: PreparedSample) -> Tensor:
     """A sample's images with the mean and standard deviation that the model was trained with: [M, C, H, W]."""
-    statistics = [normalisation(modality.kind) for modality in sample.modalities]
-    mean_MC11, std_MC11 = (torch.tensor(values)[:, :, None, None] for values in zip(*statistics, strict=True))
-    return (sample.images_MCHW - mean_MC11) / std_MC11
+    return normalised_images(sample.images_MCHW, sample.modalities)
 
 
 class OnnxEngine:
@@ -221,8 +227,8 @@ class OnnxEngine:
             outputs = self._session.run([MAPS_OUTPUT, SCORES_OUTPUT], {IMAGES_INPUT: images_BMCHW})
         except Exception as error:
             raise _not_run(self.file, error) from None
-        maps_BHW, scores_B = self._checked(outputs, len(samples))
-        return torch.from_numpy(maps_BHW), torch.from_numpy(scores_B)
+        maps_BHW, scores_B = map(torch.from_numpy, self._checked(outputs, len(samples)))
+        return maps_BHW, scores_B
 
     def _checked(self, outputs: Sequence[Any], count: int) -> Sequence[NDArray[np.float32]]:
         """What a graph says of its outputs before it runs need not be so."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unimmad.data.decode import IMAGE_SUFFIXES
 from unimmad.data.layouts.scan import Notices, images_by_stem, visible_folders
+from unimmad.data.layouts.source_set import READ_SUFFIXES
 from unimmad.serialization.text import utf8_name
 
 ImageSource = Path | str | np.ndarray
@@ -73,8 +73,8 @@ def _of_file(path: Path) -> InputSample:
 def _checked_file(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give image files or folders")
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+    if path.suffix.lower() not in READ_SUFFIXES:
+        kinds = ", ".join(sorted(READ_SUFFIXES))
         raise ValueError(f"{path}: type {path.suffix or '(none)'} is not read; use one of {kinds}")
     return path
 
@@ -92,7 +92,7 @@ def _of_folder(folder: Path, modality_names: Sequence[str], notices: Notices) ->
             f"{folder} holds the folders {', '.join(found.name for found in inner)}, and none is a modality that is "
             f"known ({', '.join(modality_names)}); give folders of images, or name these by their modality"
         )
-    raise ValueError(f"{folder} holds no image; read are {', '.join(sorted(IMAGE_SUFFIXES))}")
+    raise ValueError(f"{folder} holds no image; read are {', '.join(sorted(READ_SUFFIXES))}")
 
 
 def _of_modality_folders(

@@ -124,7 +124,7 @@ class PredictionFolder:
         if prediction.pictures:
             picture = f"{PICTURES}/{_file_name(prediction.name)}.png"
             limits = _limits(prediction, self.scale)
-            save_heat_map(prediction.pictures, prediction.map_HW, limits, self.folder / picture)
+            save_heat_map(prediction.pictures, prediction.map_HW, limits, self.folder / picture, prediction.weights_HW)
         if self.with_maps:
             map_file = f"{MAPS}/{_file_name(prediction.name)}.npy"
             write_aside(self.folder / map_file, lambda temporary: np.save(temporary, prediction.map_HW))
@@ -272,6 +272,7 @@ def _line(prediction: Prediction, picture: str | None, map_file: str | None, fin
         "anomalous": prediction.anomalous,
         "picture": picture,
         "map": map_file,
+        "roi": prediction.roi,
         "notes": [utf8_name(note) for note in prediction.notes],
         "fingerprint": fingerprint,
     }

@@ -12,7 +12,7 @@ from PIL import Image as PillowImage
 from unimmad.data.index import Modality
 from unimmad.data.prepare import resize
 from unimmad.data.views import largest_in_area, whole
-from unimmad.report.drawing import DEPTH_COLOURS, MAP_COLOURS, Limits, colour_limits, laid_over
+from unimmad.report.drawing import DEPTH_COLOURS, MAP_COLOURS, Limits, colour_limits, laid_over, not_looked_at
 from unimmad.serialization.atomic_write import write_aside
 
 Picture = NDArray[np.float32]
@@ -46,7 +46,11 @@ def picture_of(array: np.ndarray, modality: Modality, size: tuple[int, int], whe
 
 
 def save_heat_map(
-    pictures: tuple[tuple[str, Picture], ...], map_HW: NDArray[np.float32], limits: Limits, path: Path
+    pictures: tuple[tuple[str, Picture], ...],
+    map_HW: NDArray[np.float32],
+    limits: Limits,
+    path: Path,
+    weights_HW: NDArray[np.float32] | None = None,
 ) -> None:
     """Write the panels side by side.
 
@@ -55,21 +59,37 @@ def save_heat_map(
         map_HW: the anomaly map of the same aspect; brought to the pictures' size.
         limits: map values at the two ends of the colour scale.
         path: the PNG.
+        weights_HW: of a region of interest, at the map's size; what is not looked at is gray in both maps.
 
     Raises:
         ValueError: the folder cannot be made or written to.
     """
     panels = [picture for _, picture in pictures]
     height, width = panels[0].shape[:2]
+    look_HW = None if weights_HW is None else weights_HW > 0
     if min(map_HW.shape) > min(height, width):  # a mean over its area would hide what is small
         map_HW = largest_in_area(map_HW, (height, width))
-    large_HW = np.asarray(PillowImage.fromarray(map_HW).resize((width, height), PillowImage.Resampling.BILINEAR))
+        look_HW = None if look_HW is None else largest_in_area(look_HW, (height, width))
+    large_HW = _stretched(map_HW, (width, height))
+    looked_HW = None
+    if look_HW is not None:
+        # What is not looked at is 0 in the map, and would darken the edge.
+        near_HW = _stretched(look_HW.astype(np.float32), (width, height))
+        looked_HW = near_HW >= 0.5
+        large_HW = np.divide(large_HW, near_HW, out=np.zeros_like(large_HW), where=looked_HW)
     share_HW = np.clip((large_HW - limits[0]) / (limits[1] - limits[0]), 0, 1)
     panels += [colormaps[MAP_COLOURS](share_HW)[..., :3], laid_over(panels[0], large_HW, limits)]
+    if looked_HW is not None:
+        panels[-2:] = [not_looked_at(panel, looked_HW) for panel in panels[-2:]]
     gap = np.ones((height, GAP, 3))
     row = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
     picture = PillowImage.fromarray((np.clip(row, 0, 1) * 255).round().astype(np.uint8))
     write_aside(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def _stretched(map_HW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """To a width and height."""
+    return np.asarray(PillowImage.fromarray(map_HW).resize(size, PillowImage.Resampling.BILINEAR))
 
 
 def _resized(picture_HWC: Picture, size: tuple[int, int]) -> Picture:

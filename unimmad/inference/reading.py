@@ -5,7 +5,7 @@ Letters: M modalities of a sample, C = 3 channels, H x W the model's image size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -14,10 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimmad.data.decode import check_same_size, decode_image
+from unimmad.data.decode import as_image, check_same_size, decode
 from unimmad.data.decode_limits import read_image_file
+from unimmad.data.depth_range import check_dtype
 from unimmad.data.index import Modality
-from unimmad.data.prepare import as_channels, no_data_note, seen_pixels, stored_pixels
+from unimmad.data.layouts.converted import CONVERTED_SUFFIXES, as_png
+from unimmad.data.look import Look, look_at
+from unimmad.data.prepare import (
+    as_channels,
+    depth_and_foreground,
+    no_data_note,
+    normalisation,
+    seen_pixels,
+    stored_pixels,
+)
+from unimmad.data.value_range import beyond_range_note
 from unimmad.data.views import STRETCHED, Geometry, View
 from unimmad.inference.catalogue import Catalogue, Match
 from unimmad.inference.inputs import ImageSource, InputSample
@@ -46,6 +57,10 @@ class PreparedSample:
     """What one should know of its images."""
     pixels: tuple[np.ndarray, ...] = ()
     """What ``stored_pixels`` made of each image; empty of a sample with one view."""
+    look: Look | None = None
+    """The region of interest; None where all is looked at."""
+    weights_HW: Tensor | None = None
+    """Of one view: float32, 0 (not looked at) to 1, of each of its picture's pixels."""
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -59,9 +74,13 @@ class PreparedSample:
         """What an engine scores of one view."""
         if not self.pixels:
             return self
+        weights_HW = None if self.look is None else self.look.of_view(view)
+        return replace(self, images_MCHW=self.seen(view), weights_HW=weights_HW, pixels=(), pictures=())
+
+    def seen(self, view: View) -> Tensor:
+        """A view's picture, as ``images_MCHW``."""
         of_kinds = zip(self.pixels, self.modalities, strict=True)
-        images = [as_channels(seen_pixels(pixels, modality.kind, view)) for pixels, modality in of_kinds]
-        return replace(self, images_MCHW=torch.stack(images), pixels=(), pictures=())
+        return torch.stack([as_channels(seen_pixels(pixels, modality.kind, view)) for pixels, modality in of_kinds])
 
 
 def prepare_sample(
@@ -84,15 +103,17 @@ def prepare_sample(
         match = catalogue.match(names, class_name)
     except ValueError as error:
         raise ValueError(f"{sample.name}: {error}") from None
-    stored, pictures, files, notes = [], [], {}, []
+    stored, pictures, files = [], [], {}
+    notes: list[str] = []
     first: tuple[str, tuple[int, ...]] | None = None
     for modality in match.modalities:
         source = sample.images[modality.name] if isinstance(sample.images, Mapping) else sample.images
-        array, where = _decoded(source, f"{sample.name}, {modality.name}")
+        array, where, of_file = _decoded(source, f"{sample.name}, {modality.name}")
         first = first or (where, array.shape)
         check_same_size(where, array.shape, *first)
         stored.append(stored_pixels(array, modality, where))
-        notes.append(no_data_note(array, modality, where))
+        notes += [f"{modality.name}: {note}" for note in of_file]
+        notes += _notes_of_values(array, modality, where)
         if not isinstance(source, np.ndarray):
             files[modality.name] = str(source)
         if with_pictures:
@@ -109,10 +130,39 @@ def prepare_sample(
         tuple(note for note in notes if note),
         tuple(stored),
     )
+    assert first is not None
+    outline, kinds = geometry.outline((height, width), image_size), [modality.kind for modality in match.modalities]
+    look = look_at(
+        catalogue.rois.of(match.class_name),
+        outline,
+        lambda: normalised_images(prepared.seen(outline), match.modalities),
+        kinds,
+        prepared.size,
+        first[0],
+    )
+    prepared = replace(prepared, look=look)
     if len(prepared.views) > 1:
         return prepared
     only = prepared.cut(prepared.views[0])  # what is not needed any more makes room
     return replace(only, pictures=prepared.pictures)
+
+
+def _notes_of_values(array: np.ndarray, modality: Modality, where: str) -> list[str]:
+    """What one should know of an image's values, held against those of training."""
+    if modality.kind != "depth":
+        notes = [beyond_range_note(array, modality)]
+    else:
+        notes = [check_dtype(array.dtype, modality, where), no_data_note(array, modality, where)]
+        if not depth_and_foreground(array, modality, where)[1].any():
+            notes.append(f"{modality.name}: no pixel was measured")
+    return [note for note in notes if note]
+
+
+def normalised_images(images_MCHW: Tensor, modalities: Sequence[Modality]) -> Tensor:
+    """Images with the mean and standard deviation that the model was trained with: [M, C, H, W]."""
+    statistics = [normalisation(modality.kind) for modality in modalities]
+    mean_MC11, std_MC11 = (torch.tensor(values)[:, :, None, None] for values in zip(*statistics, strict=True))
+    return (images_MCHW - mean_MC11) / std_MC11
 
 
 def _check_given(sample: InputSample) -> None:
@@ -133,17 +183,17 @@ def _check_given(sample: InputSample) -> None:
             )
 
 
-def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str]:
-    """The image's array, and what to call it in messages."""
+def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str, tuple[str, ...]]:
+    """The image's array, what to call it in messages, and what one should know of its file."""
     if isinstance(source, np.ndarray):
-        if source.ndim not in (2, 3) or 0 in source.shape:
-            raise ValueError(f"{where}: an array of shape {source.shape}; wanted H x W or H x W x channels")
-        if source.dtype.kind not in "biuf":
-            raise ValueError(f"{where}: its values are {source.dtype}; wanted integers or real numbers")
-        return source, where
+        return as_image(source, where), where, ()
     path = Path(source)
     try:
         data = read_image_file(path)
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from None
-    return decode_image(data, path.suffix.lower(), str(path)), str(path)
+    suffix = path.suffix.lower()
+    if suffix in CONVERTED_SUFFIXES:
+        data, suffix = as_png(data, suffix, str(path)), ".png"
+    decoded = decode(data, suffix, str(path))
+    return decoded.pixels, decoded.called(str(path)), decoded.notes

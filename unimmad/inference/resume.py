@@ -29,6 +29,7 @@ def prediction_fingerprint(detector: Detector, settings: Mapping[str, Any]) -> s
         detector.engine.precision,
         {name: entry.model_dump(mode="json") for name, entry in detector.catalogue.datasets.items()},
         detector.catalogue.classes,
+        *_rois(detector),
         None if thresholds is None else thresholds.model_dump(mode="json", by_alias=True),
         settings,
     ]
@@ -38,6 +39,15 @@ def prediction_fingerprint(detector: Detector, settings: Mapping[str, Any]) -> s
 def sample_fingerprints(samples: Iterable[InputSample], prediction: str) -> dict[str, str]:
     """By sample name: a number that changes with the prediction's and with the files' places, sizes and times."""
     return {sample.name: _fingerprint(sample, prediction) for sample in samples}
+
+
+def _rois(detector: Detector) -> list[Any]:
+    """Those given in place of the datasets'."""
+    given = detector.catalogue.given_rois
+    if given is None:
+        return []
+    of_all = None if given.of_all is None else given.of_all.digest
+    return [{name: roi.digest for name, roi in given.of_classes.items()}, of_all]
 
 
 def _fingerprint(sample: InputSample, prediction: str) -> str:

@@ -31,6 +31,9 @@ LEAST_APART = 0.05
 """What is usual is at least this share of how far patches lie from their mean, which is the root of D once each feature
 is divided by its deviation. Patches of different photographs are some ten times as far apart."""
 
+LEAST_SPACING = 0.1
+"""Where patches of a bank lie closer together than this share of the bank's mean, they count as so far apart."""
+
 Scaling = Literal["none", "deviation", "normal"]
 """What a bank's features are divided by: nothing; each by its standard deviation over the patches that the bank is
 chosen from; or by that and one number more, such that the bank's patches lie on average at distance 1 from the nearest
@@ -55,6 +58,9 @@ class BankSettings(Section):
     """A patch's score is the mean of its distances to so many."""
     distance: Literal["squared", "root"] = "squared"
     """The squared Euclidean distance, or its root."""
+    local_weight: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """How much is made of how dense the bank is where a patch's nearest one lies: distances are divided by that one's
+    own distance to the patches of other images, relative to the bank's mean, to this power. 0: not at all."""
     bank_per: Literal["class", "all"] = "class"
     """A bank of its own for each class and modality, or one a modality for all classes. Where a sample's class is not
     known, each of its images is scored by the class whose bank gives it the smallest mean."""
@@ -98,6 +104,9 @@ class Banks(nn.Module):
         """[N, D] each."""
         self.deviations = nn.ParameterList()
         """What each bank's features were divided by, [D] each; none where ``scaling`` is."""
+        self.spacings = nn.ParameterList()
+        """How far each of a bank's patches is from the nearest one of another image, relative to the bank's mean, [N]
+        each; none where ``local_weight`` is 0, and in banks that were made before there was one."""
         self._anchor: Tensor
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
         self.begin(0)
@@ -143,20 +152,21 @@ class Banks(nn.Module):
             chosen = self._choice(rows_ND)
             bank_ND = rows_ND[chosen]
             self._check_rows(name, len(bank_ND))
-            if deviation_D is not None and self.scaling == "normal":
-                apart = self._normal_score(bank_ND, patches.marks_N3[:, 0].to(self._device)[chosen])
-                bank_ND, deviation_D = bank_ND / apart, deviation_D * apart
+            if self.scaling == "normal" or self.bank_settings.local_weight:
+                apart_N = _apart(bank_ND, patches.marks_N3[:, 0].to(self._device)[chosen])
+                # Images that are alike to the pixel are apart by rounding.
+                mean = _or_1(
+                    apart_N.mean()
+                    if deviation_D is None
+                    else apart_N.mean().clamp_min(LEAST_APART * self.features**0.5)
+                )
+                if deviation_D is not None and self.scaling == "normal":
+                    bank_ND, deviation_D = bank_ND / mean, deviation_D * mean
+                if self.bank_settings.local_weight:
+                    self.spacings.append(_frozen((apart_N / mean).clamp_min(LEAST_SPACING)))
             self.banks.append(_frozen(bank_ND))
             if deviation_D is not None:
                 self.deviations.append(_frozen(deviation_D))
-
-    def _normal_score(self, bank_ND: Tensor, image_of_N: Tensor) -> Tensor:
-        """The mean distance of the bank's patches to the nearest one of another image; where there is but one image,
-        to the nearest other one: a scalar. Where images are alike to the pixel that would be rounding."""
-        same_image = bool((image_of_N == image_of_N[0]).all())
-        owner_of_N = torch.arange(len(bank_ND), device=bank_ND.device) if same_image else image_of_N
-        distance_N = nearest_of_others(bank_ND, owner_of_N).sqrt()
-        return distance_N.mean().clamp_min(LEAST_APART * self.features**0.5)
 
     def describe(self) -> dict[str, Any]:
         """See ``Fitted``."""
@@ -190,7 +200,12 @@ class Banks(nn.Module):
         deviation_shapes = _numbered(shapes, "deviations", len(self.names) if scaled else 0)
         if any(shape != (self.features,) for shape in deviation_shapes):
             raise ValueError(f"a memory bank's deviations are not [{self.features}]: other features than the recipe's")
+        has_spacings = any(name.startswith("spacings.") for name in shapes) and self.bank_settings.local_weight > 0
+        spacing_shapes = _numbered(shapes, "spacings", len(self.names) if has_spacings else 0)
+        if has_spacings and spacing_shapes != [shape[:1] for shape in bank_shapes]:
+            raise ValueError("a memory bank's spacings are not one number for each of its patches: the file is damaged")
         check_size(sum(shape[0] for shape in bank_shapes), self.features, self.bank_settings.max_bank_gb)
+        self.spacings = nn.ParameterList(_frozen(torch.ones(shape, device=self._device)) for shape in spacing_shapes)
         self.banks = nn.ParameterList(_frozen(torch.zeros(shape, device=self._device)) for shape in bank_shapes)
         self.deviations = nn.ParameterList(
             _frozen(torch.ones(shape, device=self._device)) for shape in deviation_shapes
@@ -200,15 +215,15 @@ class Banks(nn.Module):
         """How far patches are from those of one bank: [t, h, w]."""
         with torch.autocast(patches_thwD.device.type, enabled=False):
             queries_nD = self._queries(patches_thwD, number)
-            distances_nk, _ = nearest_neighbours(queries_nD, self.banks[number], self.bank_settings.neighbours)
-        return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
+            found = nearest_neighbours(queries_nD, self.banks[number], self.bank_settings.neighbours)
+        return self._of_neighbours(*found, number).unflatten(0, patches_thwD.shape[:3])
 
     def traced_scores(self, patches_thwD: Tensor, number: int) -> Tensor:
         """As ``scores``, in plain operations that can be traced for any number of images."""
         queries_nD, bank_ND = self._queries(patches_thwD, number), self.banks[number]
         neighbours = self.bank_settings.neighbours
-        distances_nk, _ = neighbours_of_block(queries_nD, bank_ND, bank_ND.square().sum(1), neighbours)
-        return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
+        found = neighbours_of_block(queries_nD, bank_ND, bank_ND.square().sum(1), neighbours)
+        return self._of_neighbours(*found, number).unflatten(0, patches_thwD.shape[:3])
 
     @property
     def _device(self) -> torch.device:
@@ -222,7 +237,7 @@ class Banks(nn.Module):
     def _name_banks(self, names: Sequence[BankName]) -> None:
         """There are these banks from now on, all still empty."""
         self.names = list(names)
-        self.banks, self.deviations = nn.ParameterList(), nn.ParameterList()
+        self.banks, self.deviations, self.spacings = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
 
     def _choice(self, rows_ND: Tensor) -> Tensor | slice:
         """The rows that a bank keeps."""
@@ -241,8 +256,10 @@ class Banks(nn.Module):
         queries_nD = patches_thwD.flatten(0, 2)
         return queries_nD / self.deviations[number] if len(self.deviations) else queries_nD
 
-    def _of_distances(self, distances_nk: Tensor) -> Tensor:
-        """From squared distances: [n]."""
+    def _of_neighbours(self, distances_nk: Tensor, rows_nk: Tensor, number: int) -> Tensor:
+        """From squared distances and whose they are: [n]."""
+        if len(self.spacings):
+            distances_nk = distances_nk / self.spacings[number][rows_nk].pow(2 * self.bank_settings.local_weight)
         return (distances_nk.sqrt() if self.bank_settings.distance == "root" else distances_nk).mean(1)
 
     def banks_to_search(self, class_name: str | None, slot: int) -> list[int]:
@@ -296,6 +313,14 @@ def _deviation(rows_ND: Tensor) -> Tensor:
     deviation_D = rows_ND.std(0, correction=0)
     # A feature that hardly varies would drown all others.
     return _or_1(deviation_D.clamp_min(LEAST_DEVIATION * deviation_D.mean()))
+
+
+def _apart(bank_ND: Tensor, image_of_N: Tensor) -> Tensor:
+    """The distance of each of a bank's patches to the nearest one of another image; where there is but one image, to
+    the nearest other one: [N]."""
+    same_image = bool((image_of_N == image_of_N[0]).all())
+    owner_of_N = torch.arange(len(bank_ND), device=bank_ND.device) if same_image else image_of_N
+    return nearest_of_others(bank_ND, owner_of_N).sqrt()
 
 
 def _or_1(divisor: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ between normal images there, so that it is about 1 for a normal patch at every l
 map is the harmonic mean of its levels' distances, which is large only where all are: fine levels say where, coarse
 ones what.
 
-Letters: B samples, T tokens (sample, modality), C_l channels of level l at strides 4, 8, 16, h x w positions of a
-level, H x W pixels.
+Letters: B samples, T tokens (sample, modality), C_l channels of level l, h x w positions of a level,
+H x W pixels.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import Positive, Real, Section
-from unimmad.config.method import MethodSettings, TimmName
+from unimmad.config.levels import LevelSettings
 from unimmad.methods.banks import Banks, BankSettings
-from unimmad.model.backbone import Backbone, calibrate_batchnorm, load_backbone_weights
+from unimmad.model.backbone import calibrate_batchnorm, load_backbone_weights
 from unimmad.model.backends.convolution import use_fast_convolutions
 from unimmad.model.folding import fold_batchnorm
+from unimmad.model.level_networks import new_level_network
 from unimmad.model.method import Fitted, FittedMethod, Gather, check_slots, sample_of_token
 
 SUMMED = "sum of the levels' harmonic means"
@@ -39,6 +40,9 @@ class LevelSearchSettings(Section):
 
     patches: Positive = 8000
     """What a bank keeps at most: a random choice among the patches of its training images."""
+    local_weight: Annotated[Real, Field(ge=0, le=1)] = 0.5
+    """How much is made of how dense a bank is where a patch's nearest one lies: its distance is divided by that one's
+    own distance to the patches of other images, relative to the bank's mean, to this power. 0: not at all."""
     bank_per: Literal["class", "all"] = "class"
     """A bank of its own for each class and modality, or one a modality for all classes. Where a sample's class is not
     known, each of its images is scored by the class whose banks give it the smallest mean."""
@@ -231,11 +235,8 @@ class FittedBySearch(Fitted):
         self.search.resize(in_submodule(shapes, "search"))
 
 
-class LevelSearchMethodSettings(LevelSearchSettings, MethodSettings):
+class LevelSearchMethodSettings(LevelSearchSettings, LevelSettings):
     """The teacher is UniMMAD's."""
-
-    backbone: TimmName = "wide_resnet50_2.tv2_in1k"
-    """A network of timm's own list with features at strides 4, 8 and 16."""
 
 
 @dataclass(frozen=True)
@@ -257,12 +258,12 @@ class LevelSearchMethod(FittedBySearch, FittedMethod):
         """No banks yet.
 
         Raises:
-            ValueError: the backbone does not exist or has no features at strides 4, 8 and 16.
+            ValueError: the backbone does not exist, or its levels can't be had.
         """
         super().__init__()
         self.settings = settings
         self.looks_at_class = settings.bank_per == "class"
-        self.teacher = Backbone(settings.backbone, without_rest=True).eval().requires_grad_(False)
+        self.teacher = new_level_network(settings, without_rest=True).eval().requires_grad_(False)
         kept = LevelSearchSettings.model_validate(settings.model_dump(include=set(LevelSearchSettings.model_fields)))
         self.search = LevelSearch(kept, self.teacher.channels, settings.modality_slots)
 

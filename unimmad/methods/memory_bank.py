@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import Integer, NotNegative, Positive
-from unimmad.config.method import BackboneKind, MethodSettings, TimmName
+from unimmad.config.method import BackboneKind, MethodSettings, PositionResampling, TimmName
 from unimmad.methods.banks import Banks, BankSettings, of_nearer_bank
 from unimmad.methods.patch_features import joined_patches, patchcore_patches
 from unimmad.model.backbone import Backbone, calibrate_batchnorm, load_backbone_weights
 from unimmad.model.backends.convolution import use_fast_convolutions
 from unimmad.model.folding import fold_batchnorm
 from unimmad.model.method import ROOT_OF_SQUARES, FittedMethod, check_slots, sample_of_token
-from unimmad.model.vit import FrozenViT, PositionResampling
+from unimmad.model.vit import FrozenViT
 
 JOINS = {"rss": ROOT_OF_SQUARES, "sum": "sum", "max": "maximum"}
 """In words."""

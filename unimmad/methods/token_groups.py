@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.config.fields import NotNegative, Positive
-from unimmad.config.method import BackboneKind, MethodSettings, TimmName
+from unimmad.config.method import BackboneKind, MethodSettings, PositionResampling, TimmName
 from unimmad.methods.single_image import Compared, SingleImageMethod
 from unimmad.model.backbone import load_backbone_weights
-from unimmad.model.vit import FrozenViT, PositionResampling
+from unimmad.model.vit import FrozenViT
 
 DECODER_NORM_EPS = 1e-8
 MLP_RATIO = 4

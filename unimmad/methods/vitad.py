@@ -14,13 +14,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unimmad.config.fields import NotNegative, Positive
-from unimmad.config.method import BackboneKind, MethodSettings, TimmName
+from unimmad.config.method import BackboneKind, MethodSettings, PositionResampling, TimmName
 from unimmad.methods.level_cosines import distance_map, level_losses
 from unimmad.methods.single_image import SingleImageMethod
 from unimmad.model.backbone import load_backbone_weights
 from unimmad.model.backends.torchvision_repair import ensure_torchvision_imports
 from unimmad.model.method import StepFacts
-from unimmad.model.vit import FrozenViT, PositionResampling
+from unimmad.model.vit import FrozenViT
 
 ensure_torchvision_imports()
 from timm.models.vision_transformer import Block, init_weights_vit_timm  # noqa: E402

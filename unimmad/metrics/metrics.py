@@ -28,7 +28,8 @@ METRIC_KEYS = ("I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "AUPR
 
 Metrics = dict[str, float | None]
 
-_EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
+EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
+"""Which neighbours make pixels of a mask one region."""
 
 
 def evaluate(
@@ -41,7 +42,7 @@ def evaluate(
 
     Args:
         maps: N anomaly maps, each H x W; sizes may differ from image to image.
-        masks: N masks of the maps' sizes, anomalous where > 0; one None makes the pixel metrics None.
+        masks: N masks of the maps' sizes, anomalous where > 0; pixel metrics leave those out that are None.
         image_scores: N numbers, larger is more anomalous.
         image_labels: N times 0 (normal) or 1 (anomalous).
 
@@ -82,7 +83,6 @@ class MetricAccumulator:
         self._anomalous_pixels = GrowingArray(np.float32, scratch_dir)
         self._pixel_regions = GrowingArray(np.int32, scratch_dir)
         self._region_sizes = GrowingArray(np.int64, scratch_dir)
-        self._all_have_masks = True
         self._normal_pixels_sorted = True
 
     @property
@@ -102,23 +102,28 @@ class MetricAccumulator:
         image_score: float,
         image_label: int,
         name: str | None = None,
+        look_HW: ArrayLike | None = None,
     ) -> None:
         """Take in one image; nothing of it is kept when it is refused.
 
         Args:
             map_HW: anomaly map.
-            mask_HW: anomalous where > 0; None: unknown, and the class has no pixel metrics.
+            mask_HW: anomalous where > 0; None: unknown, and pixel metrics leave the image out.
             image_score: larger is more anomalous.
             image_label: 0 normal, 1 anomalous.
             name: what error messages call the image, besides its number.
+            look_HW: pixels that count, where > 0; the others are neither normal nor anomalous, and regions end at
+                them. None: all.
 
         Raises:
-            ValueError: NaN in score, map or mask, a map that is not H x W, a mask of another size, a label not 0 or 1.
+            ValueError: NaN in score, map or mask, a map that is not H x W, a mask or ``look_HW`` of another size, a
+                label not 0 or 1.
         """
         number = len(self._image_labels)
         where = f"image {number} (counted from 0)" if name is None else f"image {number} ({name})"
-        scores_HW = _checked_map(map_HW, where)
-        anomalous_HW = None if mask_HW is None else _checked_mask(mask_HW, scores_HW.shape, where)
+        scores_HW = checked_map(map_HW, where)
+        anomalous_HW = None if mask_HW is None else checked_mask(mask_HW, scores_HW.shape, where)
+        looked_HW = None if look_HW is None else checked_look(look_HW, scores_HW.shape, where)
         score = float(image_score)
         if math.isnan(score):
             raise ValueError(f"{where}: its score is NaN; check the model's weights and the input image")
@@ -126,10 +131,8 @@ class MetricAccumulator:
             raise ValueError(f"{where}: its label is {image_label!r}; labels are 0 (normal) or 1 (anomalous)")
         self._image_scores.append(score)
         self._image_labels.append(bool(image_label))
-        if anomalous_HW is None:
-            self._all_have_masks = False
-        else:
-            self._add_pixels(scores_HW, anomalous_HW)
+        if anomalous_HW is not None:
+            self._add_pixels(scores_HW, anomalous_HW, looked_HW)
 
     def merge(self, other: MetricAccumulator) -> None:
         """Take in all images of ``other``, which stays as it is."""
@@ -146,7 +149,6 @@ class MetricAccumulator:
             values = theirs.values
             for block in blocks(len(values)):
                 ours.append(values[block] + shift if shift else values[block])
-        self._all_have_masks &= other._all_have_masks
         self._normal_pixels_sorted = False
 
     def compute(self) -> Metrics:
@@ -157,7 +159,7 @@ class MetricAccumulator:
     def curves(self) -> PixelCurves | None:
         """What is drawn of the pixels so far; None where a mask is missing or a label has no pixel."""
         anomalous_A = self._anomalous_pixels.values
-        if not self._all_have_masks or len(self._normal_pixels.values) == 0 or len(anomalous_A) == 0:
+        if len(self._normal_pixels.values) == 0 or len(anomalous_A) == 0:
             return None
         return pixel_curves(
             self._sorted_normal_pixels(),
@@ -167,15 +169,20 @@ class MetricAccumulator:
             self._region_sizes.values,
         )
 
-    def _add_pixels(self, scores_HW: NDArray[np.float32], anomalous_HW: NDArray[np.bool_]) -> None:
+    def _add_pixels(
+        self, scores_HW: NDArray[np.float32], anomalous_HW: NDArray[np.bool_], looked_HW: NDArray[np.bool_] | None
+    ) -> None:
         self._normal_pixels_sorted = False
+        normal_HW = ~anomalous_HW
+        if looked_HW is not None:
+            anomalous_HW, normal_HW = anomalous_HW & looked_HW, normal_HW & looked_HW
         if not anomalous_HW.any():
-            self._normal_pixels.append(scores_HW.reshape(-1))
+            self._normal_pixels.append(scores_HW.reshape(-1) if looked_HW is None else scores_HW[normal_HW])
             return
-        labels_HW, regions = ndimage.label(anomalous_HW, structure=_EIGHT_CONNECTED)
+        labels_HW, regions = ndimage.label(anomalous_HW, structure=EIGHT_CONNECTED)
         region_A = labels_HW[anomalous_HW] - 1
         regions_before = len(self._region_sizes.values)
-        self._normal_pixels.append(scores_HW[~anomalous_HW])
+        self._normal_pixels.append(scores_HW[normal_HW])
         self._anomalous_pixels.append(scores_HW[anomalous_HW])
         self._pixel_regions.append(region_A + regions_before)
         self._region_sizes.append(np.bincount(region_A, minlength=regions))
@@ -186,8 +193,6 @@ class MetricAccumulator:
         return ranking_metrics(np.sort(scores_I[~anomalous_I]), np.sort(scores_I[anomalous_I]))
 
     def _pixel_metrics(self) -> tuple[float | None, ...]:
-        if not self._all_have_masks:
-            return (None,) * 5
         normal_N, anomalous_A = self._sorted_normal_pixels(), self._anomalous_pixels.values
         ranking = ranking_metrics(normal_N, self._anomalous_pixels.sorted_copy())
         if len(normal_N) == 0 or len(anomalous_A) == 0:
@@ -207,7 +212,7 @@ class MetricAccumulator:
         return values_N
 
 
-def _checked_map(map_HW: ArrayLike, where: str) -> NDArray[np.float32]:
+def checked_map(map_HW: ArrayLike, where: str) -> NDArray[np.float32]:
     """An anomaly map as float32; ``where`` is what the error calls its image.
 
     Raises:
@@ -225,10 +230,27 @@ def _checked_map(map_HW: ArrayLike, where: str) -> NDArray[np.float32]:
     return scores_HW
 
 
-def _checked_mask(mask_HW: ArrayLike, shape: tuple[int, ...], where: str) -> NDArray[np.bool_]:
+def checked_mask(mask_HW: ArrayLike, shape: tuple[int, ...], where: str) -> NDArray[np.bool_]:
+    """A mask as bool, anomalous where > 0; ``where`` is what the error calls its image.
+
+    Raises:
+        ValueError: its shape is not the map's, or NaN in it.
+    """
     mask = np.asarray(mask_HW)
     if mask.shape != shape:
         raise ValueError(f"{where}: its mask has shape {mask.shape}, but its anomaly map has {shape}")
     if mask.dtype.kind == "f" and np.isnan(mask).any():
         raise ValueError(f"{where}: its mask has NaN in it; write 0 for normal pixels and more for anomalous ones")
     return mask > 0
+
+
+def checked_look(look_HW: ArrayLike, shape: tuple[int, ...], where: str) -> NDArray[np.bool_]:
+    """Where to look, as bool; ``where`` is what the error calls the image.
+
+    Raises:
+        ValueError: its shape is not the map's.
+    """
+    look = np.asarray(look_HW)
+    if look.shape != shape:
+        raise ValueError(f"{where}: where to look has shape {look.shape}, but its anomaly map has {shape}")
+    return look > 0

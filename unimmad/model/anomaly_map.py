@@ -61,6 +61,28 @@ def _mirrored(size: int, padding: int, device: torch.device) -> Tensor:
     return torch.minimum(places, 2 * size - 1 - places)
 
 
+def weigh(maps_BHW: Tensor, weights_BHW: Tensor) -> Tensor:
+    """Maps of regions of interest: each value times its pixel's weight, 0 to 1; no weight makes a value larger."""
+    return torch.where(weights_BHW > 0, torch.minimum(maps_BHW * weights_BHW, maps_BHW), 0)
+
+
+def region_score(map_HW: Tensor, look_HW: Tensor, top_share: float, pool: int = 1) -> Tensor:
+    """``image_scores`` of the pixels that are looked at alone: a number.
+
+    Args:
+        map_HW: anomaly map.
+        look_HW: bool, True for at least one pixel.
+        top_share: of these pixels.
+        pool: the mean of the pixels of each window that are looked at.
+    """
+    if pool > 1:
+        share_HW = F.avg_pool2d(look_HW[None].to(map_HW.dtype), pool, stride=1)[0]
+        sums_HW = F.avg_pool2d((map_HW * look_HW)[None], pool, stride=1)[0]
+        map_HW, look_HW = sums_HW / share_HW, share_HW > 0
+    values = map_HW[look_HW]
+    return values.topk(max(1, int(len(values) * top_share))).values.mean()
+
+
 def image_scores(maps_BHW: Tensor, top_share: float, pool: int = 1) -> Tensor:
     """Mean of each map's largest values: [B].
 

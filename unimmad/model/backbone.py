@@ -57,7 +57,20 @@ class TimmNetwork(nn.Module, ABC):
         return state
 
 
-class Backbone(TimmNetwork):
+class LevelNetwork(TimmNetwork):
+    """One that gives a map for each of several levels, the finest first: [N, C_l, h, w]."""
+
+    channels: tuple[int, ...]
+    """C_l of each level."""
+    strides: tuple[int, ...]
+    """In pixels, of each level; they do not fall."""
+
+    @abstractmethod
+    def forward(self, images_NCHW: Tensor) -> list[Tensor]:
+        """The map of each level."""
+
+
+class Backbone(LevelNetwork):
     """A timm network cut after its stage of stride 16; gives the maps at strides 4, 8 and 16, each through a ReLU."""
 
     def __init__(
@@ -83,7 +96,7 @@ class Backbone(TimmNetwork):
         if without_rest and isinstance(self.network, EfficientNetFeatures | MobileNetV3Features):
             last = int(self.network.feature_info.module_name()[-1].removeprefix("blocks."))
             del self.network.blocks[last + 1 :]
-        self.channels: tuple[int, ...] = tuple(self.network.feature_info.channels())
+        self.channels = tuple(self.network.feature_info.channels())
 
     def new_network(self, pretrained: bool) -> Any:
         stages = _stages(self.name, self.strides)
@@ -212,12 +225,15 @@ def _resolves(url: str) -> bool:
     return True
 
 
-def calibrate_batchnorm(backbone: Backbone, batches: Iterable[Tensor]) -> None:
+def calibrate_batchnorm(backbone: TimmNetwork, batches: Iterable[Tensor]) -> None:
     """Set every BatchNorm's statistics to those of ``batches`` of images, [N, 3, H, W].
 
-    For random weights: with the statistics that a new network has, its features hardly depend on the image.
+    For random weights: with the statistics that a new network has, its features hardly depend on the image. Without a
+    BatchNorm no batch is asked for.
     """
     layers = [layer for layer in backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
+    if not layers:
+        return
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()

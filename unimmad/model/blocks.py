@@ -47,7 +47,10 @@ class UpBasicBlock(BasicBlock):
 
 
 class DecoderBottleneck(nn.Module):
-    """Wide ResNet's bottleneck; ``upsample`` makes its middle convolution and its skip 2x2 transposed, stride 2."""
+    """Wide ResNet's bottleneck; ``upsample`` makes its middle convolution and its skip 2x2 transposed, stride 2.
+
+    Without it the skip is a 1x1 convolution where channels change, and nothing where they don't.
+    """
 
     def __init__(self, in_channels: int, planes: int, upsample: bool) -> None:
         super().__init__()
@@ -64,6 +67,8 @@ class DecoderBottleneck(nn.Module):
             self.skip = nn.Sequential(
                 nn.ConvTranspose2d(in_channels, out_channels, 2, 2, bias=False), nn.BatchNorm2d(out_channels)
             )
+        elif in_channels != out_channels:
+            self.skip = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         y_BCHW = self.norm1(self.conv1(x_BCHW)).relu()

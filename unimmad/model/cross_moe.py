@@ -46,6 +46,8 @@ class CrossMoE(nn.Module):
         output_norm = self.out[1]
         assert isinstance(output_norm, nn.GroupNorm)
         nn.init.constant_(output_norm.bias, settings.initial_output_bias)
+        if settings.backbone_kind == "transformer":  # whose features have both signs
+            self.out[2] = nn.Identity()
         self.convolve_last: LastConvolution = over_joined_maps
 
     def forward(
@@ -79,8 +81,8 @@ class CrossMoE(nn.Module):
             branch(key_BEhw, routing, tokens_per_sample, sample_of_token_T)
             for branch, routing in zip(self.branches, routings, strict=True)
         )
-        convolution, norm, relu = self.out
-        return relu(norm(self.convolve_last(maps, cast(nn.Conv2d, convolution))))
+        convolution, norm, activation = self.out
+        return activation(norm(self.convolve_last(maps, cast(nn.Conv2d, convolution))))
 
 
 def over_joined_maps(maps: Iterator[Tensor], convolution: nn.Conv2d) -> Tensor:

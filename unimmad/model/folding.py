@@ -14,7 +14,7 @@ from typing import Any, cast
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from unimmad.model.backbone import Backbone
+from unimmad.model.backbone import LevelNetwork
 from unimmad.model.backends.private_torch import with_own_members
 
 
@@ -24,7 +24,7 @@ class FoldedTeacher:
     Not a module: the model's parameters, and so its checkpoints, stay those of the teacher as it was loaded.
     """
 
-    def __init__(self, teacher: Backbone) -> None:
+    def __init__(self, teacher: LevelNetwork) -> None:
         # Tensors by themselves: fake ones, of a simulated step, can't be deep-copied.
         tensors: dict[int, Any] = {id(buffer): buffer.clone() for buffer in teacher.buffers()}
         for weight in teacher.parameters():
@@ -34,11 +34,11 @@ class FoldedTeacher:
         self.network.requires_grad_(False)
 
     def __call__(self, images_NCHW: Tensor) -> list[Tensor]:
-        """Maps at strides 4, 8 and 16, as ``Backbone``."""
+        """The teacher's maps."""
         return self.network(images_NCHW)
 
 
-def rest_on_host(teacher: Backbone) -> None:
+def rest_on_host(teacher: LevelNetwork) -> None:
     """Checkpoints alone need the teacher itself once a folded one gives its maps."""
     if any(weight.device.type != "cpu" for weight in teacher.parameters()):
         teacher.to("cpu")

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimmad.model.anomaly_map import anomaly_maps, cosine_distance
-from unimmad.model.backbone import Backbone, calibrate_batchnorm, freeze_batchnorm, load_backbone_weights
+from unimmad.model.backbone import calibrate_batchnorm, freeze_batchnorm, load_backbone_weights
 from unimmad.model.compression import FeatureCompression
 from unimmad.model.cross_moe import CrossMoE
 from unimmad.model.folding import FoldedTeacher, rest_on_host
+from unimmad.model.level_networks import new_level_network
 from unimmad.model.loss import balance_scale, unimmad_loss
 from unimmad.model.method import Loss, Method, StepFacts, sample_of_token
 from unimmad.model.routing import Routing
@@ -103,12 +104,13 @@ class UniMMAD(Method):
         super().__init__()
         self.settings: ModelSettings = settings
         self.leaders, self.kernel_sizes = settings.leaders, settings.kernel_sizes
-        self.teacher = Backbone(settings.backbone)
+        self.teacher = new_level_network(settings)
         self.teacher.requires_grad_(False)
         self.input_embedding = InputEmbedding(settings.modality_slots, settings.image_size)
-        self.encoder = Backbone(settings.backbone)
+        self.encoder = new_level_network(settings)
+        self.encoder.requires_grad_(settings.encoder == "trained")
         channels = self.encoder.channels
-        self.compression = FeatureCompression(channels, settings)
+        self.compression = FeatureCompression(channels, settings, self.encoder.strides)
         self.levels = nn.ModuleList([CrossMoE(of_level, settings) for of_level in channels])
         self.split_batch: Callable[[ForwardPass, Tensor, Sequence[int], Tensor], Reconstruction] = whole_batch
         """How a batch goes through the network: whole, or in parts whose results are joined."""
@@ -117,9 +119,11 @@ class UniMMAD(Method):
         self.train()
 
     def train(self, mode: bool = True) -> UniMMAD:
-        """Training mode never reaches the teacher, nor a frozen encoder's BatchNorm."""
+        """Training mode never reaches the teacher, nor a frozen encoder or its frozen BatchNorm."""
         super().train(mode)
         self.teacher.eval()
+        if self.settings.encoder == "frozen":
+            self.encoder.eval()
         if self.settings.encoder_batchnorm == "frozen":
             freeze_batchnorm(self.encoder)
         return self

@@ -1,4 +1,4 @@
-"""A frozen vision transformer of timm's, as a teacher that gives the tokens behind some of its blocks.
+"""A vision transformer of timm's that gives the tokens behind some of its blocks; frozen, it is a teacher.
 
 Letters: N images, P patches of an image, R tokens before them (class and registers), D channels of a token.
 """
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -22,9 +22,8 @@ ensure_torchvision_imports()
 import timm  # noqa: E402
 from timm.layers import resample_abs_pos_embed  # noqa: E402
 
-PositionResampling = Literal["dinov2", "timm"]
-"""How position embeddings come to another grid, both bicubic: ``dinov2`` as that network's authors do, by the factor
-(grid + 0.1) / (grid of the weights); ``timm`` with antialiasing, by the two grids' ratio."""
+if TYPE_CHECKING:
+    from unimmad.config.method import PositionResampling
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Tokens:
     prefix_NRD: Tensor
 
 
-class FrozenViT(TimmNetwork):
-    """The blocks of a vision transformer up to the last one asked for, always in eval mode, without gradient."""
+class VisionTransformer(TimmNetwork):
+    """The blocks of a vision transformer up to the last one asked for."""
 
     trained_on: ClassVar[str] = "pretrained"
 
@@ -65,8 +64,6 @@ class FrozenViT(TimmNetwork):
         self.grid = _patches_a_side(self.network, name, image_size)
         self.dim: int = self.network.embed_dim
         self.heads: int = self.network.blocks[0].attn.num_heads
-        self.requires_grad_(False)
-        self.eval()
 
     def new_network(self, pretrained: bool) -> Any:
         # With timm's weights it is as they are; ``fitted`` brings them to this image size.
@@ -90,28 +87,16 @@ class FrozenViT(TimmNetwork):
         network.prune_intermediate_layers(self.blocks, prune_norm=True)
         return network
 
-    def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode."""
-        return super().train(False)
-
-    def forward(self, images_NCHW: Tensor) -> list[Tokens]:
-        """The outputs of ``blocks``, in their order, before any last normalisation."""
-        prefix = self.network.num_prefix_tokens
-        return [Tokens(tokens_NTD[:, prefix:], tokens_NTD[:, :prefix]) for tokens_NTD in self.features(images_NCHW)]
-
-    @torch.no_grad()
-    def features(self, images_NCHW: Tensor) -> list[Tensor]:
-        """The same with prefix and patches side by side, [N, R + P, D] each."""
-        outputs = self.network.forward_intermediates(
+    def tokens(self, images_NCHW: Tensor, with_prefix: bool) -> list[Any]:
+        """The outputs of ``blocks``, in their order, before any last normalisation: patches [N, P, D], or, with the
+        tokens before them, pairs of [N, P, D] and [N, R, D]."""
+        return self.network.forward_intermediates(
             images_NCHW,
             indices=self.blocks,
-            return_prefix_tokens=self.network.num_prefix_tokens > 0,
+            return_prefix_tokens=with_prefix,
             output_fmt="NLC",
             intermediates_only=True,
         )
-        if not self.network.num_prefix_tokens:
-            return list(outputs)
-        return [torch.cat([prefix_NRD, patches_NPD], dim=1) for patches_NPD, prefix_NRD in outputs]
 
     def as_map(self, patches_NPD: Tensor) -> Tensor:
         """[N, P, D] to [N, D, grid, grid]."""
@@ -127,6 +112,35 @@ class FrozenViT(TimmNetwork):
             state["pos_embed"] = resampled_positions(state["pos_embed"], self.grid, self.position_resampling)
         rename = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
         return state if rename is None else rename(state, self.network)
+
+
+class FrozenViT(VisionTransformer):
+    """Always in eval mode, without gradient."""
+
+    def __init__(
+        self, name: str, blocks: Sequence[int], image_size: int, position_resampling: PositionResampling
+    ) -> None:
+        """As ``VisionTransformer``."""
+        super().__init__(name, blocks, image_size, position_resampling)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def forward(self, images_NCHW: Tensor) -> list[Tokens]:
+        """What ``blocks`` give, in their order."""
+        prefix = self.network.num_prefix_tokens
+        return [Tokens(tokens_NTD[:, prefix:], tokens_NTD[:, :prefix]) for tokens_NTD in self.features(images_NCHW)]
+
+    @torch.no_grad()
+    def features(self, images_NCHW: Tensor) -> list[Tensor]:
+        """The same with prefix and patches side by side, [N, R + P, D] each."""
+        if not self.network.num_prefix_tokens:
+            return list(self.tokens(images_NCHW, with_prefix=False))
+        outputs = self.tokens(images_NCHW, with_prefix=True)
+        return [torch.cat([prefix_NRD, patches_NPD], dim=1) for patches_NPD, prefix_NRD in outputs]
 
 
 def _patches_a_side(network: Any, name: str, image_size: int) -> int:

@@ -23,6 +23,7 @@ from unimmad.metrics.metrics import Metrics
 from unimmad.metrics.pixel_curves import PixelCurves
 from unimmad.report.drawing import ANOMALOUS_COLOUR, FONT_SIZE, NORMAL_COLOUR
 from unimmad.report.figures import new_figure
+from unimmad.report.glyphs import drawable
 
 IMAGE_BINS = 24
 _PANEL_INCHES = (2.7, 2.5)
@@ -46,7 +47,7 @@ def curve_figure(
         metrics: the class's, for the legends.
     """
     figure = new_figure(4 * _PANEL_INCHES[0], _PANEL_INCHES[1])
-    figure.suptitle(title.replace("$", r"\$"), fontsize=10, fontweight="bold")
+    figure.suptitle(drawable(title), fontsize=10, fontweight="bold")
     patches = [Patch(color=NORMAL_COLOUR, label="normal"), Patch(color=ANOMALOUS_COLOUR, label="anomalous")]
     figure.legend(handles=patches, loc="upper left", ncols=2, fontsize=FONT_SIZE - 1, frameon=False)
     images_ax, roc_ax, pro_ax, pixels_ax = figure.subplots(1, 4)

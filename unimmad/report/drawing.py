@@ -26,6 +26,7 @@ CONTOUR_COLOUR = "#00e5ff"
 MAP_CONTOUR_COLOUR = "#ffffff"
 NORMAL_COLOUR = "#3b6fb6"
 ANOMALOUS_COLOUR = "#d1495b"
+BLANK_COLOUR = "#c8c8c8"
 FONT_SIZE = 8
 
 
@@ -78,6 +79,7 @@ def show_image(ax: Axes, image: Image, **style: object) -> None:
 
 
 def show_map(ax: Axes, map_HW: Image, limits: Limits) -> None:
+    ax.set_facecolor(BLANK_COLOUR)  # seen where the map is NaN: not looked at
     show_image(ax, map_HW, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1])
 
 
@@ -98,11 +100,20 @@ def draw_contour(ax: Axes, mask_HW: NDArray[np.bool_] | None, colour: str = CONT
     ax.set(xlim=limits[0], ylim=limits[1])
 
 
+def not_looked_at(picture_HWC: Image, look_HW: NDArray[np.bool_]) -> Image:
+    """A picture of a map, or of one on an image, with what is outside of the region of interest washed out."""
+    washed_HWC = 0.35 * picture_HWC.mean(axis=2, keepdims=True) + 0.6
+    return np.where(look_HW[..., None], picture_HWC, washed_HWC)
+
+
 def laid_over(image_HWC: Image, map_HW: Image, limits: Limits) -> Image:
-    """The image in grey with the map's colours on it, the stronger the larger the map's value."""
+    """The image in grey with the map's colours on it, the stronger the larger the map's value; where that is NaN (not
+    looked at) the grey is washed out."""
     low, high = limits
-    share_HW = np.clip((map_HW - low) / (high - low), 0.0, 1.0)
+    look_HW = ~np.isnan(map_HW)
+    share_HW = np.clip((np.where(look_HW, map_HW, low) - low) / (high - low), 0.0, 1.0)
     grey_HW1 = image_HWC.mean(axis=2, keepdims=True)
     colour_HWC = colormaps[MAP_COLOURS](share_HW)[..., :3]
     opacity_HW1 = 0.85 * share_HW[..., None]
-    return (1 - opacity_HW1) * grey_HW1 + opacity_HW1 * colour_HWC
+    laid_HWC = (1 - opacity_HW1) * grey_HW1 + opacity_HW1 * colour_HWC
+    return laid_HWC if look_HW.all() else not_looked_at(laid_HWC, look_HW)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from unimmad.report.drawing import FONT_SIZE
 from unimmad.report.expert_usage import Shares, UsageRow
 from unimmad.report.figures import new_figure, save_figure
+from unimmad.report.glyphs import drawable
 
 _DISC_INCHES = 0.17
 """Distance between two leaders, and the diameter of the disc of a leader that every token goes to."""
@@ -78,7 +79,7 @@ def save_class_overlap(classes: Sequence[str], overlap_CC: Shares, path: Path) -
     figure = new_figure(side + 3.2, side + 2.0)
     ax = figure.subplots()
     image = ax.imshow(overlap_CC, cmap=_OVERLAP_COLOURS, vmin=0, vmax=1)
-    names = [name.replace("$", r"\$") for name in classes]
+    names = [drawable(name) for name in classes]
     ax.set_yticks(range(len(names)), names, fontsize=font_size)
     ax.set_xticks(range(len(names)), names, fontsize=font_size, rotation=90)
     bar = figure.colorbar(image, ax=ax, shrink=min(1.0, 2.5 / max(side, 0.1)))
@@ -108,7 +109,7 @@ def _draw_gate(ax: Axes, rows: Sequence[UsageRow], frequency_RL: Shares, gate: s
     ax.set_title(gate, fontsize=FONT_SIZE)
     ax.set(xlim=(-0.75, leaders - 0.25), ylim=(count - 0.25, -0.75))
     ax.set_xticks(range(0, leaders, 2 if leaders <= 16 else 4))
-    ax.set_yticks(range(count), [f"{row.dataset} {row.modality}".replace("$", r"\$") for row in rows])
+    ax.set_yticks(range(count), [drawable(f"{row.dataset} {row.modality}") for row in rows])
     ax.tick_params(labelsize=FONT_SIZE - 1, length=2)
     ax.tick_params(axis="y", labelsize=_font_size(FONT_SIZE - 1, shrunk))
     ax.grid(color="0.93", linewidth=0.5, zorder=0)

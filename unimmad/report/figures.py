@@ -36,6 +36,7 @@ from unimmad.report.drawing import (
     show_image,
     show_map,
 )
+from unimmad.report.glyphs import drawable
 from unimmad.serialization.atomic_write import write_aside
 
 _CELL_INCHES = 1.7
@@ -275,6 +276,4 @@ def _draw_row(
 
 def fitted(text: str, inches: float) -> str:
     """``text``, cut at its start where it would be wider than ``inches``: a key's end tells most."""
-    most = int(inches / _LETTER_INCHES)
-    fitted = text if len(text) <= most else f"...{text[len(text) - most + 3 :]}"
-    return fitted.replace("$", r"\$")  # a pair of dollars would be set as mathematics
+    return drawable(text, int(inches / _LETTER_INCHES))

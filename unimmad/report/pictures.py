@@ -14,10 +14,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from unimmad.report.at_threshold import at_threshold_table
 from unimmad.report.class_pictures import DrawnClass
 from unimmad.report.comparison import Comparison, difference_table
 from unimmad.report.drawing import Limits
@@ -89,6 +91,10 @@ class Pictures:
             save_overview(samples, overview, limits)
         page = self._folder / PAGE
         sections = [] if comparison is None else [_comparison_section(comparison)]
+        if (table := at_threshold_table(report)) is not None:
+            sections.append(
+                Section("At the calibrated thresholds", table.caption, tables=(replace(table, caption=""),))
+            )
         if self._kernel_sizes:
             sections.append(self._experts())
         save_page(

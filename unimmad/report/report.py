@@ -10,7 +10,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from unimmad.data.index import Name
+from unimmad.metrics.at_threshold import AtThreshold
 from unimmad.metrics.metrics import METRIC_KEYS, Metrics
+from unimmad.report.at_threshold import AtThresholdEntry
 from unimmad.serialization.documents import parse_json
 from unimmad.serialization.validation import Count, Entry, Share, validated
 
@@ -40,6 +42,7 @@ class ClassEntry(Entry):
     normal: Count
     anomalous: Count
     metrics: MetricsEntry
+    at_threshold: AtThresholdEntry | None = None
 
 
 class PublishedEntry(Entry):
@@ -77,6 +80,8 @@ class ClassResult:
     """Number of anomalous test images."""
     metrics: Metrics
     """By the keys in ``METRIC_KEYS``, fractions; None where undefined."""
+    at_threshold: AtThreshold | None = None
+    """None where the checkpoint has no thresholds."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +227,7 @@ def class_entry(result: ClassResult) -> dict[str, Any]:
         "normal": result.normal,
         "anomalous": result.anomalous,
         "metrics": result.metrics,
+        **({} if result.at_threshold is None else {"at_threshold": result.at_threshold.entry()}),
     }
 
 
@@ -237,4 +243,5 @@ def _mean_entry(mean: Mean) -> dict[str, Any]:
 
 def read_class(entry: ClassEntry) -> ClassResult:
     """What :func:`class_entry` gave."""
-    return ClassResult(**entry.model_dump())
+    values = entry.model_dump(exclude={"at_threshold"})
+    return ClassResult(**values, at_threshold=None if entry.at_threshold is None else entry.at_threshold.counts())

@@ -57,6 +57,8 @@ class ScoredClass:
     usage: ClassUsage | None
     """None where the method routes nothing."""
     resizing: Resizing = NOT_RESIZED
+    outside: int = 0
+    """Anomalous samples left out, since all that is marked lies outside of the class's region of interest."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -80,6 +82,7 @@ def scored_entry(scored: ScoredClass) -> dict[str, Any]:
         "curves": None if scored.curves is None else curves_entry(scored.curves),
         "usage": None if scored.usage is None else usage_entry(scored.usage),
         "resizing": scored.resizing.model_dump(mode="json"),
+        "outside": scored.outside,
     }
 
 
@@ -115,6 +118,7 @@ class _ScoredEntry(Entry):
     curves: CurvesEntry | None
     usage: UsageEntry | None
     resizing: Resizing = NOT_RESIZED
+    outside: Count
 
 
 def read_scored(content: Mapping[str, Any]) -> ScoredClass:
@@ -135,6 +139,7 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
         curves=None if entry.curves is None else read_curves(entry.curves),
         usage=None if entry.usage is None else read_usage(entry.usage),
         resizing=entry.resizing,
+        outside=entry.outside,
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from unimmad.metrics.metrics import METRIC_KEYS
+from unimmad.report.at_threshold import at_threshold_csv, at_threshold_table
 from unimmad.report.formatting import NOT_PUBLISHED, cells, coverage, footnotes, mean_cells
 from unimmad.report.report import Mean, Report, to_json
 from unimmad.report.scored_class import ScoredClass
@@ -13,6 +14,7 @@ from unimmad.report.table import Row, Strong, Table, markdown_escaped, one_line,
 from unimmad.serialization.atomic_write import write_text_aside
 
 IMAGE_SCORES = "image_scores.csv"
+AT_THRESHOLD = "at_threshold.csv"
 
 
 def screen_table(report: Report) -> str:
@@ -22,7 +24,9 @@ def screen_table(report: Report) -> str:
     headings = {result.dataset: f"{result.dataset} ({result.field})" for result in report.classes}
     rows = [(headings.get(row[0], ""), row[1], *row[4:]) for row in _rows(report, published="published")]
     table = Table(("dataset", "class", *METRIC_KEYS), rows, names=2, notes=footnotes(report))
-    return "\n".join([*header, *[""][: len(header)], table.to_text()])
+    at_threshold = at_threshold_table(report)
+    below = [] if at_threshold is None else [at_threshold.to_text()]
+    return "\n".join([*header, *[""][: len(header)], table.to_text(), *below])
 
 
 def markdown_table(report: Report) -> str:
@@ -30,7 +34,9 @@ def markdown_table(report: Report) -> str:
     header = [f"- {markdown_escaped(key)}: {markdown_escaped(value)}" for key, value in report.header.items()]
     heads = ("dataset", "class", "normal", "anomalous", *METRIC_KEYS)
     table = Table(heads, list(_rows(report)), names=2, notes=footnotes(report))
-    return "\n".join([*header, "", table.to_markdown()])
+    at_threshold = at_threshold_table(report)
+    below = [] if at_threshold is None else [at_threshold.to_markdown()]
+    return "\n".join([*header, "", table.to_markdown(), *below])
 
 
 def latex_table(report: Report) -> str:
@@ -39,7 +45,9 @@ def latex_table(report: Report) -> str:
     # Bold would say that the means are the best.
     rows = [tuple(str(cell) for cell in (*row[:2], *row[4:])) for row in _rows(report)]
     table = Table(("dataset", "class", *METRIC_KEYS), rows, names=2, notes=footnotes(report))
-    return "".join([*header, table.to_latex()])
+    at_threshold = at_threshold_table(report)
+    below = [] if at_threshold is None else ["\n", at_threshold.to_latex()]
+    return "".join([*header, table.to_latex(), *below])
 
 
 def csv_table(report: Report) -> str:
@@ -61,7 +69,8 @@ def csv_table(report: Report) -> str:
 
 
 def write_tables(report: Report, folder: Path) -> tuple[Path, ...]:
-    """Write report.json, report.csv, report.md and report.tex into ``folder`` (made if missing); gives their paths.
+    """Write report.json, report.csv, report.md and report.tex, and with thresholds at_threshold.csv, into ``folder``
+    (made if missing); gives their paths.
 
     Raises:
         ValueError: the folder cannot be made or written to.
@@ -72,13 +81,21 @@ def write_tables(report: Report, folder: Path) -> tuple[Path, ...]:
         "report.md": markdown_table(report),
         "report.tex": latex_table(report),
     }
+    if at_threshold_table(report) is not None:
+        contents[AT_THRESHOLD] = at_threshold_csv(report)
     for name, content in contents.items():
         write_text_aside(folder / name, content)
+    if AT_THRESHOLD not in contents:  # an earlier report's
+        (folder / AT_THRESHOLD).unlink(missing_ok=True)
     return tuple(folder / name for name in contents)
 
 
-def write_image_scores(scored_classes: Sequence[ScoredClass], folder: Path) -> Path:
+def write_image_scores(
+    scored_classes: Sequence[ScoredClass], folder: Path, sources: Mapping[tuple[str, str], str | None] | None = None
+) -> Path:
     """Write image_scores.csv: one row a sample, full precision; gives its path.
+
+    ``sources``: the file that a sample was made from, where it is known, by dataset and key.
 
     Raises:
         ValueError: the folder cannot be made or written to.
@@ -87,9 +104,12 @@ def write_image_scores(scored_classes: Sequence[ScoredClass], folder: Path) -> P
     for scored in scored_classes:
         names = scored.result.dataset, scored.result.class_name
         samples = zip(scored.keys, scored.defects, scored.labels, scored.image_scores, strict=True)
-        rows += [(*names, key, defect, str(int(label)), repr(float(score))) for key, defect, label, score in samples]
+        rows += [
+            (*names, key, defect, str(int(label)), repr(float(score)), (sources or {}).get((names[0], key)) or "")
+            for key, defect, label, score in samples
+        ]
     path = folder / IMAGE_SCORES
-    write_text_aside(path, Table(("dataset", "class", "key", "defect", "anomalous", "score"), rows).to_csv())
+    write_text_aside(path, Table(("dataset", "class", "key", "defect", "anomalous", "score", "source"), rows).to_csv())
     return path
 
 

@@ -39,6 +39,24 @@ def listed(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + more
 
 
+class ListedError(ValueError):
+    """Several things that are wrong: a message of several printable lines, where other errors have one."""
+
+
+def error_lines(error: Exception, limit: int) -> str:
+    """What to print of an error: one line of at most ``limit`` characters, or those of a :class:`ListedError`."""
+    if isinstance(error, ListedError):
+        return "\n".join(short(line, limit) for line in str(error).split("\n"))
+    return one_line(error, limit)
+
+
+def itemised(title: str, items: Sequence[str], most: int = 20) -> str:
+    """A title and one line for each item; of many only the first ``most``, and how many more there are."""
+    lines = [f"  {printable(item)}" for item in items[:most]]
+    more = [f"  and {len(items) - most} more"] if len(items) > most else []
+    return "\n".join((f"{title}:", *lines, *more))
+
+
 def utf8_name(name: str) -> str:
     """A name with each byte that is not UTF-8 as ``\\xNN``: Python has them as letters that no text file takes."""
     return _NO_UTF8.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)

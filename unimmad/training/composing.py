@@ -19,8 +19,8 @@ from torch import Tensor
 
 from unimmad.checkpoint.state import COMPOSING
 from unimmad.config import ModelSettings, Recipe
-from unimmad.model.backbone import STRIDES
 from unimmad.model.cross_moe import CrossMoE, MiMoEBranch
+from unimmad.model.level_networks import level_strides
 from unimmad.model.method import Method
 from unimmad.parallel.world import World
 from unimmad.profiling.timing import Work, interleaved_seconds
@@ -75,7 +75,7 @@ def new_composing(
                     for size in recipe.model.kernel_sizes
                 )
             )
-            for level in range(len(STRIDES))
+            for level in range(recipe.model.level_count)
         )
 
     return world.on_main(measured)
@@ -93,12 +93,12 @@ def kept_composing(state: Mapping[str, Any], model: ModelSettings, where: str) -
     branches = len(model.kernel_sizes)
     if not (
         isinstance(kept, list)
-        and len(kept) == len(STRIDES)
+        and len(kept) == model.level_count
         and all(isinstance(row, list) and len(row) == branches for row in kept)
         and all(isinstance(value, bool) for row in kept for value in row)
     ):
         raise ValueError(
-            f"{where}: {COMPOSING} must be {len(STRIDES)} lists of {branches} truth values, one a kernel size; "
+            f"{where}: {COMPOSING} must be {model.level_count} lists of {branches} truth values, one a kernel size; "
             "without the key the fixed rule decides"
         )
     return tuple(tuple(row) for row in kept)
@@ -176,7 +176,7 @@ def there_and_back(
 
 def side_of(settings: ModelSettings, place: Place) -> int:
     """Height and width of the maps at a place."""
-    return settings.image_size // STRIDES[place.level]
+    return settings.image_size // level_strides(settings)[place.level]
 
 
 def _branch(settings: ModelSettings, place: Place) -> MiMoEBranch:

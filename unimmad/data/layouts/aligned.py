@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from unimmad.data.decode import PILLOW_SUFFIXES, decode_image, decode_mask_pixels
-from unimmad.data.decode_limits import read_image_file
+from unimmad.data.decode_limits import check_decoded, read_image_file
 from unimmad.data.image_structure import check_png_or_jpeg
 from unimmad.data.layouts.encode import npy_bytes, png_bytes
 from unimmad.data.layouts.source_set import SourceFile
+from unimmad.data.orientation import ON_ITS_SIDE, orientation_of
 
 
 def aligned_image(path: Path, reference: Path) -> SourceFile:
@@ -31,12 +32,19 @@ def joined_mask(masks: Sequence[Path], reference: Path) -> SourceFile:
     return SourceFile(name=str(masks[0]), suffix=".png", read=partial(_read_masks, tuple(masks), reference))
 
 
+def aligned_array(array: np.ndarray, reference: Path) -> np.ndarray:
+    """``array`` (H x W or H x W x C) in the size of the picture ``reference``, by nearest neighbour."""
+    return _nearest(array, *_size(reference))
+
+
 def _read_image(path: Path, reference: Path) -> bytes:
     data, suffix = read_image_file(path), path.suffix.lower()
     array = decode_image(data, suffix, str(path))
     height, width = _size(reference)
     if array.shape[:2] == (height, width) and suffix in (".png", ".npy"):
         return data
+    if array.dtype == np.uint16 and array.ndim == 3:
+        array = (array >> 8).astype(np.uint8)  # of colours Pillow writes 8 bits
     if array.dtype == np.uint8 and array.shape[:2] != (height, width):
         array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR))
     resized = _nearest(array, height, width)
@@ -52,13 +60,15 @@ def _read_masks(masks: Sequence[Path], reference: Path) -> bytes:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """Height and width; of PNG and JPEG without decoding."""
+    """Height and width, upright; of PNG and JPEG without decoding."""
     if path.suffix.lower() in PILLOW_SUFFIXES:
         data = read_image_file(path)
         try:
             check_png_or_jpeg(data)
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                return image.height, image.width
+                check_decoded(image.height, image.width, 0)
+                on_its_side = orientation_of(image) >= ON_ITS_SIDE
+                return (image.width, image.height) if on_its_side else (image.height, image.width)
         except UnidentifiedImageError:  # its own message names an object in memory
             raise ValueError(f"{path}: does not open as PNG or JPEG; replace or remove it") from None
         except (OSError, ValueError) as error:

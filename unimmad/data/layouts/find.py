@@ -14,15 +14,26 @@ from unimmad.data.index import DatasetEntry, Modality, ModalityKind
 from unimmad.data.layouts.calibration import set_aside
 from unimmad.data.layouts.layout import Layout, LayoutInfo, ReadSet
 from unimmad.data.layouts.registry import LAYOUTS
-from unimmad.data.layouts.scan import Notices, class_folders, unique_keys
+from unimmad.data.layouts.scan import (
+    Notices,
+    class_folders,
+    did_you_mean,
+    holds_images,
+    no_training_image,
+    normal_folders,
+    unique_keys,
+    visible_folders,
+)
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
 from unimmad.data.modality import (
     MAX_MODALITIES,
     ModalityChoice,
     assign_slots,
+    bare_number_note,
     guess_kind,
     resolve_modality,
 )
+from unimmad.data.roi import rois_beside
 from unimmad.serialization.text import listed
 
 UNSPECIFIED = "unspecified"
@@ -133,19 +144,27 @@ def _choose_layout(root: Path, layout: str, notices: Notices) -> Layout:
             raise ValueError(f"--layout {layout} is unknown; choose auto or {' or '.join(LAYOUTS)}")
         return LAYOUTS[layout]
     recognised = [candidate for candidate in LAYOUTS.values() if candidate.recognises(root)]
-    recognised = [candidate for candidate in recognised if candidate.info.classes] or recognised
+    recognised = [item for item in recognised if item.info.classes or item.info.by_file_type] or recognised
     if not recognised:
-        first = class_folders(root, notices)[0]
-        raise ValueError(
-            f"class {first} has no image in train/good, neither directly nor in a folder a modality; "
-            "add some or move the class away"
-        )
+        below = [folder for folder in visible_folders(root) if any(one.recognises(folder) for one in LAYOUTS.values())]
+        if below:
+            raise ValueError(f"{root} is not a dataset, but holds {len(below)}; {did_you_mean(below)}")
+        raise no_training_image(class_folders(root, notices)[0])
     if len(recognised) > 1:
-        names = [candidate.info.name for candidate in recognised]
-        raise ValueError(f"{root} mixes layouts: {' and '.join(names)}; split it, or say --layout {'|'.join(names)}")
+        raise _mixture(root, [candidate.info.name for candidate in recognised])
     if recognised[0].info.classes:
         notices.add(f"{root}: read as {recognised[0].info.title}; if that is wrong, say --layout")
     return recognised[0]
+
+
+def _mixture(root: Path, names: Sequence[str]) -> ValueError:
+    """What to say where several layouts are recognised: which folders lie among images."""
+    normal = [folder for of_class in visible_folders(root) for folder in normal_folders(of_class)]
+    stray = [inner for folder in normal if holds_images(folder) for inner in visible_folders(folder)]
+    where = f", since {listed([str(folder) for folder in stray], 3)} lies beside images; move it away" if stray else ""
+    return ValueError(
+        f"{root} mixes layouts: {' and '.join(names)}{where or '; split it'}, or say --layout {'|'.join(names)}"
+    )
 
 
 def _source_set(root: Path, info: LayoutInfo, read: ReadSet, wishes: _Wishes, notices: Notices) -> SourceSet:
@@ -160,8 +179,12 @@ def _source_set(root: Path, info: LayoutInfo, read: ReadSet, wishes: _Wishes, no
         entry=DatasetEntry(
             field=wishes.field or read.field or info.field,
             modalities=_modalities(root, samples, declared, wishes, notices),
+            roi=rois_beside(root if root.is_dir() else root.parent, sorted({one.class_name for one in samples})),
         ),
         samples=tuple(set_aside(samples, share, wishes.seed)),
+        root=root.parent if root.is_file() else root,
+        published=bool(info.classes or read.name),
+        invalid_told=frozenset(name for name, choice in wishes.choices.items() if choice.invalid_given),
     )
 
 
@@ -181,7 +204,7 @@ def _check_twice(samples: Sequence[SourceSample]) -> None:
     """Images that are two samples of a class would count twice, or be trained on and tested with."""
     seen: dict[tuple[str, ...], SourceSample] = {}
     for sample in samples:
-        names = [os.path.abspath(file.name) for file in sample.images.values()]
+        names = [" ".join((os.path.abspath(file.name), file.part)).rstrip() for file in sample.images.values()]
         first = seen.setdefault((sample.class_name, *names), sample)
         if first is not sample:
             raise ValueError(
@@ -196,7 +219,7 @@ def _check_classes(root: Path, info: LayoutInfo, samples: Sequence[SourceSample]
     if not found:
         raise ValueError(f"{root} has no image (or --modality NAME=skip leaves none)")
     if untrained := sorted(found - trained):
-        raise ValueError(f"class {root / untrained[0]} has no image in train/good; add some or move the class away")
+        raise no_training_image(root / untrained[0])
     if not info.classes:
         return
     if unknown := sorted(found - set(info.classes)):
@@ -237,6 +260,8 @@ def _modalities(
 def _judge(name: str, file: SourceFile, choice: ModalityChoice | None, notices: Notices) -> Modality:
     kind = _kind(name, choice, notices)
     dtype = decode_image(file.read(), file.suffix, file.name).dtype if kind == "depth" else np.dtype(np.uint8)
+    if note := bare_number_note(choice, dtype):
+        notices.add(note)
     return resolve_modality(name, kind, choice, dtype)
 
 

@@ -31,6 +31,8 @@ class LayoutInfo:
     citation: str = ""
     calibration_fraction: float = 0.0
     """Share of train/good set aside by default, see ``calibration``."""
+    by_file_type: bool = False
+    """Recognised by files that no other layout reads: it then goes before layouts that know folders alone."""
 
 
 @dataclass(frozen=True)

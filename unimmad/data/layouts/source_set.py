@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from unimmad.data.decode import IMAGE_SUFFIXES
 from unimmad.data.decode_limits import read_image_file
 from unimmad.data.index import GOOD, DatasetEntry, Split
+from unimmad.data.layouts.converted import CONVERTED_SUFFIXES, as_png
+
+READ_SUFFIXES = IMAGE_SUFFIXES | CONVERTED_SUFFIXES
+"""Of image files, lower case."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +26,20 @@ class SourceFile:
     """With the dot, lower case: ``.png``, ``.jpg``, ``.tiff``, ``.npy``."""
     read: Callable[[], bytes]
     """Picklable (a module's function, or a ``partial`` of one), for processes that write in parallel."""
+    part: str = ""
+    """Which picture of the file it is, where it holds several."""
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
-        return cls(name=str(path), suffix=path.suffix.lower(), read=partial(read_image_file, path))
+        """The bytes of ``path``, or of a type that shards do not hold, the same picture as PNG."""
+        suffix = path.suffix.lower()
+        if suffix in CONVERTED_SUFFIXES:
+            return cls(name=str(path), suffix=".png", read=partial(_read_as_png, path))
+        return cls(name=str(path), suffix=suffix, read=partial(read_image_file, path))
+
+
+def _read_as_png(path: Path) -> bytes:
+    return as_png(read_image_file(path), path.suffix.lower(), str(path))
 
 
 @dataclass(frozen=True)
@@ -61,3 +76,10 @@ class SourceSet:
     """Its field and modalities."""
     samples: tuple[SourceSample, ...]
     """All samples of all classes and splits; a class's keep their order."""
+    root: Path | None = None
+    """The folder that its files' names are told relative to; None where nothing is a file."""
+    published: bool = True
+    """A benchmark, whose values are known and whose oddities are noted; of one's own images what values mean is found
+    while shards are written, and oddities are refused."""
+    invalid_told: frozenset[str] = frozenset()
+    """Depth modalities of which the user said which value means "not measured"."""

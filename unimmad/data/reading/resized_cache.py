@@ -48,11 +48,9 @@ _MARK = b"UMR1"
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 _USUAL_BYTES = {"rgb": 3, "gray": 1, "depth": 4}
 """Of a pixel; images that are not of 8 bit take four times as much as these (RGB, gray)."""
-_DEPTH_RULE = 2
-"""Counts what depth images are made of: ``depth_range`` is new in 2."""
-_VERSIONS = hashlib.sha256(f"{__version__} {PIL.__version__} {torch.__version__} {_DEPTH_RULE}".encode()).hexdigest()[
-    :8
-]
+_RULE = 3
+"""Counts what images are made of: ``depth_range`` is new in 2; orientation tags, 16-bit colours and ranges in 3."""
+_VERSIONS = hashlib.sha256(f"{__version__} {PIL.__version__} {torch.__version__} {_RULE}".encode()).hexdigest()[:8]
 """Other versions may resize otherwise in the last bit."""
 
 
@@ -174,6 +172,9 @@ class ResizedCache:
         read_as = f"{member.offset}-{modality.kind}"
         if modality.kind == "depth":
             read_as += f"-{modality.scale!r}-{modality.invalid!r}"
+        if modality.unit or modality.disparity or modality.ranges:
+            meaning = modality.model_dump_json(include={"unit", "disparity", "ranges"})
+            read_as += f"-{hashlib.sha256(meaning.encode()).hexdigest()[:16]}"
         return self.folder / self._name(shard_sha256) / f"{read_as}.pixels"
 
     def _name(self, shard_sha256: str) -> str:

@@ -8,6 +8,7 @@ sha256 is not (it would be read whole): that is ``unimmad shards verify``.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import logging
@@ -23,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unimmad.data.decode import check_same_size, decode_image, decode_mask_pixels
+from unimmad.data.decode import check_same_size, decode, decode_image, marked_pixels
 from unimmad.data.decode_limits import check_encoded
 from unimmad.data.gc_pause import collector_paused
 from unimmad.data.index import (
@@ -38,14 +39,18 @@ from unimmad.data.index import (
     Split,
     load_index,
     parse_index,
+    rois_of,
+    with_rois,
 )
 from unimmad.data.location import DataFolder, RemoteFolder, shown
+from unimmad.data.look import roi_weights
 from unimmad.data.mask_resize import NOTHING_LOST, MaskLoss, MaskRule, mask_loss, resized_mask
 from unimmad.data.prepare import model_input, resized_pixels, stored_pixels
 from unimmad.data.reading.download import FetchError, fetch
 from unimmad.data.reading.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.reading.shard_cache import GB, ShardCache
 from unimmad.data.reading.view_draw import ViewDraw
+from unimmad.data.roi import Roi, Rois
 from unimmad.data.sample import BatchBuffer, Sample, StoredImages
 from unimmad.data.views import Aspect, View, whole
 from unimmad.data.writing.tar_headers import is_header_of
@@ -138,6 +143,21 @@ class ShardSet:
                 for name, entries in index.classes(split).items()
             }
 
+    @property
+    def rois(self) -> Rois:
+        """Where to look, by class."""
+        return rois_of(self.datasets)
+
+    def with_rois(self, rois: Rois) -> ShardSet:
+        """The same samples with other regions of interest."""
+        changed = copy.copy(self)
+        names = {f"{sample.dataset}/{sample.class_name}" for index in self.indexes for sample in index.samples}
+        changed.indexes = tuple(
+            index.model_copy(update={"datasets": with_rois(index.datasets, rois, names)}) for index in self.indexes
+        )
+        changed.datasets = {name: entry for index in changed.indexes for name, entry in index.datasets.items()}
+        return changed
+
     def digest(self) -> str:
         """SHA-256 of the indexes, and by the sums in them of the shards."""
         digest = hashlib.sha256()
@@ -166,26 +186,29 @@ class ShardSet:
             image_size: side of the images and the mask, in pixels.
             mask_resize: how the mask comes to the images' size.
             buffer: where the images go; None: to memory of their own.
-            with_mask: False leaves the mask None.
+            with_mask: False leaves the mask and the weights of the region of interest None.
             aspect: how images that are not square become so.
             draw: gives the view that is read, in place of ``aspect``; None: the whole image.
 
         Raises:
             CorruptSampleError: a member cannot be read or does not decode; names shard and member.
-            ValueError: the shard cannot be fetched.
+            ValueError: the shard cannot be fetched, or the class's region of interest is of images of another shape.
         """
         try:
             sample = self._read_images(ref, image_size, buffer, aspect, draw)
-            return self._with_mask(sample, ref, mask_resize) if with_mask else sample
+            sample = self._with_mask(sample, ref, mask_resize) if with_mask else sample
         except (FetchError, CorruptSampleError):
             raise
         except ValueError as error:
             raise CorruptSampleError(self._shard_name(ref), str(error)) from None
+        # Of a region that does not fit, no sample is to blame.
+        return replace(sample, weights_HW=self._weights(ref, sample)) if with_mask else sample
 
     def read_stored(
         self, ref: SampleRef, frame: Callable[[tuple[int, int]], tuple[int, int]], mask_resize: MaskRule = "area"
     ) -> Sample:
-        """Read and decode one sample without resizing its images; views are cut from its ``stored``.
+        """Read and decode one sample without resizing its images; views are cut from its ``stored``, and the region of
+        interest is yet to be laid over them.
 
         Args:
             ref: from ``classes``.
@@ -194,7 +217,7 @@ class ShardSet:
 
         Raises:
             CorruptSampleError: as ``read``.
-            ValueError: as ``read``.
+            ValueError: the shard cannot be fetched.
         """
         try:
             sample = self._read_stored_images(ref)
@@ -211,10 +234,11 @@ class ShardSet:
         for modality in present:
             member = ref.entry.images[modality.name]
             where = self._where(ref, member)
-            array = decode_image(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
+            array = decode_image(self.member_bytes(ref, member), os.path.splitext(member.name)[1], where)
             pixels.append(stored_pixels(array, modality, where))
             check_same_size(where, pixels[-1].shape, "the sample's first image", pixels[0].shape)
-        stored = StoredImages(tuple(modality.kind for modality in present), tuple(pixels))
+        kinds = tuple(modality.kind for modality in present)
+        stored = StoredImages(kinds, tuple(pixels), self._roi(ref), self._sample_name(ref))
         return _sample(ref, present, torch.empty(0), stored.size, stored=stored)
 
     def _present(self, ref: SampleRef) -> list[Modality]:
@@ -260,7 +284,7 @@ class ShardSet:
     ) -> ResizedImage:
         """What the view sees that ``view_of`` gives for the stored size."""
         where = self._where(ref, member)
-        array = decode_image(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
+        array = decode_image(self.member_bytes(ref, member), os.path.splitext(member.name)[1], where)
         size = (array.shape[0], array.shape[1])
         return ResizedImage(resized_pixels(array, modality, view_of(size), where), size)
 
@@ -280,9 +304,21 @@ class ShardSet:
         if member is None:
             return None
         where = self._where(ref, member)
-        marked_HW = decode_mask_pixels(self._member_bytes(ref, member), os.path.splitext(member.name)[1], where)
-        check_same_size(where, marked_HW.shape, "its image", size)
+        decoded = decode(self.member_bytes(ref, member), os.path.splitext(member.name)[1], where)
+        marked_HW = marked_pixels(decoded, where)
+        check_same_size(decoded.called(where), marked_HW.shape, "its image", size)
         return marked_HW
+
+    def _weights(self, ref: SampleRef, sample: Sample) -> Tensor | None:
+        kinds = [modality.kind for modality in self._present(ref)]
+        name = self._sample_name(ref)
+        return roi_weights(self._roi(ref), sample.images_MCHW, kinds, sample.stored_size, name, sample.view)
+
+    def _roi(self, ref: SampleRef) -> Roi | None:
+        return self.datasets[ref.entry.dataset].roi.get(ref.entry.class_name)
+
+    def _sample_name(self, ref: SampleRef) -> str:
+        return f"{self._shard_name(ref)}: {one_line(ref.entry.key)}"
 
     def _where(self, ref: SampleRef, member: Member) -> str:
         return f"{self._shard_name(ref)}: {one_line(member.name)}"
@@ -295,7 +331,12 @@ class ShardSet:
     def _shard(self, ref: SampleRef) -> ShardEntry:
         return self.indexes[ref.folder].shards[ref.entry.shard]
 
-    def _member_bytes(self, ref: SampleRef, member: Member) -> bytes:
+    def member_bytes(self, ref: SampleRef, member: Member) -> bytes:
+        """One file of a sample, as it is encoded.
+
+        Raises:
+            ValueError: it is too large, can't be read, or is not where the index says.
+        """
         where = self._where(ref, member)
         check_encoded(member.length, where)
         try:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
-from unimmad.data.decode import check_same_size, decode_image, decode_mask_pixels
+from unimmad.data.decode import check_same_size, decode
+from unimmad.data.image_facts import ImageFacts, facts_of
 from unimmad.data.index import Member, SampleEntry
+from unimmad.data.layouts.encode import png_bytes
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
-from unimmad.data.prepare import check_fits, no_data_note
+from unimmad.data.prepare import no_data_note
+from unimmad.data.writing.duplicates import Look, look_of
+from unimmad.data.writing.mask_checks import read_mask
+from unimmad.serialization.text import printable, utf8_name
+
+MASK = "mask"
+"""By what name notes on masks go, beside those of modalities."""
 
 TAR_BLOCK = 512
 
@@ -30,8 +38,14 @@ class PackedSample:
     """By what follows ``DATASET/KEY.``"""
     slot_suffixes: dict[str, str]
     """By modality name: ``SLOT.SUFFIX``."""
+    look: Look
+    """What tells whether another sample shows the same."""
+    source: str | None = None
+    """See ``SampleEntry.source``."""
     notes: dict[str, str] = field(default_factory=dict)
-    """By modality name: what one should know of its image."""
+    """By modality name, or ``MASK``: what one should know of it."""
+    facts: dict[str, ImageFacts] = field(default_factory=dict)
+    """By modality name."""
 
     @property
     def tar_bytes(self) -> int:
@@ -54,11 +68,33 @@ class PackedSample:
             shard=shard,
             images={name: members[f"{self.path}.{suffix}"] for name, suffix in self.slot_suffixes.items()},
             mask=members.get(f"{self.path}.mask.png"),
+            source=self.source,
         )
 
 
-def pack(work: Work) -> PackedSample:
+@dataclass(frozen=True)
+class Broken:
+    """A sample that cannot be written."""
+
+    message: str
+    """Names the file, and says what is wrong and what to do."""
+    tar_bytes: int = 0
+
+
+def pack_or_say(work: Work, allow_odd_masks: bool = False) -> PackedSample | Broken:
+    """:func:`pack`, with its error as a value: the samples behind a broken file are looked at, too."""
+    try:
+        return pack(work, allow_odd_masks)
+    except ValueError as error:
+        return Broken(printable(str(error)))
+
+
+def pack(work: Work, allow_odd_masks: bool = False) -> PackedSample:
     """
+    Args:
+        work: the sample.
+        allow_odd_masks: note a mask that cannot be meant so (see ``mask_checks``), as is done of benchmarks.
+
     Raises:
         ValueError: an image or the mask cannot be read, does not open, or does not fit the others.
     """
@@ -66,24 +102,40 @@ def pack(work: Work) -> PackedSample:
     members: dict[str, bytes] = {}
     slot_suffixes: dict[str, str] = {}
     notes: dict[str, str] = {}
+    facts: dict[str, ImageFacts] = {}
+    arrays: dict[str, NDArray] = {}
     first: tuple[str, tuple[int, ...]] | None = None
     for modality in found.entry.modalities:
         file = sample.images.get(modality.name)
         if file is None:
             continue
         data = _read(file)
-        array = decode_image(data, file.suffix, file.name)
-        check_fits(array, modality, file.name)
-        if note := no_data_note(array, modality, file.name):
+        decoded = decode(data, file.suffix, file.name)
+        facts[modality.name] = facts_of(decoded, modality, file.name)
+        if note := no_data_note(decoded.pixels, modality, file.name):
             notes[modality.name] = f"{file.name}: {note}"
-        first = first or (file.name, array.shape)
-        check_same_size(file.name, array.shape, *first)
+        first = first or (decoded.called(file.name), decoded.pixels.shape)
+        check_same_size(decoded.called(file.name), decoded.pixels.shape, *first)
+        arrays[modality.name] = decoded.pixels
         slot_suffixes[modality.name] = f"{modality.slot}{file.suffix}"
         members[slot_suffixes[modality.name]] = data
-    if sample.mask is not None and first is not None:
-        members["mask.png"] = _pack_mask(sample.mask, *first)
+    assert first is not None, "source_checks refuses a sample without an image"
+    if sample.mask is not None:
+        members["mask.png"], notes[MASK] = _pack_mask(
+            sample.mask, *first, sample.anomalous, strict=not (found.published or allow_odd_masks)
+        )
     members["json"] = _describe(found, sample)
-    return PackedSample(found.name, sample, members, slot_suffixes, notes)
+    noted = {name: note for name, note in notes.items() if note}
+    source = _source(found, next(iter(sample.images.values())).name)
+    return PackedSample(found.name, sample, members, slot_suffixes, look_of(arrays), source, noted, facts)
+
+
+def _source(found: SourceSet, file: str) -> str | None:
+    """The file's place in its dataset's folder, or its name where it lies elsewhere; None where it is not a file."""
+    if found.root is None:
+        return None
+    relative = os.path.relpath(os.path.abspath(file), os.path.abspath(found.root))
+    return utf8_name(os.path.basename(file) if relative.startswith(os.pardir) else relative)
 
 
 def _read(file: SourceFile) -> bytes:
@@ -93,16 +145,17 @@ def _read(file: SourceFile) -> bytes:
         raise ValueError(f"{file.name}: cannot be read ({error.strerror or error})") from None
 
 
-def _pack_mask(mask: SourceFile, image_name: str, image_shape: tuple[int, ...]) -> bytes:
-    """A PNG as it is; any other type as an equivalent PNG of 0 and 255."""
+def _pack_mask(
+    mask: SourceFile, image_name: str, image_shape: tuple[int, ...], anomalous: bool, strict: bool
+) -> tuple[bytes, str]:
+    """A PNG as it is, anything else as an equivalent PNG of 0 and 255; and what one should know of it."""
     data = _read(mask)
-    marked_HW = decode_mask_pixels(data, mask.suffix, mask.name)
-    check_same_size(f"mask {mask.name}", marked_HW.shape, f"its image {image_name}", image_shape)
-    if mask.suffix == ".png":
-        return data
-    buffer = io.BytesIO()
-    Image.fromarray(marked_HW.astype(np.uint8) * 255).save(buffer, format="PNG")
-    return buffer.getvalue()
+    read = read_mask(data, mask.suffix, mask.name, anomalous)
+    check_same_size(f"mask {read.called}", read.marked_HW.shape, f"its image {image_name}", image_shape)
+    if read.odd and strict:
+        raise ValueError(f"mask {mask.name} {read.odd}; mend or remove it, or say --allow-odd-masks")
+    note = f"mask {mask.name} {read.odd}" if read.odd else read.note
+    return data if read.as_stored else png_bytes(read.marked_HW.astype(np.uint8) * 255), note
 
 
 def _describe(found: SourceSet, sample: SourceSample) -> bytes:

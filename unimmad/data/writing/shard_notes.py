@@ -18,8 +18,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from unimmad import __version__
+from unimmad.data.image_facts import ImageFacts
 from unimmad.data.index import MAX_INDEX_BYTES, SampleEntry, ShardEntry
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
+from unimmad.data.writing.duplicates import Look
 from unimmad.data.writing.packing import Work
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_limited
@@ -30,9 +32,21 @@ class FinishedShard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fingerprint: str
+    fingerprint: str = ""
+    """Empty until it is noted."""
     shard: ShardEntry
     samples: tuple[SampleEntry, ...]
+    facts: tuple[dict[str, ImageFacts], ...]
+    """Of each sample's images, by modality name."""
+    looks: tuple[Look, ...]
+    """Of each sample."""
+    skipped: tuple[str, ...] = ()
+    """Of the samples that were left out between these: what is wrong with each."""
+
+    @property
+    def taken(self) -> int:
+        """Samples of the source that it covers."""
+        return len(self.samples) + len(self.skipped)
 
 
 class ShardNotes:
@@ -42,12 +56,14 @@ class ShardNotes:
         notes: the folder they are in.
         shards: the folder of the tars.
         shard_bytes: where shards are cut; other than before, nothing is used again.
+        rules: what else decides which samples are written, and how; likewise.
     """
 
-    def __init__(self, notes: Path, shards: Path, shard_bytes: int) -> None:
+    def __init__(self, notes: Path, shards: Path, shard_bytes: int, rules: Sequence[str] = ()) -> None:
         self.notes = notes
         self.shards = shards
         self.shard_bytes = shard_bytes
+        self.rules = list(rules)
         self._seen: dict[tuple[str, str], bytes | None] = {}
 
     def look_at(self, work: Sequence[Work]) -> None:
@@ -56,18 +72,18 @@ class ShardNotes:
         A file that is replaced later is then not taken for one that went into its shard.
         """
         for found, sample in work:
-            self._seen[found.name, sample.key] = _fingerprint(found, sample)
+            self._seen[found.name, sample.key] = sample_fingerprint(found, sample)
 
-    def add(self, shard: ShardEntry, samples: Sequence[SampleEntry], work: Sequence[Work]) -> None:
-        """Note a finished shard. ``work`` are its samples and, if any, the next one, whose size ended it; all were
-        looked at before they were read.
+    def add(self, finished: FinishedShard, work: Sequence[Work]) -> None:
+        """Note a finished shard, filling in its fingerprint. ``work`` are the samples that it covers and, if any, the
+        next one, whose size ended it; all were looked at before they were read.
 
         Nothing is noted where a sample is not a file: nobody could tell whether it changed.
         """
         fingerprint = self._fingerprint(work)
         if fingerprint is not None:
-            finished = FinishedShard(fingerprint=fingerprint, shard=shard, samples=tuple(samples))
-            write_text_aside(self._path(shard.name), finished.model_dump_json())
+            noted = finished.model_copy(update={"fingerprint": fingerprint})
+            write_text_aside(self._path(finished.shard.name), noted.model_dump_json())
 
     def finished(self, name: str, work: Sequence[Work]) -> FinishedShard | None:
         """The shard ``name``, if it is there and is what writing the first of ``work`` would give."""
@@ -75,8 +91,8 @@ class ShardNotes:
             finished = FinishedShard.model_validate_json(read_limited(self._path(name), MAX_INDEX_BYTES))
         except (OSError, ValueError):
             return None
-        path, count = self.shards / name, len(finished.samples)
-        same = finished.fingerprint == self._fingerprint(work[: count + 1]) and path.is_file()
+        path = self.shards / name
+        same = finished.fingerprint == self._fingerprint(work[: finished.taken + 1]) and path.is_file()
         return finished if same and sha256_of(path) == finished.shard.sha256 else None
 
     def keep_only(self, names: set[str]) -> None:
@@ -94,7 +110,7 @@ class ShardNotes:
         return self.notes / f"{name}.json"
 
     def _fingerprint(self, work: Sequence[Work]) -> str | None:
-        digest = hashlib.sha256(json.dumps([__version__, self.shard_bytes]).encode())
+        digest = hashlib.sha256(json.dumps([__version__, self.shard_bytes, self.rules]).encode())
         for found, sample in work:
             of_sample = self._seen[found.name, sample.key]
             if of_sample is None:
@@ -103,7 +119,7 @@ class ShardNotes:
         return digest.hexdigest()
 
 
-def _fingerprint(found: SourceSet, sample: SourceSample) -> bytes | None:
+def sample_fingerprint(found: SourceSet, sample: SourceSample) -> bytes | None:
     """Of what a sample is, and of its files as they are now; None where one is not a file."""
     files = [sample.images.get(modality.name) for modality in found.entry.modalities] + [sample.mask]
     states = [None if file is None else _state(file) for file in files]

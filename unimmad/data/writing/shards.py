@@ -14,23 +14,38 @@ from __future__ import annotations
 
 import logging
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from unimmad.data.index import INDEX_NAME, Index, Member, SampleEntry, ShardEntry, Split
-from unimmad.data.layouts.source_set import SourceSet
+from unimmad.data.image_facts import ImageFacts
+from unimmad.data.index import (
+    INDEX_NAME,
+    DatasetEntry,
+    DuplicateCounts,
+    Index,
+    Member,
+    SampleEntry,
+    ShardEntry,
+    Split,
+)
+from unimmad.data.layouts.source_set import SourceSample, SourceSet
 from unimmad.data.reading.worker_pool import load_each
 from unimmad.data.writing import packing
-from unimmad.data.writing.packing import PackedSample, Work, pack
+from unimmad.data.writing.duplicate_samples import find_duplicates
+from unimmad.data.writing.duplicates import Look
+from unimmad.data.writing.findings import ModalityFindings
+from unimmad.data.writing.packing import MASK, Broken, PackedSample, Work, pack_or_say
 from unimmad.data.writing.replace_folder import replaced_folder
 from unimmad.data.writing.shard_notes import FinishedShard, ShardNotes, sha256_of
 from unimmad.data.writing.source_checks import check_sets
 from unimmad.serialization.atomic_write import write_text_aside
+from unimmad.serialization.text import ListedError, itemised
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +62,9 @@ def write_shards(
     overwrite: bool = False,
     progress: bool = True,
     workers: int = 0,
+    on_error: Literal["stop", "skip"] = "stop",
+    allow_duplicates: bool = False,
+    allow_odd_masks: bool = False,
 ) -> Index:
     """Write datasets as one shard folder, whole or not at all.
 
@@ -61,29 +79,40 @@ def write_shards(
         overwrite: replace ``target`` if it is a shard folder.
         progress: show a progress bar where stderr is a terminal.
         workers: processes that read and check; 0 does it in this one. They need source files that can be pickled.
+        on_error: ``stop``: all samples are looked at, then what is wrong with any is raised in one list; ``skip``: such
+            samples are left out, and logged.
+        allow_duplicates: write test samples whose pixels are trained on.
+        allow_odd_masks: write masks that cannot be meant as they are (see ``mask_checks``). Of benchmarks both are
+            allowed, and logged.
 
     Returns:
         The index written to ``target``.
 
     Raises:
         ValueError: a set that cannot be used (see ``source_checks``), an image that does not open, sizes that
-            differ within a sample, or a target that exists, is being written by another process, or cannot be
-            written.
+            differ within a sample, what ``allow_duplicates`` and ``allow_odd_masks`` would allow, or a target that
+            exists, is being written by another process, or cannot be written.
+        KeyboardInterrupt: says what is kept.
     """
     check_sets(sets, allow_missing)
     with replaced_folder(target, overwrite) as working:
-        writer = _Writer(working.new, ShardNotes(working.notes, working.new, shard_bytes), shard_bytes, workers)
+        rules = ["odd masks"] if allow_odd_masks else []
+        notes = ShardNotes(working.notes, working.new, shard_bytes, rules)
+        pack = partial(pack_or_say, allow_odd_masks=allow_odd_masks)
+        writer = _Writer(working.new, notes, pack, shard_bytes, workers, on_error == "skip")
         total = sum(len(found.samples) for found in sets)
         with tqdm(
             total=total, desc=f"writing {target.name}", unit=" samples", disable=None if progress else True
         ) as bar:
             try:
-                index = writer.write(sets, bar)
+                index = writer.write(sets, bar, allow_duplicates)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(writer.after_error() or "; nothing is written") from None
             except OSError as error:
                 reason = f"cannot write {target} ({error.strerror or error}); mend that or choose another --target"
                 raise ValueError(f"{reason}{writer.after_error()}") from None
             except ValueError as error:
-                raise ValueError(f"{error}{writer.after_error()}") from None
+                raise type(error)(f"{error}{writer.after_error()}") from None
         write_text_aside(working.new / INDEX_NAME, index.model_dump_json(indent=1) + "\n")
     return index
 
@@ -91,37 +120,65 @@ def write_shards(
 class _Writer:
     """Fills the folder of one target."""
 
-    def __init__(self, folder: Path, notes: ShardNotes, shard_bytes: int, workers: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        notes: ShardNotes,
+        pack: partial[PackedSample | Broken],
+        shard_bytes: int,
+        workers: int,
+        skip: bool,
+    ) -> None:
         self.folder = folder
         self.notes = notes
+        self.pack = pack
         self.shard_bytes = shard_bytes
         self.workers = workers
+        self.skip = skip
         self.shards: list[ShardEntry] = []
         self.samples: list[SampleEntry] = []
+        self.findings: dict[tuple[str, str], ModalityFindings] = {}
+        """By dataset and modality."""
+        self.looks: list[Look] = []
+        """Of each sample."""
+        self.broken: list[str] = []
+        """What is wrong with samples that cannot be written."""
+        self.mask_notes: list[str] = []
         self._noted: set[tuple[str, str]] = set()
         """Datasets and modalities of which a note was given."""
 
-    def write(self, sets: Sequence[SourceSet], bar: tqdm) -> Index:
+    def write(self, sets: Sequence[SourceSet], bar: tqdm, allow_duplicates: bool) -> Index:
         """
         Raises:
-            ValueError: as ``packing.pack``.
+            ValueError: samples that cannot be written, or that are trained on and tested with.
         """
         work = {split: _work_of_split(sets, split) for split in get_args(Split)}
         for samples in work.values():
             self.notes.look_at(samples)
         finished = {split: list(self._finished(split, samples)) for split, samples in work.items()}
         self.notes.keep_only({one.shard.name for of_split in finished.values() for one in of_split})
+        self.findings = {
+            (found.name, modality.name): ModalityFindings(found, modality)
+            for found in sets
+            for modality in found.entry.modalities
+        }
         for split, samples in work.items():
+            done = 0
             for one in finished[split]:
-                self._add(one.shard, one.samples)
-                bar.update(one.shard.samples)
-            done = sum(one.shard.samples for one in finished[split])
+                of_key = {(found.name, sample.key): sample for found, sample in samples[done : done + one.taken]}
+                for entry, facts in zip(one.samples, one.facts, strict=True):
+                    self._take_in(entry.dataset, of_key[entry.dataset, entry.key], facts)
+                self._add(one)
+                bar.update(one.taken)
+                done += one.taken
             self._write_rest(split, len(finished[split]), samples[done:], bar)
+        self._check_broken(sets)
         return Index(
             source="; ".join(f"{found.name}: {found.description}" for found in sets),
-            datasets={found.name: found.entry for found in sets},
+            datasets={found.name: self._settled(found) for found in sets},
             shards=tuple(self.shards),
             samples=tuple(self.samples),
+            duplicates=self._duplicates(sets, allow_duplicates),
         )
 
     def after_error(self) -> str:
@@ -135,36 +192,104 @@ class _Writer:
             return ""
         return f" ({len(sizes)} finished shards are kept: the same command goes on from there)"
 
+    def _check_broken(self, sets: Sequence[SourceSet]) -> None:
+        if self.mask_notes:
+            logger.warning("note: %s", itemised("masks that are not as others", self.mask_notes))
+        if not self.broken:
+            return
+        total = sum(len(found.samples) for found in sets)
+        listed = itemised(f"{len(self.broken)} of {total} samples cannot be written", self.broken)
+        if not self.skip and len(self.broken) == 1:
+            raise ValueError(f"{self.broken[0]}, or leave it out by --on-error skip")
+        if not self.skip:
+            raise ListedError(f"{listed}\nMend or remove these, or leave them out by --on-error skip")
+        logger.warning("note: left out: %s", listed)
+        trained = {(one.dataset, one.class_name) for one in self.samples if one.split == "train"}
+        for found in sets:
+            for sample in found.samples:
+                if (found.name, sample.class_name) not in trained:
+                    raise ValueError(f"{found.name}/{sample.class_name}: none of its training samples can be written")
+
+    def _duplicates(self, sets: Sequence[SourceSet], allowed: bool) -> DuplicateCounts:
+        """
+        Raises:
+            ValueError: samples that are trained on and tested with.
+        """
+        file_of = {
+            (found.name, sample.key): next(iter(sample.images.values())).name
+            for found in sets
+            for sample in found.samples
+        }
+        files = [file_of[sample.dataset, sample.key] for sample in self.samples]
+        own = frozenset() if allowed else frozenset(found.name for found in sets if not found.published)
+        duplicates = find_duplicates(self.samples, self.looks, files, own)
+        if duplicates.leak:
+            raise ListedError(duplicates.leak)
+        for note in duplicates.notes:
+            logger.warning("note: %s", note)
+        return duplicates.counts
+
     def _finished(self, split: Split, work: Sequence[Work]) -> Iterator[FinishedShard]:
         done = number = 0
         while done < len(work) and (one := self.notes.finished(_shard_name(split, number), work[done:])):
+            if one.skipped and not self.skip:
+                return
             yield one
-            done += one.shard.samples
+            done += one.taken
             number += 1
 
     def _write_rest(self, split: Split, first: int, work: list[Work], bar: tqdm) -> None:
-        """Pack ``work`` into shards that are numbered from ``first``."""
+        """Pack ``work`` into shards that are numbered from ``first``; after a broken sample all others are only looked
+        at, unless it is to be skipped."""
         done = 0
-        packed = map(self._say_notes, load_each(pack, work, self.workers, preload=packing.__name__))
-        for number, samples in enumerate(_cut(packed, bar, self.shard_bytes), start=first):
-            path = self.folder / _shard_name(split, number)
-            entries = _write_shard(path, samples)
-            shard = ShardEntry(name=path.name, bytes=path.stat().st_size, sha256=sha256_of(path), samples=len(samples))
-            self.notes.add(shard, entries, work[done : done + len(samples) + 1])
-            self._add(shard, entries)
-            done += len(samples)
+        packed = load_each(self.pack, work, self.workers, preload=packing.__name__)
+        for number, items in enumerate(_cut(packed, bar, self.shard_bytes), start=first):
+            samples = [self._look_at(item) for item in items if isinstance(item, PackedSample)]
+            broken = [item.message for item in items if isinstance(item, Broken)]
+            if samples and (self.skip or not (broken or self.broken)):
+                path = self.folder / _shard_name(split, number)
+                entries = _write_shard(path, samples)
+                size, digest = path.stat().st_size, sha256_of(path)
+                finished = FinishedShard(
+                    shard=ShardEntry(name=path.name, bytes=size, sha256=digest, samples=len(samples)),
+                    samples=tuple(entries),
+                    facts=tuple(one.facts for one in samples),
+                    looks=tuple(one.look for one in samples),
+                    skipped=tuple(broken),
+                )
+                self.notes.add(finished, work[done : done + len(items) + 1])
+                self._add(finished)
+            else:
+                self.broken += broken
+            done += len(items)
 
-    def _say_notes(self, packed: PackedSample) -> PackedSample:
-        """The first of each modality of a dataset."""
+    def _settled(self, found: SourceSet) -> DatasetEntry:
+        """The entry with what its images told, which is said, too."""
+        findings = [self.findings[found.name, modality.name] for modality in found.entry.modalities]
+        for line in (line for one in findings for line in one.notices()):
+            logger.warning("note: %s", line)
+        return found.entry.model_copy(update={"modalities": tuple(one.settled() for one in findings)})
+
+    def _take_in(self, dataset: str, sample: SourceSample, facts: Mapping[str, ImageFacts]) -> None:
+        for modality, of_image in facts.items():
+            self.findings[dataset, modality].add(sample.images[modality].name, sample.split, of_image)
+
+    def _look_at(self, packed: PackedSample) -> PackedSample:
+        """Take in its facts, and say the first note of each modality of a dataset; of masks all, at the end."""
+        self._take_in(packed.dataset, packed.sample, packed.facts)
         for modality, note in packed.notes.items():
-            if (packed.dataset, modality) not in self._noted:
+            if modality == MASK:
+                self.mask_notes.append(note)
+            elif (packed.dataset, modality) not in self._noted:
                 self._noted.add((packed.dataset, modality))
                 logger.warning("note: %s (and in others of %s, where they have such)", note, packed.dataset)
         return packed
 
-    def _add(self, shard: ShardEntry, samples: Sequence[SampleEntry]) -> None:
-        self.samples += [replace(sample, shard=len(self.shards)) for sample in samples]
-        self.shards.append(shard)
+    def _add(self, finished: FinishedShard) -> None:
+        self.samples += [replace(sample, shard=len(self.shards)) for sample in finished.samples]
+        self.looks += finished.looks
+        self.broken += finished.skipped
+        self.shards.append(finished.shard)
 
 
 def _shard_name(split: Split, number: int) -> str:
@@ -180,17 +305,17 @@ def _work_of_split(sets: Sequence[SourceSet], split: Split) -> list[Work]:
     return work
 
 
-def _cut(samples: Iterator[PackedSample], bar: tqdm, shard_bytes: int) -> Iterator[list[PackedSample]]:
+def _cut(items: Iterator[PackedSample | Broken], bar: tqdm, shard_bytes: int) -> Iterator[list[PackedSample | Broken]]:
     """Cut the samples, in their order, into shards."""
-    shard: list[PackedSample] = []
+    shard: list[PackedSample | Broken] = []
     size = 0
-    for packed in samples:
-        if shard and size + packed.tar_bytes > shard_bytes:
+    for item in items:
+        if size and size + item.tar_bytes > shard_bytes:
             yield shard
             shard, size = [], 0
-        shard.append(packed)
+        shard.append(item)
         bar.update()
-        size += packed.tar_bytes
+        size += item.tar_bytes
     if shard:
         yield shard
 

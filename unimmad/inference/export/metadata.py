@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from unimmad.checkpoint.thresholds import Thresholds
 from unimmad.config import EvaluationSettings
 from unimmad.data.index import ClassName, DatasetEntry, Modalities, Name
+from unimmad.data.roi import Roi
 from unimmad.data.views import Aspect
 from unimmad.serialization.documents import parse_json
 from unimmad.serialization.text import one_line
@@ -45,6 +46,9 @@ class ExportMetadata(BaseModel):
     """Blur and top share that the file computes; and the tiles that its user cuts, and joins again."""
     aspect: Aspect = "stretch"
     """How images that are not square become so before the file sees them."""
+    """Blur and top share that the file computes."""
+    roi: dict[Name, Roi] = {}
+    """Where to look, by class: not in the graph, which is told no class; applied to its maps."""
     precision: Literal["fp32"] = "fp32"
     """What it computes in."""
     thresholds: Thresholds | None
@@ -64,7 +68,7 @@ class ExportMetadata(BaseModel):
     @property
     def datasets(self) -> dict[str, DatasetEntry]:
         """The one dataset, with the modalities that the file takes."""
-        return {self.dataset: DatasetEntry(field=self.field, modalities=self.modalities)}
+        return {self.dataset: DatasetEntry(field=self.field, modalities=self.modalities, roi=self.roi)}
 
     def to_strings(self) -> dict[str, str]:
         """For a file format whose metadata are strings."""

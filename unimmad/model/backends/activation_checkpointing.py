@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from unimmad.model.backbone import Backbone
+from unimmad.model.backbone import LevelNetwork
 from unimmad.model.blocks import BasicBlock, DecoderBottleneck
 from unimmad.model.cross_moe import CrossCondition, MiMoEBranch
 from unimmad.model.unimmad import InputEmbedding
@@ -27,7 +27,7 @@ def recompute_activations(model: nn.Module) -> int:
     """
     blocks: list[nn.Module] = []
     for module in model.modules():
-        if isinstance(module, Backbone) and any(parameter.requires_grad for parameter in module.parameters()):
+        if isinstance(module, LevelNetwork) and any(parameter.requires_grad for parameter in module.parameters()):
             blocks += [block for stage in module.network.children() for block in _blocks(stage)]
         elif isinstance(module, InputEmbedding):
             blocks.append(module.stem)

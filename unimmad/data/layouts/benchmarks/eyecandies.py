@@ -58,7 +58,7 @@ class EyecandiesLayout:
     )
 
     def recognises(self, root: Path) -> bool:
-        return any((folder / "test_public").is_dir() for folder in visible_folders(root))
+        return any((folder / "test_public" / "data").is_dir() for folder in visible_folders(root))
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
         samples = read_classes(root, notices, _read_class)

@@ -103,11 +103,11 @@ def _sample(
 ) -> SourceSample:
     if len(record.img_path) != len(record.img_type):
         raise ValueError(f"{where}: {len(record.img_path)} img_path, but {len(record.img_type)} img_type")
-    paths = [_inside(folder, path, where) for path in record.img_path]
+    paths = [inside(folder, path, where) for path in record.img_path]
     defect = GOOD if not record.anomaly else record.specie_name
     if record.anomaly and defect == GOOD:
         defect = ANOMALY
-    mask = _inside(folder, record.mask_path, where) if record.anomaly and record.mask_path else None
+    mask = inside(folder, record.mask_path, where) if record.anomaly and record.mask_path else None
     files = {
         name: _source_file(path, kind, paths[0])
         for name, path, kind in zip(_modality_names(record.img_type), paths, record.img_type, strict=True)
@@ -115,7 +115,8 @@ def _sample(
     return new_sample(class_name, split, defect, paths[0].stem, files, joined_mask([mask], paths[0]) if mask else None)
 
 
-def _inside(folder: Path, name: str, where: str) -> Path:
+def inside(folder: Path, name: str, where: str) -> Path:
+    """``folder / name``; ValueError, which ``where`` begins, where that leads out of ``folder`` or does not exist."""
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{where}: path {name} leads out of {folder}")

@@ -35,7 +35,7 @@ class MVTecADLayout:
     def recognises(self, root: Path) -> bool:
         """Half of the classes and no other: a few class names alone may be somebody's own."""
         found = [folder.name for folder in visible_folders(root) if (folder / "ground_truth").is_dir()]
-        return set(found) <= set(CLASSES) and 2 * len(found) >= len(CLASSES)
+        return set(found) <= set(self.info.classes) and 2 * len(found) >= len(self.info.classes)
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
         return [ReadSet(read_classes(root, notices, partial(read_class, modality="rgb", notices=notices)))]

@@ -31,7 +31,7 @@ def read_positions(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: the file holds something else.
     """
-    positions_HW3 = decode_image(read_image_file(path), path.suffix.lower(), str(path))
+    positions_HW3 = decode_image(read_image_file(path), path.suffix.lower(), str(path), planes=True)
     if positions_HW3.ndim != 3 or positions_HW3.shape[2] != 3 or positions_HW3.dtype.kind != "f":
         raise ValueError(
             f"{path}: {positions_HW3.dtype} of shape {positions_HW3.shape}; wanted H x W x 3, real numbers. "

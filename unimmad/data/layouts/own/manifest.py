@@ -17,15 +17,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 from typing import get_args
 
 from unimmad.data.index import Split
 from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION, LayoutInfo, ReadSet
-from unimmad.data.layouts.own.mvtec import PROBED_IMAGES, single_modality
+from unimmad.data.layouts.own.mvtec import single_modality
 from unimmad.data.layouts.own.rows import Row, existing, read_rows
-from unimmad.data.layouts.scan import GOOD, Notices, new_sample
+from unimmad.data.layouts.scan import GOOD, NORMAL_NAMES, Notices, new_sample
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import ModalityChoice
 
@@ -52,8 +51,8 @@ class ManifestLayout:
         rows = read_rows(root, REQUIRED)
         columns = _image_columns(root, rows)
         if columns == [IMAGE]:
-            first = (SourceFile.of(_path(root, row, IMAGE)) for row in islice(rows, PROBED_IMAGES))
-            names = {IMAGE: single_modality(first, choices, root)}
+            files = (SourceFile.of(_path(root, row, IMAGE)) for row in rows)
+            names = {IMAGE: single_modality(files, choices, root)}
         else:
             names = {column: column.removeprefix(PREFIX) for column in columns}
         samples = [_sample(root, row, names) for row in rows]
@@ -86,6 +85,8 @@ def _image_columns(path: Path, rows: Sequence[Row]) -> list[str]:
 def _sample(table: Path, row: Row, modalities: dict[str, str]) -> SourceSample:
     split = _split(row)
     defect = row.cells.get("defect", GOOD)
+    if defect.lower() in NORMAL_NAMES:
+        defect = GOOD
     if defect != GOOD and split != "test":
         raise ValueError(f"{row.where}: defect {defect} in the split {split}; only test may hold defects")
     images = {

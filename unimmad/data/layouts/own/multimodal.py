@@ -21,10 +21,12 @@ from unimmad.data.layouts.scan import (
     GOOD,
     Notices,
     defect_folders,
-    find_mask,
+    find_masks,
+    holds_images,
     images_by_stem,
+    is_normal,
     new_sample,
-    note_spare_masks,
+    normal_folders,
     read_classes,
     visible_folders,
 )
@@ -46,7 +48,8 @@ class MultimodalLayout:
     )
 
     def recognises(self, root: Path) -> bool:
-        return any(visible_folders(folder / "train" / GOOD) for folder in visible_folders(root))
+        normal = [path for folder in visible_folders(root) for path in normal_folders(folder)]
+        return any(holds_images(inner) for folder in normal for inner in visible_folders(folder))
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
         return [ReadSet(read_classes(root, notices, partial(_read_class, notices=notices)))]
@@ -54,7 +57,7 @@ class MultimodalLayout:
 
 def _read_class(class_folder: Path, notices: Notices) -> list[SourceSample]:
     samples, names = [], set[str]()
-    for split, folder in defect_folders(class_folder, notices):
+    for split, folder, _ in defect_folders(class_folder, notices):
         modalities = {path.name: path for path in visible_folders(folder) if path.name != MASK_FOLDER}
         samples += read_defect(class_folder.name, split, folder, modalities, notices, _source_file)
         names.update(modalities)
@@ -94,17 +97,18 @@ def read_defect(
     """
     images = {name: images_by_stem(path, notices) for name, path in modalities.items()}
     mask_folder = folder / MASK_FOLDER
-    if split == "test" and folder.name != GOOD and not mask_folder.is_dir():
+    defect = GOOD if is_normal(folder) else folder.name
+    if split == "test" and defect != GOOD and not mask_folder.is_dir():
         notices.add(f"{folder}: no {MASK_FOLDER} folder; its samples are written without a mask")
-    masks = images_by_stem(mask_folder, notices) if mask_folder.is_dir() else None
     stems = sorted({stem for paths in images.values() for stem in paths})
-    note_spare_masks(masks, stems, mask_folder, notices)
+    of_sample = {stem: {name: found[stem] for name, found in images.items() if stem in found} for stem in stems}
+    first = {stem: next(iter(paths.values())) for stem, paths in of_sample.items()}
+    marked = images_by_stem(mask_folder, notices) if mask_folder.is_dir() else None
+    masks = find_masks(marked, first, defect, mask_folder, notices)
     samples = []
-    for stem in stems:
-        paths = {name: found[stem] for name, found in images.items() if stem in found}
+    for stem, paths in of_sample.items():
         files = {name: source_file(name, path) for name, path in paths.items()}
-        mask = find_mask(masks, stem, folder.name, next(iter(paths.values())), mask_folder)
-        samples.append(new_sample(class_name, split, folder.name, stem, files, mask))
+        samples.append(new_sample(class_name, split, defect, stem, files, masks.get(stem), folder.name))
     return samples
 
 

@@ -1,0 +1,121 @@
+"""What a report says of a checkpoint that has thresholds."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from hand_made import hand_made_shards
+
+from unimmad.checkpoint.thresholds import make_thresholds, save_thresholds
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.sample import collate
+from unimmad.evaluation.collecting import ClassScores, ScoredBatch
+from unimmad.evaluation.evaluate import evaluate_checkpoint
+from unimmad.evaluation.scoring import score_batch
+from unimmad.metrics.at_threshold import SIZE_NAMES, count_image, joined
+from unimmad.report.report import from_json
+from unimmad.report.scored_class import read_scored, scored_entry
+from unimmad.report.tables import screen_table
+
+CPU = torch.device("cpu")
+COOKIE, ROPE = "solids/cookie", "solids/rope"
+
+
+@pytest.fixture(scope="module")
+def solids(tmp_path_factory):
+    return hand_made_shards(tmp_path_factory.mktemp("shards") / "solids", ["solids"])
+
+
+@pytest.fixture(scope="module")
+def maps(checkpoint, solids):
+    """Sample, map and score of every test sample."""
+    shards = ShardSet.open([solids])
+    found = []
+    for refs in shards.classes("test").values():
+        for ref in refs:
+            sample = shards.read(ref, 64, checkpoint.recipe.evaluation.mask_resize)
+            maps_BHW, scores_B = score_batch(checkpoint.model, collate([sample]), checkpoint.recipe.evaluation, CPU)
+            found.append((sample, maps_BHW[0].numpy(), scores_B.item()))
+    return found
+
+
+def test_what_is_marked_outside_of_the_region_alone_is_left_out(maps):
+    """As if there were no such image; a normal one, and one that is marked inside as well, count."""
+    scores = ClassScores(COOKIE, "industry", 0, None)
+    chosen = [(sample, map_HW) for sample, map_HW, _ in maps if sample.class_name == COOKIE]
+    kept = 0
+    for place, (sample, map_HW) in enumerate(chosen):
+        weights_HW = torch.ones(64, 64)
+        if sample.anomalous and place == len(chosen) - 1:
+            weights_HW[sample.mask_HW] = 0
+        elif sample.anomalous:
+            weights_HW[0] = 0
+        kept += bool(weights_HW[1:].all())
+        batch = collate([dataclasses.replace(sample, weights_HW=weights_HW)])
+        scores.add(ScoredBatch(batch.samples, map_HW[None], (float(place),), None))
+    scored = scores.scored()
+    assert (scored.outside, len(scored.keys), kept) == (1, 2, 2)
+    assert scored.result.normal + scored.result.anomalous == 2
+    assert read_scored(json.loads(json.dumps(scored_entry(scored)))).outside == 1
+
+
+def test_a_report_counts_at_the_checkpoints_thresholds(checkpoint, solids, maps, tmp_path):
+    """Of cookie; rope was calibrated with depth alone, so none holds for it."""
+    scores = sorted(score for sample, _, score in maps if sample.class_name == COOKIE)
+    middle = (scores[len(scores) // 2 - 1] + scores[len(scores) // 2]) / 2  # rounding takes no score across it
+    made = make_thresholds(
+        {COOKIE: [middle], ROPE: [1.0]},
+        {COOKIE: ("depth", "rgb"), ROPE: ("depth",)},
+        ShardSet.open([solids]).datasets,
+        (COOKIE, ROPE),
+        0.25,
+        "bf16",
+    )
+    pixel = float(np.median([map_HW for sample, map_HW, _ in maps if sample.class_name == COOKIE]))
+    (tmp_path / "step").mkdir()
+    save_thresholds(made.with_pixel_values({COOKIE: pixel}, None), tmp_path / "step")
+    settings = checkpoint.recipe.evaluation.model_copy(update={"pictures_per_class": 0})
+    checkpoint = dataclasses.replace(checkpoint, recipe=checkpoint.recipe.model_copy(update={"evaluation": settings}))
+    calibrated = dataclasses.replace(checkpoint, folder=tmp_path / "step")
+    run = {"output": tmp_path / "out", "device": CPU, "workers": 0, "progress": False}
+    evaluation = evaluate_checkpoint(calibrated, [solids], **run)
+
+    cookie, rope = evaluation.report.classes
+    expected = joined(
+        count_image(map_HW, sample.mask_HW, score, int(sample.anomalous), middle, pixel)
+        for sample, map_HW, score in maps
+        if sample.class_name == COOKIE
+    )
+    found = cookie.at_threshold
+    for counts in ("normal", "normal_above", "anomalous", "anomalous_above", "defects", "undecided"):
+        assert getattr(found, counts) == getattr(expected, counts)
+    assert found.seg_f1 == pytest.approx(expected.seg_f1, abs=1e-3)
+    assert found.normal_above + found.anomalous_above == len(scores) - len(scores) // 2
+    assert rope.at_threshold.undecided == rope.normal + rope.anomalous
+    assert "false-alarm rate of 0.25" in evaluation.report.header["thresholds"]
+    assert "scored in fp32, by thresholds of scores in bf16" in evaluation.report.header["thresholds"]
+
+    text = (tmp_path / "out" / "report.json").read_text()
+    assert from_json(text) == evaluation.report
+    assert json.loads(text)["classes"][0]["at_threshold"]["defect_sizes"] == list(SIZE_NAMES)
+    with (tmp_path / "out" / "at_threshold.csv").open() as file:
+        assert float(next(csv.DictReader(file))["SegF1"]) == found.seg_f1
+    shown = screen_table(evaluation.report)
+    print(shown)
+    assert max(len(line) for line in shown.splitlines()[20:]) <= 80
+    for shows in (shown, (tmp_path / "out" / "report.md").read_text(), evaluation.page.read_text()):
+        assert f"{found.seg_f1:.3f}" in shows
+        assert f"{sum(found.defects_found[2:3])}/{sum(found.defects[2:3])}" in shows or not found.defects[2]
+        assert "no threshold holds for some or all images of solids/rope" in shows
+
+    (tmp_path / "cookie.json").write_text('{"size": [9, 9], "areas": [{"polygon": [[0, 0], [8, 0], [8, 4], [0, 4]]}]}')
+    without = evaluate_checkpoint(checkpoint, [solids], **run, roi=tmp_path)
+    assert [result.at_threshold for result in without.report.classes] == [None, None]
+    assert not (tmp_path / "out" / "at_threshold.csv").exists()
+    assert without.report.classes[1].metrics == rope.metrics
+    assert without.report.header["regions of interest"].startswith("solids/cookie: polygons, 56% looked at, ")

@@ -1,0 +1,1 @@
+"""One's own medical scans: folders of DICOM or NIfTI, a sample a slice."""

@@ -1,0 +1,240 @@
+"""One's own medical scans in folders: each slice is a sample, gray, upright, in a common window.
+
+ROOT/windows.json                                   optional, see ``windows``
+ROOT/CLASS/train/good/NAME.nii.gz                   a volume, or
+ROOT/CLASS/train/good/NAME.dcm                      a slice, or
+ROOT/CLASS/train/good/SERIES/NAME.dcm               the slices of a series; SERIES: one folder or several levels
+ROOT/CLASS/calibration/good/...                     optional: normal scans of further patients
+ROOT/CLASS/test/DEFECT/...                          DEFECT: good for normal scans
+ROOT/CLASS/ground_truth/DEFECT/NAME.nii.gz          or NAME_mask.nii.gz: of a volume, on its grid
+ROOT/CLASS/ground_truth/DEFECT/[SERIES/]NAME.png    or NAME_mask.png: of a DICOM slice, over the stored picture
+
+Several modalities, on one grid, lie in a folder each between DEFECT and the files; a folder counts as a modality where
+its name is one of gray images' (ct, mri, t1, flair, ...) or the user's, else as a series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from unimmad.data.decode import IMAGE_SUFFIXES
+from unimmad.data.index import Modality, Split
+from unimmad.data.layouts.layout import LayoutInfo, ReadSet
+from unimmad.data.layouts.medical.dicom import DicomSlice, find_slice, is_dicom, series_values
+from unimmad.data.layouts.medical.found import Found, check_planes, note_patients, note_spacings
+from unimmad.data.layouts.medical.nifti import (
+    Volume,
+    check_one_grid,
+    find_volume,
+    is_nifti,
+    marked_slices,
+    stem,
+)
+from unimmad.data.layouts.medical.windows import common_limits, own_limits, read_windows
+from unimmad.data.layouts.scan import GOOD, Notices, class_folders, new_sample, visible_folders
+from unimmad.data.layouts.source_set import SourceFile, SourceSample
+from unimmad.data.modality import ModalityChoice, guess_kind
+
+SPLIT_FOLDERS: tuple[Split, ...] = ("train", "calibration", "test")
+MASKS = "ground_truth"
+NAMES = {"CT": "ct", "MR": "mri"}
+"""What a set's only modality is called, by DICOM's word for it."""
+UNNAMED = "scan"
+NORMAL = (GOOD, "ok", "normal")
+"""Names of folders of normal scans, in lower case."""
+MAX_DEPTH = 6
+"""Levels of folders that are looked into: patient, study, series and three more."""
+
+
+class MedicalLayout:
+    """DICOM or NIfTI; modalities are called as their folders, an only one as DICOM calls it, or ``scan``."""
+
+    info = LayoutInfo(name="medical", title="medical scans (DICOM, NIfTI)", field="medicine", by_file_type=True)
+
+    def recognises(self, root: Path) -> bool:
+        return any(
+            _has_scans(part)
+            for folder in visible_folders(root)
+            for part in visible_folders(folder / "train")
+            if _normal(part.name)
+        )
+
+    def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
+        found = [sample for folder in class_folders(root, notices) for sample in _read_class(folder, choices, notices)]
+        found = _named(root, found, choices)
+        if not found:
+            raise ValueError(f"{root} has no DICOM or NIfTI file in train/good")
+        names = dict.fromkeys(name for sample in found for name in sample.slices)
+        check_planes(found)
+        note_spacings(found, notices)
+        note_patients(found, notices)
+        images = {name: _images(root, name, found, notices) for name in names}
+        modalities = tuple(Modality(name=name, slot=slot, kind="gray") for slot, name in enumerate(sorted(names)))
+        return [ReadSet([_sample(item, images) for item in found], modalities=modalities)]
+
+
+def _normal(name: str) -> bool:
+    return name.lower() in NORMAL
+
+
+def _folders(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
+    """``folder`` and those in it, but for ``depth`` levels below."""
+    if folder.is_dir():
+        yield folder
+        for inner in visible_folders(folder) if depth else ():
+            yield from _folders(inner, depth - 1)
+
+
+def _has_scans(folder: Path) -> bool:
+    return any(is_nifti(path) or is_dicom(path) for inner in _folders(folder) for path in inner.iterdir())
+
+
+def _read_class(class_folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices) -> Iterator[Found]:
+    for split in SPLIT_FOLDERS:
+        for folder in visible_folders(class_folder / split):
+            if _normal(folder.name) and folder.name != GOOD:
+                notices.add(f"{folder}: taken as {GOOD}, the normal scans")
+            if split != "test" and not _normal(folder.name):
+                notices.add(f"{folder}: left out, only {split}/{GOOD} is read")
+            else:
+                yield from _read_defect(class_folder, split, folder, choices, notices)
+
+
+def _read_defect(
+    class_folder: Path, split: Split, folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices
+) -> Iterator[Found]:
+    named = {inner.name: inner for inner in visible_folders(folder) if _is_modality(inner.name, choices)}
+    by_modality = {name: _files(path, notices) for name, path in (named or {"": folder}).items()}
+    masks = class_folder / MASKS / folder.name
+    anomalous, defect = not _normal(folder.name), GOOD if _normal(folder.name) else folder.name
+    for name in dict.fromkeys(name for files in by_modality.values() for name in files):
+        paths = {modality: files[name] for modality, files in by_modality.items() if name in files}
+        volumes = {modality: find_volume(path) for modality, path in paths.items() if is_nifti(path)}
+        make = partial(Found, class_folder.name, split, defect)
+        if len(volumes) == len(paths):
+            yield from _volume_samples(make, folder, name, volumes, masks if anomalous else None, notices)
+        elif volumes:
+            raise ValueError(f"{folder / name}: DICOM in one modality, NIfTI in another; convert one of them")
+        else:
+            yield _slice_sample(make, folder, name, paths, masks if anomalous else None, notices)
+
+
+def _is_modality(name: str, choices: Mapping[str, ModalityChoice]) -> bool:
+    return name in choices or guess_kind(name) == "gray"
+
+
+def _files(folder: Path, notices: Notices) -> dict[str, Path]:
+    """Scans by their path in ``folder``, without suffix; what else lies there is said."""
+    files: dict[str, Path] = {}
+    for inner in _folders(folder):
+        others = 0
+        paths = sorted(inner.iterdir())
+        if inner != folder and (volumes := [path for path in paths if is_nifti(path)])[1:]:
+            raise ValueError(
+                f"{inner} holds {len(volumes)} volumes; if they are modalities, put each into a folder of the "
+                f"modality's name, such as {folder / 't1' / inner.name}.nii.gz"
+            )
+        for path in paths:
+            if not (is_nifti(path) or is_dicom(path)):
+                others += path.is_file() and not path.name.startswith(".")
+                continue
+            name = str((inner / (stem(path) if is_nifti(path) else path.stem)).relative_to(folder))
+            if name in files:
+                raise ValueError(f"{path} and {files[name].name} name one scan twice; remove one of them")
+            files[name] = path
+        if others:
+            notices.add(f"{inner}: {others} files left out; read are DICOM and NIfTI")
+    return files
+
+
+def _volume_samples(
+    make: partial[Found],
+    folder: Path,
+    name: str,
+    volumes: Mapping[str, Volume],
+    masks: Path | None,
+    notices: Notices,
+) -> Iterator[Found]:
+    first, *others = volumes.values()
+    for other in others:
+        check_one_grid(first, other)
+    mask = _mask(masks, name, (".nii.gz", ".nii")) if masks else None
+    if masks and mask is None:
+        raise ValueError(
+            f"{first.path} has no mask {name}.nii.gz in {masks}: which of its slices are anomalous is not known; add it"
+        )
+    marked = marked_slices(first, mask) if mask else set[int]()
+    if mask and not marked:
+        raise ValueError(f"{mask} marks nothing, but {first.path} is in {folder.name}; move the volume to {GOOD}")
+    if mask and len(marked) < len(list(first.slices())):
+        notices.add(f"{folder}: slices in which the mask marks nothing count as normal ones")
+    for slices in zip(*(volume.slices() for volume in volumes.values()), strict=True):
+        number = slices[0].number
+        found = dict(zip(volumes, slices, strict=True))
+        label = f"{name}/{number:04d}"
+        if mask and number in marked:
+            yield make(label, found, slices[0].mask(mask))
+        else:
+            yield replace(make(label, found, None), defect=GOOD)
+
+
+def _slice_sample(
+    make: partial[Found], folder: Path, name: str, paths: Mapping[str, Path], masks: Path | None, notices: Notices
+) -> Found:
+    slices = {modality: find_slice(path) for modality, path in paths.items()}
+    first = next(iter(slices.values()))
+    mask = _mask(masks, name, tuple(sorted(IMAGE_SUFFIXES))) if masks else None
+    if masks and mask is None:
+        if volume := _mask(masks, str(Path(name).parent), (".nii.gz", ".nii")):
+            raise ValueError(
+                f"{volume}: masks of DICOM are PNG files, one a slice; or convert the series to NIfTI, too"
+            )
+        if masks.is_dir():
+            raise ValueError(f"{first.path} has no mask {name}.png or {name}_mask.png in {masks}; add it")
+        notices.add(f"{folder}: no {MASKS} folder; its samples are written without a mask")
+    return make(name, slices, first.mask(mask) if mask else None)
+
+
+def _mask(folder: Path, name: str, suffixes: Iterable[str]) -> Path | None:
+    candidates = (folder / f"{name}{ending}{suffix}" for suffix in suffixes for ending in ("_mask", ""))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _named(root: Path, found: Sequence[Found], choices: Mapping[str, ModalityChoice]) -> list[Found]:
+    """The samples with a name for an only modality: the user's, else by what the files are."""
+    unnamed = [sample for sample in found if "" in sample.slices]
+    if not unnamed:
+        return list(found)
+    if len(unnamed) < len(found):
+        other = next(sample for sample in found if "" not in sample.slices)
+        raise ValueError(
+            f"{next(iter(unnamed[0].slices.values())).path} lies right in its folder, "
+            f"{next(iter(other.slices.values())).path} in one of a modality; use one way for all"
+        )
+    if len(choices) > 1:
+        raise ValueError(f"{root} has one modality, but --modality names {len(choices)}: {', '.join(choices)}")
+    kinds = {sample.slices[""].kind for sample in unnamed}
+    name = next(iter(choices), None) or (NAMES.get(min(kinds), min(kinds).lower()) if len(kinds) == 1 else "")
+    return [Found(s.class_name, s.split, s.defect, s.name, {name or UNNAMED: s.slices[""]}, s.mask) for s in unnamed]
+
+
+def _images(root: Path, name: str, found: Sequence[Found], notices: Notices) -> dict[int, SourceFile]:
+    """The files of one modality, by the ``id`` of their slice."""
+    slices = [sample.slices[name] for sample in found if name in sample.slices]
+    limits = common_limits(root, name, slices, read_windows(root), notices)
+    if limits is not None:
+        return {id(item): item.image(limits) for item in slices}
+    series: dict[str, list[DicomSlice]] = {}
+    for item in slices:
+        if isinstance(item, DicomSlice):
+            series.setdefault(item.series, []).append(item)
+    own = {key: own_limits(series_values(items), str(items[0].path)) for key, items in series.items()}
+    return {id(item): item.image(own.get(item.series)) for item in slices}
+
+
+def _sample(found: Found, images: Mapping[str, Mapping[int, SourceFile]]) -> SourceSample:
+    files = {name: images[name][id(item)] for name, item in found.slices.items()}
+    return new_sample(found.class_name, found.split, found.defect, found.name, files, found.mask)
