@@ -9,7 +9,9 @@ import tifffile
 from PIL import Image
 
 from unimmad.data import decode_limits as limits
-from unimmad.data.decode import decode_image, decode_mask
+from unimmad.data.decode import check_same_size, decode_image, decode_mask_pixels
+from unimmad.data.mask_resize import resized_mask
+from unimmad.data.views import whole
 
 
 def encoded(array: np.ndarray, suffix: str) -> bytes:
@@ -96,13 +98,19 @@ def test_shapes_and_types_that_are_no_image() -> None:
         decode_image(b"", ".gif", "x")
 
 
+def decode_mask(data, suffix, where, size, shape, rule="nearest"):
+    marked = decode_mask_pixels(data, suffix, where)
+    check_same_size(where, marked.shape, "its image", shape)
+    return resized_mask(marked, whole(shape, size), rule)
+
+
 def test_mask_counts_above_zero_and_resizes_nearest() -> None:
     array = np.zeros((4, 8), dtype=np.uint8)
     array[:2, :4] = 1
     resized = decode_mask(encoded(array, ".png"), ".png", "m", 4, (4, 8, 3))
     expected = np.zeros((4, 4), dtype=bool)
     expected[:2, :2] = True
-    np.testing.assert_array_equal(resized.numpy(), expected)
+    np.testing.assert_array_equal(resized, expected)
 
 
 def test_bilinear_mask_is_larger() -> None:

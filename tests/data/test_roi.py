@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.data.index import DatasetEntry, Modality, load_index, rois_of, with_rois
 from unimmad.data.layouts.find import find_set
+from unimmad.data.look import roi_weights
 from unimmad.data.reading.shard_set import ShardSet
-from unimmad.data.roi import Area, Roi, Rois, given_rois, read_roi, roi_weights, rois_beside
+from unimmad.data.roi import Area, Roi, Rois, given_rois, read_roi, rois_beside
 from unimmad.data.writing.shards import write_shards
 
 LEFT = Roi(size=(80, 40), areas=(Area(polygon=((0, 0), (39, 0), (39, 39), (0, 39))),))

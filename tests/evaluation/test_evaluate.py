@@ -103,7 +103,8 @@ def test_the_header_says_how_the_numbers_came_about(finished, small_shards):
     assert header["image size"] == "64 x 64"
     assert header["blur"] == "Gaussian 5 x 5, sigma 1, zero padding"
     assert header["image score"] == "mean of the map's top 4 of 4096 values"
-    assert header["masks"] == "resized nearest, anomalous where > 0"
+    assert header["masks"] == "resized by area, anomalous where any part of a pixel is > 0"
+    assert not {"masks lost", "made smaller", "tiles", "aspect"} & set(header)
     assert header["data"].endswith("(test split)")
     assert header["data"].startswith((str(small_shards), os.path.relpath(small_shards)))
 
@@ -111,9 +112,9 @@ def test_the_header_says_how_the_numbers_came_about(finished, small_shards):
 def test_options_reach_the_numbers_and_the_header(checkpoint, small_shards, finished, tmp_path):
     bilinear = evaluated(checkpoint, [small_shards], tmp_path / "bilinear", mask_resize="bilinear").report
     assert bilinear.header["masks"] == "resized bilinear, anomalous where > 0"
-    nearest = finished[0].report
-    assert [r.metrics["I-AUROC"] for r in bilinear.classes] == [r.metrics["I-AUROC"] for r in nearest.classes]
-    assert [r.metrics["P-AP"] for r in bilinear.classes] != [r.metrics["P-AP"] for r in nearest.classes]
+    by_area = finished[0].report
+    assert [r.metrics["I-AUROC"] for r in bilinear.classes] == [r.metrics["I-AUROC"] for r in by_area.classes]
+    assert [r.metrics["P-AP"] for r in bilinear.classes] != [r.metrics["P-AP"] for r in by_area.classes]
     train = evaluated(checkpoint, [small_shards], tmp_path / "train", split="train").report
     assert train.header["data"].endswith("(train split)")
     assert {value for mean in train.means() for value in mean.metrics.values()} == {None}

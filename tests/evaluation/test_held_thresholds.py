@@ -43,7 +43,7 @@ def maps(checkpoint, solids):
     found = []
     for refs in shards.classes("test").values():
         for ref in refs:
-            sample = shards.read(ref, 64)
+            sample = shards.read(ref, 64, checkpoint.recipe.evaluation.mask_resize)
             maps_BHW, scores_B = score_batch(checkpoint.model, collate([sample]), checkpoint.recipe.evaluation, CPU)
             found.append((sample, maps_BHW[0].numpy(), scores_B.item()))
     return found

@@ -32,13 +32,13 @@ class StoppedError(Exception):
 def scored_samples(monkeypatch):
     """Keys of the samples that go through the model, as they do."""
     seen: list[str] = []
-    original = run.score_on_device
+    original = run.score_samples
 
     def watched(model, batch, *rest):
         seen.extend(sample.key for sample in batch.samples)
         return original(model, batch, *rest)
 
-    monkeypatch.setattr(run, "score_on_device", watched)
+    monkeypatch.setattr(run, "score_samples", watched)
     return seen
 
 

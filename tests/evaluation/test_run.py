@@ -151,17 +151,17 @@ def test_what_is_not_finite_in_any_batch_stops_the_run_and_names_the_sample(
     checkpoint, shards, monkeypatch, value, batch_size
 ):
     broken = shards.classes("test")["solids/rope"][1].entry.key
-    original = run.score_on_device
+    original = run.score_samples
 
     def with_nan(model, batch, *rest):
-        scored = original(model, batch, *rest)
+        batch, scored = original(model, batch, *rest)
         maps_BHW = scored.maps_BHW.clone()
         for place, sample in enumerate(batch.samples):
             if sample.key == broken:
                 maps_BHW[place, 3, 4] = float(value)
-        return scored._replace(maps_BHW=maps_BHW)
+        return batch, scored._replace(maps_BHW=maps_BHW)
 
-    monkeypatch.setattr(run, "score_on_device", with_nan)
+    monkeypatch.setattr(run, "score_samples", with_nan)
     before = set(threading.enumerate())
     with pytest.raises(ValueError, match=rf"^solids/rope {broken}: 1 of 4096 values .* NaN or infinite"):
         scored(checkpoint, shards, batch_size=batch_size)
@@ -197,7 +197,7 @@ def test_pictures_show_an_anomaly_and_a_normal_sample_with_their_modalities_and_
         names = [name for name, _ in defective.images]
         brain = "brain" in scored_class.result.class_name
         assert names == (["t1", "t1ce", "t2", "flair"] if brain else ["rgb", "depth"])
-        assert defective.map_HW.shape == (64, 64)
+        assert defective.map_HW.shape == (128, 128)  # the stored images' own size
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 1), (9, 3)])

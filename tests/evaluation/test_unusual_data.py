@@ -60,7 +60,10 @@ def test_without_masks_the_pixel_metrics_are_undefined_and_it_says_so(evaluated,
     metrics = metrics_of(found, "cookie")
     assert {metrics[key] for key in PIXEL_KEYS} == {None}
     assert None not in {metrics[key] for key in IMAGE_KEYS}
-    assert "n/a: masks missing or empty, so no pixel metric is defined: solids/cookie, solids/rope" in joined(found)
+    assert (
+        "n/a: masks missing, empty, or lost in resizing, so no pixel metric is defined: solids/cookie, solids/rope"
+        in joined(found)
+    )
     assert json.loads(found.tables[0].read_text())["classes"][0]["metrics"]["AUPRO"] is None
 
 

@@ -20,6 +20,7 @@ from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.thresholds import load_thresholds, save_thresholds
 from unimmad.cli.export import main
 from unimmad.cli.predict import main as predict
+from unimmad.config import TileSettings
 from unimmad.inference.detector import NO_CLASS_TOLD, Detector, Prediction
 from unimmad.inference.export.files import METADATA_FILE
 from unimmad.inference.export.metadata import ExportMetadata
@@ -67,6 +68,22 @@ def test_onnx_runtime_gives_pytorchs_scores_and_maps_at_any_batch_size(calibrate
         assert (other.threshold, other.anomalous, other.notes) == (mine.threshold, mine.anomalous, mine.notes)
         assert (mine.threshold is None) == (roi is not None)
         assert (mine.map_HW == 0).any() == (roi is not None)
+
+
+def test_a_file_whose_metadata_say_tiles_and_letterbox_gives_the_checkpoints_numbers(calibrated, onnx_file):
+    """The loop over views is outside of the graph, the same for both."""
+    ours, theirs = Detector.from_checkpoint(calibrated), Detector.from_onnx(onnx_file)
+    images = {name: image[:50] for name, image in sample(3, size=150).images.items()}
+    for tiles in (TileSettings(size=64, overlap=16, whole=True), TileSettings()):
+        evaluation = theirs.engine.metadata.evaluation.model_copy(update={"tiles": tiles})
+        theirs.engine.metadata = theirs.engine.metadata.model_copy(
+            update={"aspect": "letterbox", "evaluation": evaluation}
+        )
+        ours.engine.geometry = theirs.engine.geometry
+        mine, other = ours.predict(images), theirs.predict(images)
+        assert other.score == pytest.approx(mine.score, rel=1e-4, abs=1e-4)
+        assert mine.map_HW.shape == (50, 150)
+        np.testing.assert_allclose(other.map_HW, mine.map_HW, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "onnx"])

@@ -58,7 +58,7 @@ def cookies(shards: ShardSet, folder: Path) -> list[InputSample]:
         images = {}
         for name, member in ref.entry.images.items():
             images[name] = folder / f"{ref.entry.key}-{name}{Path(member.name).suffix}"
-            images[name].write_bytes(shards._member_bytes(ref, member))
+            images[name].write_bytes(shards.member_bytes(ref, member))
         samples.append(InputSample(ref.entry.key, images))
     return samples
 

@@ -103,7 +103,7 @@ def test_evaluation_and_prediction_give_a_sample_the_same_score_to_the_last_bit(
             files = {}
             for name, member in ref.entry.images.items():
                 files[name] = tmp_path / f"{ref.entry.key}-{name}.{member.name.rpartition('.')[2]}"
-                files[name].write_bytes(shards._member_bytes(ref, member))
+                files[name].write_bytes(shards.member_bytes(ref, member))
             samples.append(InputSample(ref.entry.key, files))
         found = list(detector.predict_all(samples, batch_size=4))
         assert [prediction.name for prediction in found] == list(scored.keys)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from unimmad import train
 from unimmad.data.reading.stream import training_batches
 from unimmad.evaluation import run as evaluation
-from unimmad.evaluation.scoring import score_on_device
+from unimmad.evaluation.tiling import score_samples
 from unimmad.training import loop
 
 
@@ -35,15 +35,15 @@ def recorded_batches(*arguments, **options):
 
 
 def interrupted_scoring(*arguments, **options):
-    if evaluation.score_on_device is interrupted_scoring:
-        evaluation.score_on_device = score_on_device
+    if evaluation.score_samples is interrupted_scoring:
+        evaluation.score_samples = score_samples
         os.kill(os.getpid(), signal.SIGTERM)  # a shell may have its background commands ignore INT
         time.sleep(1)  # another thread hears it
-    return score_on_device(*arguments, **options)
+    return score_samples(*arguments, **options)
 
 
 if __name__ == "__main__":  # loader workers import this file, too
     loop.training_batches = recorded_batches
     if os.environ.get("INTERRUPT_EVALUATION") == os.environ.get("RANK", "0"):
-        evaluation.score_on_device = interrupted_scoring
+        evaluation.score_samples = interrupted_scoring
     sys.exit(train.main())

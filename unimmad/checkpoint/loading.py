@@ -17,7 +17,7 @@ from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.state import FITTED
 from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
-from unimmad.config import Recipe, parse_recipe
+from unimmad.config import Recipe, as_it_was_meant, parse_recipe
 from unimmad.data.index import DatasetEntry
 from unimmad.methods.registry import METHODS, Registry, build_method, settings_of
 from unimmad.model.method import Fitted, Method
@@ -89,7 +89,7 @@ def load_checkpoint(
         with ranks.together():
             verify_checkpoint(folder, OPTIMIZER_PREFIX, (ranks.rank, ranks.size))
     state = read_state(folder)
-    recipe = parse_recipe(state["recipe"], f"{folder / STATE_NAME}: recipe", settings_of(methods))
+    recipe = parse_recipe(as_it_was_meant(state["recipe"]), f"{folder / STATE_NAME}: recipe", settings_of(methods))
     reader = TensorReader(folder, without=OPTIMIZER_PREFIX)
     # First without memory: a recipe may ask for more than any machine has, and its tensors would not be there.
     with torch.device("meta"):

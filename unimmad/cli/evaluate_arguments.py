@@ -149,9 +149,9 @@ def _add_computing_of_a_report(group: argparse._ArgumentGroup) -> None:
 def _add_rules(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--mask-resize",
-        choices=["nearest", "bilinear"],
-        default="nearest",
-        help="bilinear: as the paper's authors do, for comparison with published rows",
+        choices=["area", "nearest", "bilinear"],
+        help="how masks come to the model's size; area loses no defect, bilinear is the paper's authors' way, for "
+        "comparison with published rows; default: the recipe's",
     )
     group.add_argument(
         "--modalities", help="evaluate with these only, as rgb,depth; each: every one alone and all together"

@@ -23,9 +23,9 @@ SHARED: Mapping[str, tuple[str, ...]] = {
     "model": ("image_size", "modality_slots"),
     "training": (
         *("global_batch", "accumulation", "epochs", "steps", "precision", "tf32", "log_every", "evaluate_every"),
-        *("checkpoint_every", "keep_checkpoints"),
+        *("checkpoint_every", "keep_checkpoints", "tiles"),
     ),
-    "evaluation": ("batch_size", "pictures_per_class"),
+    "evaluation": ("batch_size", "pictures_per_class", "mask_resize", "tiles"),
 }
 """Keys of the base recipe that hold for every method; its section ``data`` does as a whole."""
 BACKBONE = ("backbone", "backbone_weights")

@@ -17,6 +17,7 @@ from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.config import Precision
 from unimmad.data.reading.shard_set import ShardSet
+from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.evaluation.scoring import chosen_precision, scoring_form
 from unimmad.evaluation.shared_drawing import sample_picture
 from unimmad.methods.registry import METHODS, Registry
@@ -135,7 +136,7 @@ def pictures_of(
         ValueError: the checkpoint or a sample can't be read.
     """
     checkpoint = load_checkpoint(find_checkpoint(run), verify=False, methods=methods)
-    settings = checkpoint.recipe.evaluation
+    settings, geometry = checkpoint.recipe.evaluation, scoring_geometry(checkpoint.recipe)
     model = scoring_form(checkpoint.model, settings.model_copy(update={"compile": False}), device)
     refs = {
         (str(harmless(class_name)), str(harmless(ref.entry.key))): ref
@@ -144,7 +145,9 @@ def pictures_of(
     }
     chosen = chosen_precision(precision, device)
     return {
-        sample.name: sample_picture(model, shards, refs[sample.name], settings, device, precision=chosen)
+        sample.name: sample_picture(
+            model, shards, refs[sample.name], settings, device, precision=chosen, geometry=geometry
+        )
         for sample in samples
         if sample.name in refs
     }

@@ -13,6 +13,7 @@ from unimmad.config.loading import (
     DEFAULT_RECIPE,
     MAX_PROBLEMS,
     RECIPES_FOLDER,
+    as_it_was_meant,
     check_dataset_weights,
     load_recipe,
     override_recipe,
@@ -21,6 +22,7 @@ from unimmad.config.loading import (
 from unimmad.config.method import MethodSettings
 from unimmad.config.model import CHANNELS_PER_MODALITY, ModelSettings
 from unimmad.config.recipe import Recipe
+from unimmad.config.tiles import TileSettings
 from unimmad.config.training import TrainingSettings
 
 __all__ = [
@@ -40,7 +42,9 @@ __all__ = [
     "Precision",
     "Real",
     "Recipe",
+    "TileSettings",
     "TrainingSettings",
+    "as_it_was_meant",
     "check_dataset_weights",
     "load_recipe",
     "override_recipe",

@@ -20,6 +20,10 @@ class DataSettings(Section):
     sampling: Literal["balanced", "natural"] = "balanced"
     """``balanced``: every class equally likely at each draw, with replacement (the paper). ``natural``: every sample
     once an epoch."""
+    aspect: Literal["stretch", "letterbox", "crop"] = "stretch"
+    """How images that are not square become so, in training and scoring: ``stretch`` resizes them to a square (the
+    paper); ``letterbox`` keeps their aspect and fills up with the mean colour; ``crop`` takes their middle square and
+    sees nothing of the rest."""
     modality_dropout: Annotated[Real, Field(ge=0, le=1)] = 0.0
     """Probability that a modality of a training sample is left out, so that the model learns to do without each sensor
     (not in the paper); at least one stays."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, Field, model_validator
 
 from unimmad.config.fields import Integer, NotNegative, Positive, Real, Section, off_or_from
+from unimmad.config.tiles import TileSettings
 
 MAX_BLUR = 4095
 """Pixels."""
@@ -53,6 +54,13 @@ class EvaluationSettings(Section):
     score_pool: Annotated[Integer, Field(ge=1, le=1024)] = 1
     """Side of the window whose mean takes the place of each pixel before the largest values are taken; 1 leaves the map
     as it is (the paper)."""
+    mask_resize: Literal["area", "nearest", "bilinear"] = "area"
+    """How masks come to the model's size: ``area`` marks a pixel where any part of its area is marked, so that no
+    defect vanishes; ``nearest`` (METRICS.md, the recipe ``paper``) loses small ones, which the report counts;
+    ``bilinear`` is the paper's authors' rule. Checkpoints from before this setting go by ``nearest``."""
+    tiles: TileSettings = TileSettings()
+    """Tiles by which images are scored that are larger than one: ``size`` in pixels of the stored image (0: none),
+    ``overlap``, and ``whole``, which joins the whole image, resized, to them."""
     pictures_per_class: NotNegative = 8
     """Heat maps drawn of each class."""
     leader_cache_mib: NotNegative = 256

@@ -78,6 +78,14 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
+def as_it_was_meant(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint's recipe, with the rules from before there were settings for them where the defaults are others."""
+    evaluation = values.get("evaluation")
+    if not isinstance(evaluation, Mapping) or "mask_resize" in evaluation:
+        return values
+    return {**values, "evaluation": {**evaluation, "mask_resize": "nearest"}}
+
+
 def check_dataset_weights(weights: Mapping[str, float], datasets: Collection[str]) -> None:
     """Check that each weight is of a dataset at hand, or of one that a shipped recipe (``paper``) weighs.
 
@@ -167,11 +175,17 @@ def _known_keys(recipe_type: type[Recipe[Any]]) -> list[str]:
     sections = _sections(recipe_type)
     return [
         *(name for name in recipe_type.model_fields if name not in sections),
-        *(f"{name}.{key}" for name, section in sections.items() for key in section.model_fields),
+        *(f"{name}.{key}" for name, section in sections.items() for key in _keys_in(section)),
     ]
 
 
-def _sections(recipe_type: type[Recipe[Any]]) -> dict[str, type[BaseModel]]:
+def _keys_in(section: type[BaseModel]) -> list[str]:
+    """Its own, and behind each that is a section itself those in it."""
+    inner = _sections(section)
+    return [*section.model_fields, *(f"{name}.{key}" for name, found in inner.items() for key in _keys_in(found))]
+
+
+def _sections(recipe_type: type[BaseModel]) -> dict[str, type[BaseModel]]:
     return {
         name: field.annotation
         for name, field in recipe_type.model_fields.items()

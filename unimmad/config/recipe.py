@@ -51,6 +51,11 @@ class Recipe(Section, Generic[Model]):
                 f"evaluation.score_pool {self.evaluation.score_pool} is larger than the image: "
                 f"model.image_size is {self.model.image_size}"
             )
+        for cache in ("resized_cache_gb", "feature_cache_gb"):
+            if self.training.tiles.size and getattr(self.data, cache):
+                raise ValueError(
+                    f"data.{cache} keeps whole images, and training.tiles wants parts: set one of them to 0"
+                )
         return self
 
     def with_precision(self, precision: Literal["fp32", "bf16"]) -> Recipe[Model]:

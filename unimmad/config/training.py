@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from unimmad.config.fields import Integer, NotNegative, Positive, Real, Section, off_or_from
+from unimmad.config.tiles import TileSettings
 
 
 class TrainingSettings(Section):
@@ -22,6 +23,10 @@ class TrainingSettings(Section):
     """Length of the training; one epoch is as many draws as there are training samples."""
     steps: NotNegative = 0
     """Length of the training in optimizer steps; 0: ``epochs`` decide."""
+    tiles: TileSettings = TileSettings()
+    """Tiles of images that are larger than one: training draws one of an image's tiles, which ``size`` (in pixels of
+    the stored image; 0: none) and ``overlap`` decide, and with ``whole`` every second time the whole image. Score with
+    the same by ``evaluation.tiles``."""
     learning_rate: Annotated[Real, Field(ge=1e-12, le=100)] = 1e-3
     """Learning rate at the top of the schedule, whatever the global batch and the number of ranks."""
     warmup_steps: NotNegative = 0

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from unimmad.data.decode_limits import MAX_CHANNELS, check_encoded, check_npy
 from unimmad.data.decoded import DecodedImage
@@ -125,35 +121,6 @@ def marked_pixels(decoded: DecodedImage, where: str) -> np.ndarray:
         raise ValueError(f"{where}: the mask has NaN in it; write 0 for normal pixels and more for anomalous ones")
     marked = array >= JPEG_MASK_THRESHOLD if decoded.lossy else array > 0
     return np.asarray(marked.any(axis=2)) if marked.ndim == 3 else marked
-
-
-def decode_mask(
-    data: bytes,
-    suffix: str,
-    where: str,
-    image_size: int,
-    image_shape: tuple[int, ...],
-    resize: Literal["nearest", "bilinear"] = "nearest",
-) -> Tensor:
-    """Decode a mask and resize it to the model's square.
-
-    Args:
-        image_size: side of the result.
-        image_shape: shape of the sample's images before resizing; its first two numbers are H, W.
-        resize: ``nearest``, or ``bilinear`` (then > 0), which marks a slightly larger region.
-
-    Returns:
-        bool, H x W.
-
-    Raises:
-        ValueError: as ``decode_image``, or the mask's size is not the image's.
-    """
-    decoded = decode(data, suffix, where)
-    marked = marked_pixels(decoded, where)
-    check_same_size(decoded.called(where), marked.shape, "its image", image_shape)
-    filter_ = Image.Resampling.NEAREST if resize == "nearest" else Image.Resampling.BILINEAR
-    image = Image.fromarray(marked.astype(np.uint8) * 255).resize((image_size, image_size), filter_)
-    return torch.from_numpy(np.asarray(image) > 0)
 
 
 def check_same_size(where: str, shape: tuple[int, ...], other_where: str, other_shape: tuple[int, ...]) -> None:

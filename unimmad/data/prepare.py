@@ -1,16 +1,16 @@
-"""Decoded arrays to the model's input: resized to a square, normalised, three channels."""
+"""Decoded arrays to the model's input: brought to a square by a view, normalised, three channels."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from unimmad.data.depth_range import metres_of, no_data_values
 from unimmad.data.index import Modality, ModalityKind
 from unimmad.data.value_range import unit_range
+from unimmad.data.views import View, padded, resized, whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,8 +22,12 @@ LUMINANCE = (0.299, 0.587, 0.114)
 """ITU-R BT.601, as Pillow turns colour into gray."""
 
 
+Place = int | View
+"""What becomes of an image: the side of the square that the whole of it is stretched to, or a view."""
+
+
 def prepare(
-    array: np.ndarray, modality: Modality, image_size: int, where: str = "image", out: Tensor | None = None
+    array: np.ndarray, modality: Modality, place: Place, where: str = "image", out: Tensor | None = None
 ) -> Tensor:
     """Make the model's input of one decoded image (method, recipe).
 
@@ -34,17 +38,17 @@ def prepare(
     Args:
         array: H x W or H x W x C from ``decode_image``.
         modality: its kind and, for depth, scale and invalid value.
-        image_size: side of the result.
+        place: what is seen of it, and in which size.
         where: the file (and sample), for messages.
-        out: float32, 3 x image_size x image_size, to write the result to; None: a new one.
+        out: float32, 3 x h x w, to write the result to; None: a new one.
 
     Returns:
-        float32, 3 x image_size x image_size.
+        float32, 3 x h x w.
 
     Raises:
         ValueError: the array's channels or values do not fit the modality's kind.
     """
-    return model_input(resized_pixels(array, modality, image_size, where), modality.kind, out)
+    return model_input(resized_pixels(array, modality, place, where), modality.kind, out)
 
 
 def model_input(pixels: np.ndarray, kind: ModalityKind, out: Tensor | None = None) -> Tensor:
@@ -58,7 +62,7 @@ def model_input(pixels: np.ndarray, kind: ModalityKind, out: Tensor | None = Non
     Returns:
         float32, 3 x H x W.
     """
-    image_CHW = _three_channels(pixels)
+    image_CHW = as_channels(pixels)
     out_CHW = torch.empty(image_CHW.shape) if out is None else out
     if kind == "depth":
         return out_CHW.copy_(image_CHW)
@@ -75,16 +79,29 @@ def normalisation(kind: ModalityKind) -> tuple[tuple[float, ...], tuple[float, .
     return IMAGENET_MEAN, IMAGENET_STD
 
 
-def resize(array: np.ndarray, modality: Modality, image_size: int, where: str = "image") -> Tensor:
+def resize(array: np.ndarray, modality: Modality, place: Place, where: str = "image") -> Tensor:
     """``prepare`` without the mean and std: RGB and gray in 0-1, depth about its foreground's mean.
 
     The three channels of gray and depth are one in memory.
     """
-    return _three_channels(resized_pixels(array, modality, image_size, where))
+    return as_channels(resized_pixels(array, modality, place, where))
 
 
-def resized_pixels(array: np.ndarray, modality: Modality, image_size: int, where: str = "image") -> np.ndarray:
+def resized_pixels(array: np.ndarray, modality: Modality, place: Place, where: str = "image") -> np.ndarray:
     """The part of ``prepare`` that takes long; its arguments.
+
+    Returns:
+        uint8 or float32 (in 0-1; depth in centimetres), h x w or h x w x 3.
+
+    Raises:
+        ValueError: as ``prepare``.
+    """
+    view = whole(array.shape, place) if isinstance(place, int) else place
+    return seen_pixels(stored_pixels(array, modality, where), modality.kind, view)
+
+
+def stored_pixels(array: np.ndarray, modality: Modality, where: str = "image") -> np.ndarray:
+    """A decoded image as its modality reads it, not resized yet: what any number of views are cut from.
 
     Returns:
         uint8 or float32 (in 0-1; depth in centimetres), H x W or H x W x 3.
@@ -92,18 +109,29 @@ def resized_pixels(array: np.ndarray, modality: Modality, image_size: int, where
     Raises:
         ValueError: as ``prepare``.
     """
-    if modality.kind == "depth":
-        depth_HW = torch.from_numpy(centred_depth(array, modality, where))
-        size = (image_size, image_size)
-        return F.interpolate(depth_HW[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
-    pixels = _pixels(array, modality, where)
-    if pixels.ndim == 2 or pixels.dtype == np.uint8:
-        return _resize(pixels, image_size)
+    return centred_depth(array, modality, where) if modality.kind == "depth" else _pixels(array, modality, where)
+
+
+def seen_pixels(pixels: np.ndarray, kind: ModalityKind, view: View) -> np.ndarray:
+    """What a view sees of ``stored_pixels``, in its size. Padding is the normalisation's mean, and of depth background.
+
+    Returns:
+        uint8 or float32 as ``pixels``, h x w or h x w x 3.
+    """
+    if kind == "depth":
+        seen = torch.from_numpy(pixels[view.source.pixels])[None, None]
+        inner = F.interpolate(seen, size=view.target[2:], mode="bilinear", align_corners=False)[0, 0].numpy()
+        return padded(inner, view, 0.0)
+    mean = np.array(IMAGENET_MEAN) if pixels.ndim == 3 else np.mean(IMAGENET_MEAN, keepdims=True)
+    if pixels.dtype == np.uint8:
+        return resized(pixels, view, np.rint(mean * 255))
+    if pixels.ndim == 2:
+        return resized(pixels, view, mean)
     # Pillow has no picture of three floating-point channels.
-    return np.stack([_resize(pixels[:, :, channel], image_size) for channel in range(3)], axis=2)
+    return np.stack([resized(pixels[:, :, channel], view, mean[channel]) for channel in range(3)], axis=2)
 
 
-def _three_channels(pixels: np.ndarray) -> Tensor:
+def as_channels(pixels: np.ndarray) -> Tensor:
     """Of ``resized_pixels``: float32, 3 x H x W; uint8 to 0-1."""
     if pixels.dtype == np.uint8:
         pixels = pixels / np.float32(255)
@@ -194,9 +222,3 @@ def _pixels(array: np.ndarray, modality: Modality, where: str) -> np.ndarray:
         return array[:, :, :3]
     gray_HW = array[:, :, :3].astype(np.float32) @ np.array(LUMINANCE, dtype=np.float32)
     return np.rint(gray_HW).astype(np.uint8) if array.dtype == np.uint8 else gray_HW
-
-
-def _resize(pixels: np.ndarray, image_size: int) -> np.ndarray:
-    """Bilinear, as Pillow does it; uint8 (H x W, or H x W x 3) or float32 (H x W), and the same comes back."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.array(image.resize((image_size, image_size), Image.Resampling.BILINEAR))

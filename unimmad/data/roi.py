@@ -5,8 +5,8 @@ One file a class, beside its images or in a folder of such files:
     CLASS/roi.png     gray: black is not looked at, white counts in full, what lies between counts less
     CLASS/roi.json    polygons with weights, or the rule ``{"foreground": true}``
 
-It is laid over each image as a whole, so images of any size have one. Nothing of it goes into training: it changes
-maps, scores, thresholds and metrics, and another can take its place at any time.
+It is laid over each image as a whole (``data.look``), so images of any size have one. Nothing of it goes into training:
+it changes maps, scores, thresholds and metrics, and another can take its place at any time.
 """
 
 from __future__ import annotations
@@ -17,23 +17,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor
 
 from unimmad.data.decode import decode_image
 from unimmad.data.decode_limits import read_image_file
-from unimmad.data.foreground import foreground
 from unimmad.serialization.documents import read_limited
 from unimmad.serialization.validation import first_problem
-
-if TYPE_CHECKING:
-    from unimmad.data.index import ModalityKind
 
 STEM = "roi"
 SUFFIXES = (".png", ".json")
@@ -196,48 +190,6 @@ def given_rois(path: Path, classes: Iterable[str]) -> Rois:
     return Rois(found)
 
 
-def roi_weights(
-    roi: Roi | None,
-    images_MCHW: Tensor,
-    kinds: Iterable[ModalityKind],
-    stored_size: tuple[int, ...],
-    where: str,
-) -> Tensor | None:
-    """What each pixel of one sample weighs at the model's size; None where all of it is looked at.
-
-    Args:
-        roi: of its class.
-        images_MCHW: its normalised images.
-        kinds: of its modalities.
-        stored_size: height and width before resizing.
-        where: the sample, for messages.
-
-    Returns:
-        float32, H x W, 0 to 1.
-
-    Raises:
-        ValueError: the image's shape is not the region's.
-    """
-    if roi is None:
-        return None
-    height, width = stored_size[:2]
-    try:
-        aspect = roi.aspect or width / height
-        weights_HW = _resized(roi, (images_MCHW.shape[-2], images_MCHW.shape[-1]))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    if not 1 / MOST_SKEW <= width / height / aspect <= MOST_SKEW:
-        raise ValueError(
-            f"{where} is {width} x {height} pixels, but its region of interest is drawn on a picture of another shape "
-            f"(width to height {aspect:.3g} instead of {width / height:.3g}); draw it on one of these images"
-        )
-    if roi.foreground:
-        object_HW = foreground(images_MCHW.numpy(), tuple(kinds))
-        if (weights_HW[object_HW] > 0).any():  # else the rule contradicts what was drawn, which is surer
-            weights_HW = weights_HW * object_HW
-    return torch.tensor(weights_HW)  # of its own: what is kept is shared by all samples
-
-
 @lru_cache(maxsize=8)
 def _levels(roi: Roi) -> NDArray[np.uint8]:
     levels = _png_levels(base64.b64decode(roi.png)) if roi.png is not None else _drawn(roi)
@@ -254,20 +206,6 @@ def _drawn(roi: Roi) -> NDArray[np.uint8]:
     for area in roi.areas:
         draw.polygon(area.polygon, fill=_level(area.weight))
     return np.asarray(canvas)
-
-
-@lru_cache(maxsize=64)
-def _resized(roi: Roi, size: tuple[int, int]) -> NDArray[np.float32]:
-    """As masks are, by the nearest pixel; what is thinner than one pixel may be lost, but not all of it."""
-    image = Image.fromarray(roi.levels())
-    levels_HW = np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
-    if not levels_HW.any():
-        levels_HW = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BOX))
-    if not levels_HW.any():
-        raise ValueError(f"the region of interest leaves no pixel to look at in {size[1]} x {size[0]}; draw it larger")
-    weights_HW = levels_HW.astype(np.float32) / np.float32(FULL)
-    weights_HW.flags.writeable = False
-    return weights_HW
 
 
 def _png_levels(data: bytes) -> NDArray[np.uint8]:

@@ -14,6 +14,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unimmad.data.index import ModalityKind
+from unimmad.data.look import Look, look_at
+from unimmad.data.mask_resize import NOTHING_LOST, MaskLoss
+from unimmad.data.prepare import model_input, seen_pixels
+from unimmad.data.roi import Roi
+from unimmad.data.views import View
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """A sample's images in their stored size, which views are cut from.
+
+    Letters: h x w of a view's picture.
+    """
+
+    kinds: tuple[ModalityKind, ...]
+    """Of its M modalities, in slot order."""
+    pixels: tuple[np.ndarray, ...]
+    """What ``prepare.stored_pixels`` made of each: uint8 or float32, H x W or H x W x 3, all of one size."""
+    roi: Roi | None = None
+    """The region of interest of its class."""
+    where: str = "sample"
+    """Shard and key, for messages."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.pixels[0].shape[:2]
+        return height, width
+
+    def seen(self, view: View) -> Tensor:
+        """The model's input: float32, normalised, M x 3 x h x w."""
+        images_MCHW = torch.empty(len(self.pixels), 3, *view.size)
+        for pixels, kind, image_CHW in zip(self.pixels, self.kinds, images_MCHW, strict=True):
+            model_input(seen_pixels(pixels, kind, view), kind, out=image_CHW)
+        return images_MCHW
+
+    def look(self, view: View) -> Look | None:
+        """Where to look in them; None where everywhere. ``view``: see ``look_at``.
+
+        Raises:
+            ValueError: the region of interest does not fit the images.
+        """
+        return look_at(self.roi, view, lambda: self.seen(view), self.kinds, self.size, self.where)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -36,6 +81,16 @@ class Sample:
     """float32, normalised: one 3-channel image a modality."""
     mask_HW: Tensor | None
     """bool, True where anomalous; None where the set has no mask for an anomalous sample, and in training."""
+    stored_size: tuple[int, int] = (0, 0)
+    """Height and width of the images as they are stored; 0 where nobody said."""
+    view: View | None = None
+    """What the images show of the stored ones, and where; None where nobody said: all, stretched."""
+    mask_loss: MaskLoss = NOTHING_LOST
+    """What the mask lost on the way to the images' size."""
+    stored: StoredImages | None = None
+    """In place of ``images_MCHW``, where views are still to be cut."""
+    views: int = 1
+    """How many were scored of it."""
     weights_HW: Tensor | None = None
     """float32, 0 (not looked at) to 1: the class's region of interest; None where all is looked at, and in training."""
 

@@ -23,7 +23,7 @@ from unimmad.metrics.metrics import MetricAccumulator
 from unimmad.metrics.pixel_curves import PixelCurves
 from unimmad.report.expert_usage import UsageCounter, chosen_leaders
 from unimmad.report.report import ClassResult
-from unimmad.report.scored_class import ScoredClass
+from unimmad.report.scored_class import Resizing, ScoredClass
 from unimmad.report.sensor_sets import Sensors, SensorSet, joined_metrics, most_shown
 
 _BATCHES_WAITING = 4
@@ -81,14 +81,18 @@ class ClassScores:
         self._outside = 0
         self._image_scores: list[float] = []
         self._samples: list[tuple[str, str, bool, Sensors]] = []
+        self._resizing = Resizing()
 
     def add(self, batch: ScoredBatch) -> None:
         """Take in a batch."""
         if self._usage is not None and batch.leaders_TGK is not None:
-            self._usage.add(batch.samples, batch.leaders_TGK)
+            self._usage.add([sample for sample in batch.samples for _ in range(sample.views)], batch.leaders_TGK)
         for sample, map_HW, score in zip(batch.samples, batch.maps_BHW, batch.scores, strict=True):
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
             look_HW = None if sample.weights_HW is None else sample.weights_HW.numpy() > 0
+            if sample.view is not None and not sample.view.fills:  # without its padding
+                seen = sample.view.target.pixels
+                map_HW, mask_HW, look_HW = (None if one is None else one[seen] for one in (map_HW, mask_HW, look_HW))
             if _marked_outside_alone(mask_HW, look_HW):
                 self._outside += 1
                 continue
@@ -102,6 +106,7 @@ class ClassScores:
                 self._at_threshold += count_image(map_HW, mask_HW, score, int(sample.anomalous), image, pixel, look_HW)
             self._image_scores.append(score)
             self._samples.append((sample.key, sample.defect, sample.anomalous, sample.modalities))
+            self._resizing = _with_sample(self._resizing, sample)
 
     def scored(self) -> ScoredClass:
         """The finished class."""
@@ -129,12 +134,28 @@ class ClassScores:
             sensors=tuple(sensors for *_, sensors in self._samples),
             curves=self._curves(sets),
             usage=None if self._usage is None else self._usage.usage(),
+            resizing=self._resizing,
             outside=self._outside,
         )
 
     def _curves(self, sets: Sequence[SensorSet]) -> PixelCurves | None:
         """Those of the images that curves are drawn of; None where all images were left out."""
         return self._metrics[most_shown(sets).modalities].curves() if sets else None
+
+
+def _with_sample(before: Resizing, sample: Sample) -> Resizing:
+    """One sample more of a class."""
+    loss, shrinking = sample.mask_loss, 1.0 if sample.view is None else sample.view.shrinking
+    smaller = shrinking > before.shrinking
+    height, width = sample.stored_size if smaller else (before.height, before.width)
+    return Resizing(
+        shrinking=shrinking if smaller else before.shrinking,
+        height=height,
+        width=width,
+        regions=before.regions + loss.regions,
+        lost=before.lost + loss.lost,
+        emptied=before.emptied + loss.empties,
+    )
 
 
 def _marked_outside_alone(mask_HW: NDArray[np.bool_] | None, look_HW: NDArray[np.bool_] | None) -> bool:

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,16 +20,19 @@ from unimmad.checkpoint.thresholds import load_thresholds
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.index import Split
 from unimmad.data.location import DataFolder
+from unimmad.data.mask_resize import MaskRule
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog, summary
 from unimmad.data.roi import given_rois
-from unimmad.evaluation.header import data_fact, report_header, rois_in_words
+from unimmad.data.views import Geometry
+from unimmad.evaluation.geometry import scoring_geometry
+from unimmad.evaluation.header import data_fact, report_header, resizing_facts, rois_in_words
 from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.modalities import keep_modalities
 from unimmad.evaluation.resume import PartialResults, evaluation_fingerprint
 from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.scoring import MaskRule, chosen_precision, scoring_form
+from unimmad.evaluation.scoring import chosen_precision, scoring_form
 from unimmad.evaluation.shared_drawing import chosen_samples, draw_classes, sample_picture
 from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.model.backends.convolution import transforms_are_used
@@ -68,7 +71,7 @@ def evaluate_checkpoint(
     device: torch.device,
     workers: int,
     split: Split = "test",
-    mask_resize: MaskRule = "nearest",
+    mask_resize: MaskRule | None = None,
     progress: bool = True,
     precision: Precision | None = None,
     modalities: Sequence[str] | None = None,
@@ -92,6 +95,7 @@ def evaluate_checkpoint(
 
     Args:
         workers: loader processes of each rank.
+        mask_resize: how masks come to the model's size; None: as the recipe says.
         precision: None: ``default_precision``.
         modalities: names of those to evaluate with; None: all.
         classes: with ``modalities``, the ``DATASET/CLASS`` names to evaluate; None: all.
@@ -128,8 +132,9 @@ def evaluate_checkpoint(
         other.check_common(refs_of)
     beside = published_rows(_datasets(refs_of), checkpoint.recipe.method) if published else ()
     settings, precision = checkpoint.recipe.evaluation, chosen_precision(precision, device)
+    mask_resize, geometry = mask_resize or settings.mask_resize, scoring_geometry(checkpoint.recipe)
     thresholds = _held_thresholds(checkpoint, shards, modalities, precision)
-    facts = _number_facts(settings, split, mask_resize, precision, device)
+    facts = _number_facts(settings, geometry, split, mask_resize, precision, device)
     if thresholds is not None:
         facts["thresholds"] = thresholds.thresholds.model_dump(mode="json")
     fingerprint = evaluation_fingerprint(checkpoint.weights_digest, shards, facts)
@@ -152,6 +157,7 @@ def evaluate_checkpoint(
         device=device,
         workers=workers,
         mask_resize=mask_resize,
+        geometry=geometry,
         progress=progress and ranks.is_main,
         precision=precision,
         finished=finished,
@@ -180,7 +186,7 @@ def evaluate_checkpoint(
             settings=settings,
             device=device,
             precision=precision,
-            mask_resize=mask_resize,
+            geometry=geometry,
         )
         return chosen_samples(scored, refs_of[scored.class_name], settings.pictures_per_class, draw)
 
@@ -190,6 +196,7 @@ def evaluate_checkpoint(
     if not ranks.is_main:
         return None
     header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)
+    header |= resizing_facts({scored.class_name: scored.resizing for scored in done}, geometry, mask_resize)
     if thresholds is not None:
         header["thresholds"] = thresholds.in_words()
     if regions := rois_in_words(shards, refs_of, done):
@@ -244,10 +251,16 @@ def _check_same(output: Path, what: str, now: str) -> None:
 
 
 def _number_facts(
-    settings: EvaluationSettings, split: Split, mask_resize: MaskRule, precision: Precision, device: torch.device
+    settings: EvaluationSettings,
+    geometry: Geometry,
+    split: Split,
+    mask_resize: MaskRule,
+    precision: Precision,
+    device: torch.device,
 ) -> dict[str, object]:
     """All that changes a number, beside the model and the data."""
     return {
+        "geometry": asdict(geometry),
         "settings": settings.model_dump(mode="json", exclude=set(NOT_IN_NUMBERS)),
         "split": split,
         "mask_resize": mask_resize,

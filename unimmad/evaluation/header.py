@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,11 +14,29 @@ from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.config import Blur, Precision
 from unimmad.data.index import Split, load_index
 from unimmad.data.location import DataFolder, recorded_data_folder, shown
+from unimmad.data.mask_resize import MaskRule
 from unimmad.data.modality import read_otherwise
 from unimmad.data.reading.shard_set import ShardSet
-from unimmad.evaluation.scoring import MaskRule, numerics
-from unimmad.report.scored_class import ScoredClass
+from unimmad.data.views import Aspect, Geometry
+from unimmad.evaluation.scoring import numerics
+from unimmad.report.scored_class import Resizing, ScoredClass
 from unimmad.serialization.text import listed
+
+MOST_CLASSES = 5
+"""That a fact names."""
+TOO_SMALL = 4.0
+"""Images that are made smaller than by this lose what is small in them."""
+USE_TILES = "use tiles (training.tiles, evaluation.tiles)"
+_MASKS: dict[MaskRule, str] = {
+    "area": "resized by area, anomalous where any part of a pixel is > 0",
+    "nearest": "resized nearest, anomalous where > 0",
+    "bilinear": "resized bilinear, anomalous where > 0",
+}
+_ASPECTS: dict[Aspect, str] = {
+    "stretch": "images are stretched to squares",
+    "letterbox": "kept, images are padded to squares; padding is left out of scores and metrics",
+    "crop": "kept, the middle square of an image alone is looked at and measured",
+}
 
 
 def report_header(
@@ -48,7 +66,7 @@ def report_header(
         "blur": _in_words(settings.blur(size)),
         "image score": f"mean of the map's top {top} of {windows} values{pooled}",
         "modalities joined": checkpoint.model.modalities_joined,
-        "masks": f"resized {mask_resize}, anomalous where > 0",
+        "masks": _MASKS[mask_resize],
         "precision": numerics(precision, device),
     }
     if modalities is not None:
@@ -65,6 +83,51 @@ def report_header(
         if checkpoint.model.kernel_sizes:
             header["not trained on"] += "; the router chooses experts for them all the same"
     return header
+
+
+def resizing_facts(of_classes: Mapping[str, Resizing], geometry: Geometry, mask_resize: MaskRule) -> dict[str, str]:
+    """What is to be known of images that were not of the model's size.
+
+    Args:
+        of_classes: by ``DATASET/CLASS``.
+        geometry: how they came to its size.
+        mask_resize: how their masks did.
+    """
+    facts = {} if geometry.aspect == "stretch" else {"aspect": _ASPECTS[geometry.aspect]}
+    if geometry.tiles is not None:
+        beside = ", and the whole image" if geometry.tiles.whole else ""
+        side = geometry.tiles.size
+        facts["tiles"] = (
+            f"{side} x {side} pixels, {geometry.tiles.overlap} shared{beside}; an image's score is the highest of its "
+            "tiles'; a pixel's value at the model's size the largest of its area"
+        )
+    lost = {name: found for name, found in of_classes.items() if found.lost}
+    if lost:
+        way_out = " (--mask-resize area keeps what is in sight)" if mask_resize != "area" else ""
+        facts["masks lost"] = (
+            f"{_some([_loss(*one) for one in lost.items()])}: no pixel shows them, and what is there counts as normal"
+            f"{way_out}"
+        )
+    smaller = {name: found for name, found in of_classes.items() if found.shrinking > TOO_SMALL}
+    if smaller:
+        facts["made smaller"] = (
+            f"{_some([_shrinking(*one) for one in smaller.items()])}; defects of a few pixels are lost: {USE_TILES}"
+        )
+    return facts
+
+
+def _loss(name: str, found: Resizing) -> str:
+    emptied = f", all of {found.emptied} masks" if found.emptied else ""
+    return f"{name} {found.lost} of {found.regions} regions{emptied}"
+
+
+def _shrinking(name: str, found: Resizing) -> str:
+    return f"{name} up to {found.shrinking:.1f} times ({found.width} x {found.height})"
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - MOST_CLASSES} classes more" if len(texts) > MOST_CLASSES else ""
+    return f"{', '.join(texts[:MOST_CLASSES])}{more}"
 
 
 def rois_in_words(shards: ShardSet, class_names: Iterable[str], scored: Iterable[ScoredClass]) -> str:

@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from unimmad.data.mask_resize import MaskLoss
 from unimmad.data.sample import Sample
+from unimmad.data.views import Box, View
 from unimmad.evaluation.collecting import ScoredBatch
 from unimmad.report.class_pictures import DrawnClass
 from unimmad.report.figures import SamplePicture
@@ -105,6 +107,10 @@ def _sample_entry(sample: Sample) -> dict[str, Any]:
         "anomalous": sample.anomalous,
         "modalities": sample.modalities,
         "slots": sample.slots,
+        "stored_size": sample.stored_size,
+        "view": None if sample.view is None else (sample.view.source, sample.view.target, sample.view.size),
+        "mask_loss": sample.mask_loss,
+        "views": sample.views,
     }
 
 
@@ -122,7 +128,15 @@ def _read_sample(
         images_MCHW=torch.empty(0),
         mask_HW=None if mask_HW is None else torch.from_numpy(mask_HW),
         weights_HW=None if weights_HW is None else torch.from_numpy(weights_HW),
+        stored_size=tuple(entry["stored_size"]),
+        view=None if entry["view"] is None else _read_view(*entry["view"]),
+        mask_loss=MaskLoss(*entry["mask_loss"]),
+        views=entry["views"],
     )
+
+
+def _read_view(source: list[int], target: list[int], size: tuple[int, int]) -> View:
+    return View(Box(*source), Box(*target), (size[0], size[1]))
 
 
 def _packed(facts: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> bytes:

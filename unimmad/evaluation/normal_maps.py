@@ -5,8 +5,9 @@ Letters: B samples, H x W pixels.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.normal_maps import NormalMaps, normal_maps
@@ -14,7 +15,10 @@ from unimmad.checkpoint.thresholds import Sensors
 from unimmad.data.index import Split
 from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.sample import Sample, collate
-from unimmad.evaluation.scoring import chosen_precision, score_batch, scoring_form
+from unimmad.data.views import Geometry
+from unimmad.evaluation.geometry import scoring_geometry
+from unimmad.evaluation.scoring import chosen_precision, scoring_form
+from unimmad.evaluation.tiling import score_samples
 from unimmad.model.method import Fitted
 
 IMAGES_A_SET = 8
@@ -40,27 +44,31 @@ def measure_normals(checkpoint: LoadedCheckpoint, shards: ShardSet, device: torc
     if split == "train" and isinstance(checkpoint.model, Fitted):
         return None
     settings = checkpoint.recipe.evaluation.model_copy(update={"compile": False})
+    geometry = scoring_geometry(checkpoint.recipe)
     model = scoring_form(checkpoint.model, settings, device)
     precision = chosen_precision(None, device)
     found: dict[tuple[str, Sensors], list[tuple[float, float]]] = {}
     for refs in _chosen(shards, split):
-        samples = [sample for ref in refs if (sample := _read(shards, ref, model.image_size)) is not None]
+        samples = [sample for ref in refs if (sample := _read(shards, ref, model.image_size, geometry)) is not None]
         if not samples:
             continue
-        maps_BHW, scores_B = score_batch(model, collate(samples), settings, device, precision)
-        usual = [usual_value(map_HW, sample) for map_HW, sample in zip(maps_BHW, samples, strict=True)]
-        found[samples[0].class_name, samples[0].modalities] = list(zip(usual, scores_B.tolist(), strict=True))
+        batch, scored = score_samples(model, collate(samples), settings, device, precision, geometry)
+        maps = scored.maps_BHW.cpu().numpy()
+        usual = [usual_value(map_HW, sample) for map_HW, sample in zip(maps, batch.samples, strict=True)]
+        found[samples[0].class_name, samples[0].modalities] = list(zip(usual, scored.scores_B.tolist(), strict=True))
     return normal_maps(split, found) if found else None
 
 
-def usual_value(map_HW: Tensor, sample: Sample) -> float:
+def usual_value(map_HW: NDArray[np.float32], sample: Sample) -> float:
     """The median of a map's values that are looked at."""
-    return float(looked_at(map_HW, sample).median())
+    return float(np.median(looked_at(map_HW, sample)))
 
 
-def looked_at(map_HW: Tensor, sample: Sample) -> Tensor:
-    """The map's values inside of the sample's region of interest, in one dimension."""
-    return map_HW.flatten() if sample.weights_HW is None else map_HW[sample.weights_HW > 0]
+def looked_at(map_HW: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
+    """The map's values inside of the sample's region of interest, and not of padding."""
+    if sample.weights_HW is not None:
+        return map_HW[sample.weights_HW.numpy() > 0]
+    return map_HW if sample.view is None else map_HW[sample.view.target.pixels]
 
 
 def _chosen(shards: ShardSet, split: Split) -> list[list[SampleRef]]:
@@ -75,9 +83,11 @@ def _chosen(shards: ShardSet, split: Split) -> list[list[SampleRef]]:
     return [refs[:each] for refs in sets.values()]
 
 
-def _read(shards: ShardSet, ref: SampleRef, image_size: int) -> Sample | None:
+def _read(shards: ShardSet, ref: SampleRef, image_size: int, geometry: Geometry) -> Sample | None:
     """With its region of interest; None where it is corrupt, as training may have been told to pass over."""
     try:
-        return shards.read(ref, image_size)
+        if geometry.tiles is not None:
+            return shards.read_stored(ref, lambda _: (image_size, image_size))
+        return shards.read(ref, image_size, aspect=geometry.aspect)
     except CorruptSampleError:
         return None

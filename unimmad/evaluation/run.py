@@ -20,13 +20,15 @@ from tqdm import tqdm
 
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.index import Split
+from unimmad.data.mask_resize import MaskRule
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog
-from unimmad.data.reading.stream import evaluation_rounds
+from unimmad.data.reading.stream import evaluation_rounds, images_together
+from unimmad.data.views import STRETCHED, Geometry
 from unimmad.evaluation.collecting import ClassScores, MetricsThread
 from unimmad.evaluation.exchange import Exchange, InOrder, OwnClasses, last_rounds
 from unimmad.evaluation.held_thresholds import HeldThresholds
-from unimmad.evaluation.scoring import MaskRule, score_on_device
+from unimmad.evaluation.tiling import score_samples
 from unimmad.model.method import Method
 from unimmad.ranks.exchange import ALONE, Ranks
 from unimmad.report.scored_class import ScoredClass
@@ -43,6 +45,7 @@ def evaluate_classes(
     device: torch.device,
     workers: int,
     mask_resize: MaskRule = "nearest",
+    geometry: Geometry = STRETCHED,
     progress: bool = True,
     precision: Precision = "fp32",
     finished: Mapping[str, ScoredClass] | None = None,
@@ -56,6 +59,8 @@ def evaluate_classes(
 
     Args:
         workers: loader processes of this rank.
+        mask_resize: how masks come to the model's size.
+        geometry: by which views images are scored.
         finished: classes scored before, by ``DATASET/CLASS``, which are given as they are. Rank 0's count.
         scratch_dir: see ``MetricAccumulator``.
         thresholds: to count by what is called anomalous, if any.
@@ -73,7 +78,7 @@ def evaluate_classes(
     finished_names = ranks.broadcast_object(list(finished or {}))
     todo = {name: len(refs) for name, refs in refs_of.items() if name not in finished_names}
     collector_of = {name: place % ranks.size for place, name in enumerate(todo)}
-    last_round_of = last_rounds(todo, settings.batch_size, ranks.size)
+    last_round_of = last_rounds(todo, images_together(settings.batch_size, geometry), ranks.size)
     rounds = evaluation_rounds(
         shards,
         split,
@@ -84,6 +89,7 @@ def evaluate_classes(
         workers=workers,
         classes=list(todo),
         mask_resize=mask_resize,
+        geometry=geometry,
         on_error=on_error,
         skip_log=skip_log,
     )
@@ -101,7 +107,7 @@ def evaluate_classes(
         own = OwnClasses(own_names, metrics, new_scores)
         exchange = Exchange(ranks, collector_of, own)
         scored_rounds = (
-            None if batch is None else (batch, score_on_device(model, batch, settings, device, precision))
+            None if batch is None else score_samples(model, batch, settings, device, precision, geometry)
             for batch in rounds
         )
         for number, scored_batch in enumerate(_one_ahead(scored_rounds)):

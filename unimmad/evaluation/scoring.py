@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,14 +19,12 @@ from torch import Tensor
 
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.sample import Batch
+from unimmad.data.views import View
 from unimmad.model.anomaly_map import gaussian_blur, image_scores, region_score, weigh
 from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.backends.tf32 import without_tf32
 from unimmad.model.method import Fitted, Method
 from unimmad.model.routing import Routing
-
-MaskRule = Literal["nearest", "bilinear"]
-"""How masks come to the image size before they count where > 0."""
 
 
 class BatchScores(NamedTuple):
@@ -132,6 +130,16 @@ def score_on_device(
     model: Method, batch: Batch, settings: EvaluationSettings, device: torch.device, precision: Precision
 ) -> BatchScores:
     """As :func:`score_batch`, but what it gives stays on ``device``, where it may still be computed."""
+    scored = score_unweighed(model, batch, settings, device, precision)
+    weights, views = [sample.weights_HW for sample in batch.samples], [sample.view for sample in batch.samples]
+    maps_BHW, scores_B = maps_and_scores(scored.maps_BHW, settings, weights, views, scored.scores_B)
+    return scored._replace(maps_BHW=maps_BHW, scores_B=scores_B)
+
+
+def score_unweighed(
+    model: Method, batch: Batch, settings: EvaluationSettings, device: torch.device, precision: Precision
+) -> BatchScores:
+    """As :func:`score_on_device`, before regions of interest and padding are regarded."""
     on_device = batch.to(device)
     return score_images(
         model,
@@ -141,7 +149,6 @@ def score_on_device(
         settings,
         precision,
         [sample.class_name for sample in batch.samples],
-        [sample.weights_HW for sample in batch.samples],
     )
 
 
@@ -154,40 +161,62 @@ def score_images(
     settings: EvaluationSettings,
     precision: Precision,
     classes: Sequence[str | None] | None = None,
-    weights: Sequence[Tensor | None] | None = None,
 ) -> BatchScores:
     """Score normalised images, listed sample by sample, that are on the model's device; the scores stay there.
 
-    ``classes``: of each sample, None where it is not known, for methods that look at them. ``weights``: of each sample,
-    see ``maps_and_scores``.
+    ``classes``: of each sample, None where it is not known, for methods that look at them. What is padding, and what is
+    not looked at, is for ``maps_and_scores``.
     """
     known = {"classes": classes} if isinstance(model, Fitted) else {}
     with without_tf32():
         with torch.autocast(images_TCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
             output = model(images_TCHW, tokens_per_sample, slot_of_token_T, **known)
         maps_BHW = gaussian_blur(model.maps(output), *settings.blur(model.image_size))
-        maps_BHW, scores_B = maps_and_scores(maps_BHW, settings, weights or [])
+        scores_B = image_scores(maps_BHW, settings.top_share, settings.score_pool)
     return BatchScores(maps_BHW, scores_B, model.routings(output))
 
 
+@torch.inference_mode()
 def maps_and_scores(
-    maps_BHW: Tensor, settings: EvaluationSettings, weights: Sequence[Tensor | None]
+    maps_BHW: Tensor,
+    settings: EvaluationSettings,
+    weights: Sequence[Tensor | None],
+    views: Sequence[View | None] = (),
+    scores_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Blurred maps as they are judged, and their image scores [B]: the one place where regions of interest come in.
 
     Args:
-        maps_BHW: blurred, of the whole images.
+        maps_BHW: blurred, of the whole pictures.
         settings: how a map becomes a score.
-        weights: of each sample, float32 H x W, 0 (not looked at) to 1, from wherever; None where all is looked at.
-            Empty: all of all.
+        weights: of each sample, float32 H x W, 0 (not looked at, padding) to 1, from wherever; None where all is looked
+            at. Empty: all of all.
+        views: of each sample, what its picture shows; where that has padding, the score is of the rest alone. Empty:
+            without padding.
+        scores_B: the scores of the whole pictures, where they are known.
+
+    Returns:
+        The maps, those with weights weighed, and the scores; -inf where nothing of a picture is looked at.
     """
-    rule = (settings.top_share, settings.score_pool)
-    scores_B = image_scores(maps_BHW, *rule)
-    given = {number: weights_HW for number, weights_HW in enumerate(weights) if weights_HW is not None}
-    if given:
-        maps_BHW = maps_BHW.clone()
-    for number, weights_HW in given.items():
-        on_device_HW = weights_HW.to(maps_BHW.device)
-        maps_BHW[number] = weigh(maps_BHW[number], on_device_HW)
-        scores_B[number] = region_score(maps_BHW[number], on_device_HW > 0, *rule)
+    if scores_B is None:
+        scores_B = image_scores(maps_BHW, settings.top_share, settings.score_pool)
+    maps_BHW, scores_B = maps_BHW.clone() if any(one is not None for one in weights) else maps_BHW, scores_B.clone()
+    nothing = [None] * len(maps_BHW)
+    for number, (view, weights_HW) in enumerate(zip(views or nothing, weights or nothing, strict=True)):
+        if weights_HW is not None:
+            maps_BHW[number] = weigh(maps_BHW[number], weights_HW.to(maps_BHW.device))
+        if weights_HW is not None or not (view is None or view.fills):
+            seen = np.s_[:, :] if view is None else view.target.pixels
+            scores_B[number] = _score(
+                maps_BHW[number][seen], None if weights_HW is None else weights_HW[seen], settings
+            )
     return maps_BHW, scores_B
+
+
+def _score(map_hw: Tensor, weights_hw: Tensor | None, settings: EvaluationSettings) -> Tensor | float:
+    """Of what a view sees, without its padding."""
+    pool = min(settings.score_pool, *map_hw.shape)
+    if weights_hw is None:
+        return image_scores(map_hw[None], settings.top_share, pool)[0]
+    look_hw = weights_hw > 0
+    return region_score(map_hw, look_hw.to(map_hw.device), settings.top_share, pool) if look_hw.any() else -torch.inf

@@ -15,15 +15,13 @@ from itertools import zip_longest
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from unimmad.config import EvaluationSettings, Precision
-from unimmad.data.index import ModalityKind
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
-from unimmad.data.sample import Sample, collate
+from unimmad.data.views import STRETCHED, Geometry, whole
 from unimmad.evaluation.letters import class_letter, drawn_letter, read_class_letter, read_drawn
-from unimmad.evaluation.scoring import MaskRule, score_batch
+from unimmad.evaluation.tiling import at_size, score_stored
 from unimmad.model.method import Method
 from unimmad.ranks.exchange import Letter, Ranks
 from unimmad.report.class_pictures import DrawnClass, draw_class
@@ -31,6 +29,9 @@ from unimmad.report.drawing import denormalise
 from unimmad.report.figures import SamplePicture
 from unimmad.report.scored_class import ScoredClass
 from unimmad.report.selection import failures_first
+
+LONGEST_SIDE = 512
+"""Pixels of what is drawn of a sample, at most."""
 
 
 def chosen_samples(
@@ -76,38 +77,41 @@ def sample_picture(
     device: torch.device,
     *,
     precision: Precision = "fp32",
-    mask_resize: MaskRule = "nearest",
+    geometry: Geometry = STRETCHED,
 ) -> SamplePicture:
-    """Read one sample, score it alone, and give what is drawn of it. The model must be in eval mode, on ``device``.
+    """Read one sample, score it alone, and give what is drawn of it, in the aspect that it is stored in.
+
+    The model must be in eval mode, on ``device``.
 
     Raises:
-        ValueError: the sample can't be read.
+        ValueError: the sample can't be read, or its class's region of interest does not fit it.
     """
-    sample = shards.read(ref, model.image_size, mask_resize)
-    maps_BHW, scores_B = score_batch(model, collate([sample]), settings, device, precision)
+    sample = shards.read_stored(ref, picture_size)
+    assert sample.stored is not None
+    size = picture_size(sample.stored_size)
+    stored_map_HW, score, look = score_stored(model, sample, settings, device, precision, geometry)
+    map_HW, weights_HW = at_size(stored_map_HW, look, size)
+    seen_MCHW = sample.stored.seen(whole(sample.stored_size, size))
     images = tuple(
         (name, denormalise(image_CHW, kind))
-        for name, image_CHW, kind in zip(sample.modalities, sample.images_MCHW, _kinds(shards, sample), strict=True)
+        for name, image_CHW, kind in zip(sample.modalities, seen_MCHW, sample.stored.kinds, strict=True)
     )
     return SamplePicture(
         class_name=sample.class_name,
         key=sample.key,
         defect=sample.defect,
-        score=scores_B.item(),
+        score=score,
         images=images,
-        map_HW=_looked_at(maps_BHW[0].numpy(), sample),
+        # Pictures leave NaN blank.
+        map_HW=map_HW if weights_HW is None else np.where(weights_HW > 0, map_HW, np.float32(np.nan)),
         mask_HW=None if sample.mask_HW is None else sample.mask_HW.numpy(),
     )
 
 
-def _looked_at(map_HW: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
-    """NaN, which pictures leave blank, where the region of interest says not to look."""
-    return map_HW if sample.weights_HW is None else np.where(sample.weights_HW.numpy() > 0, map_HW, np.float32(np.nan))
-
-
-def _kinds(shards: ShardSet, sample: Sample) -> list[ModalityKind]:
-    by_name = {modality.name: modality.kind for modality in shards.datasets[sample.dataset].modalities}
-    return [by_name[name] for name in sample.modalities]
+def picture_size(stored: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of what is drawn of an image: its own, or as small as fits a page."""
+    scale = min(1.0, LONGEST_SIDE / max(stored))
+    return max(1, round(stored[0] * scale)), max(1, round(stored[1] * scale))
 
 
 def draw_classes(

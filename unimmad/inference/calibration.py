@@ -28,9 +28,11 @@ from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.data.roi import given_rois
 from unimmad.data.sample import Batch
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
+from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.evaluation.normal_maps import looked_at, usual_value
 from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
+from unimmad.evaluation.tiling import score_samples
 from unimmad.inference.engines import ModelEngine
 from unimmad.metrics.at_threshold import Spread
 from unimmad.ranks.exchange import ALONE, Ranks
@@ -82,7 +84,8 @@ def calibrate(
         shards = shards.with_rois(given_rois(roi, references))
     _check_split(references, data)
     _check_unseen(checkpoint, shards, data, warn=ranks.is_main)
-    engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision)
+    geometry = scoring_geometry(checkpoint.recipe)
+    engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision, geometry)
     computed = {"device": device.type, "precision": engine.precision}
     ranks.check_same(
         evaluation_fingerprint(checkpoint.weights_digest, shards, computed),
@@ -104,6 +107,7 @@ def calibrate(
         workers=workers,
         on_error=on_error,
         skip_log=SkipLog("it is left out"),
+        geometry=geometry,
     )
     total = sum(len(of_class) for of_class in references.values())
     quiet = not (progress and ranks.is_main)
@@ -135,15 +139,11 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float
     Raises:
         ValueError: a map or score is not finite; names the sample.
     """
-    maps_BHW, scores_B = engine.score_tokens(
-        batch.images_TCHW,
-        batch.tokens_per_sample,
-        batch.slot_of_token_T,
-        [sample.class_name for sample in batch.samples],
-        [sample.weights_HW for sample in batch.samples],
+    batch, scored = score_samples(
+        engine.model, batch, engine.settings, engine.device, engine.precision, engine.geometry
     )
-    scores = scores_B.tolist()
-    for sample, map_HW, score in zip(batch.samples, maps_BHW.numpy(), scores, strict=True):
+    maps_BHW, scores = scored.maps_BHW.cpu().numpy(), scored.scores_B.tolist()
+    for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True):
         check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
     return [
         (sample.class_name, sample.modalities, score, usual_value(map_HW, sample), Spread.of(looked_at(map_HW, sample)))

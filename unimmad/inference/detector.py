@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
 from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, is_above, load_thresholds
 from unimmad.config import Precision
-from unimmad.evaluation.scoring import check_scored, named_device
+from unimmad.data.views import View
+from unimmad.evaluation.geometry import scoring_geometry
+from unimmad.evaluation.header import TOO_SMALL
+from unimmad.evaluation.scoring import check_scored, maps_and_scores, named_device
+from unimmad.evaluation.tiling import Cutting, scored_by_views
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
 from unimmad.inference.engines import Engine, ModelEngine, OnnxEngine
@@ -54,7 +57,8 @@ class Prediction:
     score: float
     """Image score, any finite number; the higher, the less normal."""
     map_HW: NDArray[np.float32]
-    """Blurred anomaly map at the model's image size, float32 [H, W]."""
+    """Blurred anomaly map, float32 [H, W], of the size that the images came in; what is cropped away has its smallest
+    value."""
     threshold: float | None
     """Score above which it is called anomalous; None where no threshold holds for this sample."""
     threshold_of: str | None
@@ -171,9 +175,10 @@ class Detector:
         checkpoint = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
+        recipe = checkpoint.recipe
+        engine = ModelEngine(checkpoint.model, recipe.evaluation, chosen, precision, scoring_geometry(recipe))
         catalogue = catalogue if roi is None else catalogue.with_rois(roi)
-        engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, chosen, precision)
-        digest = checkpoint.weights_digest + checkpoint.recipe.evaluation.model_dump_json()
+        digest = checkpoint.weights_digest + recipe.evaluation.model_dump_json() + recipe.data.aspect
         return cls(engine, catalogue, thresholds, digest, load_normal_maps(checkpoint.folder))
 
     @classmethod
@@ -230,7 +235,7 @@ class Detector:
         Args:
             samples: what to score.
             class_name: as for ``predict``, of all of them.
-            batch_size: samples scored at once.
+            batch_size: samples read, and views scored, at once.
             with_pictures: fill ``Prediction.pictures``.
             on_skip: called for each sample that can't be scored, which is left out; None: it is raised.
 
@@ -251,8 +256,7 @@ class Detector:
                 prepared, error = _read(reading, on_skip)
                 reading = [] if error else list(islice(started, batch_size))
                 if prepared:
-                    maps_BHW, scores_B = self.engine.score(prepared)
-                    for sample, map_HW, score in zip(prepared, maps_BHW, scores_B.tolist(), strict=True):
+                    for sample, (map_HW, score) in zip(prepared, self._scored(prepared, batch_size), strict=True):
                         try:
                             prediction = self._prediction(sample, map_HW, score, class_name)
                         except ValueError as unusable:
@@ -277,12 +281,28 @@ class Detector:
                 yield from _broken(reading)
 
     def _prepare(self, sample: InputSample, class_name: str | None, with_pictures: bool) -> PreparedSample:
-        prepared = prepare_sample(sample, self.catalogue, class_name, self.engine.image_size, with_pictures)
+        engine = self.engine
+        prepared = prepare_sample(sample, self.catalogue, class_name, engine.image_size, with_pictures, engine.geometry)
         self.engine.check(prepared)
         return prepared
 
-    def _prediction(self, sample: PreparedSample, map_HW: Tensor, score: float, asked: str | None) -> Prediction:
-        check_scored(sample.name, map_HW.numpy(), score)
+    def _scored(
+        self, samples: Sequence[PreparedSample], batch_size: int
+    ) -> Iterator[tuple[NDArray[np.float32], float]]:
+        """The map [H, W] and the score of each."""
+        images = (Cutting(sample.size, sample.views, sample.cut, sample.look) for sample in samples)
+        return scored_by_views(images, self._score, batch_size)
+
+    def _score(self, cut: list[PreparedSample], views: list[View]) -> tuple[NDArray[np.float32], Sequence[float]]:
+        maps_BHW, scores_B = self.engine.score(cut)
+        weights = [sample.weights_HW for sample in cut]
+        _, scores_B = maps_and_scores(maps_BHW, self.engine.settings, weights, views, scores_B)
+        return maps_BHW.numpy(), scores_B.tolist()
+
+    def _prediction(
+        self, sample: PreparedSample, map_HW: NDArray[np.float32], score: float, asked: str | None
+    ) -> Prediction:
+        check_scored(sample.name, map_HW, score)
         threshold, of, notes = self._threshold(sample, asked)
         return Prediction(
             name=sample.name,
@@ -290,12 +310,12 @@ class Detector:
             modalities=sample.modality_names,
             files=sample.files,
             score=score,
-            map_HW=map_HW.numpy(),
+            map_HW=map_HW,
             threshold=None if threshold is None else threshold.value,
             threshold_of=of,
-            notes=(*sample.notes, *notes),
+            notes=(*sample.notes, *_views_notes(sample), *notes),
             pictures=sample.pictures,
-            weights_HW=None if sample.weights_HW is None else sample.weights_HW.numpy(),
+            weights_HW=None if sample.look is None else sample.look.stored().numpy(),
             roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
             precision=self.engine.precision,
             limits=self._limits(sample, threshold),
@@ -364,6 +384,17 @@ class Detector:
         said = " or ".join(" + ".join(part.modalities) for part in known)
         what = "no threshold holds for fewer modalities" if fewer else "no threshold holds for these modalities"
         return f"{what}: {calibrated or ALL_CLASSES} calibrated with {said}" if said else what
+
+
+def _views_notes(sample: PreparedSample) -> list[str]:
+    """What one should know of how an image of this size is looked at."""
+    shrinking, first = min(view.shrinking for view in sample.views), sample.views[0].source
+    notes = []
+    if shrinking > TOO_SMALL:
+        notes.append(f"made {shrinking:.0f} times smaller, which loses defects of a few pixels; tiles would not")
+    if len(sample.views) == 1 and (first.height, first.width) != sample.size:
+        notes.append("looked at in the middle only, by data.aspect crop")
+    return notes
 
 
 def _started(

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unimmad.config import EvaluationSettings, Precision
-from unimmad.evaluation.scoring import chosen_precision, maps_and_scores, score_images, scoring_form
+from unimmad.data.views import STRETCHED, Geometry
+from unimmad.evaluation.geometry import tiles_of
+from unimmad.evaluation.scoring import chosen_precision, score_images, scoring_form
 from unimmad.inference.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
 from unimmad.inference.reading import PreparedSample, normalised_images
 from unimmad.model.method import Method
@@ -37,6 +39,14 @@ class Engine(Protocol):
         """What it computes in."""
 
     @property
+    def settings(self) -> EvaluationSettings:
+        """What turns maps into scores."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """By which views images are scored."""
+
+    @property
     def looks_at_class(self) -> bool:
         """Whether a sample's scores are others where its class is known."""
 
@@ -51,19 +61,28 @@ class Engine(Protocol):
         """
 
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
-        """Blurred maps [B, H, W] and image scores [B], float32 on the CPU, of samples that passed ``check``."""
+        """Blurred maps [B, H, W] and image scores [B], float32 on the CPU, of samples that passed ``check``.
+
+        Of whole pictures: what is padding, and what is not looked at, is for ``maps_and_scores``.
+        """
 
 
 class ModelEngine:
     """The local form of the model, brought into its inference form; computes as evaluation does."""
 
     def __init__(
-        self, model: Method, settings: EvaluationSettings, device: torch.device, precision: Precision | None = None
+        self,
+        model: Method,
+        settings: EvaluationSettings,
+        device: torch.device,
+        precision: Precision | None = None,
+        geometry: Geometry = STRETCHED,
     ) -> None:
-        """``precision``: as for ``chosen_precision``."""
+        """``precision``: as for ``chosen_precision``; ``geometry``: the views that images are to be scored by."""
         # A handful of images would wait minutes for code that pays off over thousands.
         self.model = scoring_form(model, settings.model_copy(update={"compile": False}), device)
         self.settings = settings
+        self.geometry = geometry
         self.device = device
         self._precision = chosen_precision(precision, device)
 
@@ -99,7 +118,6 @@ class ModelEngine:
             [len(sample.modalities) for sample in samples],
             torch.tensor(slots),
             [sample.match.class_name for sample in samples],
-            [sample.weights_HW for sample in samples],
         )
 
     def score_tokens(
@@ -108,10 +126,8 @@ class ModelEngine:
         tokens_per_sample: Sequence[int],
         slot_of_token_T: Tensor,
         classes: Sequence[str | None] | None = None,
-        weights: Sequence[Tensor | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The same for normalised images, listed sample by sample, of these classes where they are known, and with
-        these weights where a region of interest says so."""
+        """The same for normalised images, listed sample by sample, of these classes where they are known."""
         images_TCHW, slot_of_token_T = images_TCHW.to(self.device), slot_of_token_T.to(self.device)
         scored = score_images(
             self.model,
@@ -121,7 +137,6 @@ class ModelEngine:
             self.settings,
             self._precision,
             classes,
-            weights,
         )
         return scored.maps_BHW.cpu(), scored.scores_B.cpu()
 
@@ -169,6 +184,14 @@ class OnnxEngine:
         return self.metadata.precision
 
     @property
+    def settings(self) -> EvaluationSettings:
+        return self.metadata.evaluation
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.metadata.aspect, tiles_of(self.metadata.evaluation.tiles))
+
+    @property
     def looks_at_class(self) -> bool:
         """An exported file is told nothing but images."""
         return False
@@ -205,10 +228,7 @@ class OnnxEngine:
         except Exception as error:
             raise _not_run(self.file, error) from None
         maps_BHW, scores_B = map(torch.from_numpy, self._checked(outputs, len(samples)))
-        weights = [sample.weights_HW for sample in samples]
-        if all(weights_HW is None for weights_HW in weights):
-            return maps_BHW, scores_B
-        return maps_and_scores(maps_BHW, self.metadata.evaluation, weights)
+        return maps_BHW, scores_B
 
     def _checked(self, outputs: Sequence[Any], count: int) -> Sequence[NDArray[np.float32]]:
         """What a graph says of its outputs before it runs need not be so."""

@@ -14,6 +14,7 @@ from PIL import ImageDraw, ImageFont
 
 from unimmad.data.index import Modality
 from unimmad.data.prepare import resize
+from unimmad.data.views import largest_in_area, whole
 from unimmad.report.drawing import DEPTH_COLOURS, MAP_COLOURS, Limits, colour_limits, laid_over, not_looked_at
 from unimmad.serialization.atomic_write import write_aside
 
@@ -44,7 +45,7 @@ def picture_of(array: np.ndarray, modality: Modality, size: tuple[int, int], whe
     Raises:
         ValueError: the array does not fit the modality's kind.
     """
-    image_CHW = resize(array, modality, max(size), where).numpy()
+    image_CHW = resize(array, modality, whole(array.shape, size), where).numpy()
     if modality.kind == "depth":
         low, high = colour_limits([image_CHW[0]])
         coloured_HW4 = colormaps[DEPTH_COLOURS](np.clip((image_CHW[0] - low) / (high - low), 0, 1))
@@ -64,7 +65,7 @@ def save_heat_map(
 
     Args:
         pictures: of the modalities, all of one size.
-        map_HW: the anomaly map at the model's size; stretched to the pictures'.
+        map_HW: the anomaly map of the same aspect; brought to the pictures' size.
         limits: map values at the two ends of the colour scale.
         path: the PNG.
         weights_HW: of a region of interest, at the map's size; what is not looked at is gray in both maps.
@@ -75,11 +76,15 @@ def save_heat_map(
     """
     panels = [picture for _, picture in pictures]
     height, width = panels[0].shape[:2]
+    look_HW = None if weights_HW is None else weights_HW > 0
+    if min(map_HW.shape) > min(height, width):  # a mean over its area would hide what is small
+        map_HW = largest_in_area(map_HW, (height, width))
+        look_HW = None if look_HW is None else largest_in_area(look_HW, (height, width))
     large_HW = _stretched(map_HW, (width, height))
     looked_HW = None
-    if weights_HW is not None:
+    if look_HW is not None:
         # What is not looked at is 0 in the map, and would darken the edge.
-        near_HW = _stretched((weights_HW > 0).astype(np.float32), (width, height))
+        near_HW = _stretched(look_HW.astype(np.float32), (width, height))
         looked_HW = near_HW >= 0.5
         large_HW = np.divide(large_HW, near_HW, out=np.zeros_like(large_HW), where=looked_HW)
     share_HW = np.clip((large_HW - limits[0]) / (limits[1] - limits[0]), 0, 1)

@@ -1,4 +1,4 @@
-"""One sample's images, decoded and brought to the model's size: what an engine scores.
+"""One sample's images, decoded, and the views of the model's size that are cut from them: what an engine scores.
 
 Letters: M modalities of a sample, C = 3 channels, H x W the model's image size.
 """
@@ -6,7 +6,7 @@ Letters: M modalities of a sample, C = 3 channels, H x W the model's image size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -19,9 +19,17 @@ from unimmad.data.decode_limits import read_image_file
 from unimmad.data.depth_range import check_dtype
 from unimmad.data.index import Modality
 from unimmad.data.layouts.converted import CONVERTED_SUFFIXES, as_png
-from unimmad.data.prepare import depth_and_foreground, no_data_note, normalisation, resize
-from unimmad.data.roi import roi_weights
+from unimmad.data.look import Look, look_at
+from unimmad.data.prepare import (
+    as_channels,
+    depth_and_foreground,
+    no_data_note,
+    normalisation,
+    seen_pixels,
+    stored_pixels,
+)
 from unimmad.data.value_range import beyond_range_note
+from unimmad.data.views import STRETCHED, Geometry, View
 from unimmad.inference.catalogue import Catalogue, Match
 from unimmad.inference.inputs import ImageSource, InputSample
 from unimmad.inference.pictures import Picture, panel_size, picture_of
@@ -30,20 +38,29 @@ from unimmad.serialization.text import shown
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A sample at the model's size, not normalised yet."""
+    """A sample, or one view of it at the model's size; not normalised yet."""
 
     name: str
     files: dict[str, str]
     """By modality name; empty where images were given as arrays."""
     match: Match
+    size: tuple[int, int]
+    """Height and width that its images came in."""
+    views: tuple[View, ...]
+    """By which it is scored."""
     images_MCHW: Tensor
-    """float32: RGB and gray in 0-1, depth about its foreground's mean; in the order of ``match.modalities``."""
+    """float32: RGB and gray in 0-1, depth about its foreground's mean; in the order of ``match.modalities``. Empty of a
+    sample with several views, which are still to be cut."""
     pictures: tuple[tuple[str, Picture], ...]
     """Name and picture of each modality, where they were asked for."""
     notes: tuple[str, ...] = ()
     """What one should know of its images."""
+    pixels: tuple[np.ndarray, ...] = ()
+    """What ``stored_pixels`` made of each image; empty of a sample with one view."""
+    look: Look | None = None
+    """The region of interest; None where all is looked at."""
     weights_HW: Tensor | None = None
-    """float32, 0 (not looked at) to 1: the region of interest; None where all is looked at."""
+    """Of one view: float32, 0 (not looked at) to 1, of each of its picture's pixels."""
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -53,11 +70,28 @@ class PreparedSample:
     def modality_names(self) -> tuple[str, ...]:
         return tuple(modality.name for modality in self.match.modalities)
 
+    def cut(self, view: View) -> PreparedSample:
+        """What an engine scores of one view."""
+        if not self.pixels:
+            return self
+        weights_HW = None if self.look is None else self.look.of_view(view)
+        return replace(self, images_MCHW=self.seen(view), weights_HW=weights_HW, pixels=(), pictures=())
+
+    def seen(self, view: View) -> Tensor:
+        """A view's picture, as ``images_MCHW``."""
+        of_kinds = zip(self.pixels, self.modalities, strict=True)
+        return torch.stack([as_channels(seen_pixels(pixels, modality.kind, view)) for pixels, modality in of_kinds])
+
 
 def prepare_sample(
-    sample: InputSample, catalogue: Catalogue, class_name: str | None, image_size: int, with_pictures: bool
+    sample: InputSample,
+    catalogue: Catalogue,
+    class_name: str | None,
+    image_size: int,
+    with_pictures: bool,
+    geometry: Geometry = STRETCHED,
 ) -> PreparedSample:
-    """Decode and resize the images of a sample of any size, bit depth and known modalities.
+    """Decode the images of a sample of any size, bit depth and known modalities.
 
     Raises:
         ValueError: an image can't be read, does not fit its modality, or differs in size from the sample's others; what
@@ -69,7 +103,7 @@ def prepare_sample(
         match = catalogue.match(names, class_name)
     except ValueError as error:
         raise ValueError(f"{sample.name}: {error}") from None
-    images, pictures, files = [], [], {}
+    stored, pictures, files = [], [], {}
     notes: list[str] = []
     first: tuple[str, tuple[int, ...]] | None = None
     for modality in match.modalities:
@@ -77,27 +111,40 @@ def prepare_sample(
         array, where, of_file = _decoded(source, f"{sample.name}, {modality.name}")
         first = first or (where, array.shape)
         check_same_size(where, array.shape, *first)
-        images.append(resize(array, modality, image_size, where))
+        stored.append(stored_pixels(array, modality, where))
         notes += [f"{modality.name}: {note}" for note in of_file]
         notes += _notes_of_values(array, modality, where)
         if not isinstance(source, np.ndarray):
             files[modality.name] = str(source)
         if with_pictures:
             pictures.append((modality.name, picture_of(array, modality, panel_size(array.shape), where)))
-    assert first is not None
-    images_MCHW = torch.stack(images)
-    kinds = [modality.kind for modality in match.modalities]
-    roi = catalogue.rois.of(match.class_name)
-    normalised_MCHW = normalised_images(images_MCHW, match.modalities) if roi and roi.foreground else images_MCHW
-    return PreparedSample(
+    height, width = stored[0].shape[:2]
+    prepared = PreparedSample(
         sample.name,
         files,
         match,
-        images_MCHW,
+        (height, width),
+        geometry.views((height, width), image_size),
+        torch.empty(0),
         tuple(pictures),
         tuple(note for note in notes if note),
-        roi_weights(roi, normalised_MCHW, kinds, first[1], first[0]),
+        tuple(stored),
     )
+    assert first is not None
+    outline, kinds = geometry.outline((height, width), image_size), [modality.kind for modality in match.modalities]
+    look = look_at(
+        catalogue.rois.of(match.class_name),
+        outline,
+        lambda: normalised_images(prepared.seen(outline), match.modalities),
+        kinds,
+        prepared.size,
+        first[0],
+    )
+    prepared = replace(prepared, look=look)
+    if len(prepared.views) > 1:
+        return prepared
+    only = prepared.cut(prepared.views[0])  # what is not needed any more makes room
+    return replace(only, pictures=prepared.pictures)
 
 
 def _notes_of_values(array: np.ndarray, modality: Modality, where: str) -> list[str]:

@@ -16,7 +16,7 @@ _REASONS: dict[str, Callable[[ClassResult], bool]] = {
     "no test image": lambda result: not (result.normal or result.anomalous),
     "no anomalous image, so no metric is defined": lambda result: result.normal > 0 and not result.anomalous,
     "no normal image, so no image metric is defined": lambda result: result.anomalous > 0 and not result.normal,
-    "masks missing or empty, so no pixel metric is defined": lambda result: (
+    "masks missing, empty, or lost in resizing, so no pixel metric is defined": lambda result: (
         result.anomalous > 0 and result.metrics["P-AP"] is None
     ),
 }

@@ -21,6 +21,25 @@ from unimmad.report.sensor_sets import Sensors, most_shown
 from unimmad.serialization.validation import Count, Entry, Share, validated
 
 
+class Resizing(Entry):
+    """How a class's images came to the model's size, and what their masks lost on the way."""
+
+    shrinking: float = 1.0
+    """How many times smaller the image was made that was made smallest, along the side where that is more."""
+    height: Count = 0
+    """Its own, in pixels."""
+    width: Count = 0
+    regions: Count = 0
+    """Anomalous regions of the masks that could lose some."""
+    lost: Count = 0
+    """How many of them no pixel shows."""
+    emptied: Count = 0
+    """Masks that lost all of their regions."""
+
+
+NOT_RESIZED = Resizing()
+
+
 @dataclass(frozen=True)
 class ScoredClass:
     """One class's result, and what its curves and the expert map are drawn from."""
@@ -38,6 +57,7 @@ class ScoredClass:
     """None where a mask is missing or a label has no pixel."""
     usage: ClassUsage | None
     """None where the method routes nothing."""
+    resizing: Resizing = NOT_RESIZED
     outside: int = 0
     """Anomalous samples left out, since all that is marked lies outside of the class's region of interest."""
     sensors: tuple[Sensors, ...] = ()
@@ -72,6 +92,7 @@ def scored_entry(scored: ScoredClass) -> dict[str, Any]:
         "defects": scored.defects,
         "curves": None if scored.curves is None else curves_entry(scored.curves),
         "usage": None if scored.usage is None else usage_entry(scored.usage),
+        "resizing": scored.resizing.model_dump(mode="json"),
         "outside": scored.outside,
         "sensors": scored.sensors,
     }
@@ -108,6 +129,7 @@ class _ScoredEntry(Entry):
     defects: list[str]
     curves: CurvesEntry | None
     usage: UsageEntry | None
+    resizing: Resizing = NOT_RESIZED
     outside: Count
     sensors: list[list[str]]
 
@@ -130,6 +152,7 @@ def read_scored(content: Mapping[str, Any]) -> ScoredClass:
         defects=tuple(entry.defects),
         curves=None if entry.curves is None else read_curves(entry.curves),
         usage=None if entry.usage is None else read_usage(entry.usage),
+        resizing=entry.resizing,
         outside=entry.outside,
         sensors=tuple(map(tuple, entry.sensors)),
     )

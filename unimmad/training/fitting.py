@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -18,7 +21,10 @@ from unimmad.config import Recipe
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import SkipLog
 from unimmad.data.reading.stream import evaluation_rounds
-from unimmad.data.sample import Batch
+from unimmad.data.sample import Batch, collate
+from unimmad.data.views import Geometry
+from unimmad.evaluation.geometry import training_geometry
+from unimmad.evaluation.tiling import view_samples
 from unimmad.model.backends.tf32 import without_tf32
 from unimmad.model.method import Fitted, FittedMethod
 from unimmad.parallel.world import World
@@ -72,6 +78,7 @@ def show_samples(model: Fitted, shards: ShardSet, recipe: Recipe, world: World) 
 @torch.inference_mode()
 def _show(model: Fitted, shards: ShardSet, recipe: Recipe, world: World) -> None:
     samples = sum(map(len, shards.classes("train").values()))
+    geometry = training_geometry(recipe)
     rounds = evaluation_rounds(
         shards,
         "train",
@@ -82,12 +89,29 @@ def _show(model: Fitted, shards: ShardSet, recipe: Recipe, world: World) -> None
         workers=recipe.data.workers,
         on_error=recipe.data.on_error,
         skip_log=SkipLog("it is left out"),
+        geometry=geometry,
     )
     with tqdm(total=samples, desc=f"fit {recipe.name}", unit="image", disable=not world.is_main) as bar:
         for batch in rounds:
             if batch is not None:
-                _collect(model, batch, world.device)
+                for of_views in _view_batches(batch, geometry, recipe):
+                    _collect(model, of_views, world.device)
                 bar.update(min(len(batch.samples) * world.size, samples - bar.n))
+
+
+def _view_batches(batch: Batch, geometry: Geometry, recipe: Recipe) -> Iterator[Batch]:
+    """The batch itself, or all views of its samples, each a sample of its own."""
+    if geometry.tiles is None:
+        yield batch
+        return
+    cuttings = (view_samples(sample, geometry, recipe.model.image_size) for sample in batch.samples)
+    views = (
+        replace(sample, key=f"{sample.key} view {number}")
+        for cutting in cuttings
+        for number, sample in enumerate(map(cutting.cut, cutting.views))
+    )
+    while of_views := list(islice(views, recipe.evaluation.batch_size)):
+        yield collate(of_views)
 
 
 def _collect(model: Fitted, batch: Batch, device: torch.device) -> None:

@@ -23,6 +23,7 @@ from unimmad.data.reading.skipping import SkipLog, summary
 from unimmad.data.reading.stream import training_batches
 from unimmad.data.sample import Batch
 from unimmad.evaluation.evaluate import evaluate_checkpoint
+from unimmad.evaluation.geometry import training_geometry
 from unimmad.model.method import Fitted
 from unimmad.parallel.engine import Engine
 from unimmad.ranks.errors import SharedError, StoppedError
@@ -149,6 +150,7 @@ class Trainer:
             on_error=self.facts.recipe.data.on_error,
             skip_log=self.skip_log,
             modality_dropout=self.facts.recipe.data.modality_dropout,
+            geometry=training_geometry(self.facts.recipe),
         )
         for _, batch in stream:
             yield batch

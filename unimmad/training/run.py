@@ -31,7 +31,9 @@ from unimmad.data.reading.resized_cache import GB, ResizedCache, expected_bytes
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.reading.stream import expect_workers
+from unimmad.data.reading.view_draw import ViewDraw
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards
+from unimmad.evaluation.geometry import training_geometry
 from unimmad.evaluation.normal_maps import measure_normals
 from unimmad.methods.registry import build_method, new_model
 from unimmad.model.backbone import RANDOM_WEIGHTS
@@ -228,7 +230,8 @@ def _slots_before(source: Path | None) -> dict[str, DatasetEntry] | None:
 
 def _resized_cache(recipe: Recipe, shards: ShardSet, world: World) -> ResizedCache:
     """Room in it is made once a node, before any rank takes some."""
-    cache = ResizedCache(shards.cache.folder, recipe.model.image_size, int(recipe.data.resized_cache_gb * GB))
+    limit = int(recipe.data.resized_cache_gb * GB)
+    cache = ResizedCache(shards.cache.folder, recipe.model.image_size, limit, recipe.data.aspect)
     if world.local_rank == 0:
         kept = cache.make_room(expected_bytes(shards.indexes, cache.image_size))
         logger.info("resized images in %s: %.2f of %.2f GB", cache.folder, kept / GB, recipe.data.resized_cache_gb)
@@ -240,7 +243,8 @@ def _feature_cache(recipe: Recipe, engine: Engine, shards: ShardSet) -> FeatureC
     if not recipe.data.feature_cache_gb:
         return None
     facts = (shards.digest(), str(recipe.model.image_size), recipe.training.precision, str(recipe.training.tf32))
-    name = fingerprint(engine.model.get_submodule("teacher"), *facts, engine.world.device.type)
+    shaped = () if recipe.data.aspect == "stretch" else (recipe.data.aspect,)
+    name = fingerprint(engine.model.get_submodule("teacher"), *facts, engine.world.device.type, *shaped)
     limit = int(recipe.data.feature_cache_gb * GB) // ranks_here(engine.world.size)
     cache = FeatureCache(shards.cache.folder / "features" / name, limit)
     cache.attach(engine.model)
@@ -332,12 +336,14 @@ def _calibration_images(
     arguments: TrainArguments, shards: ShardSet, order: TrainingOrder[SampleRef]
 ) -> Iterator[Tensor]:
     """The images of the run's first steps."""
+    recipe, geometry = arguments.recipe, training_geometry(arguments.recipe)
     for step in range(CALIBRATION_STEPS):
-        for ref in order.at(step):
+        for place, ref in enumerate(order.at(step)):
+            draw = ViewDraw(geometry, order.seed, *order.position(step, place))
             try:
-                yield shards.read(ref, arguments.recipe.model.image_size).images_MCHW
+                yield shards.read(ref, recipe.model.image_size, with_mask=False, draw=draw).images_MCHW
             except CorruptSampleError:
-                if arguments.recipe.data.on_error == "stop":
+                if recipe.data.on_error == "stop":
                     raise
 
 

@@ -16,6 +16,7 @@ class Purpose(IntEnum):
     PLACE_OF_SHARD = 2
     SUBSTITUTE = 3
     MODALITY_DROPOUT = 4
+    VIEW = 5
 
 
 def counter_rng(seed: int, purpose: Purpose, epoch: int, number: int, count: int) -> NDArray[np.uint64]:

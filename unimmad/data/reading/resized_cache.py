@@ -33,6 +33,7 @@ from filelock import FileLock
 from unimmad import __version__
 from unimmad.data.index import Index, Member, Modality
 from unimmad.data.reading.shard_cache import ABANDONED_SECONDS
+from unimmad.data.views import Aspect
 from unimmad.serialization.atomic_write import replace_whole, time_of
 
 logger = logging.getLogger(__name__)
@@ -70,11 +71,13 @@ class ResizedCache:
         cache_folder: of the node; the images lie in ``resized`` there.
         image_size: side of every image.
         limit_bytes: what all images there may take.
+        aspect: how they became squares.
     """
 
-    def __init__(self, cache_folder: Path, image_size: int, limit_bytes: int) -> None:
+    def __init__(self, cache_folder: Path, image_size: int, limit_bytes: int, aspect: Aspect = "stretch") -> None:
         self.folder = cache_folder / "resized"
         self.image_size = image_size
+        self.aspect = aspect
         self.limit_bytes = limit_bytes
         self._room = 0
         self._full = False
@@ -109,6 +112,10 @@ class ResizedCache:
                 "choose another folder with data.cache_folder, or set data.resized_cache_gb to 0"
             ) from None
         return kept
+
+    def holds(self, image_size: int, aspect: Aspect) -> bool:
+        """Whether images that are made in this way are kept here."""
+        return (image_size, aspect) == (self.image_size, self.aspect)
 
     def get(self, shard_sha256: str, member: Member, modality: Modality) -> ResizedImage | None:
         """The image, or None where it is not kept."""
@@ -171,7 +178,8 @@ class ResizedCache:
         return self.folder / self._name(shard_sha256) / f"{read_as}.pixels"
 
     def _name(self, shard_sha256: str) -> str:
-        return f"{self.image_size}-{_VERSIONS}-{shard_sha256}"
+        made_so = "" if self.aspect == "stretch" else f"-{self.aspect}"
+        return f"{self.image_size}{made_so}-{_VERSIONS}-{shard_sha256}"
 
 
 def expected_bytes(indexes: Iterable[Index], image_size: int) -> dict[str, int]:

@@ -13,16 +13,18 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tarfile import BLOCKSIZE
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from unimmad.data.decode import check_same_size, decode_image, decode_mask
+from unimmad.data.decode import check_same_size, decode, decode_image, marked_pixels
 from unimmad.data.decode_limits import check_encoded
 from unimmad.data.gc_pause import collector_paused
 from unimmad.data.index import (
@@ -42,12 +44,16 @@ from unimmad.data.index import (
 )
 from unimmad.data.joined_slots import joined_by_name
 from unimmad.data.location import DataFolder, RemoteFolder, shown
-from unimmad.data.prepare import model_input, resized_pixels
+from unimmad.data.look import roi_weights
+from unimmad.data.mask_resize import NOTHING_LOST, MaskLoss, MaskRule, mask_loss, resized_mask
+from unimmad.data.prepare import model_input, resized_pixels, stored_pixels
 from unimmad.data.reading.download import FetchError, fetch
 from unimmad.data.reading.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.reading.shard_cache import GB, ShardCache
-from unimmad.data.roi import Rois, roi_weights
-from unimmad.data.sample import BatchBuffer, Sample
+from unimmad.data.reading.view_draw import ViewDraw
+from unimmad.data.roi import Roi, Rois
+from unimmad.data.sample import BatchBuffer, Sample, StoredImages
+from unimmad.data.views import Aspect, View, whole
 from unimmad.data.writing.tar_headers import is_header_of
 from unimmad.serialization.text import one_line
 
@@ -187,89 +193,152 @@ class ShardSet:
         self,
         ref: SampleRef,
         image_size: int,
-        mask_resize: Literal["nearest", "bilinear"] = "nearest",
+        mask_resize: MaskRule = "nearest",
         buffer: BatchBuffer | None = None,
         with_mask: bool = True,
+        aspect: Aspect = "stretch",
+        draw: ViewDraw | None = None,
     ) -> Sample:
         """Read, decode and prepare one sample.
 
         Args:
             ref: from ``classes``.
             image_size: side of the images and the mask, in pixels.
-            mask_resize: see ``decode.decode_mask``.
-            room: where the images go; None: to memory of their own.
+            mask_resize: how the mask comes to the images' size.
+            buffer: where the images go; None: to memory of their own.
             with_mask: False leaves the mask and the weights of the region of interest None.
+            aspect: how images that are not square become so.
+            draw: gives the view that is read, in place of ``aspect``; None: the whole image.
 
         Raises:
             CorruptSampleError: a member cannot be read or does not decode; names shard and member.
             ValueError: the shard cannot be fetched, or the class's region of interest is of images of another shape.
         """
         try:
-            sample, shape = self._read_images(ref, image_size, buffer)
-            mask_HW = self._read_mask(ref, image_size, shape, mask_resize) if with_mask else None
+            sample = self._read_images(ref, image_size, buffer, aspect, draw)
+            sample = self._with_mask(sample, ref, mask_resize) if with_mask else sample
         except (FetchError, CorruptSampleError):
             raise
         except ValueError as error:
             raise CorruptSampleError(self._shard_name(ref), str(error)) from None
         # Of a region that does not fit, no sample is to blame.
-        weights_HW = self._weights(ref, sample, shape) if with_mask else None
-        return replace(sample, mask_HW=mask_HW, weights_HW=weights_HW)
+        return replace(sample, weights_HW=self._weights(ref, sample)) if with_mask else sample
+
+    def read_stored(
+        self, ref: SampleRef, frame: Callable[[tuple[int, int]], tuple[int, int]], mask_resize: MaskRule = "area"
+    ) -> Sample:
+        """Read and decode one sample without resizing its images; views are cut from its ``stored``, and the region of
+        interest is yet to be laid over them.
+
+        Args:
+            ref: from ``classes``.
+            frame: gives height and width of the mask, stretched, by those of the stored images.
+            mask_resize: how the mask comes there.
+
+        Raises:
+            CorruptSampleError: as ``read``.
+            ValueError: the shard cannot be fetched.
+        """
+        try:
+            sample = self._read_stored_images(ref)
+            sample = replace(sample, view=whole(sample.stored_size, frame(sample.stored_size)))
+            return self._with_mask(sample, ref, mask_resize)
+        except (FetchError, CorruptSampleError):
+            raise
+        except ValueError as error:
+            raise CorruptSampleError(self._shard_name(ref), str(error)) from None
+
+    def _read_stored_images(self, ref: SampleRef) -> Sample:
+        present = self._present(ref)
+        pixels: list[np.ndarray] = []
+        for modality in present:
+            member = ref.entry.images[modality.name]
+            where = self._where(ref, member)
+            array = decode_image(self.member_bytes(ref, member), os.path.splitext(member.name)[1], where)
+            pixels.append(stored_pixels(array, modality, where))
+            check_same_size(where, pixels[-1].shape, "the sample's first image", pixels[0].shape)
+        kinds = tuple(modality.kind for modality in present)
+        stored = StoredImages(kinds, tuple(pixels), self._roi(ref), self._sample_name(ref))
+        return _sample(ref, present, torch.empty(0), stored.size, stored=stored)
+
+    def _present(self, ref: SampleRef) -> list[Modality]:
+        """The modalities that a sample has, in slot order."""
+        present = [m for m in self.datasets[ref.entry.dataset].modalities if m.name in ref.entry.images]
+        return sorted(present, key=lambda modality: modality.slot)
 
     def _read_images(
-        self, ref: SampleRef, image_size: int, buffer: BatchBuffer | None
-    ) -> tuple[Sample, tuple[int, ...]]:
-        """The sample without its mask, and its images' stored shape."""
-        entry = ref.entry
-        present = [m for m in self.datasets[entry.dataset].modalities if m.name in entry.images]
-        present.sort(key=lambda modality: modality.slot)
+        self, ref: SampleRef, image_size: int, buffer: BatchBuffer | None, aspect: Aspect, draw: ViewDraw | None
+    ) -> Sample:
+        """The sample without its mask."""
+        present = self._present(ref)
         images_MCHW = (buffer or BatchBuffer(len(present), image_size)).take(len(present))
-        shape: tuple[int, ...] = ()
+        size: tuple[int, int] | None = None
         for modality, image_CHW in zip(present, images_MCHW, strict=True):
-            member = entry.images[modality.name]
-            image = self._resized(ref, member, modality, image_size)
-            shape = shape or image.stored_size
-            check_same_size(self._where(ref, member), image.stored_size, "the sample's first image", shape)
+            member = ref.entry.images[modality.name]
+            image = (
+                self._resized(ref, member, modality, image_size, aspect)
+                if draw is None
+                else self._seen(ref, member, modality, lambda size: draw.of(size, image_size))
+            )
+            size = size or image.stored_size
+            check_same_size(self._where(ref, member), image.stored_size, "the sample's first image", size)
             model_input(image.pixels, modality.kind, out=image_CHW)
-        sample = Sample(
-            key=entry.key,
-            dataset=entry.dataset,
-            class_name=ref.class_name,
-            defect=entry.defect,
-            anomalous=entry.anomalous,
-            modalities=tuple(modality.name for modality in present),
-            slots=tuple(modality.slot for modality in present),
-            images_MCHW=images_MCHW,
-            mask_HW=None,
-        )
-        return sample, shape
+        assert size is not None, "a sample has an image"
+        view = whole(size, image_size, aspect) if draw is None else draw.of(size, image_size)
+        return _sample(ref, present, images_MCHW, size, view=view)
 
-    def _resized(self, ref: SampleRef, member: Member, modality: Modality, image_size: int) -> ResizedImage:
-        cache = self.resized if self.resized and self.resized.image_size == image_size else None
+    def _resized(
+        self, ref: SampleRef, member: Member, modality: Modality, image_size: int, aspect: Aspect
+    ) -> ResizedImage:
+        cache = self.resized if self.resized and self.resized.holds(image_size, aspect) else None
         sha256 = self._shard(ref).sha256
         if cache and (kept := cache.get(sha256, member, modality)):
             return kept
-        where = self._where(ref, member)
-        array = decode_image(self.member_bytes(ref, member), os.path.splitext(member.name)[1], where)
-        image = ResizedImage(resized_pixels(array, modality, image_size, where), (array.shape[0], array.shape[1]))
+        image = self._seen(ref, member, modality, lambda size: whole(size, image_size, aspect))
         if cache:
             cache.add(sha256, member, modality, image)
         return image
 
-    def _read_mask(
-        self, ref: SampleRef, size: int, shape: tuple[int, ...], resize: Literal["nearest", "bilinear"]
-    ) -> Tensor | None:
+    def _seen(
+        self, ref: SampleRef, member: Member, modality: Modality, view_of: Callable[[tuple[int, int]], View]
+    ) -> ResizedImage:
+        """What the view sees that ``view_of`` gives for the stored size."""
+        where = self._where(ref, member)
+        array = decode_image(self.member_bytes(ref, member), os.path.splitext(member.name)[1], where)
+        size = (array.shape[0], array.shape[1])
+        return ResizedImage(resized_pixels(array, modality, view_of(size), where), size)
+
+    def _with_mask(self, sample: Sample, ref: SampleRef, rule: MaskRule) -> Sample:
+        """With its mask at the images' size, and what of it was lost on the way."""
+        view, marked_HW = sample.view, self._read_mask(ref, sample.stored_size)
+        assert view is not None
+        if marked_HW is None:
+            normal = None if ref.entry.anomalous else torch.zeros(view.size, dtype=torch.bool)
+            return replace(sample, mask_HW=normal)
+        mask_hw = resized_mask(marked_HW, view, rule)
+        return replace(sample, mask_HW=torch.from_numpy(mask_hw), mask_loss=_loss(marked_HW, mask_hw, view, rule))
+
+    def _read_mask(self, ref: SampleRef, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+        """The mask as it is stored; None where there is none."""
         member = ref.entry.mask
         if member is None:
-            return None if ref.entry.anomalous else torch.zeros(size, size, dtype=torch.bool)
-        data, where = self.member_bytes(ref, member), self._where(ref, member)
-        return decode_mask(data, os.path.splitext(member.name)[1], where, size, shape, resize)
+            return None
+        where = self._where(ref, member)
+        decoded = decode(self.member_bytes(ref, member), os.path.splitext(member.name)[1], where)
+        marked_HW = marked_pixels(decoded, where)
+        check_same_size(decoded.called(where), marked_HW.shape, "its image", size)
+        return marked_HW
 
-    def _weights(self, ref: SampleRef, sample: Sample, shape: tuple[int, ...]) -> Tensor | None:
-        dataset = self.datasets[sample.dataset]
-        kind_of = {modality.name: modality.kind for modality in dataset.modalities}
-        kinds = [kind_of[name] for name in sample.modalities]
-        where = f"{self._shard_name(ref)}: {one_line(sample.key)}"
-        return roi_weights(dataset.roi.get(ref.entry.class_name), sample.images_MCHW, kinds, shape, where)
+    def _weights(self, ref: SampleRef, sample: Sample) -> Tensor | None:
+        kinds = [modality.kind for modality in self._present(ref)]
+        name = self._sample_name(ref)
+        return roi_weights(self._roi(ref), sample.images_MCHW, kinds, sample.stored_size, name, sample.view)
+
+    def _roi(self, ref: SampleRef) -> Roi | None:
+        return self.datasets[ref.entry.dataset].roi.get(ref.entry.class_name)
+
+    def _sample_name(self, ref: SampleRef) -> str:
+        return f"{self._shard_name(ref)}: {one_line(ref.entry.key)}"
 
     def _where(self, ref: SampleRef, member: Member) -> str:
         return f"{self._shard_name(ref)}: {one_line(member.name)}"
@@ -328,6 +397,33 @@ class ShardSet:
 
 def _stored(indexes: Sequence[Index]) -> dict[str, DatasetEntry]:
     return {name: entry for index in indexes for name, entry in index.datasets.items()}
+
+
+def _sample(
+    ref: SampleRef, present: Sequence[Modality], images_MCHW: Tensor, size: tuple[int, int], **more: Any
+) -> Sample:
+    """Without its mask; ``present`` are its modalities in slot order."""
+    return Sample(
+        key=ref.entry.key,
+        dataset=ref.entry.dataset,
+        class_name=ref.class_name,
+        defect=ref.entry.defect,
+        anomalous=ref.entry.anomalous,
+        modalities=tuple(modality.name for modality in present),
+        slots=tuple(modality.slot for modality in present),
+        images_MCHW=images_MCHW,
+        mask_HW=None,
+        stored_size=size,
+        **more,
+    )
+
+
+def _loss(marked_HW: NDArray[np.bool_], mask_hw: NDArray[np.bool_], view: View, rule: MaskRule) -> MaskLoss:
+    """Nothing where nothing can be lost, which is cheaper to know than to look for."""
+    sees_all = (view.source.height, view.source.width) == marked_HW.shape
+    if sees_all and (rule == "area" or view.shrinking <= 1):
+        return NOTHING_LOST
+    return mask_loss(marked_HW, mask_hw, view)
 
 
 def _index_of(folder: DataFolder) -> Index:

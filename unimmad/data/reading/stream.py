@@ -12,20 +12,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, repeat, zip_longest
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from torch.utils.data import get_worker_info
 
 from unimmad.data.index import Split
+from unimmad.data.mask_resize import MaskRule
 from unimmad.data.reading.modality_dropout import ModalityDropout
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.parcel import WAY_OUT
 from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog, Skipped
+from unimmad.data.reading.view_draw import ViewDraw
 from unimmad.data.reading.worker_pool import Pipeline, errors_as_items, load, start_worker_server
 from unimmad.data.sample import Batch, BatchBuffer, Sample, collate
+from unimmad.data.views import STRETCHED, Geometry
 
 T = TypeVar("T")
+
+TILED_IMAGES_TOGETHER = 2
+"""Stored images that are handed over at once: their views share the model's batches."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class _Request:
 
     number: int
     places: Sequence[tuple[SampleRef, Iterable[SampleRef]]]
+    views: Sequence[ViewDraw | None]
+    """Of each place; None: the whole image."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ def training_batches(
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
     modality_dropout: float = 0.0,
+    geometry: Geometry = STRETCHED,
 ) -> Iterator[tuple[int, Batch]]:
     """One rank's part of the training steps ``start_step`` to ``end_step - 1``, in order.
 
@@ -83,6 +92,7 @@ def training_batches(
             position, so batches keep their size and the draw stays the same on any number of ranks.
         skip_log: counts what was skipped; None: a new one, which logs only.
         modality_dropout: probability that a modality of a sample is left out; see ``ModalityDropout``.
+        geometry: by which views images are looked at; of several one is drawn (``ViewDraw``).
 
     Returns:
         (step, batch) of each step, page-locked where there is a GPU; without masks, which training has no use for.
@@ -95,10 +105,12 @@ def training_batches(
     pipeline = Pipeline(
         partial(range, start_step, end_step),
         _split_by_worker,
-        partial(_draw, order=order, part=part, dropout=ModalityDropout(order.seed, modality_dropout)),
+        partial(
+            _draw, order=order, part=part, dropout=ModalityDropout(order.seed, modality_dropout), geometry=geometry
+        ),
         partial(
             _read,
-            read=partial(shards.read, image_size=image_size, with_mask=False),
+            read=partial(shards.read, image_size=image_size, with_mask=False, aspect=geometry.aspect),
             image_size=image_size,
             on_error=on_error,
         ),
@@ -124,9 +136,10 @@ def evaluation_rounds(
     batch_size: int,
     workers: int,
     classes: Sequence[str] | None = None,
-    mask_resize: Literal["nearest", "bilinear"] = "nearest",
+    mask_resize: MaskRule = "nearest",
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
+    geometry: Geometry = STRETCHED,
 ) -> Iterator[Batch | None]:
     """Every sample of ``split`` once, class by class in index order; no batch mixes two classes.
 
@@ -141,6 +154,8 @@ def evaluation_rounds(
         mask_resize: how masks come to the image size; see ``ShardSet.read``.
         on_error: ``skip`` leaves corrupt samples out.
         skip_log: counts what was left out; None: a new one, which logs only.
+        geometry: by which views images are looked at. With tiles, samples come with their ``stored`` images, for views
+            to be cut from, and batches have ``images_together`` of them at most.
 
     Returns:
         One batch a round; None where the last round has none for this rank, or all of its samples were left out.
@@ -152,7 +167,7 @@ def evaluation_rounds(
     if batch_size < 1:
         raise ValueError(f"an evaluation batch of {batch_size} samples is not possible; choose 1 or more")
     chosen = _choose_classes(shards.classes(split), split, classes)
-    numbered = list(enumerate(_batches_of_classes(chosen, batch_size)))
+    numbered = list(enumerate(_batches_of_classes(chosen, images_together(batch_size, geometry))))
     own = numbered[rank::world_size]
     pipeline = Pipeline(
         partial(iter, own),
@@ -160,7 +175,9 @@ def evaluation_rounds(
         _without_substitutes,
         partial(
             _read,
-            read=partial(shards.read, image_size=image_size, mask_resize=mask_resize),
+            read=partial(shards.read, image_size=image_size, mask_resize=mask_resize, aspect=geometry.aspect)
+            if geometry.tiles is None
+            else partial(_read_stored, shards, image_size, mask_resize),
             image_size=image_size,
             on_error=on_error,
         ),
@@ -170,6 +187,18 @@ def evaluation_rounds(
     answers = _answers(pipeline, due, min(workers, len(own)), skip_log or SkipLog("it is left out"))
     rounds = -(-len(numbered) // world_size)
     return chain((batch for _, batch in answers), repeat(None, rounds - len(own)))
+
+
+def images_together(batch_size: int, geometry: Geometry) -> int:
+    """Samples of an evaluation batch, at most: fewer where each of them is a large image with many views."""
+    return batch_size if geometry.tiles is None else min(batch_size, TILED_IMAGES_TOGETHER)
+
+
+def _read_stored(
+    shards: ShardSet, image_size: int, mask_resize: MaskRule, ref: SampleRef, buffer: BatchBuffer
+) -> Sample:
+    """With its images as they are stored, and the mask at the model's size; ``buffer`` is for views."""
+    return shards.read_stored(ref, lambda _: (image_size, image_size), mask_resize)
 
 
 def _part_of_rank(batch: int, rank: int, world_size: int) -> slice:
@@ -210,11 +239,22 @@ def _split_by_worker(numbered: Iterable[T]) -> Iterator[T]:
 
 
 def _draw(
-    steps: Iterable[int], order: TrainingOrder[SampleRef], part: slice, dropout: ModalityDropout
+    steps: Iterable[int],
+    order: TrainingOrder[SampleRef],
+    part: slice,
+    dropout: ModalityDropout,
+    geometry: Geometry,
 ) -> Iterator[_Request]:
     for step in steps:
-        drawn = islice(enumerate(order.at(step)), part.start, part.stop)
-        yield _Request(step, [_place(ref, step, place, order, dropout) for place, ref in drawn])
+        drawn = list(islice(enumerate(order.at(step)), part.start, part.stop))
+        yield _Request(
+            step,
+            [_place(ref, step, place, order, dropout) for place, ref in drawn],
+            [
+                None if geometry.tiles is None else ViewDraw(geometry, order.seed, *order.position(step, place))
+                for place, _ in drawn
+            ],
+        )
 
 
 def _place(
@@ -231,7 +271,7 @@ def _place(
 
 def _without_substitutes(numbered: Iterable[tuple[int, Sequence[SampleRef]]]) -> Iterator[_Request]:
     for number, refs in numbered:
-        yield _Request(number, [(ref, ()) for ref in refs])
+        yield _Request(number, [(ref, ()) for ref in refs], [None] * len(refs))
 
 
 def _read(
@@ -240,12 +280,18 @@ def _read(
     for request in requests:
         skipped: list[Skipped] = []
         buffer = BatchBuffer(sum(len(ref.entry.images) for ref, _ in request.places), image_size)
-        read_there = partial(read, buffer=buffer)
-        found = (_first_readable(chain([ref], others), read_there, on_error, skipped) for ref, others in request.places)
+        found = (
+            _first_readable(chain([ref], others), _reader(read, buffer, view), on_error, skipped)
+            for (ref, others), view in zip(request.places, request.views, strict=True)
+        )
         samples = [sample for sample in found if sample is not None]
         yield _Answer(
             request.number, collate(samples) if samples else None, tuple(skipped), len(request.places) - len(samples)
         )
+
+
+def _reader(read: Callable[..., Sample], buffer: BatchBuffer, view: ViewDraw | None) -> Callable[[SampleRef], Sample]:
+    return partial(read, buffer=buffer) if view is None else partial(read, buffer=buffer, draw=view)
 
 
 def _first_readable(

@@ -12,6 +12,7 @@ from unimmad.checkpoint.thresholds import Thresholds
 from unimmad.config import EvaluationSettings
 from unimmad.data.index import ClassName, DatasetEntry, Modalities, Name
 from unimmad.data.roi import Roi
+from unimmad.data.views import Aspect
 from unimmad.serialization.documents import parse_json
 from unimmad.serialization.text import one_line
 from unimmad.serialization.validation import Count, first_problem
@@ -42,6 +43,9 @@ class ExportMetadata(BaseModel):
     """``DATASET/CLASS`` that the model was trained on."""
     image_size: Annotated[int, Field(gt=0, lt=2**16)]
     evaluation: EvaluationSettings
+    """Blur and top share that the file computes; and the tiles that its user cuts, and joins again."""
+    aspect: Aspect = "stretch"
+    """How images that are not square become so before the file sees them."""
     """Blur and top share that the file computes."""
     roi: dict[Name, Roi] = {}
     """Where to look, by class: not in the graph, which is told no class; applied to its maps."""

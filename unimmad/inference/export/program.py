@@ -81,6 +81,7 @@ def build_program(
         classes=tuple(found for found in catalogue.classes if found.startswith(f"{name}/")),
         image_size=size,
         evaluation=settings,
+        aspect=checkpoint.recipe.data.aspect,
         roi=catalogue.datasets[name].roi,
         # They were made with the class known, of which a file is told nothing.
         thresholds=None if thresholds is None or checkpoint.model.looks_at_class else thresholds.only(name),
