@@ -71,7 +71,7 @@ def test_resized_images_that_are_kept_change_nothing(shards, four_steps, tmp_pat
         assert list((tmp_path / "cache" / "resized").glob("*/*.pixels")), "the second run finds them"
 
 
-@pytest.mark.parametrize("config", ["ep1.json", "ep4.json"])
+@pytest.mark.parametrize("config", [pytest.param("ep1.json", marks=pytest.mark.long), "ep4.json"])
 def test_activations_computed_again_change_nothing(shards, tmp_path, config):
     """On two ranks, whose BatchNorm exchanges sums while it is computed again."""
     found = []
@@ -116,7 +116,7 @@ def one_step(shards, tmp_path_factory):
     return runs
 
 
-@pytest.mark.parametrize(("ranks", "config"), [(2, "ep4.json"), (4, "ep1.json")])
+@pytest.mark.parametrize(("ranks", "config"), [(2, "ep4.json"), pytest.param(4, "ep1.json", marks=pytest.mark.long)])
 def test_ranks_share_the_batch_and_change_nothing(ranks, config, shards, one_step, tmp_path):
     """Launched by deepspeed; ep4.json on two ranks runs with ep_size 2. The gradients are those of one process.
 

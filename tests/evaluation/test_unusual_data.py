@@ -118,7 +118,7 @@ def test_images_of_other_sensors_are_not_ranked_among_each_other(evaluated, smal
     assert "solids/cookie: compared within equal sets of sensors" in joined(found)
     assert "rgb + depth (1 normal, 1 anomalous)" in joined(found)
     assert from_json(found.tables[0].read_text()) == found.report
-    assert sorted({row.rpartition(",")[2] for row in found.tables[4].read_text().splitlines() if "cookie" in row}) == [
+    assert sorted({row.split(",")[-2] for row in found.tables[4].read_text().splitlines() if "cookie" in row}) == [
         "rgb",
         "rgb depth",
     ]

@@ -183,7 +183,14 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stays_whole(data, small_d
     assert not list((small_disk / "run" / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize(("config", "said"), [("ep8.json", "using 2"), ("zero2_offload.json", ""), ("bf16.json", "")])
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        pytest.param("ep8.json", "using 2", marks=pytest.mark.long),
+        pytest.param("zero2_offload.json", "", marks=pytest.mark.long),
+        ("bf16.json", ""),
+    ],
+)
 def test_every_shipped_configuration_runs_as_far_as_a_cpu_can(config, said, data, tmp_path):
     argv = (*data, "--max-steps", "2")
     heard = train(tmp_path, *argv, launcher="deepspeed", ranks=RANKS, config=config)
