@@ -53,6 +53,13 @@ def test_a_model_of_before_keeps_its_slots_and_refuses_new_data_that_may_be_eith
         joined_by_name({"new": entry(depth=0)}, trained)
 
 
+def test_two_names_that_a_model_knows_in_one_slot_are_not_given_it_together() -> None:
+    known = {"a": entry(rgb=0), "b": entry(depth=0)}
+    assert slots(joined_by_name({"a": entry(rgb=0)}, known)) == {"a": {"rgb": 0}}
+    with pytest.raises(ValueError, match=r"dataset c has rgb and depth, both of which .* slot 0"):
+        joined_by_name({"c": entry(rgb=0, depth=1)}, known)
+
+
 def test_samples_and_catalogue_have_the_joined_slots(tmp_path: Path) -> None:
     solids = hand_made_shards(tmp_path / "solids", ["solids"])
     alone = hand_made_shards(tmp_path / "alone", ["materials"])

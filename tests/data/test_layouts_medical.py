@@ -242,6 +242,15 @@ def _huge(good: Path) -> None:
     path.write_bytes(content)
 
 
+def _long_extension(good: Path) -> None:
+    """A header with an extension that claims a gibibyte."""
+    path = write_nifti(good / "x.nii", volume(0))
+    content = bytearray(path.read_bytes())
+    content[108:112] = np.array([384], dtype="<f4").tobytes()
+    extension = np.array([2**30, 6], dtype="<i4").tobytes() + bytes(24)
+    path.write_bytes(bytes(content[:348]) + b"\1\0\0\0" + extension + bytes(content[352:]))
+
+
 MOVED = np.array(RAW)
 MOVED[0, 3] = 9
 BAD: list[tuple[Callable[[Path], object], str]] = [
@@ -260,6 +269,7 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     (lambda good: (good / "x.nii").write_bytes(b"\0" * 400), r"x\.nii: does not open as NIfTI"),
     (lambda good: write_nifti(good / "x.nii", np.stack([volume(0)] * 2, axis=3)), r"x\.nii: its shape is .*one volume"),
     (_cut, r"x\.nii\.gz: is cut short"),
+    (_long_extension, r"x\.nii: does not open as NIfTI \(its header's extensions are damaged"),
     (_huge, r"x\.nii: .*more than the limit"),
     (_a_case_a_folder, r"good/case1 holds 2 volumes; if they are modalities, .*good/t1/case1\.nii\.gz"),
     (_without_codes, r"b\.nii: says no orientation"),

@@ -36,7 +36,7 @@ def noted(tmp_path: Path) -> tuple[ShardNotes, Path, Path]:
     work = work_of(tmp_path / "image", tmp_path / "other")
     shard = ShardEntry(name="train-0.tar", bytes=4, sha256=sha256_of(tmp_path / "train-0.tar"), samples=1)
     notes.look_at(work)
-    notes.add(FinishedShard(shard=shard, samples=(), facts=(), looks=()), work)
+    notes.add(FinishedShard(shard=shard, samples=(), facts=(), looks=(), notes=()), work)
     return notes, tmp_path / "image", tmp_path / "other"
 
 
@@ -70,7 +70,7 @@ def test_what_is_drawn_is_never_noted(tmp_path: Path) -> None:
     notes = ShardNotes(tmp_path, tmp_path, 100)
     notes.look_at(work)
     shard = ShardEntry(name="train-0.tar", bytes=0, sha256="0" * 64, samples=1)
-    notes.add(FinishedShard(shard=shard, samples=(), facts=(), looks=()), work)
+    notes.add(FinishedShard(shard=shard, samples=(), facts=(), looks=(), notes=()), work)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="cannot be read"):
         pack(work[0])
@@ -90,7 +90,7 @@ def test_every_file_that_a_sample_is_made_of_is_watched(layout: str, tmp_path: P
         one_of_each = {(sample.split, sample.defect): (source, sample) for sample in source.samples}
         for work in one_of_each.values():
             notes.look_at([work])
-            notes.add(FinishedShard(shard=shard, samples=(), facts=(), looks=()), [work])
+            notes.add(FinishedShard(shard=shard, samples=(), facts=(), looks=(), notes=()), [work])
             needed = [path for path in files if _is_needed(path, work)]
             assert len(needed) >= len(work[1].images) + (work[1].mask is not None)
             for path in needed:

@@ -112,8 +112,14 @@ def _shard_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
     written = load_index(shards)
     looks = tuple(Look("", "") for _ in written.samples)
     facts = ({"depth": ImageFacts(dtype="uint8", channels=1, orientation=1, transparent=0.0)},) * len(looks)
+    notes: tuple[dict[str, str], ...] = ({},) * len(looks)
     finished = FinishedShard(
-        fingerprint="x", shard=written.shards[0], samples=written.samples, facts=facts, looks=looks
+        fingerprint="x",
+        shard=written.shards[0],
+        samples=written.samples,
+        facts=facts,
+        looks=looks,
+        notes=notes,
     )
 
     def read_note(data: bytes) -> None:

@@ -11,7 +11,7 @@ from unimmad.audit.run import audit, default_workers
 from unimmad.audit.samples import samples_of_shards
 from unimmad.audit.screen import screen_lines
 
-CHECKS = frozenset({"alignment", "blank", "colours", "counts", "label", "size", "small defects"})
+CHECKS = frozenset({"alignment", "counts", "label", "size", "small defects"})
 """Whose warnings are told."""
 IMAGE_SIZE = 256
 """Pixels; most recipes' own."""

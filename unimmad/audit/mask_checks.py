@@ -95,13 +95,14 @@ def _small(where: str, masks: Sequence[MaskFacts], image_size: int) -> Iterator[
         f"the smallest region in {len(small)} of {len(masks)} masks has less than {SMALL_AT_SIZE:g} pixels at {size}, "
         f"the least {pixels(least)}"
     ]
-    vanish = [f"{lost} of {regions} regions vanish where masks are resized to {size}"]
+    rule = f"resized to {size} by nearest neighbour, as by the recipes paper and real"
+    vanish = [f"{lost} of {regions} regions vanish where masks are {rule}"]
     yield finding(
         Severity.WARNING,
         "small defects",
         where,
         "; ".join([*(told if small else []), *(vanish if lost else [])]),
-        "train on larger images (model.image_size) or crop to the part",
+        "train on larger images (model.image_size), by tiles, or crop to the part; --mask-resize area loses no region",
         [mask.file for mask in small] or [mask.file for mask in masks if mask.lost],
     )
 

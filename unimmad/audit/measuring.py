@@ -16,11 +16,12 @@ from unimmad.audit.alignment import SIDE, compare_edges, edges
 from unimmad.audit.facts import QUANTILES, ImageFacts, MaskFacts, Measured, PairFacts, SampleFacts
 from unimmad.audit.image_header import read_header
 from unimmad.audit.samples import AuditSample
-from unimmad.data.decode import check_same_size, decode_image, decode_mask_pixels
+from unimmad.data.decode import check_same_size, decode_image
 from unimmad.data.index import Modality
 from unimmad.data.layouts.source_set import SourceFile
 from unimmad.data.prepare import DEPTH_FACTOR, centred_depth, resized_pixels
 from unimmad.data.writing.duplicates import perceptual_hash, pixel_digest
+from unimmad.data.writing.mask_checks import read_mask
 from unimmad.serialization.text import one_line
 
 QUANTILE_PIXELS = 2**16
@@ -58,7 +59,7 @@ def measure(task: Task) -> Measured:
             arrays[modality.name], pixels[modality.name] = array, resized
         except (ValueError, OSError) as error:
             problems.append(_problem(file, error))
-    mask = _mask(audited.sample.mask, arrays, images, task.image_size, problems)
+    mask = _mask(audited.sample.mask, audited.sample.anomalous, arrays, images, task.image_size, problems)
     _check_sizes(images, arrays, problems)
     facts = SampleFacts(
         dataset=audited.dataset,
@@ -136,6 +137,7 @@ def _bits_used(array: NDArray) -> int:
 
 def _mask(
     mask: SourceFile | None,
+    anomalous: bool,
     arrays: dict[str, NDArray],
     images: dict[str, ImageFacts],
     image_size: int,
@@ -144,7 +146,7 @@ def _mask(
     if mask is None:
         return None
     try:
-        marked_HW = decode_mask_pixels(mask.read(), mask.suffix, mask.name)
+        marked_HW = read_mask(mask.read(), mask.suffix, mask.name, anomalous, mask.lossy).marked_HW
         for name, array in arrays.items():
             check_same_size(f"mask {mask.name}", marked_HW.shape, f"its image {images[name].file}", array.shape)
             break

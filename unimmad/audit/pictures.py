@@ -22,8 +22,9 @@ from unimmad.audit.geometry import Misaligned
 from unimmad.audit.mask_checks import pixels
 from unimmad.audit.samples import AuditSample
 from unimmad.audit.suspects import Suspect
-from unimmad.data.decode import decode_image, decode_mask_pixels
+from unimmad.data.decode import decode_image
 from unimmad.data.prepare import prepare
+from unimmad.data.writing.mask_checks import read_mask
 from unimmad.report.drawing import FONT_SIZE, Image, denormalise, draw_contour, laid_over, show_blank, show_image
 from unimmad.report.figures import fitted, new_figure
 
@@ -200,7 +201,7 @@ def _cut_out(facts: SampleFacts, found: Lookup) -> Tile:
     assert facts.mask is not None
     subtitle = f"{facts.mask.smallest} px, in the model {pixels(facts.mask.smallest_at_size)}"
     try:
-        marked_HW = decode_mask_pixels(mask_file.read(), mask_file.suffix, mask_file.name)
+        marked_HW = read_mask(mask_file.read(), mask_file.suffix, mask_file.name, True, mask_file.lossy).marked_HW
         labels_HW, _ = ndimage.label(marked_HW, np.ones((3, 3)))
         number = int(np.bincount(labels_HW.ravel())[1:].argmin()) + 1
         window = _window(ndimage.find_objects(labels_HW)[number - 1], marked_HW.shape)

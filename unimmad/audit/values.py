@@ -35,7 +35,8 @@ def check_value_ranges(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
                 "values",
                 where,
                 f"no value is above {largest:g}: {bits} bits stored as {integers[0].dtype}",
-                f"the model would see near black: give the value range of {bits} bits, or stretch the images",
+                f"unimmad shards takes {bits} bits for the range of your own images; say it (--modality "
+                "NAME=gray:LOW:HIGH) where the camera has more, and stretch a benchmark's images",
                 [image.file for image in integers],
             )
             continue

@@ -120,6 +120,9 @@ def _samples(options: argparse.Namespace) -> tuple[list[AuditSample], list[str]]
     """
     folders = [_shard_folder(source) for source in options.sources]
     shards = [folder for folder in folders if folder is not None]
+    names = [Path(source).name for source in options.sources]
+    if not shards and len(set(names)) < len(names):
+        raise ValueError("two of these are called alike, and would be one dataset; audit them one after the other")
     if shards and len(shards) < len(folders):
         raise ValueError("some of these are shard folders and some are not; audit them one after the other")
     if shards:

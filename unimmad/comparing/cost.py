@@ -24,7 +24,10 @@ from unimmad.data.location import DataFolder, parse_data_folder
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.data.sample import Batch
-from unimmad.evaluation.scoring import BatchScores, chosen_precision, named_device, score_on_device, scoring_form
+from unimmad.data.views import Geometry
+from unimmad.evaluation.geometry import scoring_geometry
+from unimmad.evaluation.scoring import BatchScores, chosen_precision, named_device, scoring_form
+from unimmad.evaluation.tiling import score_samples
 from unimmad.methods.registry import METHODS, Registry
 from unimmad.model.method import Method
 from unimmad.profiling.flops import counted
@@ -56,10 +59,11 @@ def measure(
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     model = scoring_form(model, settings.model_copy(update={"compile": False}), device)
     chosen = chosen_precision(precision, device)
-    batches = _batches(ShardSet.open(data, known=checkpoint.trained_datasets), model, settings.batch_size)
+    geometry = scoring_geometry(checkpoint.recipe)
+    batches = _batches(ShardSet.open(data, known=checkpoint.trained_datasets), model, settings.batch_size, geometry)
 
     def score(batch: Batch) -> BatchScores:
-        return score_on_device(model, batch, settings, device, chosen)
+        return score_samples(model, batch, settings, device, chosen, geometry)[1]
 
     operations = sum(counted(lambda batch=batch: score(batch).scores_B)[1] for batch in batches)  # type: ignore[misc]
     samples = sum(len(batch.samples) for batch in batches)
@@ -79,7 +83,7 @@ def measure(
     )
 
 
-def _batches(shards: ShardSet, model: Method, batch_size: int) -> list[Batch]:
+def _batches(shards: ShardSet, model: Method, batch_size: int, geometry: Geometry) -> list[Batch]:
     """The first of each class."""
     classes = list(shards.classes("test"))[:BATCHES]
     return [
@@ -87,7 +91,13 @@ def _batches(shards: ShardSet, model: Method, batch_size: int) -> list[Batch]:
         for class_name in classes
         for batch in islice(
             evaluation_rounds(
-                shards, "test", image_size=model.image_size, batch_size=batch_size, workers=0, classes=[class_name]
+                shards,
+                "test",
+                image_size=model.image_size,
+                batch_size=batch_size,
+                workers=0,
+                classes=[class_name],
+                geometry=geometry,
             ),
             1,
         )

@@ -51,6 +51,8 @@ class Recipe(Section, Generic[Model]):
                 f"evaluation.score_pool {self.evaluation.score_pool} is larger than the image: "
                 f"model.image_size is {self.model.image_size}"
             )
+        if self.data.aspect == "crop" and (self.training.tiles.size or self.evaluation.tiles.size):
+            raise ValueError("data.aspect crop looks at the middle alone, and tiles at all: take stretch or letterbox")
         for cache in ("resized_cache_gb", "feature_cache_gb"):
             if self.training.tiles.size and getattr(self.data, cache):
                 raise ValueError(

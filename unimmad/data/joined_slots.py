@@ -25,7 +25,8 @@ def joined_by_name(
 
     Raises:
         ValueError: a model was trained with one name on several slots (before slots went by name), and a dataset that
-            it has not seen uses that name.
+            it has not seen uses that name; or it was trained with two names on one slot, each in datasets without the
+            other, and a dataset has both.
     """
     trained = known or {}
     slot_of: dict[str, int] = {}
@@ -37,7 +38,9 @@ def joined_by_name(
         for modality in entry.modalities:
             if modality.name not in slot_of:
                 slot_of[modality.name] = _free_slot(modality.name, modality.slot, slot_of, datasets.values())
-    return {name: _with_slots(entry, trained.get(name), slot_of) for name, entry in datasets.items()}
+    joined = {name: _with_slots(entry, trained.get(name), slot_of) for name, entry in datasets.items()}
+    _check_apart(joined)
+    return joined
 
 
 def _free_slot(name: str, wanted: int, slot_of: Mapping[str, int], datasets: Iterable[DatasetEntry]) -> int:
@@ -58,6 +61,19 @@ def _with_slots(entry: DatasetEntry, trained: DatasetEntry | None, slot_of: Mapp
         return entry
     moved = [modality.model_copy(update={"slot": slots[modality.name]}) for modality in entry.modalities]
     return entry.model_copy(update={"modalities": tuple(sorted(moved, key=lambda modality: modality.slot))})
+
+
+def _check_apart(datasets: Mapping[str, DatasetEntry]) -> None:
+    for dataset, entry in datasets.items():
+        name_of: dict[int, str] = {}
+        for modality in entry.modalities:
+            other = name_of.setdefault(modality.slot, modality.name)
+            if other != modality.name:
+                raise ValueError(
+                    f"dataset {dataset} has {other} and {modality.name}, both of which the model was trained with in "
+                    f"slot {modality.slot}, each in datasets without the other: it can't be given both; train with "
+                    "this dataset, too"
+                )
 
 
 def _check_one_slot(new: Mapping[str, DatasetEntry], trained: Mapping[str, DatasetEntry]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from unimmad.data.decode_limits import check_decoded
 from unimmad.data.decoded import DecodedImage
-from unimmad.data.orientation import orientation_of, turned
+from unimmad.data.orientation import UPRIGHT, orientation_of, turned
 
 _VALUE_BYTES = 4
 """No Pillow mode needs more a value."""
@@ -52,8 +52,7 @@ def decode_pillow(data: bytes, format_: Format) -> DecodedImage:
         deep = any(_SIXTEEN_BIT_COLOURS.fullmatch(str(_raw_mode(tile.args))) for tile in image.tile)
         orientation = orientation_of(image)
         pixels, alpha_HW = _sixteen_bits(data, format_) if deep else _eight_bits(image)
-        # Of a TIFF Pillow carries the tag out itself, and takes it away.
-        left = orientation if format_ != "TIFF" else orientation_of(image)
+        left = orientation if format_ != "TIFF" else UPRIGHT  # of a TIFF Pillow itself carries the tag out
     transparent = 0.0 if alpha_HW is None else float((alpha_HW < _largest(alpha_HW)).mean())
     return DecodedImage(turned(pixels, left), format_, orientation, format_ == "JPEG", transparent)
 

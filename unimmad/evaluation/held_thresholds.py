@@ -28,9 +28,10 @@ class HeldThresholds:
         modalities or its region of interest are not those calibrated."""
         dataset, name = self.datasets[sample.dataset], sample.class_name
         known = name in self.thresholds.trained_classes
-        if not self.thresholds.same_roi(name if known else None, rois_of(self.datasets).of(name)):
+        calibrated = name if name in self.thresholds.classes else None
+        if not self.thresholds.same_roi(calibrated, rois_of(self.datasets).of(name)):
             return None
-        if name in self.thresholds.classes:
+        if calibrated is not None:
             return self.thresholds.of_class(name, sample.modalities)
         if self.looks_at_class and not known:
             return None

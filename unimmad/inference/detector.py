@@ -347,13 +347,13 @@ class Detector:
             return None, None, [*notes, NO_CLASS_TOLD]
         if self.thresholds is None:
             return None, None, notes
-        if not self.thresholds.same_roi(known, self.catalogue.rois.of(known)):
+        own = known is not None and known in self.thresholds.classes
+        if not self.thresholds.same_roi(known if own else None, self.catalogue.rois.of(known)):
             if known is None and self.catalogue.rois.of_classes:
                 return None, None, [*notes, "no threshold holds: where to look is not known without the class: name it"]
             return None, None, [*notes, "no threshold holds for another region of interest: calibrate with it"]
         if self.engine.looks_at_class and known is None:
             return None, None, [*notes, "no threshold holds where the class is not known: name it"]
-        own = known is not None and known in self.thresholds.classes
         threshold = self._of_sensors(known if own else None, sample)
         if threshold is None:
             # A map adds up over modalities, so that scores of others are of another size.

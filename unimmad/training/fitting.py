@@ -21,6 +21,7 @@ from unimmad.config import Recipe
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import SkipLog
 from unimmad.data.reading.stream import evaluation_rounds
+from unimmad.data.roi import Rois
 from unimmad.data.sample import Batch, collate
 from unimmad.data.views import Geometry
 from unimmad.evaluation.geometry import training_geometry
@@ -78,7 +79,7 @@ def show_samples(model: Fitted, shards: ShardSet, recipe: Recipe, world: World) 
 @torch.inference_mode()
 def _show(model: Fitted, shards: ShardSet, recipe: Recipe, world: World) -> None:
     samples = sum(map(len, shards.classes("train").values()))
-    geometry = training_geometry(recipe)
+    geometry, shards = training_geometry(recipe), shards.with_rois(Rois())  # where to look may change later
     rounds = evaluation_rounds(
         shards,
         "train",

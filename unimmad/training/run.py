@@ -243,7 +243,9 @@ def _feature_cache(recipe: Recipe, engine: Engine, shards: ShardSet) -> FeatureC
     if not recipe.data.feature_cache_gb:
         return None
     facts = (shards.digest(), str(recipe.model.image_size), recipe.training.precision, str(recipe.training.tf32))
-    shaped = () if recipe.data.aspect == "stretch" else (recipe.data.aspect,)
+    levels = recipe.model.model_dump_json(include={"level_blocks", "level_pools", "position_resampling", "blocks"})
+    shaped = [levels] if any(getattr(recipe.model, key, ()) for key in ("level_blocks", "blocks")) else []
+    shaped += [] if recipe.data.aspect == "stretch" else [recipe.data.aspect]
     name = fingerprint(engine.model.get_submodule("teacher"), *facts, engine.world.device.type, *shaped)
     limit = int(recipe.data.feature_cache_gb * GB) // ranks_here(engine.world.size)
     cache = FeatureCache(shards.cache.folder / "features" / name, limit)

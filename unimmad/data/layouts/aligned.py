@@ -38,7 +38,8 @@ def aligned_array(array: np.ndarray, reference: Path) -> np.ndarray:
 
 
 def _read_image(path: Path, reference: Path) -> bytes:
-    data, suffix = read_image_file(path), path.suffix.lower()
+    file = SourceFile.of(path)
+    data, suffix = file.read(), file.suffix
     array = decode_image(data, suffix, str(path))
     height, width = _size(reference)
     if array.shape[:2] == (height, width) and suffix in (".png", ".npy"):
@@ -55,7 +56,8 @@ def _read_masks(masks: Sequence[Path], reference: Path) -> bytes:
     height, width = _size(reference)
     marked_HW = np.zeros((height, width), dtype=bool)
     for path in masks:
-        marked_HW |= _nearest(decode_mask_pixels(read_image_file(path), path.suffix.lower(), str(path)), height, width)
+        file = SourceFile.of(path)
+        marked_HW |= _nearest(decode_mask_pixels(file.read(), file.suffix, file.name), height, width)
     return png_bytes(marked_HW.astype(np.uint8) * 255)
 
 
@@ -71,9 +73,10 @@ def _size(path: Path) -> tuple[int, int]:
                 return (image.width, image.height) if on_its_side else (image.height, image.width)
         except UnidentifiedImageError:  # its own message names an object in memory
             raise ValueError(f"{path}: does not open as PNG or JPEG; replace or remove it") from None
-        except (OSError, ValueError) as error:
+        except Exception as error:  # broken files make Pillow raise a dozen unrelated types
             raise ValueError(f"{path}: does not open as PNG or JPEG ({error}); replace or remove it") from None
-    height, width = decode_image(read_image_file(path), path.suffix.lower(), str(path)).shape[:2]
+    file = SourceFile.of(path)
+    height, width = decode_image(file.read(), file.suffix, file.name).shape[:2]
     return height, width
 
 

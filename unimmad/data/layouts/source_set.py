@@ -28,13 +28,15 @@ class SourceFile:
     """Picklable (a module's function, or a ``partial`` of one), for processes that write in parallel."""
     part: str = ""
     """Which picture of the file it is, where it holds several."""
+    lossy: bool = False
+    """Whether it was compressed with loss by a type that its bytes no longer tell: a mask counts from half scale."""
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
         """The bytes of ``path``, or of a type that shards do not hold, the same picture as PNG."""
         suffix = path.suffix.lower()
         if suffix in CONVERTED_SUFFIXES:
-            return cls(name=str(path), suffix=".png", read=partial(_read_as_png, path))
+            return cls(name=str(path), suffix=".png", read=partial(_read_as_png, path), lossy=suffix == ".webp")
         return cls(name=str(path), suffix=suffix, read=partial(read_image_file, path))
 
 

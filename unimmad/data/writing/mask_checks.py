@@ -8,7 +8,7 @@ believes it counts every pixel wrong.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class ReadMask:
     """Why it cannot be meant so; empty where it can."""
 
 
-def read_mask(data: bytes, suffix: str, where: str, anomalous: bool) -> ReadMask:
+def read_mask(data: bytes, suffix: str, where: str, anomalous: bool, lossy: bool = False) -> ReadMask:
     """Decode a mask by what its bytes are, whatever its name says.
 
     Args:
@@ -46,14 +46,16 @@ def read_mask(data: bytes, suffix: str, where: str, anomalous: bool) -> ReadMask
         suffix: with the dot, lower case.
         where: the file, for messages.
         anomalous: whether its image is.
+        lossy: compressed with loss, whatever its bytes are now.
 
     Raises:
         ValueError: as ``decode_mask_pixels``.
     """
     decoded = decode(data, suffix, where)
+    decoded = replace(decoded, lossy=decoded.lossy or lossy)
     marked_HW = marked_pixels(decoded, where)
     called = decoded.called(where)
-    is_png = decoded.file_type == PNG
+    is_png = decoded.file_type == PNG and not decoded.lossy
     if anomalous and is_png and decoded.orientation == 1 and (marked_HW.all() or not marked_HW.any()):
         for other_HW, what in _other_readings(data):
             if other_HW.any() and not other_HW.all():

@@ -150,7 +150,7 @@ def _pack_mask(
 ) -> tuple[bytes, str]:
     """A PNG as it is, anything else as an equivalent PNG of 0 and 255; and what one should know of it."""
     data = _read(mask)
-    read = read_mask(data, mask.suffix, mask.name, anomalous)
+    read = read_mask(data, mask.suffix, mask.name, anomalous, mask.lossy)
     check_same_size(f"mask {read.called}", read.marked_HW.shape, f"its image {image_name}", image_shape)
     if read.odd and strict:
         raise ValueError(f"mask {mask.name} {read.odd}; mend or remove it, or say --allow-odd-masks")

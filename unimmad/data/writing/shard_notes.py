@@ -40,6 +40,8 @@ class FinishedShard(BaseModel):
     """Of each sample's images, by modality name."""
     looks: tuple[Look, ...]
     """Of each sample."""
+    notes: tuple[dict[str, str], ...]
+    """Of each sample: ``PackedSample.notes``."""
     skipped: tuple[str, ...] = ()
     """Of the samples that were left out between these: what is wrong with each."""
 
@@ -126,7 +128,13 @@ def sample_fingerprint(found: SourceSet, sample: SourceSample) -> bytes | None:
     if any(state is None for state, file in zip(states, files, strict=True) if file is not None):
         return None
     names = [found.name, sample.key, sample.class_name, sample.split, sample.defect]
-    parts = [*names, [modality.model_dump() for modality in found.entry.modalities], found.entry.field, states]
+    parts = [
+        *names,
+        found.published,
+        [modality.model_dump() for modality in found.entry.modalities],
+        found.entry.field,
+        states,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 

@@ -166,8 +166,9 @@ class _Writer:
             done = 0
             for one in finished[split]:
                 of_key = {(found.name, sample.key): sample for found, sample in samples[done : done + one.taken]}
-                for entry, facts in zip(one.samples, one.facts, strict=True):
+                for entry, facts, notes in zip(one.samples, one.facts, one.notes, strict=True):
                     self._take_in(entry.dataset, of_key[entry.dataset, entry.key], facts)
+                    self._say_notes(entry.dataset, notes)
                 self._add(one)
                 bar.update(one.taken)
                 done += one.taken
@@ -255,6 +256,7 @@ class _Writer:
                     samples=tuple(entries),
                     facts=tuple(one.facts for one in samples),
                     looks=tuple(one.look for one in samples),
+                    notes=tuple(one.notes for one in samples),
                     skipped=tuple(broken),
                 )
                 self.notes.add(finished, work[done : done + len(items) + 1])
@@ -275,15 +277,19 @@ class _Writer:
             self.findings[dataset, modality].add(sample.images[modality].name, sample.split, of_image)
 
     def _look_at(self, packed: PackedSample) -> PackedSample:
-        """Take in its facts, and say the first note of each modality of a dataset; of masks all, at the end."""
+        """Take in its facts, and say its notes."""
         self._take_in(packed.dataset, packed.sample, packed.facts)
-        for modality, note in packed.notes.items():
+        self._say_notes(packed.dataset, packed.notes)
+        return packed
+
+    def _say_notes(self, dataset: str, notes: Mapping[str, str]) -> None:
+        """The first of each modality of a dataset; of masks all, at the end."""
+        for modality, note in notes.items():
             if modality == MASK:
                 self.mask_notes.append(note)
-            elif (packed.dataset, modality) not in self._noted:
-                self._noted.add((packed.dataset, modality))
-                logger.warning("note: %s (and in others of %s, where they have such)", note, packed.dataset)
-        return packed
+            elif (dataset, modality) not in self._noted:
+                self._noted.add((dataset, modality))
+                logger.warning("note: %s (and in others of %s, where they have such)", note, dataset)
 
     def _add(self, finished: FinishedShard) -> None:
         self.samples += [replace(sample, shard=len(self.shards)) for sample in finished.samples]

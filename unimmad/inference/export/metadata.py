@@ -46,7 +46,6 @@ class ExportMetadata(BaseModel):
     """Blur and top share that the file computes; and the tiles that its user cuts, and joins again."""
     aspect: Aspect = "stretch"
     """How images that are not square become so before the file sees them."""
-    """Blur and top share that the file computes."""
     roi: dict[Name, Roi] = {}
     """Where to look, by class: not in the graph, which is told no class; applied to its maps."""
     precision: Literal["fp32"] = "fp32"

@@ -9,16 +9,10 @@ BMP becomes PNG. Written from the published description; it has not met the real
 
 from __future__ import annotations
 
-import io
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-from unimmad.data.decode_limits import check_decoded, read_image_file
 from unimmad.data.index import Modality, Split
-from unimmad.data.layouts.encode import png_bytes
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
 from unimmad.data.layouts.scan import ANOMALY, GOOD, Notices, new_sample, read_classes, visible_folders
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
@@ -28,7 +22,6 @@ OK, KO = "ok", "ko"
 PARTS: tuple[tuple[str, str, Split], ...] = (("train", OK, "train"), ("test", OK, "test"), ("test", KO, "test"))
 """Folder, folder in it, and the split that it makes."""
 SUFFIXES = (".bmp", ".png")
-CHANNELS = 3
 
 
 class BTADLayout:
@@ -62,8 +55,8 @@ def _read_class(class_folder: Path, notices: Notices) -> list[SourceSample]:
                 raise ValueError(
                     f"{path} has no mask {stem}.png or {stem}.bmp in {mask_folder}; add it or remove the image"
                 )
-            mask = _source_file(masks[stem]) if label == KO else None
-            samples.append(new_sample(class_folder.name, split, defect, stem, {"rgb": _source_file(path)}, mask))
+            mask = SourceFile.of(masks[stem]) if label == KO else None
+            samples.append(new_sample(class_folder.name, split, defect, stem, {"rgb": SourceFile.of(path)}, mask))
     return samples
 
 
@@ -81,21 +74,3 @@ def _pictures(folder: Path, notices: Notices) -> dict[str, Path]:
     if others:
         notices.add(f"{folder}: {others} files left out; read are {' and '.join(SUFFIXES)}")
     return pictures
-
-
-def _source_file(path: Path) -> SourceFile:
-    if path.suffix.lower() == ".bmp":
-        return SourceFile(name=str(path), suffix=".png", read=partial(_bmp_as_png, path))
-    return SourceFile.of(path)
-
-
-def _bmp_as_png(path: Path) -> bytes:
-    data = read_image_file(path)
-    try:
-        with Image.open(io.BytesIO(data), formats=("BMP",)) as image:
-            check_decoded(image.height, image.width, image.height * image.width * CHANNELS)
-            return png_bytes(np.asarray(image if image.mode == "L" else image.convert("RGB")))
-    except UnidentifiedImageError:  # its own message names an object in memory
-        raise ValueError(f"{path}: does not open as BMP; replace or remove it") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: does not open as BMP ({error}); replace or remove it") from None

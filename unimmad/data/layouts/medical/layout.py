@@ -34,7 +34,7 @@ from unimmad.data.layouts.medical.nifti import (
     stem,
 )
 from unimmad.data.layouts.medical.windows import common_limits, own_limits, read_windows
-from unimmad.data.layouts.scan import GOOD, Notices, class_folders, new_sample, visible_folders
+from unimmad.data.layouts.scan import GOOD, Notices, class_folders, is_normal, named, new_sample, visible_folders
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import ModalityChoice, guess_kind
 
@@ -43,8 +43,6 @@ MASKS = "ground_truth"
 NAMES = {"CT": "ct", "MR": "mri"}
 """What a set's only modality is called, by DICOM's word for it."""
 UNNAMED = "scan"
-NORMAL = (GOOD, "ok", "normal")
-"""Names of folders of normal scans, in lower case."""
 MAX_DEPTH = 6
 """Levels of folders that are looked into: patient, study, series and three more."""
 
@@ -58,8 +56,8 @@ class MedicalLayout:
         return any(
             _has_scans(part)
             for folder in visible_folders(root)
-            for part in visible_folders(folder / "train")
-            if _normal(part.name)
+            for part in visible_folders(named(folder, "train"))
+            if is_normal(part)
         )
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
@@ -76,10 +74,6 @@ class MedicalLayout:
         return [ReadSet([_sample(item, images) for item in found], modalities=modalities)]
 
 
-def _normal(name: str) -> bool:
-    return name.lower() in NORMAL
-
-
 def _folders(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
     """``folder`` and those in it, but for ``depth`` levels below."""
     if folder.is_dir():
@@ -94,10 +88,10 @@ def _has_scans(folder: Path) -> bool:
 
 def _read_class(class_folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices) -> Iterator[Found]:
     for split in SPLIT_FOLDERS:
-        for folder in visible_folders(class_folder / split):
-            if _normal(folder.name) and folder.name != GOOD:
+        for folder in visible_folders(named(class_folder, split)):
+            if is_normal(folder) and folder.name != GOOD:
                 notices.add(f"{folder}: taken as {GOOD}, the normal scans")
-            if split != "test" and not _normal(folder.name):
+            if split != "test" and not is_normal(folder):
                 notices.add(f"{folder}: left out, only {split}/{GOOD} is read")
             else:
                 yield from _read_defect(class_folder, split, folder, choices, notices)
@@ -106,10 +100,10 @@ def _read_class(class_folder: Path, choices: Mapping[str, ModalityChoice], notic
 def _read_defect(
     class_folder: Path, split: Split, folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices
 ) -> Iterator[Found]:
-    named = {inner.name: inner for inner in visible_folders(folder) if _is_modality(inner.name, choices)}
-    by_modality = {name: _files(path, notices) for name, path in (named or {"": folder}).items()}
-    masks = class_folder / MASKS / folder.name
-    anomalous, defect = not _normal(folder.name), GOOD if _normal(folder.name) else folder.name
+    inside = {inner.name: inner for inner in visible_folders(folder) if _is_modality(inner.name, choices)}
+    by_modality = {name: _files(path, notices) for name, path in (inside or {"": folder}).items()}
+    masks = named(class_folder, MASKS) / folder.name
+    anomalous, defect = not is_normal(folder), GOOD if is_normal(folder) else folder.name
     for name in dict.fromkeys(name for files in by_modality.values() for name in files):
         paths = {modality: files[name] for modality, files in by_modality.items() if name in files}
         volumes = {modality: find_volume(path) for modality, path in paths.items() if is_nifti(path)}

@@ -6,7 +6,9 @@ feet.
 
 from __future__ import annotations
 
+import gzip
 import math
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from unimmad.data.decode_limits import check_decoded
+from unimmad.data.decode_limits import check_decoded, check_encoded
 from unimmad.data.layouts.encode import png_bytes
 from unimmad.data.layouts.medical.gray_png import gray_png, windowed
 from unimmad.data.layouts.medical.orientation import Turn, turn
@@ -26,6 +28,8 @@ from unimmad.data.layouts.source_set import SourceFile
 
 SUFFIXES = (".nii.gz", ".nii")
 VALUE_BYTES = 4
+MAX_HEADER_BYTES = 2**20
+"""Where a file's voxels may begin at most: extensions stand before them."""
 ISOTROPIC = 1.25
 """A volume whose largest spacing is less than this times the next one is sliced axially, others across their coarsest
 axis, along which they were taken."""
@@ -143,6 +147,33 @@ def check_one_grid(first: Volume, other: Volume) -> None:
         )
 
 
+def _check_header(path: Path) -> None:
+    """nibabel reads as much as a header's extensions say, so what they say is looked at before.
+
+    Raises:
+        ValueError: the file or its header is too large, or an extension reaches beyond the header.
+        OSError: it can't be read.
+    """
+    check_encoded(path.stat().st_size, str(path))
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        start = stream.read(4)
+        order = next((order for order in "<>" if struct.unpack(f"{order}i", start) in ((348,), (540,))), None)
+        if order is None:
+            raise ValueError("it does not begin with a NIfTI header")
+        size = struct.unpack(f"{order}i", start)[0]
+        header = start + stream.read(size)  # and the four bytes that say whether there are extensions
+        (voxels,) = struct.unpack_from(*((f"{order}f", header, 108) if size == 348 else (f"{order}q", header, 168)))
+        if not size <= voxels <= MAX_HEADER_BYTES:
+            raise ValueError(f"its voxels begin at byte {voxels:g}; at most {MAX_HEADER_BYTES} bytes may stand before")
+        place = size + 4
+        while header[size] and place < voxels:
+            extension = stream.read(8)
+            length = struct.unpack(f"{order}i", extension[:4])[0] if len(extension) == 8 else 0
+            if not 16 <= length <= voxels - place:
+                raise ValueError("its header's extensions are damaged")
+            place += 8 + len(stream.read(length - 8))
+
+
 def _in_plane(axis: int) -> tuple[int, int]:
     """The canonical axes of a slice's columns and rows."""
     columns, rows = (other for other in range(3) if other != axis)
@@ -155,6 +186,7 @@ def _open(path: Path) -> Any:
     except ImportError:
         raise ValueError(f"{path}: NIfTI is read by the package nibabel: {INSTALL}") from None
     try:
+        _check_header(path)
         image = nibabel.load(path)
         shape = tuple(int(length) for length in image.shape)
         kind, codes = image.get_data_dtype().kind, (int(image.header["qform_code"]), int(image.header["sform_code"]))
