@@ -78,6 +78,9 @@ def test_every_type_is_turned_as_its_tag_says(orientation: int) -> None:
         np.testing.assert_array_equal(found.pixels, expected)
         assert found.orientation == orientation
         assert bool(found.notes) is (orientation != 1)
+    colours = decode_image(packed(NOISE[:, :, :3], 2, orientation=orientation), ".tif", "x")
+    high = Image.fromarray((NOISE[:, :, :3] >> 8).astype(np.uint8))
+    np.testing.assert_array_equal(colours >> 8, np.asarray(ImageOps.exif_transpose(_tagged(high, exif))))
     deep = tiff(NOISE[:, :, 0], extratags=tag)
     assert decode_image(deep, ".tif", "x").shape == ((20, 30) if orientation < 5 else (30, 20))
     mask = np.zeros((20, 30), dtype=np.uint8)
@@ -111,19 +114,21 @@ def test_png_of_16_bits_a_channel_keeps_them(interlaced: bool) -> None:
     assert not decode(png16(opaque, interlaced), ".png", "x").notes
 
 
-def packed(array: np.ndarray, photometric: int, extra: tuple[int, ...] = (), order: str = "<") -> bytes:
+def packed(
+    array: np.ndarray, photometric: int, extra: tuple[int, ...] = (), order: str = "<", orientation: int = 1
+) -> bytes:
     """A TIFF in one strip of PackBits, which Pillow has to read."""
     bits, samples = array.dtype.itemsize * 8, 1 if array.ndim == 2 else array.shape[2]
     strip = b"".join(_packbits(row.astype(row.dtype.newbyteorder(order)).tobytes()) for row in array)
     tags = [(256, array.shape[1]), (257, array.shape[0]), (258, bits), (259, 32773), (262, photometric)]
-    tags += [(273, -1), (277, samples), (278, array.shape[0]), (279, len(strip))]
+    tags += [(273, -1), (274, orientation), (277, samples), (278, array.shape[0]), (279, len(strip))]
     tags += [(338, extra[0])] if extra else []
     start = 8 + 2 + 12 * len(tags) + 4
     entries = b""
     for code, value in tags:
         if code == 258 and samples > 2:
             entries += struct.pack(order + "HHII", code, 3, samples, start)
-        elif code in (258, 259, 262, 277, 338):
+        elif code in (258, 259, 262, 274, 277, 338):
             entries += struct.pack(order + "HHIHH", code, 3, 1, value, bits if code == 258 and samples == 2 else 0)
         else:
             entries += struct.pack(order + "HHII", code, 4, 1, start + 2 * samples if value == -1 else value)
