@@ -24,7 +24,7 @@ def test_the_tutorial_ends_with_the_same_decision_by_pytorch_and_onnx(tmp_path: 
     assert done.returncode == 0, done.stderr[-3000:]
     assert "metal" in (tmp_path / "run" / "evaluation" / "report.html").read_text()
     assert float(re.search(r"'P-AUROC': ([\d.]+)", done.stdout)[1]) > 0.75
-    found = re.search(r"^score ([\d.]+), threshold [\d.]+, anomalous: True, map \(64, 64\)$", done.stdout, re.MULTILINE)
+    found = re.search(r"^score ([\d.]+), threshold [\d.]+, anomalous: True, map \(96, 96\)$", done.stdout, re.MULTILINE)
     same = re.search(r"^ONNX Runtime: score ([\d.]+), anomalous: True$", done.stdout, re.MULTILINE)
     assert found, done.stdout[-2000:]
     assert same, done.stdout[-2000:]

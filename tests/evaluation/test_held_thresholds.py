@@ -98,12 +98,14 @@ def test_each_set_of_modalities_is_counted_at_its_own_thresholds_inside_of_the_r
     assert (found.pixels_false, found.false_regions) == (2 * 64 * 31, 2)
     assert {one.modalities: one.normal for one in result.sensor_sets} == {both: 1, rgb: 2, depth: 1}
 
-    # Another class is decided by all classes' thresholds for its modalities, where it has the same region.
+    # Another class is decided by all classes' thresholds for its modalities, where it has the region that they are of.
     rope = dataclasses.replace(samples[rgb], class_name=ROPE)
-    assert held.limits(rope) == (0.5 * tie, 1.0)
+    assert held.limits(rope) == (None, None)
+    alike = with_rois(datasets, Rois(dict.fromkeys((COOKIE, ROPE), Roi(foreground=True))), [COOKIE, ROPE])
+    assert HeldThresholds(made, alike, False, "fp32").limits(rope) == (0.5 * tie, 1.0)
     elsewhere = ShardSet.open([solids]).datasets
     assert HeldThresholds(made, elsewhere, False, "fp32").limits(samples[rgb]) == (None, None)
-    older = HeldThresholds(made.model_copy(update={"sensor_sets": ()}), datasets, False, "fp32")
+    older = HeldThresholds(made.model_copy(update={"sensor_sets": ()}), alike, False, "fp32")
     assert older.of(rope) is None
     assert older.of(dataclasses.replace(rope, modalities=both)) == made.all_classes
 
