@@ -74,10 +74,10 @@ def test_curves_change_no_metric():
     assert metrics.compute() == before
 
 
-def test_without_a_mask_or_a_label_there_are_none():
+def test_without_a_label_there_are_none_and_images_without_a_mask_are_left_out():
     metrics, *_ = collected()
     metrics.add(np.zeros((2, 2)), None, 0.0, 1)
-    assert metrics.curves() is None
+    np.testing.assert_array_equal(metrics.curves().tpr, collected()[0].curves().tpr)
     assert collected(images=1)[0].curves() is None
     assert MetricAccumulator().curves() is None
 

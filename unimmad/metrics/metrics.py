@@ -157,7 +157,7 @@ class MetricAccumulator:
         return dict(zip(METRIC_KEYS, values, strict=True))
 
     def curves(self) -> PixelCurves | None:
-        """What is drawn of the pixels so far; None where a mask is missing or a label has no pixel."""
+        """What is drawn of the pixels so far; None where a label has no pixel."""
         anomalous_A = self._anomalous_pixels.values
         if len(self._normal_pixels.values) == 0 or len(anomalous_A) == 0:
             return None

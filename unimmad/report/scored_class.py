@@ -54,7 +54,7 @@ class ScoredClass:
     defects: tuple[str, ...]
     """I times ``good`` or the name of the defect."""
     curves: PixelCurves | None
-    """None where a mask is missing or a label has no pixel."""
+    """None where a label has no pixel."""
     usage: ClassUsage | None
     """None where the method routes nothing."""
     resizing: Resizing = NOT_RESIZED
