@@ -36,8 +36,6 @@ from unimmad.data.modality import (
 from unimmad.data.roi import rois_beside
 from unimmad.serialization.text import listed
 
-UNSPECIFIED = "unspecified"
-
 
 @dataclass(frozen=True)
 class FoundSet:

@@ -164,7 +164,7 @@ def _values(path: Path, dataset: Any) -> np.ndarray:
 
     try:
         return np.asarray(apply_modality_lut(dataset.pixel_array, dataset))
-    except Exception as error:
+    except Exception as error:  # decoders of many formats raise as many types
         raise ValueError(f"{path}: its picture cannot be read ({_reason(error)}); store it uncompressed") from None
 
 
