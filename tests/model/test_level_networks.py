@@ -17,7 +17,8 @@ from benchmarks.reference import ReferenceUniMMAD
 from unimmad import Detector
 from unimmad.cli import export
 from unimmad.config import ModelSettings, TrainingSettings, load_recipe, parse_recipe
-from unimmad.methods.level_search import LevelSearchMethod, LevelSearchMethodSettings, harmonic_mean
+from unimmad.methods.level_search import harmonic_mean
+from unimmad.methods.level_search_method import LevelSearchMethod, LevelSearchMethodSettings
 from unimmad.methods.registry import METHOD_SETTINGS, build_method, new_model
 from unimmad.methods.searching import SearchingSettings, SearchingUniMMAD
 from unimmad.model.backends.activation_checkpointing import recompute_activations

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from unimmad.config.fields import NotNegative, Positive, Real, Section
-from unimmad.methods.coreset import greedy_coreset, projected, random_start_points, rows_to_keep
+from unimmad.methods.coreset import greedy_coreset, hash_of_key, projected, random_start_points, rows_to_keep
 from unimmad.methods.nearest import nearest_neighbours, nearest_of_others, neighbours_of_block
 from unimmad.methods.patch_collection import BankName, PatchCollection, RandomChoice, check_size
 from unimmad.model.method import Gather
@@ -98,6 +98,8 @@ class Banks(nn.Module):
         """[N, D] each."""
         self.deviations = nn.ParameterList()
         """What each bank's features were divided by, [D] each; none where ``scaling`` is."""
+        self._images: list[Tensor] = []
+        """Hash of the key of the image that each patch of a bank is of, int64 [N] each; until ``forget_images``."""
         self._anchor: Tensor
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
         self.begin(0)
@@ -133,30 +135,36 @@ class Banks(nn.Module):
         self._name_banks(list(collected))
         for name in self.names:
             patches = collected.pop(name)
-            rows_ND = patches.rows_ND.to(self._device)
+            rows_ND = patches.rows_ND.to(self.device)
             self._check_rows(name, len(rows_ND))
             deviation_D = None if self.scaling == "none" else _deviation(rows_ND)
             if deviation_D is not None:
                 if self.scaling == "normal":  # where no feature varies there is rounding
                     deviation_D = deviation_D.clamp_min(ROUNDING * rows_ND.square().mean().sqrt())
                 rows_ND = rows_ND / deviation_D
-            chosen = self._choice(rows_ND)
+            chosen, image_of_N = self._choice(rows_ND), patches.marks_N3[:, 0].to(self.device)
             bank_ND = rows_ND[chosen]
             self._check_rows(name, len(bank_ND))
             if deviation_D is not None and self.scaling == "normal":
-                apart = self._normal_score(bank_ND, patches.marks_N3[:, 0].to(self._device)[chosen])
+                apart = self._normal_score(bank_ND, image_of_N[chosen])
                 bank_ND, deviation_D = bank_ND / apart, deviation_D * apart
             self.banks.append(_frozen(bank_ND))
+            self._images.append(image_of_N[chosen])
             if deviation_D is not None:
                 self.deviations.append(_frozen(deviation_D))
 
+    def forget_images(self) -> None:
+        """Whose the patches are is known from ``finish`` to this call."""
+        self._images = []
+
     def _normal_score(self, bank_ND: Tensor, image_of_N: Tensor) -> Tensor:
-        """The mean distance of the bank's patches to the nearest one of another image; where there is but one image,
-        to the nearest other one: a scalar. Where images are alike to the pixel that would be rounding."""
+        """What the bank's patches would score if they were of an image that is not in it, in the mean; where there is
+        but one image, each if it were not in it: a scalar. Where images are alike to the pixel that would be
+        rounding."""
         same_image = bool((image_of_N == image_of_N[0]).all())
         owner_of_N = torch.arange(len(bank_ND), device=bank_ND.device) if same_image else image_of_N
-        distance_N = nearest_of_others(bank_ND, owner_of_N).sqrt()
-        return distance_N.mean().clamp_min(LEAST_APART * self.features**0.5)
+        distances_Nk = nearest_of_others(bank_ND, owner_of_N, self.bank_settings.neighbours).sqrt()
+        return distances_Nk.mean().clamp_min(LEAST_APART * self.features**0.5)
 
     def describe(self) -> dict[str, Any]:
         """See ``Fitted``."""
@@ -191,27 +199,42 @@ class Banks(nn.Module):
         if any(shape != (self.features,) for shape in deviation_shapes):
             raise ValueError(f"a memory bank's deviations are not [{self.features}]: other features than the recipe's")
         check_size(sum(shape[0] for shape in bank_shapes), self.features, self.bank_settings.max_bank_gb)
-        self.banks = nn.ParameterList(_frozen(torch.zeros(shape, device=self._device)) for shape in bank_shapes)
-        self.deviations = nn.ParameterList(
-            _frozen(torch.ones(shape, device=self._device)) for shape in deviation_shapes
-        )
+        self.banks = nn.ParameterList(_frozen(torch.zeros(shape, device=self.device)) for shape in bank_shapes)
+        self.deviations = nn.ParameterList(_frozen(torch.ones(shape, device=self.device)) for shape in deviation_shapes)
 
     def scores(self, patches_thwD: Tensor, number: int) -> Tensor:
         """How far patches are from those of one bank: [t, h, w]."""
         with torch.autocast(patches_thwD.device.type, enabled=False):
             queries_nD = self._queries(patches_thwD, number)
-            distances_nk, _ = nearest_neighbours(queries_nD, self.banks[number], self.bank_settings.neighbours)
+            distances_nk, _ = nearest_neighbours(queries_nD, self.banks[number], self._neighbours(number))
         return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
+
+    def has_others(self, number: int, key: str) -> bool:
+        """Whether a bank has patches of other images than that of ``key``. Before ``forget_images``."""
+        return bool((self._images[number] != hash_of_key(key)).any())
+
+    def scores_without(self, patches_thwD: Tensor, number: int, key: str) -> Tensor:
+        """As ``scores``, as if the image of ``key`` were not in the bank, which ``has_others``. Before
+        ``forget_images``."""
+        others_N = self._images[number] != hash_of_key(key)
+        queries_nD, bank_MD = self._queries(patches_thwD, number), self.banks[number][others_N]
+        distances_nk, _ = nearest_neighbours(queries_nD, bank_MD, min(len(bank_MD), self._neighbours(number)))
+        return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
+
+    def _neighbours(self, number: int) -> int:
+        """How many patches of a bank are asked for; all where it has fewer and its scores are over usual ones."""
+        return min(self.bank_settings.neighbours, len(self.banks[number]))
 
     def traced_scores(self, patches_thwD: Tensor, number: int) -> Tensor:
         """As ``scores``, in plain operations that can be traced for any number of images."""
         queries_nD, bank_ND = self._queries(patches_thwD, number), self.banks[number]
-        neighbours = self.bank_settings.neighbours
+        neighbours = self._neighbours(number)
         distances_nk, _ = neighbours_of_block(queries_nD, bank_ND, bank_ND.square().sum(1), neighbours)
         return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where the banks are, and what is compared with them must be."""
         return self._anchor.device
 
     def _new_collection(self) -> PatchCollection:
@@ -222,7 +245,7 @@ class Banks(nn.Module):
     def _name_banks(self, names: Sequence[BankName]) -> None:
         """There are these banks from now on, all still empty."""
         self.names = list(names)
-        self.banks, self.deviations = nn.ParameterList(), nn.ParameterList()
+        self.banks, self.deviations, self._images = nn.ParameterList(), nn.ParameterList(), []
 
     def _choice(self, rows_ND: Tensor) -> Tensor | slice:
         """The rows that a bank keeps."""
@@ -284,7 +307,7 @@ class Banks(nn.Module):
             )
 
     def _check_rows(self, name: BankName, rows: int) -> None:
-        if rows < self.bank_settings.neighbours:
+        if rows < (1 if self.scaling == "normal" else self.bank_settings.neighbours):
             raise ValueError(
                 f"the memory bank of class {name.class_name!r}, slot {name.slot}, has {rows} patches, fewer than "
                 f"neighbours, {self.bank_settings.neighbours}: keep more, by coreset_share or patches"

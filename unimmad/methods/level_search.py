@@ -5,6 +5,10 @@ between normal images there, so that it is about 1 for a normal patch at every l
 map is the harmonic mean of its levels' distances, which is large only where all are: fine levels say where, coarse
 ones what.
 
+The whole image may be one level more: how far the mean feature of the middle level lies from those of normal images.
+And a discriminator (discriminator.py), fitted to anomalies that are drawn onto training images, may say where
+distances look like an anomaly's; the map is multiplied by that.
+
 Letters: B samples, T tokens (sample, modality), C_l channels of level l, h x w positions of a level,
 H x W pixels.
 """
@@ -12,27 +16,29 @@ H x W pixels.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from unimmad.config.fields import Positive, Real, Section
-from unimmad.config.levels import LevelSettings
+from unimmad.config.fields import NotNegative, Positive, Real, Section
 from unimmad.methods.banks import Banks, BankSettings
-from unimmad.model.backbone import calibrate_batchnorm, load_backbone_weights
-from unimmad.model.backends.convolution import use_fast_convolutions
-from unimmad.model.folding import fold_batchnorm
-from unimmad.model.level_networks import new_level_network
-from unimmad.model.method import Fitted, FittedMethod, Gather, check_slots, sample_of_token
+from unimmad.methods.discriminator import Discriminator, DrawnExamples, fitted_discriminator, logarithms
+from unimmad.methods.drawn_anomalies import drawn_anomaly
+from unimmad.methods.image_sample import ImageSample, KeptImage
+from unimmad.model.method import Fitted, Gather, sample_of_token
 
-SUMMED = "sum of the levels' harmonic means"
 LEAST_RATIO = 0.05
 """Distances count as this share of a usual one at least. Below it there is rounding, and a patch that is in a bank."""
+WHOLE_NEIGHBOURS = 5
+"""Normal images that a whole image is compared with: the nearest ones, by the mean of their distances."""
+VARIANTS = 3
+"""Anomalies that are drawn onto an image, one at a time."""
 
 
 class LevelSearchSettings(Section):
@@ -46,6 +52,11 @@ class LevelSearchSettings(Section):
     max_bank_gb: Annotated[Real, Field(gt=0)] = 8.0
     """What the banks of a level may take together, and before them, in each process, the patches that they are chosen
     from, in units of 10^9 bytes."""
+    whole_image: bool = False
+    """Whether the whole image is a level, too."""
+    drawn_on: NotNegative = 0
+    """Training images (of one modality each) that anomalies are drawn onto, for a discriminator to learn from; 0: there
+    is none."""
 
 
 class LevelSearch(nn.Module):
@@ -60,13 +71,29 @@ class LevelSearch(nn.Module):
             slots: how many modality slots there are.
         """
         super().__init__()
-        kept = BankSettings(coreset="random", coreset_share=1.0, distance="root", **settings.model_dump())
+        own = {name: getattr(settings, name) for name in ("patches", "bank_per", "max_bank_gb")}
+        kept = BankSettings(coreset="random", coreset_share=1.0, distance="root", **own)
         self.levels = nn.ModuleList([Banks(kept, of_level, slots, "normal") for of_level in channels])
+        self.middle = (len(channels) - 1) // 2
+        """The level whose mean feature stands for the whole image."""
+        of_wholes = kept.model_copy(update={"neighbours": WHOLE_NEIGHBOURS})
+        whole = [Banks(of_wholes, channels[self.middle], slots, "normal")] if settings.whole_image else []
+        self.whole = nn.ModuleList(whole)
+        """Of mean features, one an image; empty where the whole image is no level."""
+        self.drawn_on = settings.drawn_on
+        self.discriminators = nn.ModuleList()
+        """One, once it is fitted."""
+        self._images = ImageSample(settings.drawn_on, 0)
 
     @property
     def banks(self) -> list[Banks]:
         """Those of each level, finest first; all of the same classes and slots."""
         return [cast(Banks, level) for level in self.levels]
+
+    @property
+    def all_banks(self) -> list[Banks]:
+        """Those of each level, and of whole images."""
+        return [*self.banks, *cast(list[Banks], list(self.whole))]
 
     @property
     def is_fitted(self) -> bool:
@@ -75,26 +102,67 @@ class LevelSearch(nn.Module):
 
     def begin(self, seed: int) -> None:
         """See ``Fitted``."""
-        for level in self.banks:
+        for level in self.all_banks:
             level.begin(seed)
+        self._seed = seed
+        self._images = ImageSample(self.drawn_on, seed)
+        self.discriminators = nn.ModuleList()
 
     @torch.no_grad()
     def add(
-        self, maps: Sequence[Tensor], classes_T: Sequence[str], slots_T: Sequence[int], keys_T: Sequence[str]
+        self,
+        images_TCHW: Tensor,
+        maps: Sequence[Tensor],
+        classes_T: Sequence[str],
+        slots_T: Sequence[int],
+        keys_T: Sequence[str],
     ) -> None:
-        """Take in tokens by the teacher's maps, [T, C_l, h, w] each.
+        """Take in tokens by their images and the teacher's maps of them, [T, C_l, h, w] each.
 
         Raises:
             ValueError: there can't be a bank for a slot, or too much would be kept.
         """
-        for level, map_TChw in zip(self.banks, maps, strict=True):
-            names = [level.bank_name(class_name, slot) for class_name, slot in zip(classes_T, slots_T, strict=True)]
-            level.add(names, keys_T, described(map_TChw).flatten(1, 2))
+        tokens = zip(classes_T, slots_T, strict=True)
+        names = [self.banks[0].bank_name(class_name, slot) for class_name, slot in tokens]
+        for level, patches_ThwC in zip(self.all_banks, self._described(maps), strict=True):
+            level.add(names, keys_T, patches_ThwC.flatten(1, 2))
+        if self.drawn_on:
+            for name, key, image_CHW in zip(names, keys_T, images_TCHW, strict=True):
+                self._images.add(name, key, image_CHW)
 
-    def finish(self, gather: Gather) -> None:
-        """See ``Fitted``."""
-        for level in self.banks:
+    def _described(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """What ``all_banks`` hold of the teacher's maps: [T, h, w, C_l] each, the whole image as 1 x 1."""
+        wholes = [maps[self.middle].float().mean((2, 3))[:, None, None] for _ in self.whole]
+        return [*map(described, maps), *wholes]
+
+    def finish(self, gather: Gather, maps_of: Callable[[Tensor], list[Tensor]]) -> None:
+        """See ``Fitted``; ``maps_of`` gives the teacher's maps of images [T, C, H, W] that are on its device."""
+        for level in self.all_banks:
             level.finish(gather)
+        images = self._images.gathered(gather) if self.drawn_on else []
+        if images and (examples := self._examples(images, maps_of)) is not None:
+            self.discriminators.append(fitted_discriminator(examples, self._seed))
+        for level in self.all_banks:
+            level.forget_images()
+
+    @torch.no_grad()
+    def _examples(self, images: Sequence[KeptImage], maps_of: Callable[[Tensor], list[Tensor]]) -> DrawnExamples | None:
+        """Of each image, as it is and with anomalies drawn onto it; None where no class has two images."""
+        random, device = np.random.default_rng(self._seed), self.banks[0].device
+        found: list[tuple[Tensor, Tensor]] = []
+        for kept in tqdm(images, desc="draw anomalies", unit="image"):
+            number = self.banks[0].names.index(kept.bank)
+            if self.banks[0].has_others(number, kept.key):
+                image_CHW = kept.image_CHW.float()
+                others = [images[place].image_CHW for place in random.integers(len(images), size=VARIANTS)]
+                drawn = [drawn_anomaly(image_CHW, other_CHW.float(), random) for other_CHW in others]
+                versions_VCHW = torch.stack([image_CHW, *(version_CHW for version_CHW, _ in drawn)])
+                levels = zip(self.banks, self._described(maps_of(versions_VCHW.to(device))), strict=False)
+                ratios = [level.scores_without(patches, number, kept.key) for level, patches in levels]
+                masks_VHW = torch.stack([torch.zeros_like(drawn[0][1]), *(mask_HW for _, mask_HW in drawn)])
+                covered_Vhw = F.adaptive_avg_pool2d(masks_VHW[:, None].float(), tuple(ratios[0].shape[-2:]))[:, 0]
+                found.append((logarithms(ratios), covered_Vhw.to(device)))
+        return DrawnExamples(*map(torch.cat, zip(*found, strict=True))) if found else None
 
     def describe(self) -> dict[str, Any]:
         """See ``Fitted``."""
@@ -102,17 +170,25 @@ class LevelSearch(nn.Module):
 
     def restore(self, description: Mapping[str, Any]) -> None:
         """See ``Fitted``."""
-        for level in self.banks:
+        for level in self.all_banks:
             level.restore(description)
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """See ``Fitted``; names are those in this module."""
         for number, level in enumerate(self.banks):
             level.resize(in_submodule(shapes, f"levels.{number}"))
+        for whole in self.whole:
+            cast(Banks, whole).resize(in_submodule(shapes, "whole.0"))
+        discriminator = Discriminator(len(self.levels)).to(self.banks[0].device)
+        of_file, own = in_submodule(shapes, "discriminators.0"), discriminator.state_dict()
+        if of_file and of_file != {name: tuple(tensor.shape) for name, tensor in own.items()}:
+            raise ValueError("the discriminator's tensors are not those of the recipe's levels; the file is damaged")
+        self.discriminators = nn.ModuleList([discriminator] if of_file else [])
 
     @torch.no_grad()
     def ratios(self, maps: Sequence[Tensor], classes_T: Sequence[str | None], slots_T: Sequence[int]) -> list[Tensor]:
-        """Of every token, level by level: distances over usual ones, float32 [T, h, w].
+        """Of every token, level by level: distances over usual ones, float32 [T, h, w]; where the whole image is a
+        level, it is the last, [T, 1, 1].
 
         Args:
             maps: the teacher's, [T, C_l, h, w] each.
@@ -124,12 +200,12 @@ class LevelSearch(nn.Module):
         """
         first = self.banks[0]
         numbers_T = [first.banks_to_search(*token) for token in zip(classes_T, slots_T, strict=True)]
-        patches = [described(map_TChw) for map_TChw in maps]
+        patches = self._described(maps)
         best = [torch.full_like(patches_ThwC[..., 0], torch.inf) for patches_ThwC in patches]
         for number in sorted({number for numbers in numbers_T for number in numbers}):
             tokens = [token for token, numbers in enumerate(numbers_T) if number in numbers]
             chosen_t = torch.tensor(tokens, device=best[0].device)
-            levels = zip(self.banks, patches, strict=True)
+            levels = zip(self.all_banks, patches, strict=True)
             found = [level.scores(patches_ThwC[chosen_t], number) for level, patches_ThwC in levels]
             nearer = nearer_class([held_Thw[chosen_t] for held_Thw in best], found)
             for held_Thw, kept_thw in zip(best, nearer, strict=True):
@@ -138,14 +214,38 @@ class LevelSearch(nn.Module):
 
     def traced_ratios(self, maps: Sequence[Tensor], slot: int) -> list[Tensor]:
         """As ``ratios``, of images [B, C_l, h, w] of one slot and unknown class, in operations that can be traced."""
-        patches = [described(map_BChw) for map_BChw in maps]
+        patches = self._described(maps)
         best: list[Tensor] | None = None
         for number in self.banks[0].banks_to_search(None, slot):
-            levels = zip(self.banks, patches, strict=True)
+            levels = zip(self.all_banks, patches, strict=True)
             found = [level.traced_scores(patches_BhwC, number) for level, patches_BhwC in levels]
             best = found if best is None else nearer_class(best, found)
         assert best is not None
         return best
+
+    def joined(
+        self,
+        ratios: Sequence[Tensor],
+        image_size: int,
+        others: Sequence[Tensor] = (),
+        weights_of_others: Tensor | None = None,
+    ) -> Tensor:
+        """The maps of tokens, [T, H, W]: the harmonic mean of all levels, times what the discriminator says.
+
+        Args:
+            ratios: from ``ratios``.
+            image_size: H and W.
+            others: levels beside the search's, [T, h, w] each, distances over usual ones as well.
+            weights_of_others: what each counts, where one of the search's counts 1.
+        """
+        weights_L = ratios[0].new_ones(len(ratios))
+        if weights_of_others is not None:
+            weights_L = torch.cat([weights_L, weights_of_others])
+        maps_THW = harmonic_mean([*ratios, *others], image_size, weights_L)
+        for discriminator in self.discriminators:
+            factors_Thw = discriminator(ratios[: len(self.levels)])
+            maps_THW = maps_THW * at_image_size(factors_Thw, image_size)
+        return maps_THW
 
 
 def described(map_TChw: Tensor) -> Tensor:
@@ -170,16 +270,14 @@ def harmonic_mean(ratios: Sequence[Tensor], image_size: int, weights_L: Tensor |
     """
     if weights_L is None:
         weights_L = ratios[0].new_ones(len(ratios))
+    inverses = [at_image_size(ratio_Thw, image_size).clamp_min(LEAST_RATIO).reciprocal() for ratio_Thw in ratios]
+    return weights_L.sum() / (weights_L[:, None, None, None] * torch.stack(inverses)).sum(0)
+
+
+def at_image_size(map_Thw: Tensor, image_size: int) -> Tensor:
+    """Bilinearly: [T, H, W]."""
     size = (image_size, image_size)
-    inverses_LTHW = torch.stack(
-        [
-            F.interpolate(ratio_Thw[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
-            .clamp_min(LEAST_RATIO)
-            .reciprocal()
-            for ratio_Thw in ratios
-        ]
-    )
-    return weights_L.sum() / (weights_L[:, None, None, None] * inverses_LTHW).sum(0)
+    return F.interpolate(map_Thw[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
 
 
 def sum_of_tokens(maps_THW: Tensor, sample_of_token_T: Tensor, batch: int) -> Tensor:
@@ -217,10 +315,10 @@ class FittedBySearch(Fitted):
             slot_of_token_T.tolist(),
             [keys[sample] for sample in samples],
         )
-        self.search.add(self.maps_to_search(images_TCHW), *of_tokens)
+        self.search.add(images_TCHW, self.maps_to_search(images_TCHW), *of_tokens)
 
     def finish(self, gather: Gather) -> None:
-        self.search.finish(gather)
+        self.search.finish(gather, self.maps_to_search)
 
     def describe(self) -> dict[str, Any]:
         return self.search.describe()
@@ -230,102 +328,6 @@ class FittedBySearch(Fitted):
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.search.resize(in_submodule(shapes, "search"))
-
-
-class LevelSearchMethodSettings(LevelSearchSettings, LevelSettings):
-    """The teacher is UniMMAD's."""
-
-
-@dataclass(frozen=True)
-class TokenRatios:
-    """What a forward pass gives."""
-
-    ratios: Sequence[Tensor]
-    """Of each level, finest first: [T, h, w]."""
-    sample_of_token_T: Tensor
-    batch: int
-
-
-class LevelSearchMethod(FittedBySearch, FittedMethod):
-    """Search alone: nothing is trained."""
-
-    modalities_joined = SUMMED
-
-    def __init__(self, settings: LevelSearchMethodSettings) -> None:
-        """No banks yet.
-
-        Raises:
-            ValueError: the backbone does not exist, or its levels can't be had.
-        """
-        super().__init__()
-        self.settings = settings
-        self.looks_at_class = settings.bank_per == "class"
-        self.teacher = new_level_network(settings, without_rest=True).eval().requires_grad_(False)
-        kept = LevelSearchSettings.model_validate(settings.model_dump(include=set(LevelSearchSettings.model_fields)))
-        self.search = LevelSearch(kept, self.teacher.channels, settings.modality_slots)
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def load_backbone(self) -> str:
-        return load_backbone_weights(self.teacher, self.settings.backbone_weights)
-
-    def calibrate_backbone(self, batches: Iterable[Tensor]) -> None:
-        calibrate_batchnorm(self.teacher, batches)
-
-    def inference_form(self, cache_bytes: int) -> Self:
-        """BatchNorm is folded into the convolutions, of which those of large maps need fewer multiplications."""
-        fold_batchnorm(self.teacher)
-        use_fast_convolutions(self.teacher)
-        return self.eval()
-
-    def forward(
-        self,
-        images_TCHW: Tensor,
-        tokens_per_sample: Sequence[int],
-        slot_of_token_T: Tensor,
-        classes: Sequence[str | None] | None = None,
-    ) -> TokenRatios:
-        samples_T = sample_of_token(tokens_per_sample, torch.device("cpu"))
-        classes_T = [None if classes is None else classes[sample] for sample in samples_T.tolist()]
-        ratios = self.search.ratios(self.maps_to_search(images_TCHW), classes_T, slot_of_token_T.tolist())
-        return TokenRatios(ratios, samples_T.to(images_TCHW.device), len(tokens_per_sample))
-
-    def maps(self, output: TokenRatios) -> Tensor:
-        maps_THW = harmonic_mean(output.ratios, self.image_size)
-        return sum_of_tokens(maps_THW, output.sample_of_token_T, output.batch)
-
-    def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
-        """As ``Method``'s; the class of a sample is not known to it."""
-        check_slots(slots, self.modality_slots)
-        return _FixedModalities(self, slots)
-
-    @torch.no_grad()
-    def maps_to_search(self, images_TCHW: Tensor) -> list[Tensor]:
-        with torch.autocast(images_TCHW.device.type, enabled=False):
-            maps: list[Tensor] = self.teacher(images_TCHW.float())
-            return maps
-
-
-class _FixedModalities(nn.Module):
-    """Every sample has the modalities of ``slots`` and is of any class; plain operations that can be traced."""
-
-    def __init__(self, method: LevelSearchMethod, slots: Sequence[int]) -> None:
-        super().__init__()
-        self.method = method.eval()
-        self.slots = tuple(slots)
-
-    def forward(self, images_BMCHW: Tensor) -> Tensor:
-        """Normalised images -> maps before blurring, float32 [B, H, W]."""
-        size, search = self.method.image_size, self.method.search
-        maps = [level.unflatten(0, images_BMCHW.shape[:2]) for level in self.method.teacher(images_BMCHW.flatten(0, 1))]
-        of_modalities = [
-            harmonic_mean(search.traced_ratios([level[:, place] for level in maps], slot), size)
-            for place, slot in enumerate(self.slots)
-        ]
-        return torch.stack(of_modalities).sum(0)
 
 
 def in_submodule(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, tuple[int, ...]]:

@@ -60,21 +60,28 @@ def neighbours_of_block(
     return distances_nk, indices_nk.gather(1, order_nk)
 
 
-def nearest_of_others(rows_mD: Tensor, owner_of_m: Tensor, block_bytes: int = BLOCK_BYTES) -> Tensor:
-    """The squared Euclidean distance of each row to the nearest row of another owner: float32 [m].
+def nearest_of_others(
+    rows_mD: Tensor, owner_of_m: Tensor, neighbours: int = 1, block_bytes: int = BLOCK_BYTES
+) -> Tensor:
+    """The squared Euclidean distances of each row to the nearest rows of other owners: float32 [m, k].
 
     Args:
         rows_mD: float32.
         owner_of_m: whose each row is; two owners or more.
+        neighbours: k; fewer where others do not have so many.
         block_bytes: what the distances at hand take at most.
     """
+    of_largest = int(owner_of_m.unique(return_counts=True)[1].max())
+    neighbours = max(1, min(neighbours, len(rows_mD) - of_largest))
     squares_m = rows_mD.square().sum(1)
     queries = max(1, block_bytes // (len(rows_mD) * rows_mD.element_size()))
     found = []
     for block_nD, owner_of_n in zip(rows_mD.split(queries), owner_of_m.split(queries), strict=True):
         products_nm = torch.addmm(squares_m, block_nD, rows_mD.T, alpha=-2)
         products_nm.masked_fill_(owner_of_n[:, None] == owner_of_m, torch.inf)
-        found.append((block_nD - rows_mD[products_nm.argmin(1)]).square().sum(1))
+        _, places_nk = _smallest(products_nm, neighbours)
+        distances = [(block_nD - rows_mD[places_n]).square().sum(1) for places_n in places_nk.unbind(1)]
+        found.append(torch.stack(distances, dim=1))
     return torch.cat(found)
 
 

@@ -12,7 +12,7 @@ from unimmad.config import MethodSettings, ModelSettings, Recipe
 from unimmad.config.recipe import DEFAULT_METHOD, MethodTypes
 from unimmad.methods.dinomaly import Dinomaly, DinomalySettings
 from unimmad.methods.inp_former import INPFormer, INPFormerSettings
-from unimmad.methods.level_search import LevelSearchMethod, LevelSearchMethodSettings
+from unimmad.methods.level_search_method import LevelSearchMethod, LevelSearchMethodSettings
 from unimmad.methods.mambaad import MambaAD, MambaADSettings
 from unimmad.methods.memory_bank import MemoryBank, MemoryBankSettings
 from unimmad.methods.rd import RD, RDSettings

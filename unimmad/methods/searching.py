@@ -23,7 +23,6 @@ from unimmad.methods.level_search import (
     FittedBySearch,
     LevelSearch,
     LevelSearchSettings,
-    harmonic_mean,
     sum_of_tokens,
 )
 from unimmad.model.fixed_modalities import FixedModalities
@@ -132,8 +131,7 @@ class SearchingUniMMAD(FittedBySearch, UniMMAD):
         seen_L = self.usual_L > 0
         usual_L = torch.where(seen_L, self.usual_L, 1)
         rebuilt = [distance_Thw / usual for distance_Thw, usual in zip(distances, usual_L, strict=True)]
-        weights = torch.cat([torch.ones_like(usual_L), seen_L.to(usual_L.dtype)])
-        return harmonic_mean([*ratios, *rebuilt], self.image_size, weights)
+        return self.search.joined(ratios, self.image_size, rebuilt, seen_L.to(usual_L.dtype))
 
     def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
         """As ``Method``'s; the class of a sample is not known to it."""
