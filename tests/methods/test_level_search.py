@@ -8,11 +8,18 @@ import torch
 from methods.test_memory_bank import SIZE, TRAIN, Sample, collect, fit_on_ranks, sample, tokens
 from torch.nn import functional as F
 
+from unimmad.methods import discriminator
 from unimmad.methods.level_search import described, harmonic_mean, nearer_class
 from unimmad.methods.level_search_method import LevelSearchMethod, LevelSearchMethodSettings
 from unimmad.methods.nearest import nearest_of_others
 
 TEST = [sample(number) for number in (11, 12, 13)]
+WITH_ALL = {"whole_image": True, "drawn_on": 4}
+
+
+@pytest.fixture(autouse=True)
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discriminator, "STEPS", 10)
 
 
 def method_with(**changes: object) -> LevelSearchMethod:
@@ -94,6 +101,34 @@ def test_levels_and_modalities_join_as_written_plainly() -> None:
         torch.testing.assert_close(maps_BHW[number], expected_HW, rtol=1e-3, atol=1e-4)
 
 
+def test_the_whole_image_is_a_level_and_the_discriminator_a_factor() -> None:
+    method, one = fitted(**WITH_ALL), TEST[1]
+    images_TCHW, counts, slots_T = tokens([one])
+    output = method(images_TCHW, counts, slots_T, ["b"])
+    means = [method.teacher(tokens([each])[0])[1][0].mean((1, 2)) for each in TRAIN if each.class_name == "b"]
+    deviation_D = torch.stack(means).std(0, correction=0)
+    deviation_D = deviation_D.clamp_min(1e-3 * torch.stack(means).square().mean().sqrt())
+    rows = [mean / deviation_D for mean in means]  # three images: all are asked for, and of each the other two
+    apart = sum((rows[i] - rows[j]).norm() for i in range(3) for j in range(3) if i != j) / 6
+    query = method.teacher(images_TCHW)[1][0].mean((1, 2)) / deviation_D
+    expected = sum((query - row).norm() for row in rows) / 3 / apart
+    torch.testing.assert_close(output.ratios[3], expected.reshape(1, 1, 1), rtol=1e-3, atol=1e-4)
+    factors_Thw = method.search.discriminators[0](output.ratios[:3])
+    large = F.interpolate(factors_Thw[:, None], size=(SIZE, SIZE), mode="bilinear", align_corners=True)[:, 0]
+    torch.testing.assert_close(method.maps(output), harmonic_mean(output.ratios, SIZE) * large)
+    alone = fitted([TRAIN[1]], **WITH_ALL)
+    assert not alone.search.discriminators, "anomalies of an only image can't be compared with other images"
+    assert alone.maps(alone(*tokens([TEST[0]]))).isfinite().all()
+
+
+def test_a_discriminator_of_other_levels_is_refused() -> None:
+    method = fitted(**WITH_ALL)
+    shapes = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
+    shapes["search.discriminators.0.layers.0.weight"] = (24, 2, 3, 3)
+    with pytest.raises(ValueError, match="the discriminator's tensors are not those of the recipe's levels"):
+        method.resize(shapes)
+
+
 def test_a_harmonic_mean_is_large_only_where_all_levels_are() -> None:
     one, ten = torch.ones(1, 2, 2), torch.full((1, 2, 2), 10.0)
     torch.testing.assert_close(harmonic_mean([ten, ten], 4), torch.full((1, 4, 4), 10.0))
@@ -116,11 +151,12 @@ def test_an_unknown_class_is_that_whose_banks_are_nearest() -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_ranks_and_checkpoints_change_nothing() -> None:
-    expected, ranks = fitted(), [method_with() for _ in range(2)]
+@pytest.mark.parametrize(("changes", "calls"), [({}, 6), (WITH_ALL, 9)])
+def test_ranks_and_checkpoints_change_nothing(changes: dict[str, object], calls: int) -> None:
+    expected, ranks = fitted(**changes), [method_with(**changes) for _ in range(2)]
     for method, part in zip(ranks, ([5, 2, 0], [4, 3, 1]), strict=True):
         collect(method, [TRAIN[number] for number in part])  # type: ignore[arg-type]
-    fit_on_ranks(ranks, calls=6)  # type: ignore[arg-type]
+    fit_on_ranks(ranks, calls)  # type: ignore[arg-type]
     state = expected.state_dict()
     assert ranks[0].describe() == expected.describe()
     assert all(torch.equal(tensor, state[name]) for name, tensor in ranks[0].state_dict().items())
@@ -140,8 +176,9 @@ def test_banks_of_levels_that_do_not_belong_together_are_refused() -> None:
         method.resize(shapes)
 
 
-def test_the_traced_and_the_inference_form_give_the_same_maps() -> None:
-    method = fitted()
+@pytest.mark.parametrize("changes", [{}, WITH_ALL])
+def test_the_traced_and_the_inference_form_give_the_same_maps(changes: dict[str, object]) -> None:
+    method = fitted(**changes)
     both = [each for each in [*TEST, sample(15)] if len(each.slots) == 2]
     images_BMCHW = torch.stack([each.images_MCHW for each in both])
     expected_BHW = method.maps(method(*tokens(both)))

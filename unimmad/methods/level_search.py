@@ -83,7 +83,8 @@ class LevelSearch(nn.Module):
         self.drawn_on = settings.drawn_on
         self.discriminators = nn.ModuleList()
         """One, once it is fitted."""
-        self._images = ImageSample(settings.drawn_on, 0)
+        self._seed = 0
+        self._images = ImageSample(self.drawn_on, self._seed)
 
     @property
     def banks(self) -> list[Banks]:
@@ -160,7 +161,7 @@ class LevelSearch(nn.Module):
                 levels = zip(self.banks, self._described(maps_of(versions_VCHW.to(device))), strict=False)
                 ratios = [level.scores_without(patches, number, kept.key) for level, patches in levels]
                 masks_VHW = torch.stack([torch.zeros_like(drawn[0][1]), *(mask_HW for _, mask_HW in drawn)])
-                covered_Vhw = F.adaptive_avg_pool2d(masks_VHW[:, None].float(), tuple(ratios[0].shape[-2:]))[:, 0]
+                covered_Vhw = _shares(masks_VHW, ratios[0].shape[-1])
                 found.append((logarithms(ratios), covered_Vhw.to(device)))
         return DrawnExamples(*map(torch.cat, zip(*found, strict=True))) if found else None
 
@@ -251,6 +252,11 @@ class LevelSearch(nn.Module):
 def described(map_TChw: Tensor) -> Tensor:
     """The means of 3 x 3 windows, zeros beyond the edge: float32 [T, h, w, C]."""
     return F.avg_pool2d(map_TChw.float(), 3, stride=1, padding=1).permute(0, 2, 3, 1)
+
+
+def _shares(masks_VHW: Tensor, side: int) -> Tensor:
+    """Of each position's pixels those that are marked, 0 to 1: [V, side, side]."""
+    return F.adaptive_avg_pool2d(masks_VHW[:, None].float(), side)[:, 0]
 
 
 def nearer_class(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
