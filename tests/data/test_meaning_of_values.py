@@ -259,9 +259,7 @@ def test_empty_depth_and_mixed_number_types(tmp_path: Path, caplog: pytest.LogCa
     assert "2 of 6 images have no measured depth at all" in caplog.text
     assert str(empty) in caplog.text
     other = save(root / "part/test/good/depth/2.npy", np.rint(relief(2) * 1000).astype(np.uint16))
-    with pytest.raises(
-        ValueError, match=rf"^{other}: depth values are uint16, but float32 .*--on-error skip"
-    ):
+    with pytest.raises(ValueError, match=rf"^{other}: depth values are uint16, but float32 .*--on-error skip"):
         written(root, tmp_path / "shards")
     first = root / "part/train/good/depth/0.npy"  # whose number type decides what depth means
     first.write_bytes(b"no image")

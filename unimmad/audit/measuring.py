@@ -16,7 +16,8 @@ from unimmad.audit.alignment import SIDE, compare_edges, edges
 from unimmad.audit.facts import QUANTILES, ImageFacts, MaskFacts, Measured, PairFacts, SampleFacts
 from unimmad.audit.image_header import read_header
 from unimmad.audit.samples import AuditSample
-from unimmad.data.decode import check_same_size, decode_image
+from unimmad.data.decode import check_same_size, decode
+from unimmad.data.decoded import DecodedImage
 from unimmad.data.index import Modality
 from unimmad.data.layouts.source_set import SourceFile
 from unimmad.data.prepare import DEPTH_FACTOR, centred_depth, resized_pixels
@@ -53,10 +54,10 @@ def measure(task: Task) -> Measured:
             continue
         try:
             data = file.read()
-            array = decode_image(data, file.suffix, file.name)
-            resized = resized_pixels(array, modality, task.pixels_size, file.name)
-            images[modality.name] = image_facts(array, resized, data, file.name, modality)
-            arrays[modality.name], pixels[modality.name] = array, resized
+            decoded = decode(data, file.suffix, file.name)
+            resized = resized_pixels(decoded.pixels, modality, task.pixels_size, file.name)
+            images[modality.name] = image_facts(decoded, resized, data, file.name, modality)
+            arrays[modality.name], pixels[modality.name] = decoded.pixels, resized
         except (ValueError, OSError) as error:
             problems.append(_problem(file, error))
     mask = _mask(audited.sample.mask, audited.sample.anomalous, arrays, images, task.image_size, problems)
@@ -76,13 +77,13 @@ def measure(task: Task) -> Measured:
     return Measured(facts, hashes, pixels if task.with_pixels else {})
 
 
-def image_facts(array: NDArray, resized: NDArray, data: bytes, file: str, modality: Modality) -> ImageFacts:
+def image_facts(decoded: DecodedImage, resized: NDArray, data: bytes, file: str, modality: Modality) -> ImageFacts:
     """Of one decoded image, whose ``prepare.resized_pixels`` are ``resized``.
 
     Raises:
         ValueError: the values are none that depth may have.
     """
-    header = read_header(data)
+    array, header = decoded.pixels, read_header(data)
     finite = np.isfinite(array)
     share = float(finite.mean())
     values = _some_pixels(array)
@@ -95,9 +96,9 @@ def image_facts(array: NDArray, resized: NDArray, data: bytes, file: str, modali
     return ImageFacts(
         file=file,
         kind=modality.kind,
-        file_type=header.file_type,
+        file_type=decoded.file_type,
         mode=header.mode,
-        orientation=header.orientation,
+        orientation=decoded.orientation,
         has_place=header.has_place,
         height=array.shape[0],
         width=array.shape[1],
