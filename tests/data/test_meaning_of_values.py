@@ -14,6 +14,8 @@ import pytest
 from disk_sets import gray, mask, rgb, save
 from PIL import Image
 
+from unimmad.data import depth_image
+from unimmad.data.depth_image import read_depth
 from unimmad.data.index import DatasetEntry, Index, Modality, ValueRange, load_index
 from unimmad.data.layouts import find_set
 from unimmad.data.modality import (
@@ -24,7 +26,7 @@ from unimmad.data.modality import (
     reading_of,
     resolve_modality,
 )
-from unimmad.data.prepare import IMAGENET_MEAN, IMAGENET_STD, centred_depth, resize
+from unimmad.data.prepare import IMAGENET_MEAN, IMAGENET_STD, resize
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.value_range import found_range
 from unimmad.data.writing import shards as writing
@@ -221,8 +223,8 @@ def test_units_as_people_say_them(
     depth = modalities["depth"]
     assert depth.dtypes == (stored(0).dtype.name,)
     sign = -1 if stored(0).dtype == np.int16 else 1
-    expected = centred_depth(sign * relief(0), Modality(name="z", slot=0, kind="depth"))
-    np.testing.assert_allclose(centred_depth(stored(0), depth), expected, atol=0.08)
+    expected = read_depth(sign * relief(0), Modality(name="z", slot=0, kind="depth")).centred()
+    np.testing.assert_allclose(read_depth(stored(0), depth).centred(), expected, atol=0.08)
     found = predicted(depth, root / "part/train/good/depth" / f"0{suffix}")
     np.testing.assert_allclose(found.images_MCHW[0, 0].numpy(), input_of(shards, "depth"), atol=1e-6)
     assert not found.notes
@@ -276,12 +278,25 @@ def test_empty_depth_and_mixed_number_types(tmp_path: Path, caplog: pytest.LogCa
     predicted(trained.model_copy(update={"dtypes": ()}), relief(0).astype(np.float32))
 
 
+def test_depth_is_analysed_once_for_input_picture_and_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    analysed = depth_image.no_data_values
+    monkeypatch.setattr(depth_image, "no_data_values", lambda *values: calls.append(values[-1]) or analysed(*values))  # type: ignore[func-returns-value]
+    catalogue = Catalogue({"set": DatasetEntry(field="x", modalities=(Modality(name="z", slot=0, kind="depth"),))}, ())
+    image = relief(0)
+    image[2, 3] = 3.4e38
+    found = prepare_sample(InputSample("sample", {"z": image}), catalogue, None, SIDE, with_pictures=True)
+    assert found.notes == ("z: pixels of 3.4e+38 count as not measured",)
+    assert found.pictures
+    assert calls == ["sample, z"]
+
+
 def test_disparity_alone_counts_from_one_metre(tmp_path: Path) -> None:
     root = with_depth(tmp_path / "raw", lambda seed: (54.0 / relief(seed)).astype(np.float32))
     _, modalities = written(root, tmp_path / "shards", ["depth=depth:disparity"])
     assert modalities["depth"].unit == pytest.approx(54 / 0.605, rel=0.01)
-    found = centred_depth((54.0 / relief(0)).astype(np.float32), modalities["depth"])
-    expected = centred_depth(relief(0) / 0.605, Modality(name="z", slot=0, kind="depth"))
+    found = read_depth((54.0 / relief(0)).astype(np.float32), modalities["depth"]).centred()
+    expected = read_depth(relief(0) / 0.605, Modality(name="z", slot=0, kind="depth")).centred()
     np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-3)
 
 
@@ -304,7 +319,7 @@ def test_an_old_index_says_what_it_said_and_a_new_one_says_no_more_than_it_must(
     stored = np.array([[0, 40000], [50000, 60000]], dtype=np.uint16)
     metres = stored / 65535 * 0.5
     expected = np.where(stored > 0, (metres - metres[stored > 0].mean()) * 100, 0)
-    np.testing.assert_allclose(centred_depth(stored, modality), expected, rtol=1e-6)
+    np.testing.assert_allclose(read_depth(stored, modality).centred(), expected, rtol=1e-6)
     later = modality.model_copy(update={"unit": 0.001, "dtypes": ("uint16",)})
     assert Modality.model_validate_json(later.model_dump_json()) == later
 

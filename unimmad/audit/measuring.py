@@ -18,9 +18,11 @@ from unimmad.audit.image_header import read_header
 from unimmad.audit.samples import AuditSample
 from unimmad.data.decode import check_same_size, decode
 from unimmad.data.decoded import DecodedImage
-from unimmad.data.index import Modality
+from unimmad.data.depth_image import DEPTH_FACTOR
+from unimmad.data.index import ModalityKind
 from unimmad.data.layouts.source_set import SourceFile
-from unimmad.data.prepare import DEPTH_FACTOR, centred_depth, resized_pixels
+from unimmad.data.prepare import seen_pixels, stored_pixels
+from unimmad.data.views import whole
 from unimmad.data.writing.duplicates import perceptual_hash, pixel_digest
 from unimmad.data.writing.mask_checks import read_mask
 from unimmad.serialization.text import one_line
@@ -55,8 +57,9 @@ def measure(task: Task) -> Measured:
         try:
             data = file.read()
             decoded = decode(data, file.suffix, file.name)
-            resized = resized_pixels(decoded.pixels, modality, task.pixels_size, file.name)
-            images[modality.name] = image_facts(decoded, resized, data, file.name, modality)
+            stored = stored_pixels(decoded.pixels, modality, file.name)
+            resized = seen_pixels(stored, modality.kind, whole(stored.shape, task.pixels_size))
+            images[modality.name] = image_facts(decoded, stored, resized, data, file.name, modality.kind)
             arrays[modality.name], pixels[modality.name] = decoded.pixels, resized
         except (ValueError, OSError) as error:
             problems.append(_problem(file, error))
@@ -77,12 +80,10 @@ def measure(task: Task) -> Measured:
     return Measured(facts, hashes, pixels if task.with_pixels else {})
 
 
-def image_facts(decoded: DecodedImage, resized: NDArray, data: bytes, file: str, modality: Modality) -> ImageFacts:
-    """Of one decoded image, whose ``prepare.resized_pixels`` are ``resized``.
-
-    Raises:
-        ValueError: the values are none that depth may have.
-    """
+def image_facts(
+    decoded: DecodedImage, stored: NDArray, resized: NDArray, data: bytes, file: str, kind: ModalityKind
+) -> ImageFacts:
+    """Of one decoded image, of which ``prepare.stored_pixels`` are ``stored``, and these resized ``resized``."""
     array, header = decoded.pixels, read_header(data)
     finite = np.isfinite(array)
     share = float(finite.mean())
@@ -90,12 +91,11 @@ def image_facts(decoded: DecodedImage, resized: NDArray, data: bytes, file: str,
     values = values[np.isfinite(values)]
     integer = array.dtype.kind in "iu"
     span_m = measured = None
-    if modality.kind == "depth":
-        depth_HW = centred_depth(array, modality, file)
-        span_m, measured = float(np.ptp(depth_HW)) / DEPTH_FACTOR, float((depth_HW != 0).mean())
+    if kind == "depth":
+        span_m, measured = float(np.ptp(stored)) / DEPTH_FACTOR, float((stored != 0).mean())
     return ImageFacts(
         file=file,
-        kind=modality.kind,
+        kind=kind,
         file_type=decoded.file_type,
         mode=header.mode,
         orientation=decoded.orientation,

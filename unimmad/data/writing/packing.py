@@ -13,7 +13,6 @@ from unimmad.data.image_facts import ImageFacts, facts_of
 from unimmad.data.index import Member, SampleEntry
 from unimmad.data.layouts.encode import png_bytes
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
-from unimmad.data.prepare import no_data_note
 from unimmad.data.writing.descriptions import DESCRIPTION, describe
 from unimmad.data.writing.duplicates import Look, look_of
 from unimmad.data.writing.mask_checks import read_mask
@@ -111,8 +110,8 @@ def pack(work: Work, allow_odd_masks: bool = False) -> PackedSample:
             continue
         data = _read(file)
         decoded = decode(data, file.suffix, file.name)
-        facts[modality.name] = facts_of(decoded, modality, file.name)
-        if note := no_data_note(decoded.pixels, modality, file.name):
+        facts[modality.name], note = facts_of(decoded, modality, file.name)
+        if note:
             notes[modality.name] = f"{file.name}: {note}"
         first = first or (decoded.called(file.name), decoded.pixels.shape)
         check_same_size(decoded.called(file.name), decoded.pixels.shape, *first)
