@@ -19,9 +19,10 @@ from unimmad.audit.samples import AuditSample
 from unimmad.data.decode import check_same_size, decode
 from unimmad.data.decoded import DecodedImage
 from unimmad.data.depth_image import DEPTH_FACTOR
+from unimmad.data.depth_range import check_dtype
 from unimmad.data.index import ModalityKind
 from unimmad.data.layouts.source_set import SourceFile
-from unimmad.data.prepare import seen_pixels, stored_pixels
+from unimmad.data.prepare import check_fits, seen_pixels, stored_pixels
 from unimmad.data.views import whole
 from unimmad.data.writing.duplicates import perceptual_hash, pixel_digest
 from unimmad.data.writing.mask_checks import read_mask
@@ -51,12 +52,16 @@ def measure(task: Task) -> Measured:
     arrays: dict[str, NDArray] = {}
     images: dict[str, ImageFacts] = {}
     pixels: dict[str, NDArray] = {}
+    given = {modality.name: modality for modality in audited.given.modalities}
     for modality in sorted(audited.entry.modalities, key=lambda modality: modality.slot):
         if (file := audited.sample.images.get(modality.name)) is None:
             continue
         try:
             data = file.read()
             decoded = decode(data, file.suffix, file.name)
+            if given[modality.name] != modality:
+                check_fits(decoded.pixels, given[modality.name], file.name)
+                check_dtype(decoded.pixels.dtype, modality, file.name)
             stored = stored_pixels(decoded.pixels, modality, file.name)
             resized = seen_pixels(stored, modality.kind, whole(stored.shape, task.pixels_size))
             images[modality.name] = image_facts(decoded, stored, resized, data, file.name, modality.kind)
