@@ -21,7 +21,7 @@ class Header:
 def read_header(data: bytes) -> Header:
     """Of an image that was decoded already, so that its header is known to be harmless."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF")) as opened:
             return Header(opened.mode, bool(opened.getexif().get_ifd(ExifTags.IFD.GPSInfo)))
     except Exception:  # NPY, what Pillow doesn't know, or EXIF that is damaged: the image itself was decoded
         return Header()

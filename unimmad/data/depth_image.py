@@ -55,7 +55,7 @@ def read_depth(array: np.ndarray, modality: Modality, where: str = "depth") -> D
         where: the file (and sample), for messages.
 
     Raises:
-        ValueError: channels or values that are no depth.
+        ValueError: channels or values that depth cannot have.
     """
     stored_HW = array if array.ndim == 2 else array[:, :, 0]
     measured_HW = np.isfinite(stored_HW)
