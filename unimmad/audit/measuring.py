@@ -129,7 +129,9 @@ def _some_pixels(array: NDArray) -> NDArray:
 def _quantiles(values: NDArray, all_values: NDArray) -> tuple[float, ...]:
     if not values.size:
         return ()
-    found = np.quantile(values.astype(np.float64), np.linspace(0, 1, QUANTILES))
+    ordered = np.sort(values, kind="stable").astype(np.float64)  # of few bits by counting, which takes no time
+    places = np.linspace(0, len(ordered) - 1, QUANTILES)
+    found = np.interp(places, np.arange(len(ordered)), ordered)
     found[0], found[-1] = all_values.min(), all_values.max()
     return tuple(found.tolist())
 
