@@ -89,7 +89,7 @@ def test_a_report_and_predictions_of_photographs_held_upright(photographs: Path,
     found = shown(output / "report.html", tmp_path)
     check(output / "report.html", found)
     assert found.anchors
-    assert "a part #1" in found.text
+    assert "up to 9.4 times (400 x 600)" in found.text
 
     files = [str(photographs / "a part #1/test/spot" / f"{number}.jpg") for number in range(2)]
     words = ["--checkpoint", str(checkpoint), "--device", "cpu", "--maps", "--output-dir", str(tmp_path / "predicted")]
