@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from unimmad.checkpoint.digests import file_digest, write_digests
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
 from unimmad.checkpoint.tensor_slices import TensorSlice, write_pieces
 from unimmad.checkpoint.trained_on import TrainedOn
-from unimmad.config import Recipe
+from unimmad.config import EvaluationSettings, Precision, Recipe
+from unimmad.data.sample import Batch
 from unimmad.data.synthetic import synthetic_sets
 from unimmad.data.writing.shards import write_shards
+from unimmad.evaluation.scoring import score_on_device
 from unimmad.methods.registry import new_model
+from unimmad.model.method import Method
 from unimmad.model.unimmad import UniMMAD
 
 
@@ -51,6 +56,14 @@ def hand_made_checkpoint(
     )
     write_index_and_state(partial, state, digests)
     return folder.commit(partial, step, keep=2), model.eval()
+
+
+def maps_of(
+    model: Method, batch: Batch, settings: EvaluationSettings, precision: Precision = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """What the model gives on the CPU: blurred anomaly maps [B, H, W] and image scores [B]."""
+    found = score_on_device(model, batch, settings, torch.device("cpu"), precision)
+    return found.maps_BHW, found.scores_B
 
 
 def take_digests_again(checkpoint: Path) -> None:

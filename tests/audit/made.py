@@ -14,6 +14,7 @@ from unimmad.audit.findings import Finding
 from unimmad.audit.run import Audited, audit
 from unimmad.audit.samples import samples_of_sets
 from unimmad.data.layouts import find_sets
+from unimmad.data.modality import parse_modality
 
 
 def part(seed: int, side: int = 48) -> NDArray[np.uint8]:
@@ -47,10 +48,12 @@ def make_parts(root: Path, class_name: str = "part", suffix: str = ".png") -> Pa
     return root
 
 
-def audited(*roots: Path, image_size: int = 48) -> Audited:
+def audited(*roots: Path, image_size: int = 48, modalities: Sequence[str] = ()) -> Audited:
     """Without features."""
-    sets = [found.source for root in roots for found in find_sets(root, calibration_fraction=0.0)]
-    return audit(samples_of_sets(sets), image_size=image_size, show_progress=False)
+    choices = [parse_modality(text) for text in modalities]
+    found = [one for root in roots for one in find_sets(root, modalities=choices, calibration_fraction=0.0)]
+    sets = [one.source for one in found]
+    return audit(samples_of_sets(sets, show_progress=False), image_size=image_size, show_progress=False)
 
 
 def told(found: Audited, check: str) -> Sequence[Finding]:

@@ -64,7 +64,7 @@ def test_a_source_and_its_shards_are_told_the_same(parts: Path, tmp_path: Path, 
     assert suspects[0]["file"].endswith("train/good/04.png")
     assert not (tmp_path / "a/.partial").exists()
 
-    sets = [found.source for found in find_sets(parts, calibration_fraction=0.0)]
+    sets = [found.source for found in find_sets(parts)]
     write_shards(sets, tmp_path / "shards", progress=False, allow_duplicates=True)
     assert command.main([str(tmp_path / "shards"), "--output-dir", str(tmp_path / "b"), "--image-size", "48"]) == 3
     of_shards = json.loads((tmp_path / "b/audit.json").read_text())

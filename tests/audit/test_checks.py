@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from audit.made import audited, make_parts, part, square_mask, told
 from data.disk_sets import save
-from PIL import Image
+from PIL import Image, ImageFile
 
 from unimmad.audit.findings import Severity
+from unimmad.audit.image_header import read_header
 
 
 @pytest.fixture
@@ -43,7 +44,8 @@ def test_twelve_bits_in_sixteen_and_one_such_among_others(tmp_path: Path) -> Non
     for path in dark.rglob("*.png"):
         if "ground_truth" not in path.parts:
             save(path, np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16)
-    [finding] = told(audited(dark), "values")
+    assert audited(dark).findings == ()  # shards of it have their range
+    [finding] = told(audited(dark, modalities=["rgb=gray:0:65535"]), "values")
     assert finding.severity == Severity.WARNING
     assert "12 bits stored as uint16" in finding.what
 
@@ -159,3 +161,18 @@ def test_depth_in_the_wrong_unit_and_without_a_measured_pixel(tmp_path: Path) ->
     assert len(found) == 2
     assert any("no measured pixel" in what for what in found)
     assert any("spans 3e+03 m" in what for what in found)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_places_are_told_and_pixels_unpacked_once(parts: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x8825] = {1: "N", 2: (52.0, 31.0, 0.0)}
+    name = f"03{suffix}"
+    for number in (3, 4):
+        (parts / f"part/train/good/{number:02d}.png").unlink()
+    Image.fromarray(part(3)).save(parts / "part/train/good" / name, exif=exif)
+    Image.fromarray(part(4)).save(parts / "part/train/good" / f"04{suffix}")
+    assert files(audited(parts), "EXIF") == [name]
+    data = (parts / "part/train/good" / f"04{suffix}").read_bytes()
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("unpacked once more"))
+    assert read_header(data).mode == "RGB"

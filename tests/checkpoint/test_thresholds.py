@@ -12,7 +12,6 @@ from unimmad.checkpoint.thresholds import (
     images_needed,
     is_above,
     load_thresholds,
-    make_thresholds,
     save_thresholds,
     thresholds_by_sensors,
 )
@@ -24,7 +23,8 @@ SOLIDS = DatasetEntry(field="industry", modalities=(Modality(name="rgb", slot=0,
 
 def made(rate: float = 0.1):
     scores = {"solids/cookie": [0.1 * n for n in range(1, 20)], "solids/rope": [5.0, 4.0, 6.0]}
-    return make_thresholds(scores, dict.fromkeys(scores, ("rgb",)), {"solids": SOLIDS}, (*scores, "solids/nut"), rate)
+    by_sensors = {name: {("rgb",): of_class} for name, of_class in scores.items()}
+    return thresholds_by_sensors(by_sensors, {"solids": SOLIDS}, (*scores, "solids/nut"), rate)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,27 @@ def test_a_value_that_is_no_number_is_named(tmp_path):
         load_thresholds(tmp_path)
 
 
-def test_those_of_one_data_set_keep_the_threshold_of_all_classes():
-    kept = made().only("brains")
-    assert (kept.classes, kept.datasets, kept.trained_classes) == ({}, {}, ())
-    assert kept.all_classes == made().all_classes
+def test_those_of_one_data_set_know_nothing_of_others():
+    assert made().only("solids") == made()
+    assert made().only("brains") is None
+    both, rgb = ("rgb", "depth"), ("rgb",)
+    scores = {
+        "a/x": {rgb: [0.1, 0.2, 0.3], both: [1.0, 2.0]},
+        "a/y": {both[::-1]: [3.0]},
+        "b/z": {rgb: [9.0], both: [9.0]},
+    }
+    usual = {
+        name: {of: [0.5 * score for score in found] for of, found in sets.items()} for name, sets in scores.items()
+    }
+    found = thresholds_by_sensors(scores, {"a": SOLIDS, "b": SOLIDS}, tuple(scores), 0.4, usual=usual)
+    kept = found.only("a")
+    assert kept.classes == {name: found.classes[name] for name in ("a/x", "a/y")}
+    assert (list(kept.datasets), kept.trained_classes) == (["a"], ("a/x", "a/y"))
+    assert (kept.of_all(rgb).value, kept.of_all(rgb).images, kept.of_all(rgb).usual) == (0.3, 3, pytest.approx(0.1))
+    assert (kept.of_all(both).value, kept.of_all(both).images) == (3.0, 3)
+    assert kept.of_all(both).fpr_bound == found.classes["a/y"].fpr_bound == 0.5
+    assert (kept.all_classes.value, kept.all_classes.images) == (3.0, 6)
+    assert found.model_copy(update={"sensor_sets": ()}).only("a").of_all(("depth",)) == kept.all_classes
+    spreads = {"a/x": {rgb: Spread.of([5.0])}, "b/z": {rgb: Spread.of([7.0])}}
+    measured = found.with_pixel_values(spreads).only("a")
+    assert (measured.of_all(rgb).pixel_value, measured.of_all(both).pixel_value) == (5.0, None)

@@ -10,13 +10,14 @@ import pytest
 from disk_sets import rgb, save
 
 from unimmad.data.decode import decode_mask_pixels
+from unimmad.data.depth_image import read_depth
 from unimmad.data.depth_range import MAX_DEPTH_METRES
 from unimmad.data.index import MAX_SCALE, MIN_SCALE, Modality
 from unimmad.data.layouts import find_set
 from unimmad.data.layouts.benchmarks import eyecandies
 from unimmad.data.layouts.benchmarks.positions import read_positions
 from unimmad.data.layouts.encode import npy_bytes
-from unimmad.data.prepare import centred_depth, check_fits, no_data_note, prepare
+from unimmad.data.prepare import check_fits, prepare
 from unimmad.data.writing.shards import write_shards
 
 METRES = Modality(name="z", slot=0, kind="depth")
@@ -35,7 +36,9 @@ def assert_not_measured(array: np.ndarray, modality: Modality, *places: tuple[in
         expected[place] = np.nan
     largest = np.iinfo(array.dtype).max if array.dtype.kind == "i" else 1
     given = modality.model_copy(update={"scale": modality.scale / largest})
-    np.testing.assert_allclose(centred_depth(array, modality), centred_depth(expected, given), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        read_depth(array, modality).centred(), read_depth(expected, given).centred(), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,8 +48,8 @@ def test_no_data_is_background(value: float) -> None:
     array = scan()
     array[3, 4], array[7, 7] = value, value
     assert_not_measured(array, METRES, (3, 4), (7, 7))
-    said = no_data_note(array, METRES, "a.npy")
-    assert said == (f"z: pixels of {np.float32(value):g} count as not measured" if np.isfinite(value) else "")
+    said = read_depth(array, METRES, "a.npy").no_data_note
+    assert said == (f"pixels of {np.float32(value):g} count as not measured" if np.isfinite(value) else "")
     check_fits(array, METRES, "a.npy")
 
 
@@ -78,14 +81,14 @@ def test_signed_integers_and_the_scale() -> None:
     ids=["largest integer", "among others", "no such value", "unsigned", "micrometres taken for metres"],
 )
 def test_what_may_be_a_depth_is_one(array: np.ndarray, modality: Modality) -> None:
-    assert no_data_note(array, modality, "a.npy") == ""
+    assert read_depth(array, modality, "a.npy").no_data_note == ""
     largest = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
     metres = array.astype(np.float64) / largest * modality.scale
-    np.testing.assert_allclose(centred_depth(array, modality), (metres - metres.mean()) * 100, rtol=1e-5)
+    np.testing.assert_allclose(read_depth(array, modality).centred(), (metres - metres.mean()) * 100, rtol=1e-5)
 
 
 def test_a_scan_without_any_data_is_zero() -> None:
-    assert not centred_depth(np.full((4, 4), 3.4e38, dtype=np.float32), METRES).any()
+    assert not read_depth(np.full((4, 4), 3.4e38, dtype=np.float32), METRES).centred().any()
 
 
 @pytest.mark.parametrize("factor", [1e9, 1e30])

@@ -285,7 +285,44 @@ def test_what_is_unclear_is_refused_by_name(spoil: Callable[[Path], object], mes
     good.mkdir(parents=True)
     spoil(good)
     with pytest.raises(ValueError, match=message):
-        find_set(tmp_path, layout="medical")
+        _read_all(tmp_path)
+
+
+def _read_all(root: Path) -> list[bytes]:
+    samples = find_set(root, layout="medical").source.samples
+    return [file.read() for sample in samples for file in sample.images.values()]
+
+
+def test_damaged_scans_are_listed_or_skipped_with_all_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "scans"
+    for number, (part, count) in enumerate((("train", 3), ("test", 2))):
+        for name in range(count):
+            slice_ = axial(np.maximum(volume(9 * number + name), 0), 0)
+            path = root / "liver" / part / "good/ser" / f"{name}.dcm"
+            write_dicom(path, slice_, Modality="MR", WindowCenter=None, WindowWidth=None)
+    no_header, cut = (root / "liver/train/good/ser" / f"{name}.dcm" for name in (0, 1))
+    no_header.write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 40)
+    cut.write_bytes(cut.read_bytes()[:-200])  # the header is whole; the pixels give the series its range
+    found = find_set(root).source
+    with pytest.raises(ValueError, match="2 of 5 samples cannot be written") as caught:
+        write_shards([found], tmp_path / "shards", progress=False)
+    assert str(no_header) in str(caught.value)
+    assert str(cut) in str(caught.value)
+    index = write_shards([found], tmp_path / "shards", progress=False, on_error="skip")
+    assert [sample.source for sample in index.samples] == [
+        f"liver/{name}.dcm" for name in ("train/good/ser/2", "test/good/ser/0", "test/good/ser/1")
+    ]
+    assert any("left out: 2 of 5" in said for said in caplog.messages)
+    with pytest.raises(ValueError, match="holds no picture"):
+        find_set(_only(root / "liver", no_header))
+
+
+def _only(class_folder: Path, path: Path) -> Path:
+    """A set of one class with this one file to train on."""
+    target = class_folder.parents[1] / "only" / class_folder.name / "train/good"
+    target.mkdir(parents=True)
+    shutil.copy(path, target)
+    return target.parents[2]
 
 
 def test_hounsfield_units_without_a_window_are_named_when_written(tmp_path: Path) -> None:

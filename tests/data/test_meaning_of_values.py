@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from disk_sets import gray, mask, rgb, save
 from PIL import Image
 
+from unimmad.data import depth_image
+from unimmad.data.depth_image import read_depth
 from unimmad.data.index import DatasetEntry, Index, Modality, ValueRange, load_index
 from unimmad.data.layouts import find_set
 from unimmad.data.modality import (
@@ -22,12 +26,13 @@ from unimmad.data.modality import (
     reading_of,
     resolve_modality,
 )
-from unimmad.data.prepare import IMAGENET_MEAN, IMAGENET_STD, centred_depth, resize
+from unimmad.data.prepare import IMAGENET_MEAN, IMAGENET_STD, resize
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.value_range import found_range
 from unimmad.data.writing import shards as writing
 from unimmad.data.writing.packing import Broken, PackedSample, Work
 from unimmad.data.writing.shards import write_shards
+from unimmad.data.writing.verify import verify_folder
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.inputs import InputSample
 from unimmad.inference.reading import PreparedSample, prepare_sample
@@ -218,8 +223,8 @@ def test_units_as_people_say_them(
     depth = modalities["depth"]
     assert depth.dtypes == (stored(0).dtype.name,)
     sign = -1 if stored(0).dtype == np.int16 else 1
-    expected = centred_depth(sign * relief(0), Modality(name="z", slot=0, kind="depth"))
-    np.testing.assert_allclose(centred_depth(stored(0), depth), expected, atol=0.08)
+    expected = read_depth(sign * relief(0), Modality(name="z", slot=0, kind="depth")).centred()
+    np.testing.assert_allclose(read_depth(stored(0), depth).centred(), expected, atol=0.08)
     found = predicted(depth, root / "part/train/good/depth" / f"0{suffix}")
     np.testing.assert_allclose(found.images_MCHW[0, 0].numpy(), input_of(shards, "depth"), atol=1e-6)
     assert not found.notes
@@ -256,20 +261,42 @@ def test_empty_depth_and_mixed_number_types(tmp_path: Path, caplog: pytest.LogCa
     assert "2 of 6 images have no measured depth at all" in caplog.text
     assert str(empty) in caplog.text
     other = save(root / "part/test/good/depth/2.npy", np.rint(relief(2) * 1000).astype(np.uint16))
-    with pytest.raises(ValueError, match=rf"^{other}: depth values are uint16, but float32 in training"):
+    with pytest.raises(ValueError, match=rf"^{other}: depth values are uint16, but float32 .*--on-error skip"):
         written(root, tmp_path / "shards")
+    first = root / "part/train/good/depth/0.npy"  # whose number type decides what depth means
+    first.write_bytes(b"no image")
+    caplog.clear()
+    index = write_shards([find_set(root).source], tmp_path / "skipped", progress=False, on_error="skip")
+    assert len(index.samples) == 4
+    assert index.datasets["raw"].modalities[1].dtypes == ("float32",)
+    (said,) = [line for line in caplog.messages if "left out: 2 of 6 samples" in line]
+    assert str(other) in said
+    assert str(first) in said
     trained = Modality(name="depth", slot=0, kind="depth", dtypes=("uint16",), scale=0.5, invalid=0)
     with pytest.raises(ValueError, match=r"^sample, depth: depth values are float32, but uint16 in training"):
         predicted(trained, relief(0).astype(np.float32))
     predicted(trained.model_copy(update={"dtypes": ()}), relief(0).astype(np.float32))
 
 
+def test_depth_is_analysed_once_for_input_picture_and_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    analysed = depth_image.no_data_values
+    monkeypatch.setattr(depth_image, "no_data_values", lambda *values: calls.append(values[-1]) or analysed(*values))  # type: ignore[func-returns-value]
+    catalogue = Catalogue({"set": DatasetEntry(field="x", modalities=(Modality(name="z", slot=0, kind="depth"),))}, ())
+    image = relief(0)
+    image[2, 3] = 3.4e38
+    found = prepare_sample(InputSample("sample", {"z": image}), catalogue, None, SIDE, with_pictures=True)
+    assert found.notes == ("z: pixels of 3.4e+38 count as not measured",)
+    assert found.pictures
+    assert calls == ["sample, z"]
+
+
 def test_disparity_alone_counts_from_one_metre(tmp_path: Path) -> None:
     root = with_depth(tmp_path / "raw", lambda seed: (54.0 / relief(seed)).astype(np.float32))
     _, modalities = written(root, tmp_path / "shards", ["depth=depth:disparity"])
     assert modalities["depth"].unit == pytest.approx(54 / 0.605, rel=0.01)
-    found = centred_depth((54.0 / relief(0)).astype(np.float32), modalities["depth"])
-    expected = centred_depth(relief(0) / 0.605, Modality(name="z", slot=0, kind="depth"))
+    found = read_depth((54.0 / relief(0)).astype(np.float32), modalities["depth"]).centred()
+    expected = read_depth(relief(0) / 0.605, Modality(name="z", slot=0, kind="depth")).centred()
     np.testing.assert_allclose(found, expected, rtol=0.02, atol=1e-3)
 
 
@@ -292,7 +319,7 @@ def test_an_old_index_says_what_it_said_and_a_new_one_says_no_more_than_it_must(
     stored = np.array([[0, 40000], [50000, 60000]], dtype=np.uint16)
     metres = stored / 65535 * 0.5
     expected = np.where(stored > 0, (metres - metres[stored > 0].mean()) * 100, 0)
-    np.testing.assert_allclose(centred_depth(stored, modality), expected, rtol=1e-6)
+    np.testing.assert_allclose(read_depth(stored, modality).centred(), expected, rtol=1e-6)
     later = modality.model_copy(update={"unit": 0.001, "dtypes": ("uint16",)})
     assert Modality.model_validate_json(later.model_dump_json()) == later
 
@@ -309,6 +336,41 @@ def test_what_means_other_things_than_in_training_is_said() -> None:
     assert read_otherwise(millimetres, metres) == [
         "z of parts (depth, a stored 1 is 0.001 m, invalid 0.0; in training: depth, scale 1 m, invalid None)"
     ]
+
+
+def test_samples_describe_themselves_as_the_index_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a range became known only when all shards were written, and writing them again was interrupted."""
+    root = with_depth(tmp_path / "raw", lambda seed: relief(seed).astype(np.float32))
+    for path in root.rglob("rgb/*.png"):
+        save(path, (rgb(int(path.stem)).astype(np.uint16) * 4)[:, :, 0])
+    found, target, again = find_set(root).source, tmp_path / "shards", writing.write_settled
+    calls: list[Path] = []
+
+    def stops_at_the_second(path: Path, *others: Any) -> Any:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return again(path, *others)
+
+    monkeypatch.setattr(writing, "write_settled", stops_at_the_second)
+    with pytest.raises(KeyboardInterrupt, match="shards are kept"):
+        write_shards([found], target, progress=False, shard_bytes=4000)
+    packed: list[Work] = []
+    real = writing.pack_or_say
+    monkeypatch.setattr(writing, "pack_or_say", lambda work, **rules: packed.append(work) or real(work, **rules))  # type: ignore[func-returns-value]
+    index = write_shards([found], target, progress=False, shard_bytes=4000)
+    assert packed == []
+    assert verify_folder(target, progress=False) == []
+    (modalities,) = {entry.modalities for entry in index.datasets.values()}
+    assert modalities[0].ranges == (ValueRange(dtype="uint16", low=0, high=1023),)
+    for shard in index.shards:
+        with tarfile.open(target / shard.name) as tar:
+            for name in (name for name in tar.getnames() if name.endswith(".json")):
+                described = json.loads(tar.extractfile(name).read())["modalities"]  # type: ignore[union-attr]
+                assert [Modality.model_validate(one) for one in described] == list(modalities)
+    assert input_of(ShardSet.open([target]), "rgb").max() > 0.5
+    straight = write_shards([found], tmp_path / "straight", progress=False, shard_bytes=4000)
+    assert straight == index
 
 
 def test_an_interrupted_writer_knows_what_it_had_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from unimmad.data.writing.packing import PackedSample, Work, pack_or_say
 from unimmad.data.writing.shards import write_shards
 from unimmad.data.writing.verify import verify_folder
 from unimmad.evaluation.header import _duplicates, _without_masks
+from unimmad.inference.reading import _decoded
 
 
 def write(root: Path, **options: Any) -> Index:
@@ -125,6 +126,13 @@ def test_further_types_are_written_as_png(tmp_path: Path, suffix: str) -> None:
     decoded = decode_image(stored(root, sample.images["rgb"]), ".png", "x")
     np.testing.assert_array_equal(decoded, np.asarray(Image.open(file).convert("RGB")))
     assert any("first frame" in notice for notice in find_set(root).notices) == (suffix == ".gif")
+    converted = file.read_bytes()
+    for format_ in ("PNG", "JPEG", "TIFF"):  # of that name: the bytes tell what it is, here as in prediction
+        Image.fromarray(shown).save(file, format=format_, quality=90)
+        read = SourceFile.of(file)
+        np.testing.assert_array_equal(decode_image(read.read(), read.suffix, "x"), np.asarray(Image.open(file)))
+        np.testing.assert_array_equal(_decoded(file, "x")[0], np.asarray(Image.open(file)))
+    file.write_bytes(converted)
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(ValueError, match=rf"a\{suffix}: does not open as {suffix[1:].upper()}"):
         SourceFile.of(file).read()

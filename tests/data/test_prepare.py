@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from unimmad.data.depth_image import read_depth
 from unimmad.data.index import Modality
-from unimmad.data.prepare import IMAGENET_MEAN, IMAGENET_STD, centred_depth, check_fits, prepare
+from unimmad.data.prepare import IMAGENET_MEAN, IMAGENET_STD, check_fits, prepare
 
 RGB = Modality(name="rgb", slot=0, kind="rgb")
 GRAY = Modality(name="t1", slot=0, kind="gray")
@@ -50,12 +51,12 @@ def test_integer_depth_in_centimetres_about_its_mean() -> None:
     expected = np.zeros((4, 4))
     mean = (2 * 0.1 + 0.2) / 3
     expected[1:3], expected[3] = (0.1 - mean) * 100, (0.2 - mean) * 100
-    np.testing.assert_allclose(centred_depth(array, DEPTH), expected, atol=1e-5)
+    np.testing.assert_allclose(read_depth(array, DEPTH).centred(), expected, atol=1e-5)
 
 
 def test_depth_resizes_plainly_without_imagenet_statistics() -> None:
     array = np.random.default_rng(0).random((20, 30)).astype(np.float32)
-    centred = torch.from_numpy(centred_depth(array, METRES))
+    centred = torch.from_numpy(read_depth(array, METRES).centred())
     expected = interpolate(centred[None, None], size=(8, 8), mode="bilinear", align_corners=False)[0, 0]
     image = prepare(array, METRES, 8)
     assert image.dtype == torch.float32
@@ -69,13 +70,13 @@ def test_last_channel_is_the_foreground() -> None:
     array = np.stack([depth, np.full((4, 4), np.nan), foreground], axis=2)
     expected = np.zeros((4, 4))
     expected[0], expected[1] = -100, 100
-    np.testing.assert_allclose(centred_depth(array, METRES), expected)
+    np.testing.assert_allclose(read_depth(array, METRES).centred(), expected)
 
 
 def test_depth_that_is_not_finite_or_absent_is_background() -> None:
     array = np.array([[1.0, np.nan], [np.inf, 3.0]], dtype=np.float32)
-    np.testing.assert_allclose(centred_depth(array, METRES), [[-100, 0], [0, 100]])
-    assert not centred_depth(np.zeros((3, 3), dtype=np.uint16), DEPTH).any()
+    np.testing.assert_allclose(read_depth(array, METRES).centred(), [[-100, 0], [0, 100]])
+    assert not read_depth(np.zeros((3, 3), dtype=np.uint16), DEPTH).centred().any()
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from disk_sets import make_multimodal, make_mvtec, mask, rgb
 from torch.utils.data import DataLoader
 
 from unimmad.data import decode_limits as limits
+from unimmad.data.depth_image import read_depth
 from unimmad.data.layouts import find_set
 from unimmad.data.location import parse_data_folder
-from unimmad.data.prepare import centred_depth, prepare
+from unimmad.data.prepare import prepare
 from unimmad.data.reading.download import FetchError
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
@@ -70,7 +71,7 @@ def test_integer_depth_is_metres_with_invalid_background(folders: list[Path]) ->
     depth = shards.datasets["food"].modalities[1]
     stored = np.array([[0, 40000], [50000, 0]], dtype=np.uint16)
     half = 5000 / 65535 * 0.5 * 100
-    np.testing.assert_allclose(centred_depth(stored, depth), [[0, -half], [half, 0]], rtol=1e-5)
+    np.testing.assert_allclose(read_depth(stored, depth).centred(), [[0, -half], [half, 0]], rtol=1e-5)
     image = shards.read(shards.classes("train")["food/bagel"][0], 12).images_MCHW[1]
     assert (image[:, 2:5] < 0).all()
     assert (image[:, 7:] > 0).all()

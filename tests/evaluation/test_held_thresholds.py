@@ -9,9 +9,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from hand_made import hand_made_shards
+from hand_made import hand_made_shards, maps_of
 
-from unimmad.checkpoint.thresholds import TIES, make_thresholds, save_thresholds, thresholds_by_sensors
+from unimmad.checkpoint.thresholds import TIES, save_thresholds, thresholds_by_sensors
 from unimmad.data.index import with_rois
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.roi import Roi, Rois
@@ -19,7 +19,6 @@ from unimmad.data.sample import collate
 from unimmad.evaluation.collecting import ClassScores, ScoredBatch
 from unimmad.evaluation.evaluate import evaluate_checkpoint
 from unimmad.evaluation.held_thresholds import HeldThresholds
-from unimmad.evaluation.scoring import score_batch
 from unimmad.metrics.at_threshold import SIZE_NAMES, AtThreshold, Spread, count_image, joined
 from unimmad.report.at_threshold import at_threshold_table
 from unimmad.report.class_pictures import draw_class
@@ -44,7 +43,7 @@ def maps(checkpoint, solids):
     for refs in shards.classes("test").values():
         for ref in refs:
             sample = shards.read(ref, 64, checkpoint.recipe.evaluation.mask_resize)
-            maps_BHW, scores_B = score_batch(checkpoint.model, collate([sample]), checkpoint.recipe.evaluation, CPU)
+            maps_BHW, scores_B = maps_of(checkpoint.model, collate([sample]), checkpoint.recipe.evaluation)
             found.append((sample, maps_BHW[0].numpy(), scores_B.item()))
     return found
 
@@ -131,9 +130,8 @@ def test_a_report_counts_at_the_checkpoints_thresholds(checkpoint, solids, maps,
     """Of cookie; rope was calibrated with depth alone, so none holds for it."""
     scores = sorted(score for sample, _, score in maps if sample.class_name == COOKIE)
     middle = (scores[len(scores) // 2 - 1] + scores[len(scores) // 2]) / 2  # rounding takes no score across it
-    made = make_thresholds(
-        {COOKIE: [middle], ROPE: [1.0]},
-        {COOKIE: ("depth", "rgb"), ROPE: ("depth",)},
+    made = thresholds_by_sensors(
+        {COOKIE: {("depth", "rgb"): [middle]}, ROPE: {("depth",): [1.0]}},
         ShardSet.open([solids]).datasets,
         (COOKIE, ROPE),
         0.25,

@@ -8,13 +8,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from hand_made import maps_of
 
 from unimmad.config import EvaluationSettings, load_recipe
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
 from unimmad.evaluation import run
 from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.scoring import default_precision, score_batch
+from unimmad.evaluation.scoring import default_precision
 from unimmad.evaluation.shared_drawing import chosen_samples, sample_picture
 from unimmad.methods.registry import new_model
 from unimmad.metrics.metrics import METRIC_KEYS, MetricAccumulator, evaluate
@@ -96,8 +97,8 @@ def test_the_metrics_are_those_of_the_samples_read_and_scored_by_hand(checkpoint
 def test_maps_are_blurred_and_the_image_score_is_the_mean_of_the_largest_values(checkpoint, shards):
     refs = shards.classes("test")["solids/cookie"]
     batch = collate([shards.read(ref, 64) for ref in refs])
-    sharp_BHW, sharp_scores = score_batch(checkpoint.model, batch, settings(blur_sigma=0.0, top_share=0.01), CPU)
-    blurred_BHW, _ = score_batch(checkpoint.model, batch, settings(), CPU)
+    sharp_BHW, sharp_scores = maps_of(checkpoint.model, batch, settings(blur_sigma=0.0, top_share=0.01))
+    blurred_BHW, _ = maps_of(checkpoint.model, batch, settings())
     assert sharp_BHW.shape == (3, 64, 64)
     assert sharp_BHW.dtype == sharp_scores.dtype == torch.float32
     torch.testing.assert_close(blurred_BHW, gaussian_blur(sharp_BHW, 5, 1.0))
@@ -108,8 +109,8 @@ def test_maps_are_blurred_and_the_image_score_is_the_mean_of_the_largest_values(
 
 def test_a_blur_that_follows_the_image_size_is_a_quarter_as_wide_at_a_quarter_of_256(checkpoint, shards):
     batch = collate([shards.read(ref, 64) for ref in shards.classes("test")["solids/cookie"]])
-    sharp_BHW, _ = score_batch(checkpoint.model, batch, EvaluationSettings(blur_sigma=0), CPU)
-    blurred_BHW, scores_B = score_batch(checkpoint.model, batch, EvaluationSettings(blur_sigma_at_256=4), CPU)
+    sharp_BHW, _ = maps_of(checkpoint.model, batch, EvaluationSettings(blur_sigma=0))
+    blurred_BHW, scores_B = maps_of(checkpoint.model, batch, EvaluationSettings(blur_sigma_at_256=4))
     torch.testing.assert_close(blurred_BHW, gaussian_blur(sharp_BHW, 9, 1.0))
     torch.testing.assert_close(scores_B, image_scores(blurred_BHW, 0.001))
 
@@ -122,7 +123,7 @@ def test_scores_keys_and_labels_of_every_sample_come_with_the_class(checkpoint, 
         assert scored_class.labels.tolist() == [ref.entry.anomalous for ref in refs]
         assert scored_class.image_scores.dtype == np.float64
         batch = collate([shards.read(ref, 64) for ref in refs])
-        _, scores_B = score_batch(checkpoint.model, batch, settings(), CPU)
+        _, scores_B = maps_of(checkpoint.model, batch, settings())
         np.testing.assert_allclose(scored_class.image_scores, scores_B.numpy(), rtol=1e-5)
 
 
@@ -170,8 +171,8 @@ def test_what_is_not_finite_in_any_batch_stops_the_run_and_names_the_sample(
 
 def test_bf16_gives_close_fp32_maps(checkpoint, shards):
     batch = collate([shards.read(ref, 64) for ref in shards.classes("test")["solids/cookie"]])
-    exact_BHW, exact_B = score_batch(checkpoint.model, batch, settings(), CPU, "fp32")
-    found_BHW, found_B = score_batch(checkpoint.model, batch, settings(), CPU, "bf16")
+    exact_BHW, exact_B = maps_of(checkpoint.model, batch, settings())
+    found_BHW, found_B = maps_of(checkpoint.model, batch, settings(), "bf16")
     assert found_BHW.dtype == found_B.dtype == torch.float32
     assert 0 < (found_B - exact_B).abs().max() < 0.05 * exact_B.max()
     assert (found_BHW - exact_BHW).abs().max() < 0.1 * exact_BHW.max()
@@ -180,7 +181,7 @@ def test_bf16_gives_close_fp32_maps(checkpoint, shards):
 def test_scoring_leaves_the_tf32_settings_as_they_were(checkpoint, shards):
     batch = collate([shards.read(shards.classes("test")["solids/cookie"][0], 64)])
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    score_batch(checkpoint.model, batch, settings(), CPU)
+    maps_of(checkpoint.model, batch, settings())
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
 
 

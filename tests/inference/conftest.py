@@ -11,7 +11,7 @@ import torch
 from hand_made import hand_made_checkpoint, hand_made_shards, take_digests_again
 
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.thresholds import make_thresholds, save_thresholds
+from unimmad.checkpoint.thresholds import save_thresholds, thresholds_by_sensors
 from unimmad.config import load_recipe
 from unimmad.data.index import load_index
 
@@ -47,9 +47,9 @@ def calibrated(tmp_path_factory) -> Path:
     shards = hand_made_shards(folder / "shards", ["solids"])
     checkpoint, _ = hand_made_checkpoint(folder / "run", load_recipe("tiny", OVERRIDES), [shards])
     _give_every_leader_its_own_kernel(checkpoint)
-    scores = {"solids/cookie": [0.3, 0.4, 0.2], "solids/rope": [0.5]}
-    modalities = dict.fromkeys(CLASSES, ("rgb", "depth"))
-    save_thresholds(make_thresholds(scores, modalities, load_index(shards).datasets, CLASSES, 0.3), checkpoint)
+    both = ("rgb", "depth")
+    scores = {"solids/cookie": {both: [0.3, 0.4, 0.2]}, "solids/rope": {both: [0.5]}}
+    save_thresholds(thresholds_by_sensors(scores, load_index(shards).datasets, CLASSES, 0.3), checkpoint)
     return checkpoint
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hand_made import maps_of
 from PIL import Image
 
 import unimmad
@@ -21,7 +22,6 @@ from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
 from unimmad.data.views import put_back, whole
 from unimmad.evaluation.normal_maps import measure_normals
-from unimmad.evaluation.scoring import score_batch
 from unimmad.inference.calibration import calibrate
 from unimmad.inference.detector import ALL_CLASSES, Detector
 from unimmad.inference.inputs import InputSample
@@ -77,7 +77,7 @@ def cloths(shards, tmp_path_factory) -> list[InputSample]:
 def test_scores_and_maps_are_those_of_evaluation(plain, checkpoint_folder, shards, cookies, batch_size):
     checkpoint = load_checkpoint(checkpoint_folder)
     batch = collate([shards.read(ref, 64) for ref in shards.classes("test")["solids/cookie"]])
-    maps_BHW, scores_B = score_batch(checkpoint.model, batch, checkpoint.recipe.evaluation, CPU)
+    maps_BHW, scores_B = maps_of(checkpoint.model, batch, checkpoint.recipe.evaluation)
     found = list(plain.predict_all(cookies, batch_size=batch_size))
     assert [prediction.name for prediction in found] == [sample.name for sample in cookies]
     for prediction, map_HW, score in zip(found, maps_BHW, scores_B.tolist(), strict=True):

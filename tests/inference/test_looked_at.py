@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hand_made import maps_of
 from PIL import Image
 
 from unimmad.checkpoint.loading import load_checkpoint
@@ -21,7 +22,7 @@ from unimmad.evaluation.header import rois_in_words
 from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.normal_maps import measure_normals
 from unimmad.evaluation.run import evaluate_classes
-from unimmad.evaluation.scoring import maps_and_scores, score_batch
+from unimmad.evaluation.scoring import maps_and_scores
 from unimmad.inference.calibration import calibrate
 from unimmad.inference.detector import Detector
 from unimmad.inference.inputs import InputSample
@@ -83,7 +84,7 @@ def test_evaluation_and_prediction_look_where_calibration_did(run, calibration_s
         look_HW = sample.weights_HW.numpy() > 0
         assert not look_HW[:, 32:].any()
         assert 0.02 < look_HW.mean() < 0.45
-        whole_BHW, _ = score_batch(checkpoint.model, collate([plain.read(ref, 64)]), settings, CPU)
+        whole_BHW, _ = maps_of(checkpoint.model, collate([plain.read(ref, 64)]), settings)
         expected[ref.entry.key] = float(np.sort(whole_BHW[0].numpy()[look_HW])[-max(1, look_HW.sum() // 1000) :].mean())
     by_key = dict(zip(scored[COOKIE].keys, scored[COOKIE].image_scores, strict=True))
     assert by_key == pytest.approx({key: expected[key] for key in by_key}, rel=1e-5)
@@ -128,7 +129,7 @@ def test_normal_maps_are_measured_where_to_look(run, calibration_shards, regions
     shards = plain.with_rois(given_rois(regions, plain.classes("calibration")))
     (ref,) = shards.classes("calibration")[COOKIE]
     sample = shards.read(ref, 64)
-    maps_BHW, scores_B = score_batch(checkpoint.model, collate([sample]), checkpoint.recipe.evaluation, CPU)
+    maps_BHW, scores_B = maps_of(checkpoint.model, collate([sample]), checkpoint.recipe.evaluation)
     inside = maps_BHW[0][sample.weights_HW > 0]
     found = load_thresholds(checkpoint.folder).classes[COOKIE]
     assert found.usual == pytest.approx(inside.median().item(), rel=1e-4)

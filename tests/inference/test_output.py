@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unimmad.checkpoint.thresholds import Thresholds, make_thresholds
+from unimmad.checkpoint.thresholds import Thresholds, thresholds_by_sensors
 from unimmad.inference import output
 from unimmad.inference.detector import ALL_CLASSES, Prediction
 from unimmad.inference.output import LINES_NAME, PARTIAL_NAME, PredictionFolder, Row, screen_table
@@ -215,8 +215,8 @@ def decided(threshold_of: str | None) -> Row:
 @pytest.fixture
 def thresholds() -> Thresholds:
     """At 0.3: three images of a class promise 1/4, two images 1/3, and the five together 1/6."""
-    scores = {"a/many": [0.1, 0.2, 0.3], "a/few": [0.1, 0.2]}
-    return make_thresholds(scores, dict.fromkeys(scores, ("rgb",)), {}, tuple(scores), 0.3)
+    scores = {"a/many": {("rgb",): [0.1, 0.2, 0.3]}, "a/few": {("rgb",): [0.1, 0.2]}}
+    return thresholds_by_sensors(scores, {}, tuple(scores), 0.3)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from unimmad.report.drawing import colour_limits
 from unimmad.report.figures import (
     SamplePicture,
     class_figure,
-    heat_map_panel,
     save_figure,
     save_overview,
 )
@@ -69,20 +69,24 @@ def test_class_figure_takes_missing_modalities_and_other_sizes(tmp_path):
     assert ragged.shape[0] > second.shape[0]
 
 
+def on_scale(row: SamplePicture, low: float, high: float) -> SamplePicture:
+    """The same with its map's values brought to this range, half of them to its lower end."""
+    upper_HW = np.maximum(row.map_HW - np.median(row.map_HW), 0).astype(np.float64)
+    return dataclasses.replace(row, map_HW=low + (high - low) * upper_HW / upper_HW.max())
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "scale", [(100.0, 100.15), (12345.1, 12345.9), (-1e-6, -9.997e-7), (1e6, 1e6 + 4), (0.0, 1e-9)]
 )
 def test_a_scale_of_any_numbers_leaves_room_for_its_bar(tmp_path, scale):
     """Where numbers took all of it, matplotlib warned and laid out nothing."""
-    row = sample(1, shape=(16, 64))
-    save_figure(heat_map_panel(row.images, row.map_HW, row.mask_HW, "narrow", scale), tmp_path / "panel.png")
+    save_figure(class_figure([on_scale(sample(1, shape=(16, 64)), *scale)]), tmp_path / "panel.png")
     assert_worth_looking_at(opened(tmp_path / "panel.png"))
 
 
 def test_what_the_scales_numbers_have_in_common_is_in_its_label():
-    row = sample(1)
-    figure = heat_map_panel(row.images, row.map_HW, row.mask_HW, "far from 0", (12345.1, 12345.9))
+    figure = class_figure([on_scale(sample(1), 12345.1, 12345.9)])
     (bar,) = figure.subfigs[1].axes
     assert "1.2345" in bar.get_ylabel()
     assert not bar.yaxis.offsetText.get_visible()
@@ -94,22 +98,22 @@ def test_a_long_key_with_dollars_does_not_widen_the_figure(tmp_path):
     assert opened(tmp_path / "short.png").shape == opened(tmp_path / "long.png").shape
 
 
-def test_panel_shows_the_map_on_the_given_scale(tmp_path):
-    row = sample(1, ("rgb", "depth"))
+def test_the_maps_of_a_class_are_on_one_scale(tmp_path):
+    """Beside a map of large values the same one is dark."""
+    row, large = sample(1, ("rgb", "depth")), on_scale(sample(1, ("rgb", "depth")), 0.0, 100.0)
     pictures = []
-    for number, limits in enumerate([colour_limits([row.map_HW]), (0.0, 100.0)]):
-        figure = heat_map_panel(row.images, row.map_HW, row.mask_HW, row.title, limits)
-        save_figure(figure, tmp_path / f"{number}.png")
+    for number, rows in enumerate([[row], [row, large]]):
+        save_figure(class_figure(rows), tmp_path / f"{number}.png")
         pictures.append(opened(tmp_path / f"{number}.png"))
     assert_worth_looking_at(pictures[0])
-    assert pictures[0].mean() > pictures[1].mean() + 0.002
+    map_, upper_row = slice(408, 612), slice(40, 300)  # pixels: the third of its cells
+    assert pictures[0][upper_row, map_].mean() > pictures[1][upper_row, map_].mean() + 0.01
 
 
 def test_infinite_and_constant_maps_can_be_drawn(tmp_path):
     row = sample(1)
     infinite = np.where(row.map_HW > 0.5, np.inf, 0.0).astype(np.float32)
-    figure = heat_map_panel(row.images, infinite, None, "all", colour_limits([infinite]))
-    save_figure(figure, tmp_path / "infinite.png")
+    save_figure(class_figure([dataclasses.replace(row, map_HW=infinite, mask_HW=None)]), tmp_path / "infinite.png")
     assert_worth_looking_at(opened(tmp_path / "infinite.png"))
 
 

@@ -23,7 +23,7 @@ from unimmad.checkpoint.folder import LATEST, STATE_NAME, CheckpointFolder, read
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.state import FITTED, Layout, build_state, write_index_and_state
 from unimmad.checkpoint.tensor_slices import TensorReader, TensorSlice, write_pieces
-from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds, make_thresholds
+from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds, thresholds_by_sensors
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.checkpoint.writing import write_model
 from unimmad.comparing.results import read_cost, read_result
@@ -224,7 +224,7 @@ def _fitted_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
 
 def _result_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
     datasets = ShardSet.open([shards]).datasets
-    thresholds = make_thresholds({"food/bagel": [0.1, 0.2]}, {"food/bagel": ["rgb"]}, datasets, ["food/bagel"], 0.1)
+    thresholds = thresholds_by_sensors({"food/bagel": {("rgb",): [0.1, 0.2]}}, datasets, ["food/bagel"], 0.1)
     metrics: dict[str, float | None] = dict.fromkeys(METRIC_KEYS, 0.5)
     result = ClassResult("food", "industry", "bagel", 3, 4, metrics)
     report = Report({"blur": "none"}, (result,), (PublishedRow("food", "paper", metrics, "s", "n"),))
@@ -325,7 +325,7 @@ def _other_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         classes=("food/bagel",),
         image_size=64,
         evaluation=EvaluationSettings(),
-        thresholds=make_thresholds({"food/bagel": [0.1]}, {"food/bagel": ["rgb"]}, datasets, ["food/bagel"], 0.1),
+        thresholds=thresholds_by_sensors({"food/bagel": {("rgb",): [0.1]}}, datasets, ["food/bagel"], 0.1),
     )
 
     def read_metadata(data: bytes) -> None:

@@ -22,7 +22,7 @@ class ImageFacts:
     """Its path, or its name in a shard."""
     kind: ModalityKind
     file_type: str
-    """``PNG``, ``JPEG``, ``TIFF`` or ``NPY``, by its first bytes; empty where they are of none of these."""
+    """``PNG``, ``JPEG``, ``TIFF`` or ``NPY``, by its bytes."""
     mode: str
     """Colours as they are stored: Pillow's name (``L``, ``RGB``, ``P``, ``I;16``), of other files empty."""
     orientation: int

@@ -16,10 +16,14 @@ from unimmad.audit.alignment import SIDE, compare_edges, edges
 from unimmad.audit.facts import QUANTILES, ImageFacts, MaskFacts, Measured, PairFacts, SampleFacts
 from unimmad.audit.image_header import read_header
 from unimmad.audit.samples import AuditSample
-from unimmad.data.decode import check_same_size, decode_image
-from unimmad.data.index import Modality
+from unimmad.data.decode import check_same_size, decode
+from unimmad.data.decoded import DecodedImage
+from unimmad.data.depth_image import DEPTH_FACTOR
+from unimmad.data.depth_range import check_dtype
+from unimmad.data.index import ModalityKind
 from unimmad.data.layouts.source_set import SourceFile
-from unimmad.data.prepare import DEPTH_FACTOR, centred_depth, resized_pixels
+from unimmad.data.prepare import check_fits, seen_pixels, stored_pixels
+from unimmad.data.views import whole
 from unimmad.data.writing.duplicates import perceptual_hash, pixel_digest
 from unimmad.data.writing.mask_checks import read_mask
 from unimmad.serialization.text import one_line
@@ -48,15 +52,20 @@ def measure(task: Task) -> Measured:
     arrays: dict[str, NDArray] = {}
     images: dict[str, ImageFacts] = {}
     pixels: dict[str, NDArray] = {}
+    given = {modality.name: modality for modality in audited.given.modalities}
     for modality in sorted(audited.entry.modalities, key=lambda modality: modality.slot):
         if (file := audited.sample.images.get(modality.name)) is None:
             continue
         try:
             data = file.read()
-            array = decode_image(data, file.suffix, file.name)
-            resized = resized_pixels(array, modality, task.pixels_size, file.name)
-            images[modality.name] = image_facts(array, resized, data, file.name, modality)
-            arrays[modality.name], pixels[modality.name] = array, resized
+            decoded = decode(data, file.suffix, file.name)
+            if given[modality.name] != modality:
+                check_fits(decoded.pixels, given[modality.name], file.name)
+                check_dtype(decoded.pixels.dtype, modality, file.name)
+            stored = stored_pixels(decoded.pixels, modality, file.name)
+            resized = seen_pixels(stored, modality.kind, whole(stored.shape, task.pixels_size))
+            images[modality.name] = image_facts(decoded, stored, resized, data, file.name, modality.kind)
+            arrays[modality.name], pixels[modality.name] = decoded.pixels, resized
         except (ValueError, OSError) as error:
             problems.append(_problem(file, error))
     mask = _mask(audited.sample.mask, audited.sample.anomalous, arrays, images, task.image_size, problems)
@@ -76,28 +85,25 @@ def measure(task: Task) -> Measured:
     return Measured(facts, hashes, pixels if task.with_pixels else {})
 
 
-def image_facts(array: NDArray, resized: NDArray, data: bytes, file: str, modality: Modality) -> ImageFacts:
-    """Of one decoded image, whose ``prepare.resized_pixels`` are ``resized``.
-
-    Raises:
-        ValueError: the values are none that depth may have.
-    """
-    header = read_header(data)
+def image_facts(
+    decoded: DecodedImage, stored: NDArray, resized: NDArray, data: bytes, file: str, kind: ModalityKind
+) -> ImageFacts:
+    """Of one decoded image, of which ``prepare.stored_pixels`` are ``stored``, and these resized ``resized``."""
+    array, header = decoded.pixels, read_header(data)
     finite = np.isfinite(array)
     share = float(finite.mean())
     values = _some_pixels(array)
-    values = values[np.isfinite(values)]
+    values = np.sort(values[np.isfinite(values)], kind="stable")  # of few bits by counting, which takes no time
     integer = array.dtype.kind in "iu"
     span_m = measured = None
-    if modality.kind == "depth":
-        depth_HW = centred_depth(array, modality, file)
-        span_m, measured = float(np.ptp(depth_HW)) / DEPTH_FACTOR, float((depth_HW != 0).mean())
+    if kind == "depth":
+        span_m, measured = float(np.ptp(stored)) / DEPTH_FACTOR, float((stored != 0).mean())
     return ImageFacts(
         file=file,
-        kind=modality.kind,
-        file_type=header.file_type,
+        kind=kind,
+        file_type=decoded.file_type,
         mode=header.mode,
-        orientation=header.orientation,
+        orientation=decoded.orientation,
         has_place=header.has_place,
         height=array.shape[0],
         width=array.shape[1],
@@ -106,7 +112,7 @@ def image_facts(array: NDArray, resized: NDArray, data: bytes, file: str, modali
         quantiles=_quantiles(values, array if share == 1 else array[finite]),
         finite=share,
         bits=_bits_used(array) if integer else None,
-        levels=len(np.unique(values)),
+        levels=int(np.count_nonzero(values[1:] != values[:-1])) + (values.size > 0),
         seen_high=float(resized.max()) / (255 if resized.dtype == np.uint8 else 1),
         colour=array.ndim == 3 and array.shape[2] >= 3 and bool((array[:, :, :3] != array[:, :, :1]).any()),
         digest=pixel_digest(array).hex(),
@@ -121,9 +127,11 @@ def _some_pixels(array: NDArray) -> NDArray:
 
 
 def _quantiles(values: NDArray, all_values: NDArray) -> tuple[float, ...]:
+    """Of ``values`` in their order, the first and the last of ``all_values``."""
     if not values.size:
         return ()
-    found = np.quantile(values.astype(np.float64), np.linspace(0, 1, QUANTILES))
+    places = np.linspace(0, len(values) - 1, QUANTILES)
+    found = np.interp(places, np.arange(len(values)), values.astype(np.float64))
     found[0], found[-1] = all_values.min(), all_values.max()
     return tuple(found.tolist())
 

@@ -7,8 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import get_args
 
-from unimmad.data.index import DatasetEntry, Member, SampleEntry
+from unimmad.audit.settling import settled_set
+from unimmad.data.index import DatasetEntry, Member, SampleEntry, Split
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
@@ -21,7 +23,9 @@ class AuditSample:
 
     dataset: str
     entry: DatasetEntry
-    """Of its dataset."""
+    """Of its dataset, as shards have it."""
+    given: DatasetEntry
+    """The same before values were looked at: what each image has to fit by itself."""
     sample: SourceSample
     fingerprint: str | None
     """Changes with what the sample is and with its files; None where nobody could tell."""
@@ -39,17 +43,27 @@ class AuditSample:
         return {modality.name: images[modality.name] for modality in ordered if modality.name in images}
 
 
-def samples_of_sets(sets: Sequence[SourceSet]) -> list[AuditSample]:
-    """All samples of sources, set by set in their order."""
+def samples_of_sets(sets: Sequence[SourceSet], workers: int = 0, show_progress: bool = True) -> list[AuditSample]:
+    """All samples of sources, read as their shards would be, and in the order that these would have.
+
+    Args:
+        sets: the sources.
+        workers: processes that read those values which say how others are read; 0: this one.
+        show_progress: show a bar where stderr is a terminal.
+    """
+    settled = [settled_set(found, workers, show_progress) for found in sets]
     return [
         AuditSample(
             found.name,
             found.entry,
+            given.entry,
             sample,
             None if (digest := sample_fingerprint(found, sample)) is None else digest.hex(),
         )
-        for found in sets
-        for sample in found.samples
+        for split in get_args(Split)
+        for given, found in zip(sets, settled, strict=True)
+        for sample in sorted(found.samples, key=lambda sample: sample.class_name)
+        if sample.split == split
     ]
 
 
@@ -74,7 +88,7 @@ def _of_entry(shards: ShardSet, ref: SampleRef) -> AuditSample:
     sample = SourceSample(entry.key, entry.class_name, entry.split, entry.defect, images, mask)
     found = shards.datasets[entry.dataset]
     shard = shards.indexes[ref.folder].shards[entry.shard]
-    return AuditSample(entry.dataset, found, sample, _fingerprint(shard.sha256, found, entry))
+    return AuditSample(entry.dataset, found, found, sample, _fingerprint(shard.sha256, found, entry))
 
 
 def _member(shards: ShardSet, ref: SampleRef, member: Member) -> SourceFile:

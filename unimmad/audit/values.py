@@ -35,8 +35,8 @@ def check_value_ranges(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
                 "values",
                 where,
                 f"no value is above {largest:g}: {bits} bits stored as {integers[0].dtype}",
-                f"unimmad shards takes {bits} bits for the range of your own images; say it (--modality "
-                "NAME=gray:LOW:HIGH) where the camera has more, and stretch a benchmark's images",
+                "say what the camera's values go up to (--modality NAME=gray:LOW:HIGH), or nothing, for unimmad shards "
+                "to find it; stretch a benchmark's images",
                 [image.file for image in integers],
             )
             continue

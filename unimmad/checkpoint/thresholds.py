@@ -147,14 +147,32 @@ class Thresholds(_Frozen):
             }
         )
 
-    def only(self, dataset: str) -> Thresholds:
-        """Without the classes of other datasets; the threshold of all classes stays."""
+    def only(self, dataset: str) -> Thresholds | None:
+        """Those of one dataset; None where none of its classes is calibrated.
+
+        Where classes of others went into the threshold of all classes, it becomes the largest of the dataset's own: the
+        scores, of which a quantile could be taken, are not kept, and no class has more false alarms by that.
+        """
         inside = f"{dataset}/"
-        return self.model_copy(
+        classes = {name: found for name, found in self.classes.items() if name.startswith(inside)}
+        if not classes:
+            return None
+        kept = self.model_copy(
             update={
-                "classes": {name: found for name, found in self.classes.items() if name.startswith(inside)},
+                "classes": classes,
                 "datasets": {name: entry for name, entry in self.datasets.items() if name == dataset},
                 "trained_classes": tuple(name for name in self.trained_classes if name.startswith(inside)),
+            }
+        )
+        if len(classes) == len(self.classes):
+            return kept
+        parts = [part for found in classes.values() for part in (found, *found.sets)]
+        sets = dict.fromkeys(tuple(sorted(part.modalities)) for part in parts) if self.sensor_sets else {}
+        of_sets = [[part for part in parts if tuple(sorted(part.modalities)) == sensors] for sensors in sets]
+        return kept.model_copy(
+            update={
+                "all_classes": Threshold(**_largest(parts)),
+                "sensor_sets": tuple(_largest_of_sensors(alike) for alike in of_sets),
             }
         )
 
@@ -171,6 +189,24 @@ def highest_normal(threshold: float, precision: Precision) -> float:
 
 def _of_sensors(found: Iterable[SensorThreshold], modalities: Sequence[str]) -> SensorThreshold | None:
     return next((one for one in found if set(one.modalities) == set(modalities)), None)
+
+
+def _largest(found: Sequence[Threshold]) -> dict[str, Any]:
+    """The values of a threshold that calls normal what any of these does."""
+    pixels = [one.pixel_value for one in found]
+    return {
+        "value": max(one.value for one in found),
+        "images": sum(one.images for one in found),
+        "fpr_bound": max(one.fpr_bound for one in found),
+        "pixel_value": None if None in pixels else max(value for value in pixels if value is not None),
+    }
+
+
+def _largest_of_sensors(found: Sequence[SensorThreshold]) -> SensorThreshold:
+    """Of the same modalities."""
+    usual = [one.usual for one in found if one.usual is not None]
+    dark_end = statistics.median(usual) if usual else None
+    return SensorThreshold(**_largest(found), modalities=found[0].modalities, usual=dark_end)
 
 
 def _with_pixel_value(found: AnySensors, spreads: Iterable[tuple[Sensors, Spread]]) -> AnySensors:
@@ -211,19 +247,6 @@ def check_rate(false_alarm_rate: float) -> None:
 def images_needed(false_alarm_rate: float) -> int:
     """How few normal images can promise the rate."""
     return math.ceil(1 / Fraction(repr(false_alarm_rate))) - 1
-
-
-def make_thresholds(
-    scores: Mapping[str, Sequence[float]],
-    modalities: Mapping[str, Sequence[str]],
-    datasets: Mapping[str, DatasetEntry],
-    trained_classes: Sequence[str],
-    false_alarm_rate: float,
-    precision: Precision | None = None,
-) -> Thresholds:
-    """``thresholds_by_sensors`` where all images of a class consist of the same ``modalities``."""
-    by_sensors = {name: {tuple(modalities[name]): of_class} for name, of_class in scores.items()}
-    return thresholds_by_sensors(by_sensors, datasets, trained_classes, false_alarm_rate, precision)
 
 
 def thresholds_by_sensors(

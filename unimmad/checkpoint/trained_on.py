@@ -67,13 +67,19 @@ class TrainedOn:
         }
 
     def seen(self, samples: Iterable[SampleEntry]) -> list[str]:
-        """The keys of those that training saw, whatever shards they are in now; of older checkpoints nobody can say."""
-        return [sample.key for sample in samples if _mark(_line(sample)) in self._all_marks]
+        """The keys of those that training saw in datasets of their names, whatever shards they are in now; of older
+        checkpoints nobody can say."""
+        marks = self._marks_of_datasets
+        return [sample.key for sample in samples if _mark(_line(sample)) in marks.get(sample.dataset, ())]
 
     @cached_property
-    def _all_marks(self) -> frozenset[bytes]:
-        joined = b"".join(map(b64decode, self.samples.values()))
-        return frozenset(joined[at : at + _MARK_BYTES] for at in range(0, len(joined), _MARK_BYTES))
+    def _marks_of_datasets(self) -> dict[str, set[bytes]]:
+        marks: dict[str, set[bytes]] = {}
+        for name, encoded in self.samples.items():
+            joined = b64decode(encoded)
+            of_class = (joined[at : at + _MARK_BYTES] for at in range(0, len(joined), _MARK_BYTES))
+            marks.setdefault(name.partition("/")[0], set()).update(of_class)
+        return marks
 
     def difference(self, given: TrainedOn) -> str:
         """What sets ``given`` data apart from these, in words, first things first; empty where nothing does."""

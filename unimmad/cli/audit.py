@@ -28,7 +28,7 @@ from unimmad.config.method import MAX_IMAGE_SIZE
 from unimmad.data.index import INDEX_NAME
 from unimmad.data.layouts import LAYOUTS, find_sets
 from unimmad.data.location import DataFolder, RemoteFolder, parse_data_folder
-from unimmad.data.modality import parse_modality
+from unimmad.data.modality import parse_modality, reading_of
 from unimmad.evaluation.scoring import named_device
 from unimmad.serialization.text import one_line
 
@@ -101,7 +101,7 @@ def _audit(options: argparse.Namespace, progress: Progress) -> int:
         describer=describer,
         no_features=no_features,
         output=options.output_dir,
-        workers=default_workers(len(samples)) if options.workers is None else options.workers,
+        workers=_workers(options, len(samples)),
         progress=progress,
     )
     file, page = save(audited, samples, options.sources, options.output_dir)
@@ -136,10 +136,26 @@ def _samples(options: argparse.Namespace) -> tuple[list[AuditSample], list[str]]
             Path(source),
             layout=options.layout,
             modalities=[parse_modality(text) for text in options.modality],
-            calibration_fraction=0.0,
         )
     ]
-    return samples_of_sets([item.source for item in found]), [line for item in found for line in item.notices]
+    sets = [item.source for item in found]
+    samples = samples_of_sets(sets, _workers(options, sum(len(one.samples) for one in sets)))
+    return samples, [*(line for item in found for line in item.notices), *_read_otherwise(samples)]
+
+
+def _read_otherwise(samples: Sequence[AuditSample]) -> list[str]:
+    """How values are read that their number type alone does not tell."""
+    entries = {sample.dataset: (sample.given, sample.entry) for sample in samples}
+    return [
+        f"{dataset}: {modality.name} is read as shards of it will be: {modality.kind}{reading_of(modality)}"
+        for dataset, (given, entry) in entries.items()
+        for before, modality in zip(given.modalities, entry.modalities, strict=True)
+        if reading_of(before) != reading_of(modality)
+    ]
+
+
+def _workers(options: argparse.Namespace, samples: int) -> int:
+    return default_workers(samples) if options.workers is None else options.workers
 
 
 def _shard_folder(source: str) -> DataFolder | None:

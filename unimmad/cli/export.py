@@ -87,7 +87,7 @@ def _print(metadata: ExportMetadata, options: argparse.Namespace) -> None:
             "nothing; it scores by the nearest class"
         )
     elif metadata.thresholds is None:
-        print("note: no thresholds go with it: none lie beside the checkpoint; calibrate first")
+        print("note: no thresholds go with it: none of its classes is calibrated; calibrate first")
     elif note := metadata.thresholds.precision_note(metadata.precision):
         print(f"note: the file's samples are {note}")
     print(f"written  {options.target} ({options.target.stat().st_size / 2**20:.1f} MiB)")

@@ -9,8 +9,9 @@ import numpy as np
 from pydantic import ConfigDict
 
 from unimmad.data.decoded import DecodedImage
+from unimmad.data.depth_image import DepthImage, read_depth
 from unimmad.data.index import Modality
-from unimmad.data.prepare import check_fits, depth_and_foreground
+from unimmad.data.prepare import check_fits
 
 _QUANTILES = (0.02, 0.5, 0.98)
 _MOST_PIXELS = 2**16
@@ -44,8 +45,9 @@ class ImageFacts:
     """Depth: the 2nd, 50th and 98th percentile of the distances."""
 
 
-def facts_of(decoded: DecodedImage, modality: Modality, where: str) -> ImageFacts:
-    """
+def facts_of(decoded: DecodedImage, modality: Modality, where: str) -> tuple[ImageFacts, str]:
+    """And what one should know of how its values are read, by the modality's name; empty where nothing.
+
     Raises:
         ValueError: the image does not fit the modality's kind.
     """
@@ -59,8 +61,14 @@ def facts_of(decoded: DecodedImage, modality: Modality, where: str) -> ImageFact
     )
     if modality.kind != "depth":
         check_fits(array, modality, where)
-        return replace(facts, low=float(array.min()), high=float(array.max()))
-    metres_HW, foreground_HW = depth_and_foreground(array, modality, where)
+        return replace(facts, low=float(array.min()), high=float(array.max())), ""
+    depth = read_depth(array, modality, where)
+    note = depth.no_data_note
+    return _of_depth(facts, array, depth), f"{modality.name}: {note}" if note else ""
+
+
+def _of_depth(facts: ImageFacts, array: np.ndarray, depth: DepthImage) -> ImageFacts:
+    metres_HW, foreground_HW = depth.metres_HW, depth.measured_HW
     stored_HW = array if array.ndim == 2 else array[:, :, 0]
     seen_HW = foreground_HW & (stored_HW != 0)
     if not seen_HW.any():

@@ -13,6 +13,8 @@ _READ = (
     (b"MM\0+", TIFF),
     (b"\x93NUMPY", NPY),
 )
+_PNG_BIT_DEPTH = 24
+"""The byte of a PNG that says it."""
 _OTHERS = (
     (b"GIF8", "GIF"),
     (b"BM", "BMP"),
@@ -44,3 +46,9 @@ def other_type_of(data: bytes) -> str:
     if data[128:132] == b"DICM":
         return "DICOM"
     return next((name for start, name in _OTHERS if data.startswith(start)), "")
+
+
+def is_eight_bits(data: bytes) -> bool:
+    """Whether an image's first bytes tell that it is decoded to 8 bits; of a TIFF or NPY they tell nothing."""
+    file_type = type_of(data)
+    return file_type == JPEG or (file_type == PNG and len(data) > _PNG_BIT_DEPTH and data[_PNG_BIT_DEPTH] <= 8)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimmad.data.depth_range import metres_of, no_data_values
+from unimmad.data.depth_image import read_depth
 from unimmad.data.index import Modality, ModalityKind
 from unimmad.data.value_range import unit_range
 from unimmad.data.views import View, padded, resized, whole
@@ -16,8 +16,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """The normalisation the backbones' ImageNet weights were trained with."""
 _MEAN_C, _STD_C = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-DEPTH_FACTOR = 100.0
-"""Depth in metres about its foreground mean, times this, is of the order of 1 (method, recipe)."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """ITU-R BT.601, as Pillow turns colour into gray."""
 
@@ -32,7 +30,7 @@ def prepare(
     """Make the model's input of one decoded image (method, recipe).
 
     RGB and gray: bilinear resize as Pillow does it (with antialiasing, without crop), ImageNet mean and std;
-    8-bit images are resized as 8 bit, others in floating point. Depth: ``centred_depth``, then plain bilinear
+    8-bit images are resized as 8 bit, others in floating point. Depth: ``DepthImage.centred``, then plain bilinear
     resize; no mean and std. Gray and depth are repeated to three channels.
 
     Args:
@@ -109,7 +107,7 @@ def stored_pixels(array: np.ndarray, modality: Modality, where: str = "image") -
     Raises:
         ValueError: as ``prepare``.
     """
-    return centred_depth(array, modality, where) if modality.kind == "depth" else _pixels(array, modality, where)
+    return read_depth(array, modality, where).centred() if modality.kind == "depth" else _pixels(array, modality, where)
 
 
 def seen_pixels(pixels: np.ndarray, kind: ModalityKind, view: View) -> np.ndarray:
@@ -142,71 +140,9 @@ def as_channels(pixels: np.ndarray) -> Tensor:
 def check_fits(array: np.ndarray, modality: Modality, where: str) -> None:
     """Raise the ValueError that ``prepare`` would, without resizing."""
     if modality.kind == "depth":
-        depth_and_foreground(array, modality, where)
+        read_depth(array, modality, where)
     else:
         _pixels(array, modality, where)
-
-
-def centred_depth(array: np.ndarray, modality: Modality, where: str = "depth") -> np.ndarray:
-    """Depth about its foreground's mean, times 100; the background lies at 0.
-
-    Background are invalid and non-finite pixels, those of ``no_data_values``, and those where the last channel of an
-    H x W x 2+ array (of real numbers) is not > 0. Without any foreground the result is zero.
-
-    Returns:
-        float32, H x W, in centimetres.
-    """
-    depth_HW, foreground_HW = depth_and_foreground(array, modality, where)
-    if not foreground_HW.any():
-        return np.zeros(depth_HW.shape, dtype=np.float32)
-    depth_HW -= depth_HW[foreground_HW].mean()
-    depth_HW *= DEPTH_FACTOR
-    depth_HW[~foreground_HW] = 0.0
-    return depth_HW.astype(np.float32)
-
-
-def no_data_note(array: np.ndarray, modality: Modality, where: str) -> str:
-    """What to say of an image's pixels that count as not measured for their value; empty where there are none.
-
-    Raises:
-        ValueError: as ``prepare``.
-    """
-    if modality.kind != "depth":
-        return ""
-    stored_HW, candidates_HW = _stored_depth(array, modality, where)
-    values = no_data_values(stored_HW, candidates_HW, modality, where)
-    named = " and ".join(f"{value:g}" for value in values)
-    return f"{modality.name}: pixels of {named} count as not measured" if values else ""
-
-
-def depth_and_foreground(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Depth in metres (float64, H x W; 0 in the background), and where it was measured (bool, H x W).
-
-    Raises:
-        ValueError: as ``prepare``.
-    """
-    stored_HW, foreground_HW = _stored_depth(array, modality, where)
-    for value in no_data_values(stored_HW, foreground_HW, modality, where):
-        foreground_HW &= stored_HW != value
-    return metres_of(stored_HW, foreground_HW, modality), foreground_HW
-
-
-def _stored_depth(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """H x W as stored, and where it is finite, not invalid, and not in the background of the last channel."""
-    stored_HW = array if array.ndim == 2 else array[:, :, 0]
-    foreground_HW = np.isfinite(stored_HW)
-    if array.ndim == 3 and array.dtype.kind == "f":
-        foreground_HW &= array[:, :, -1] > 0
-    elif array.ndim == 3 and (array != array[:, :, :1]).any():
-        raise ValueError(
-            f"{where}: depth with {array.shape[2]} different channels of {array.dtype}, maybe colour-coded; "
-            f"store depth in one channel, or say --modality {modality.name}=rgb"
-        )
-    if modality.invalid is not None:
-        foreground_HW &= stored_HW != modality.invalid
-    if modality.disparity:
-        foreground_HW &= stored_HW > 0
-    return stored_HW, foreground_HW
 
 
 def _pixels(array: np.ndarray, modality: Modality, where: str) -> np.ndarray:

@@ -114,22 +114,11 @@ def scoring_form(model: Method, settings: EvaluationSettings, device: torch.devi
     return model
 
 
-def score_batch(
-    model: Method,
-    batch: Batch,
-    settings: EvaluationSettings,
-    device: torch.device,
-    precision: Precision = "fp32",
-) -> tuple[Tensor, Tensor]:
-    """Blurred anomaly maps [B, H, W] and image scores [B], float32 on the CPU."""
-    scored = score_on_device(model, batch, settings, device, precision)
-    return scored.maps_BHW.cpu(), scored.scores_B.cpu()
-
-
 def score_on_device(
     model: Method, batch: Batch, settings: EvaluationSettings, device: torch.device, precision: Precision
 ) -> BatchScores:
-    """As :func:`score_batch`, but what it gives stays on ``device``, where it may still be computed."""
+    """Blurred anomaly maps [B, H, W] and image scores [B], float32; they stay on ``device``, where they may still be
+    computed."""
     scored = score_unweighed(model, batch, settings, device, precision)
     weights, views = [sample.weights_HW for sample in batch.samples], [sample.view for sample in batch.samples]
     maps_BHW, scores_B = maps_and_scores(scored.maps_BHW, settings, weights, views, scored.scores_B)

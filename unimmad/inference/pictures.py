@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
-from unimmad.data.index import Modality
-from unimmad.data.prepare import resize
+from unimmad.data.index import ModalityKind
+from unimmad.data.prepare import as_channels, seen_pixels
 from unimmad.data.views import largest_in_area, whole
 from unimmad.report.drawing import DEPTH_COLOURS, MAP_COLOURS, Limits, colour_limits, laid_over, not_looked_at
 from unimmad.serialization.atomic_write import write_aside
@@ -39,14 +39,11 @@ def panel_size(shape: tuple[int, ...]) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def picture_of(array: np.ndarray, modality: Modality, size: tuple[int, int], where: str) -> Picture:
-    """A decoded image as people see it; depth is stretched from its smallest to its largest value and coloured.
-
-    Raises:
-        ValueError: the array does not fit the modality's kind.
-    """
-    image_CHW = resize(array, modality, whole(array.shape, size), where).numpy()
-    if modality.kind == "depth":
+def picture_of(pixels: np.ndarray, kind: ModalityKind, size: tuple[int, int]) -> Picture:
+    """What ``stored_pixels`` made of an image, as people see it; depth is stretched from its smallest to its largest
+    value and coloured."""
+    image_CHW = as_channels(seen_pixels(pixels, kind, whole(pixels.shape, size))).numpy()
+    if kind == "depth":
         low, high = colour_limits([image_CHW[0]])
         coloured_HW4 = colormaps[DEPTH_COLOURS](np.clip((image_CHW[0] - low) / (high - low), 0, 1))
         return _resized(coloured_HW4[..., :3].astype(np.float32), size)

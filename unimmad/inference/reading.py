@@ -16,18 +16,12 @@ from torch import Tensor
 
 from unimmad.data.decode import as_image, check_same_size, decode
 from unimmad.data.decode_limits import read_image_file
+from unimmad.data.depth_image import read_depth
 from unimmad.data.depth_range import check_dtype
 from unimmad.data.index import Modality
 from unimmad.data.layouts.converted import CONVERTED_SUFFIXES, as_png
 from unimmad.data.look import Look, look_at
-from unimmad.data.prepare import (
-    as_channels,
-    depth_and_foreground,
-    no_data_note,
-    normalisation,
-    seen_pixels,
-    stored_pixels,
-)
+from unimmad.data.prepare import as_channels, normalisation, seen_pixels, stored_pixels
 from unimmad.data.value_range import beyond_range_note
 from unimmad.data.views import STRETCHED, Geometry, View
 from unimmad.inference.catalogue import Catalogue, Match
@@ -111,13 +105,14 @@ def prepare_sample(
         array, where, of_file = _decoded(source, f"{sample.name}, {modality.name}")
         first = first or (where, array.shape)
         check_same_size(where, array.shape, *first)
-        stored.append(stored_pixels(array, modality, where))
+        pixels, of_values = _read_values(array, modality, where)
+        stored.append(pixels)
         notes += [f"{modality.name}: {note}" for note in of_file]
-        notes += _notes_of_values(array, modality, where)
+        notes += of_values
         if not isinstance(source, np.ndarray):
             files[modality.name] = str(source)
         if with_pictures:
-            pictures.append((modality.name, picture_of(array, modality, panel_size(array.shape), where)))
+            pictures.append((modality.name, picture_of(pixels, modality.kind, panel_size(array.shape))))
     height, width = stored[0].shape[:2]
     prepared = PreparedSample(
         sample.name,
@@ -147,15 +142,18 @@ def prepare_sample(
     return replace(only, pictures=prepared.pictures)
 
 
-def _notes_of_values(array: np.ndarray, modality: Modality, where: str) -> list[str]:
-    """What one should know of an image's values, held against those of training."""
+def _read_values(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, list[str]]:
+    """``stored_pixels`` of an image, and what one should know of its values, held against those of training."""
     if modality.kind != "depth":
-        notes = [beyond_range_note(array, modality)]
-    else:
-        notes = [check_dtype(array.dtype, modality, where), no_data_note(array, modality, where)]
-        if not depth_and_foreground(array, modality, where)[1].any():
-            notes.append(f"{modality.name}: no pixel was measured")
-    return [note for note in notes if note]
+        pixels, note = stored_pixels(array, modality, where), beyond_range_note(array, modality)
+        return pixels, [note] if note else []
+    depth = read_depth(array, modality, where)
+    notes = [check_dtype(array.dtype, modality, where)]
+    if depth.no_data_note:
+        notes.append(f"{modality.name}: {depth.no_data_note}")
+    if not depth.measured_HW.any():
+        notes.append(f"{modality.name}: no pixel was measured")
+    return depth.centred(), [note for note in notes if note]
 
 
 def normalised_images(images_MCHW: Tensor, modalities: Sequence[Modality]) -> Tensor:

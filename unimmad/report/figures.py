@@ -75,28 +75,6 @@ class SamplePicture:
         return f"{what}   ({self.note})" if self.note else what
 
 
-def heat_map_panel(
-    sample_images: Sequence[tuple[str, Image]],
-    map_HW: Image,
-    mask_HW: NDArray[np.bool_] | None,
-    title: str,
-    limits: Limits,
-) -> Figure:
-    """One sample in one row, with a colour bar.
-
-    Args:
-        sample_images: name and H x W x 3 picture (0 to 1) of each modality.
-        map_HW: anomaly map.
-        mask_HW: True where anomalous; None where unknown.
-        title: above the row.
-        limits: map values at the two ends of the colour scale.
-    """
-    height = _row_inches(sample_images[0][1]) + _HEAD_INCHES
-    figure, (row_part,) = _figure_of_rows(len(sample_images) + 3, [height], limits)
-    _draw_row(row_part, sample_images, map_HW, mask_HW, title, limits, heads=True)
-    return figure
-
-
 def class_figure(rows: Sequence[SamplePicture], threshold: float | None = None) -> Figure:
     """A few samples of one class, one a row, on a common colour scale.
 

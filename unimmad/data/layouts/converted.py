@@ -1,4 +1,7 @@
-"""Images of types that shards do not hold, brought to PNG as they are read: BMP, WebP, and the first frame of a GIF."""
+"""Images of types that shards do not hold, brought to PNG as they are read: BMP, WebP, and the first frame of a GIF.
+
+What a file is, its bytes tell: another picture of such a name is taken as it is.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import io
 from PIL import Image, UnidentifiedImageError
 
 from unimmad.data.decode_limits import check_decoded, check_encoded
+from unimmad.data.image_type import type_of
 
 _FORMATS = {".bmp": "BMP", ".webp": "WEBP", ".gif": "GIF"}
 CONVERTED_SUFFIXES = frozenset(_FORMATS)
@@ -14,10 +18,10 @@ _VALUE_BYTES = 4
 
 
 def as_png(data: bytes, suffix: str, where: str) -> bytes:
-    """The same picture as PNG, its palette and EXIF data with it.
+    """The same picture as PNG, its palette and EXIF data with it; bytes of a type that shards hold as they are.
 
     Args:
-        data: the file's bytes; may be of another of the three types than its name says.
+        data: the file's bytes; may be of another type than its name says.
         suffix: one of ``CONVERTED_SUFFIXES``.
         where: the file, for messages.
 
@@ -25,6 +29,8 @@ def as_png(data: bytes, suffix: str, where: str) -> bytes:
         ValueError: does not open, is too large, or a WebP of several frames.
     """
     check_encoded(len(data), where)
+    if type_of(data) is not None:
+        return data
     try:
         return _as_png(data)
     except UnidentifiedImageError:  # its own message names an object in memory

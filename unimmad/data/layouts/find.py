@@ -235,32 +235,48 @@ def _check_classes(root: Path, info: LayoutInfo, samples: Sequence[SourceSample]
 def _modalities(
     root: Path, samples: Sequence[SourceSample], declared: Sequence[Modality], wishes: _Wishes, notices: Notices
 ) -> tuple[Modality, ...]:
-    first: dict[str, SourceFile] = {}
+    files: dict[str, list[SourceFile]] = {}
     for sample in samples:
         for name, file in sample.images.items():
-            first.setdefault(name, file)
+            files.setdefault(name, []).append(file)
     used = {name: choice for name, choice in wishes.choices.items() if choice.kind != "skip"}
-    if unknown := set(used) - set(first):
-        raise ValueError(f"--modality {min(unknown)}: {root} has only {listed(sorted(first))}")
-    if len(first) > wishes.max_modalities:
+    if unknown := set(used) - set(files):
+        raise ValueError(f"--modality {min(unknown)}: {root} has only {listed(sorted(files))}")
+    if len(files) > wishes.max_modalities:
         raise ValueError(
-            f"{root} has {len(first)} modalities ({listed(sorted(first))}); the model takes "
+            f"{root} has {len(files)} modalities ({listed(sorted(files))}); the model takes "
             f"{wishes.max_modalities}; leave some out by --modality NAME=skip"
         )
-    by_name = {modality.name: modality for modality in declared if modality.name in first}
+    by_name = {modality.name: modality for modality in declared if modality.name in files}
     entries = [
-        by_name[name] if name in by_name and name not in used else _judge(name, file, used.get(name), notices)
-        for name, file in first.items()
+        by_name[name] if name in by_name and name not in used else _judge(name, of_name, used.get(name), notices)
+        for name, of_name in files.items()
     ]
     return assign_slots(entries, [modality.name for modality in declared])
 
 
-def _judge(name: str, file: SourceFile, choice: ModalityChoice | None, notices: Notices) -> Modality:
+def _judge(name: str, files: Sequence[SourceFile], choice: ModalityChoice | None, notices: Notices) -> Modality:
     kind = _kind(name, choice, notices)
-    dtype = decode_image(file.read(), file.suffix, file.name).dtype if kind == "depth" else np.dtype(np.uint8)
+    dtype = _first_dtype(files) if kind == "depth" else np.dtype(np.uint8)
     if note := bare_number_note(choice, dtype):
         notices.add(note)
     return resolve_modality(name, kind, choice, dtype)
+
+
+def _first_dtype(files: Sequence[SourceFile]) -> np.dtype:
+    """Of the first file that can be read; of the others whoever reads all of them has to say what is wrong.
+
+    Raises:
+        ValueError: there is none.
+    """
+    problem: Exception | None = None
+    for file in files:
+        try:
+            return decode_image(file.read(), file.suffix, file.name).dtype
+        except (ValueError, OSError) as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
 
 
 def _kind(name: str, choice: ModalityChoice | None, notices: Notices) -> ModalityKind:

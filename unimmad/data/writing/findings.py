@@ -66,15 +66,17 @@ class ModalityFindings:
         """Largest value of the training images, by number type."""
         self._trained_depth: list[ImageFacts] = []
 
-    def add(self, name: str, split: Split, facts: ImageFacts) -> None:
-        """Take in one image.
-
+    def check(self, name: str, facts: ImageFacts) -> None:
+        """
         Raises:
             ValueError: a depth image whose number type gives its values another meaning than the first one's.
         """
         if self.modality.kind == "depth" and self.own:
             first = next(iter(self._by_dtype), facts.dtype)
             check_dtype(np.dtype(facts.dtype), self.modality.model_copy(update={"dtypes": (first,)}), name)
+
+    def add(self, name: str, split: Split, facts: ImageFacts) -> None:
+        """Take in one image that passed ``check``."""
         self.images += 1
         self._by_dtype[facts.dtype].add(name)
         if facts.orientation != 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from unimmad.data.image_facts import ImageFacts, facts_of
 from unimmad.data.index import Member, SampleEntry
 from unimmad.data.layouts.encode import png_bytes
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
-from unimmad.data.prepare import no_data_note
+from unimmad.data.writing.descriptions import DESCRIPTION, describe
 from unimmad.data.writing.duplicates import Look, look_of
 from unimmad.data.writing.mask_checks import read_mask
 from unimmad.serialization.text import printable, utf8_name
@@ -111,8 +110,8 @@ def pack(work: Work, allow_odd_masks: bool = False) -> PackedSample:
             continue
         data = _read(file)
         decoded = decode(data, file.suffix, file.name)
-        facts[modality.name] = facts_of(decoded, modality, file.name)
-        if note := no_data_note(decoded.pixels, modality, file.name):
+        facts[modality.name], note = facts_of(decoded, modality, file.name)
+        if note:
             notes[modality.name] = f"{file.name}: {note}"
         first = first or (decoded.called(file.name), decoded.pixels.shape)
         check_same_size(decoded.called(file.name), decoded.pixels.shape, *first)
@@ -124,7 +123,7 @@ def pack(work: Work, allow_odd_masks: bool = False) -> PackedSample:
         members["mask.png"], notes[MASK] = _pack_mask(
             sample.mask, *first, sample.anomalous, strict=not (found.published or allow_odd_masks)
         )
-    members["json"] = _describe(found, sample)
+    members[DESCRIPTION] = describe(found.name, found.entry, sample)
     noted = {name: note for name, note in notes.items() if note}
     source = _source(found, next(iter(sample.images.values())).name)
     return PackedSample(found.name, sample, members, slot_suffixes, look_of(arrays), source, noted, facts)
@@ -156,17 +155,3 @@ def _pack_mask(
         raise ValueError(f"mask {mask.name} {read.odd}; mend or remove it, or say --allow-odd-masks")
     note = f"mask {mask.name} {read.odd}" if read.odd else read.note
     return data if read.as_stored else png_bytes(read.marked_HW.astype(np.uint8) * 255), note
-
-
-def _describe(found: SourceSet, sample: SourceSample) -> bytes:
-    description = {
-        "key": sample.key,
-        "dataset": found.name,
-        "field": found.entry.field,
-        "class_name": sample.class_name,
-        "split": sample.split,
-        "defect": sample.defect,
-        "anomalous": sample.anomalous,
-        "modalities": [modality.model_dump() for modality in found.entry.modalities if modality.name in sample.images],
-    }
-    return json.dumps(description, ensure_ascii=False).encode()

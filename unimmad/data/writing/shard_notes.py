@@ -87,6 +87,14 @@ class ShardNotes:
             noted = finished.model_copy(update={"fingerprint": fingerprint})
             write_text_aside(self._path(finished.shard.name), noted.model_dump_json())
 
+    def change(self, shard: ShardEntry, samples: Sequence[SampleEntry]) -> None:
+        """Note that a finished shard was written again, where it is noted at all."""
+        path = self._path(shard.name)
+        if path.is_file():
+            noted = FinishedShard.model_validate_json(read_limited(path, MAX_INDEX_BYTES))
+            changed = noted.model_copy(update={"shard": shard, "samples": tuple(samples)})
+            write_text_aside(path, changed.model_dump_json())
+
     def finished(self, name: str, work: Sequence[Work]) -> FinishedShard | None:
         """The shard ``name``, if it is there and is what writing the first of ``work`` would give."""
         try:

@@ -13,15 +13,14 @@ number of processes prepares it.
 from __future__ import annotations
 
 import logging
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 from tqdm import tqdm
-from webdataset import TarWriter
 
 from unimmad.data.image_facts import ImageFacts
 from unimmad.data.index import (
@@ -29,7 +28,6 @@ from unimmad.data.index import (
     DatasetEntry,
     DuplicateCounts,
     Index,
-    Member,
     SampleEntry,
     ShardEntry,
     Split,
@@ -44,8 +42,9 @@ from unimmad.data.writing.packing import MASK, Broken, PackedSample, Work, pack_
 from unimmad.data.writing.replace_folder import replaced_folder
 from unimmad.data.writing.shard_notes import FinishedShard, ShardNotes, sha256_of
 from unimmad.data.writing.source_checks import check_sets
+from unimmad.data.writing.tars import write_settled, write_tar
 from unimmad.serialization.atomic_write import write_text_aside
-from unimmad.serialization.text import ListedError, itemised
+from unimmad.serialization.text import ListedError, itemised, printable
 
 logger = logging.getLogger(__name__)
 
@@ -174,12 +173,15 @@ class _Writer:
                 done += one.taken
             self._write_rest(split, len(finished[split]), samples[done:], bar)
         self._check_broken(sets)
+        duplicates = self._duplicates(sets, allow_duplicates)
+        datasets = {found.name: self._settled(found) for found in sets}
+        self._write_settled({found.name for found in sets if datasets[found.name] != found.entry}, datasets)
         return Index(
             source="; ".join(f"{found.name}: {found.description}" for found in sets),
-            datasets={found.name: self._settled(found) for found in sets},
+            datasets=datasets,
             shards=tuple(self.shards),
             samples=tuple(self.samples),
-            duplicates=self._duplicates(sets, allow_duplicates),
+            duplicates=duplicates,
         )
 
     def after_error(self) -> str:
@@ -245,8 +247,9 @@ class _Writer:
         done = 0
         packed = load_each(self.pack, work, self.workers, preload=packing.__name__)
         for number, items in enumerate(_cut(packed, bar, self.shard_bytes), start=first):
-            samples = [self._look_at(item) for item in items if isinstance(item, PackedSample)]
-            broken = [item.message for item in items if isinstance(item, Broken)]
+            judged = [self._look_at(item) if isinstance(item, PackedSample) else item for item in items]
+            samples = [item for item in judged if isinstance(item, PackedSample)]
+            broken = [item.message for item in judged if isinstance(item, Broken)]
             if samples and (self.skip or not (broken or self.broken)):
                 path = self.folder / _shard_name(split, number)
                 entries = _write_shard(path, samples)
@@ -272,12 +275,34 @@ class _Writer:
             logger.warning("note: %s", line)
         return found.entry.model_copy(update={"modalities": tuple(one.settled() for one in findings)})
 
+    def _write_settled(self, changed: Set[str], datasets: Mapping[str, DatasetEntry]) -> None:
+        """Have each sample of the datasets whose images told something say that, too, as the index does."""
+        of_shard: dict[int, list[int]] = defaultdict(list)
+        for place, sample in enumerate(self.samples):
+            of_shard[sample.shard].append(place)
+        for number, places in of_shard.items():
+            samples = [self.samples[place] for place in places]
+            if changed.isdisjoint(sample.dataset for sample in samples):
+                continue
+            shard, samples = write_settled(
+                self.folder / self.shards[number].name, self.shards[number], samples, datasets
+            )
+            self.notes.change(shard, [replace(sample, shard=0) for sample in samples])
+            self.shards[number] = shard
+            for place, sample in zip(places, samples, strict=True):
+                self.samples[place] = sample
+
     def _take_in(self, dataset: str, sample: SourceSample, facts: Mapping[str, ImageFacts]) -> None:
         for modality, of_image in facts.items():
             self.findings[dataset, modality].add(sample.images[modality].name, sample.split, of_image)
 
-    def _look_at(self, packed: PackedSample) -> PackedSample:
-        """Take in its facts, and say its notes."""
+    def _look_at(self, packed: PackedSample) -> PackedSample | Broken:
+        """Take in its facts, and say its notes; broken where an image does not go with those before it."""
+        try:
+            for modality, of_image in packed.facts.items():
+                self.findings[packed.dataset, modality].check(packed.sample.images[modality].name, of_image)
+        except ValueError as error:
+            return Broken(printable(str(error)))
         self._take_in(packed.dataset, packed.sample, packed.facts)
         self._say_notes(packed.dataset, packed.notes)
         return packed
@@ -328,14 +353,5 @@ def _cut(items: Iterator[PackedSample | Broken], bar: tqdm, shard_bytes: int) ->
 
 def _write_shard(path: Path, samples: Sequence[PackedSample]) -> list[SampleEntry]:
     """Write one tar; its samples' entries, as of shard 0."""
-    with (
-        path.open("xb") as stream,
-        TarWriter(stream, encoder=False, mtime=0, format="PAX_FORMAT") as writer,
-    ):
-        for packed in samples:
-            writer.write({"__key__": packed.path, **packed.members})
-    with tarfile.open(path) as tar:
-        members = {
-            info.name: Member(name=info.name, offset=info.offset_data, length=info.size) for info in tar.getmembers()
-        }
+    members = write_tar(path, ((packed.path, packed.members) for packed in samples))
     return [packed.entry(members, shard=0) for packed in samples]

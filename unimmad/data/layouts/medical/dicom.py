@@ -185,5 +185,17 @@ def _mask_png(path: Path, image: Path) -> bytes:
 
 
 def series_values(slices: Sequence[DicomSlice]) -> np.ndarray:
-    """All values of one series, flat."""
-    return np.concatenate([found.values().ravel() for found in slices])
+    """All values of one series, flat, but those of slices that can't be read.
+
+    Raises:
+        ValueError: none can.
+    """
+    found, problems = [], list[ValueError]()
+    for item in slices:
+        try:
+            found.append(item.values().ravel())
+        except ValueError as error:
+            problems.append(error)
+    if not found:
+        raise problems[0]
+    return np.concatenate(found)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from unimmad.data.index import Split
 from unimmad.data.layouts.medical.dicom import DicomSlice
@@ -29,6 +31,33 @@ class Found:
     slices: Mapping[str, AnySlice]
     """By modality; the only one's name is empty as yet where the user does not say it."""
     mask: SourceFile | None
+
+
+@dataclass(frozen=True)
+class DamagedScan:
+    """One scan of which nobody can say what it shows; it is told, or left out, when the others are read whole."""
+
+    class_name: str
+    split: Split
+    defect: str
+    name: str
+    paths: Mapping[str, Path]
+    """By modality, as ``Found.slices``."""
+    problem: str
+    """Names the file, and says what is wrong and what to do."""
+
+    def images(self) -> dict[str, SourceFile]:
+        """Files that refuse to be read, by modality."""
+        return {name: refusing(path, self.problem) for name, path in self.paths.items()}
+
+
+def refusing(path: Path, problem: str) -> SourceFile:
+    """A file whose reading raises ValueError with ``problem``."""
+    return SourceFile(name=str(path), suffix=".png", read=partial(_refuse, path, problem))
+
+
+def _refuse(path: Path, problem: str) -> NoReturn:
+    raise ValueError(problem)
 
 
 def check_planes(found: Sequence[Found]) -> None:

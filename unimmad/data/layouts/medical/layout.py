@@ -15,18 +15,25 @@ its name is one of gray images' (ct, mri, t1, flair, ...) or the user's, else as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from unimmad.data.decode import IMAGE_SUFFIXES
 from unimmad.data.index import Modality, Split
 from unimmad.data.layouts.layout import LayoutInfo, ReadSet
 from unimmad.data.layouts.medical.dicom import DicomSlice, find_slice, is_dicom, series_values
-from unimmad.data.layouts.medical.found import Found, check_planes, note_patients, note_spacings
+from unimmad.data.layouts.medical.found import (
+    DamagedScan,
+    Found,
+    check_planes,
+    note_patients,
+    note_spacings,
+    refusing,
+)
 from unimmad.data.layouts.medical.nifti import (
-    Volume,
     check_one_grid,
     find_volume,
     is_nifti,
@@ -47,6 +54,14 @@ MAX_DEPTH = 6
 """Levels of folders that are looked into: patient, study, series and three more."""
 
 
+Scan = Found | DamagedScan
+Read = TypeVar("Read")
+
+
+class _DamagedError(Exception):
+    """A scan or its mask cannot be used; those beside it can."""
+
+
 class MedicalLayout:
     """DICOM or NIfTI; modalities are called as their folders, an only one as DICOM calls it, or ``scan``."""
 
@@ -61,17 +76,21 @@ class MedicalLayout:
         )
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
-        found = [sample for folder in class_folders(root, notices) for sample in _read_class(folder, choices, notices)]
-        found = _named(root, found, choices)
-        if not found:
+        scans = [scan for folder in class_folders(root, notices) for scan in _read_class(folder, choices, notices)]
+        if not scans:
             raise ValueError(f"{root} has no DICOM or NIfTI file in train/good")
+        damaged = [scan for scan in scans if isinstance(scan, DamagedScan)]
+        found = _named(root, [scan for scan in scans if isinstance(scan, Found)], choices)
+        if not found:
+            raise ValueError(damaged[0].problem)
         names = dict.fromkeys(name for sample in found for name in sample.slices)
         check_planes(found)
         note_spacings(found, notices)
         note_patients(found, notices)
         images = {name: _images(root, name, found, notices) for name in names}
         modalities = tuple(Modality(name=name, slot=slot, kind="gray") for slot, name in enumerate(sorted(names)))
-        return [ReadSet([_sample(item, images) for item in found], modalities=modalities)]
+        samples = [_sample(item, images) for item in found] + [_damaged_sample(scan, names) for scan in damaged]
+        return [ReadSet(samples, modalities=modalities)]
 
 
 def _folders(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
@@ -86,7 +105,7 @@ def _has_scans(folder: Path) -> bool:
     return any(is_nifti(path) or is_dicom(path) for inner in _folders(folder) for path in inner.iterdir())
 
 
-def _read_class(class_folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices) -> Iterator[Found]:
+def _read_class(class_folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices) -> Iterator[Scan]:
     for split in SPLIT_FOLDERS:
         for folder in visible_folders(named(class_folder, split)):
             if is_normal(folder) and folder.name != GOOD:
@@ -99,21 +118,22 @@ def _read_class(class_folder: Path, choices: Mapping[str, ModalityChoice], notic
 
 def _read_defect(
     class_folder: Path, split: Split, folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices
-) -> Iterator[Found]:
+) -> Iterator[Scan]:
     inside = {inner.name: inner for inner in visible_folders(folder) if _is_modality(inner.name, choices)}
     by_modality = {name: _files(path, notices) for name, path in (inside or {"": folder}).items()}
     masks = named(class_folder, MASKS) / folder.name
     anomalous, defect = not is_normal(folder), GOOD if is_normal(folder) else folder.name
     for name in dict.fromkeys(name for files in by_modality.values() for name in files):
         paths = {modality: files[name] for modality, files in by_modality.items() if name in files}
-        volumes = {modality: find_volume(path) for modality, path in paths.items() if is_nifti(path)}
-        make = partial(Found, class_folder.name, split, defect)
-        if len(volumes) == len(paths):
-            yield from _volume_samples(make, folder, name, volumes, masks if anomalous else None, notices)
-        elif volumes:
+        of_volumes = [is_nifti(path) for path in paths.values()]
+        if any(of_volumes) and not all(of_volumes):
             raise ValueError(f"{folder / name}: DICOM in one modality, NIfTI in another; convert one of them")
-        else:
-            yield _slice_sample(make, folder, name, paths, masks if anomalous else None, notices)
+        make = partial(Found, class_folder.name, split, defect)
+        samples = _volume_samples if all(of_volumes) else _slice_sample
+        try:
+            yield from samples(make, folder, name, paths, masks if anomalous else None, notices)
+        except _DamagedError as error:
+            yield DamagedScan(class_folder.name, split, defect, name, paths, str(error))
 
 
 def _is_modality(name: str, choices: Mapping[str, ModalityChoice]) -> bool:
@@ -148,10 +168,11 @@ def _volume_samples(
     make: partial[Found],
     folder: Path,
     name: str,
-    volumes: Mapping[str, Volume],
+    paths: Mapping[str, Path],
     masks: Path | None,
     notices: Notices,
 ) -> Iterator[Found]:
+    volumes = {modality: _sound(find_volume, path) for modality, path in paths.items()}
     first, *others = volumes.values()
     for other in others:
         check_one_grid(first, other)
@@ -160,7 +181,7 @@ def _volume_samples(
         raise ValueError(
             f"{first.path} has no mask {name}.nii.gz in {masks}: which of its slices are anomalous is not known; add it"
         )
-    marked = marked_slices(first, mask) if mask else set[int]()
+    marked = _sound(marked_slices, first, mask) if mask else set[int]()
     if mask and not marked:
         raise ValueError(f"{mask} marks nothing, but {first.path} is in {folder.name}; move the volume to {GOOD}")
     if mask and len(marked) < len(list(first.slices())):
@@ -177,8 +198,8 @@ def _volume_samples(
 
 def _slice_sample(
     make: partial[Found], folder: Path, name: str, paths: Mapping[str, Path], masks: Path | None, notices: Notices
-) -> Found:
-    slices = {modality: find_slice(path) for modality, path in paths.items()}
+) -> Iterator[Found]:
+    slices = {modality: _sound(find_slice, path) for modality, path in paths.items()}
     first = next(iter(slices.values()))
     mask = _mask(masks, name, tuple(sorted(IMAGE_SUFFIXES))) if masks else None
     if masks and mask is None:
@@ -189,7 +210,21 @@ def _slice_sample(
         if masks.is_dir():
             raise ValueError(f"{first.path} has no mask {name}.png or {name}_mask.png in {masks}; add it")
         notices.add(f"{folder}: no {MASKS} folder; its samples are written without a mask")
-    return make(name, slices, first.mask(mask) if mask else None)
+    yield make(name, slices, first.mask(mask) if mask else None)
+
+
+def _sound(read: Callable[..., Read], *arguments: object) -> Read:
+    """What ``read`` gives.
+
+    Raises:
+        _DamagedError: it refuses the file.
+    """
+    try:
+        return read(*arguments)
+    except ValueError as error:
+        raise _DamagedError(str(error)) from None
+    except OSError as error:
+        raise _DamagedError(f"{arguments[-1]}: cannot be read ({error.strerror or error})") from None
 
 
 def _mask(folder: Path, name: str, suffixes: Iterable[str]) -> Path | None:
@@ -225,10 +260,30 @@ def _images(root: Path, name: str, found: Sequence[Found], notices: Notices) -> 
     for item in slices:
         if isinstance(item, DicomSlice):
             series.setdefault(item.series, []).append(item)
-    own = {key: own_limits(series_values(items), str(items[0].path)) for key, items in series.items()}
-    return {id(item): item.image(own.get(item.series)) for item in slices}
+    own: dict[str, tuple[float, float]] = {}
+    damaged: dict[int, SourceFile] = {}
+    for key, items in series.items():
+        try:
+            values = series_values(items)
+        except ValueError as error:
+            damaged |= {id(item): refusing(item.path, str(error)) for item in items}
+        else:
+            own[key] = own_limits(values, str(items[0].path))
+    return damaged | {id(item): item.image(own.get(item.series)) for item in slices if id(item) not in damaged}
 
 
 def _sample(found: Found, images: Mapping[str, Mapping[int, SourceFile]]) -> SourceSample:
     files = {name: images[name][id(item)] for name, item in found.slices.items()}
     return new_sample(found.class_name, found.split, found.defect, found.name, files, found.mask)
+
+
+def _damaged_sample(scan: DamagedScan, names: Collection[str]) -> SourceSample:
+    """A sample that cannot be read; ``names`` are the modalities of the others.
+
+    Raises:
+        ValueError: it is of a modality that they lack.
+    """
+    images = {name or next(iter(names)): file for name, file in scan.images().items()}
+    if not images.keys() <= set(names):
+        raise ValueError(scan.problem)
+    return new_sample(scan.class_name, scan.split, scan.defect, scan.name, images, None)
