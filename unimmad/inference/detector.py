@@ -196,8 +196,8 @@ class Detector:
         reference = load_reference(checkpoint.folder)
         if reference is not None and reference.described.weights != checkpoint.weights_digest:
             raise ValueError(
-                f"{checkpoint.folder / MONITORING_NAME}: it is of other weights than the checkpoint's; calibrate again, "
-                "or remove it"
+                f"{checkpoint.folder / MONITORING_NAME}: it is of other weights than the checkpoint's; calibrate "
+                "again, or remove it"
             )
         return cls(engine, catalogue, thresholds, digest, load_normal_maps(checkpoint.folder), reference)
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from unimmad.checkpoint.monitoring import (
@@ -135,11 +134,11 @@ def made_reference(
             of_set.append(one.score)
         for modality, found in one.images.items():
             images.setdefault((one.class_name, modality), []).append((one.key, found))
-    usual = {key: _usual([found for name, found in of_set if _tells_usual(name)]) for key, of_set in images.items()}
+    usual = {key: _usual([found for name, found in of_set if tells_usual(name)]) for key, of_set in images.items()}
     described = Described(
         weights=weights_digest,
         scores=[
-            ScoreSet(class_name=class_name, modalities=list(sensors), scores=_values(of_set))
+            ScoreSet(class_name=class_name, modalities=list(sensors), scores=as_values(of_set))
             for (class_name, sensors), of_set in scores.items()
         ],
         images=[_image_set(*key, of_set, usual[key]) for key, of_set in images.items()],
@@ -147,7 +146,7 @@ def made_reference(
     return MonitoringReference(described, {key: found for key, found in usual.items() if found is not None})
 
 
-def _tells_usual(key: str) -> bool:
+def tells_usual(key: str) -> bool:
     """Half of the images, by a rule that neither looks at them nor at how many there are."""
     return hashlib.sha256(key.encode()).digest()[0] % 2 == 0
 
@@ -156,12 +155,12 @@ def _image_set(
     class_name: str, modality: str, found: Sequence[tuple[str, ImageFacts]], usual: Usual | None
 ) -> ImageSet:
     of_all = [facts.compared(None) for _, facts in found]
-    of_others = [] if usual is None else [facts.compared(usual) for key, facts in found if not _tells_usual(key)]
+    of_others = [] if usual is None else [facts.compared(usual) for key, facts in found if not tells_usual(key)]
     statistics = {}
     for name in STATISTICS:
         plain = [one[name] for one in of_all if name in one]
         if plain or any(name in one for one in of_others):
-            statistics[name] = _values(plain or [one[name] for one in of_others])
+            statistics[name] = as_values(plain or [one[name] for one in of_others])
     return ImageSet(
         class_name=class_name,
         modality=modality,
@@ -175,16 +174,19 @@ def _usual(found: Sequence[ImageFacts]) -> Usual | None:
     """None of too few."""
     if len(found) < FEWEST_USUAL:
         return None
-    features_NF: NDArray[np.float64] = np.stack([facts.features_F for facts in found]).astype(np.float64)
+    features_NF = np.stack([facts.features_F for facts in found]).astype(np.float64)
     variance_F = features_NF.var(axis=0, ddof=1)
     floor = _FLOOR * variance_F.mean() if variance_F.size else 0.0
     deviation_F = np.sqrt(variance_F + floor + 1e-12)
-    picture_SS = np.mean([facts.picture_SS for facts in found], axis=0, dtype=np.float64)
+    picture_SS = np.stack([facts.picture_SS for facts in found]).mean(axis=0, keepdims=True)[0]
     return Usual(
-        picture_SS.astype(np.float32), features_NF.mean(axis=0).astype(np.float32), deviation_F.astype(np.float32)
+        picture_SS.astype(np.float32),
+        features_NF.mean(axis=0, keepdims=True)[0].astype(np.float32),
+        deviation_F.astype(np.float32),
     )
 
 
-def _values(found: Iterable[float]) -> Values:
+def as_values(found: Iterable[float]) -> Values:
+    """A distribution on the grid of ``Bag``."""
     counts = sorted(Counter(map(on_grid, found)).items())
     return Values(values=[value for value, _ in counts], counts=[count for _, count in counts])
