@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from unimmad.serialization.atomic_write import write_aside
 from unimmad.serialization.documents import parse_json
@@ -122,7 +122,7 @@ def save_reference(reference: MonitoringReference, checkpoint: Path) -> Path:
     """
     path = checkpoint / MONITORING_NAME
     metadata = {"reference": _text(reference.described), "digest": reference.digest}
-    write_aside(path, lambda temporary: save_file(_arrays(reference.usual), temporary, metadata))
+    write_aside(path, lambda temporary: temporary.write_bytes(save(_arrays(reference.usual), metadata)))
     return path
 
 

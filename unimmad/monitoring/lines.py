@@ -16,6 +16,8 @@ from unimmad.serialization.validation import Entry, first_problem
 
 LONGEST_LINE = 2**20
 """Bytes of one prediction."""
+_KNOWN_BY = 256
+"""Bytes before the place reached, by which a file is known to be the same still."""
 
 
 class BrokenLineError(ValueError):
@@ -79,9 +81,7 @@ class FollowedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stream: BinaryIO | None = None
-        self._place = 0
-        self._number = 0
-        self._rest = b""
+        self._begin_anew()
 
     def lines(self, last: bool = False) -> Iterator[tuple[str, bytes]]:
         """Where each line is, for messages, and the line, of all that are whole and were not given yet.
@@ -105,16 +105,22 @@ class FollowedFile:
         """Begin anew with what lies there under the name."""
         if self._stream is not None:
             self._stream.close()
-        self._stream, self._place, self._number, self._rest = None, 0, 0, b""
+        self._stream = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._place, self._number = 0, 0
+        self._rest = self._end = b""
 
     def _grown(self) -> Iterator[tuple[str, bytes]]:
         if self._stream is None:
             self._stream = self.path.open("rb")
-        if os.fstat(self._stream.fileno()).st_size < self._place:
-            self._stream.seek(0)
-            self._place, self._number, self._rest = 0, 0, b""
+        if os.pread(self._stream.fileno(), len(self._end), self._place - len(self._end)) != self._end:
+            self._stream.seek(0)  # it was cut, and may have grown beyond this place since
+            self._begin_anew()
         while block := self._stream.read(LONGEST_LINE):
             self._place += len(block)
+            self._end = (self._end + block)[-_KNOWN_BY:]
             *lines, self._rest = (self._rest + block).split(b"\n")
             for line in lines:
                 yield self._next(line)

@@ -15,8 +15,8 @@ DEFAULT_SHARE = 0.1
 MOST_UNKNOWN = 1000
 """Different names that are counted."""
 NO_CLASS = "no class"
-FEWEST_IMAGES = 8
-"""Calibration images with which a change of a few images can be told from chance."""
+FEWEST_IMAGES = 40
+"""Calibration images and ordinary later ones together, before which even a gross change may go unnoticed."""
 
 _CAUSES: Mapping[tuple[str, Direction], str] = {
     ("brightness", "higher"): "exposure: brighter",
@@ -137,9 +137,9 @@ class DriftMonitor:
         return found
 
     def few(self) -> list[str]:
-        """The classes with too few calibration images for a change to be seen soon."""
-        fewest = {one.class_name: min(one.images, FEWEST_IMAGES) for one in self.reference.described.images}
-        return [name for name, images in fewest.items() if images < FEWEST_IMAGES]
+        """The classes with too few calibration images for a change among the first later ones to be seen."""
+        known = {one.class_name: one.images for one in self.reference.described.images}
+        return [name for name, images in known.items() if images < FEWEST_IMAGES]
 
     def _values(self, seen: Seen, class_name: str) -> Iterator[tuple[StreamName, float]]:
         sensors = self._sensors.get((class_name, frozenset(seen.modalities)))

@@ -14,7 +14,7 @@ from typing import Any
 
 from unimmad import __version__
 from unimmad.monitoring.figures import stream_figure
-from unimmad.monitoring.monitor import DriftMonitor, Verdict
+from unimmad.monitoring.monitor import FEWEST_IMAGES, DriftMonitor, Verdict
 from unimmad.monitoring.streams import Alarm, Place, Stream
 from unimmad.report.figures import save_figure
 from unimmad.report.file_names import file_name
@@ -67,7 +67,10 @@ def notes(monitor: DriftMonitor) -> list[str]:
         left = sum(count for _, count in monitor.unknown.most_common()[5:])
         found.append(f"{left} more images not watched, of {len(monitor.unknown) - 5} other names")
     if few := monitor.few():
-        found.append(f"few calibration images, so that a change is noticed late: {listed(few, 5)}")
+        found.append(
+            f"fewer than {FEWEST_IMAGES} calibration images: a change before {FEWEST_IMAGES} with later ones may go "
+            f"unnoticed: {listed(few, 5)}"
+        )
     return found
 
 
