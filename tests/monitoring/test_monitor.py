@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 from monitoring.conftest import CLASSES, USUAL
 
-from unimmad.checkpoint.monitoring import load_reference, save_reference
+from unimmad.checkpoint.monitoring import SMALL, Usual, load_reference, save_reference
 from unimmad.monitoring.monitor import NO_CLASS, SCORE_DRIFT, DriftMonitor
 from unimmad.monitoring.output import as_json, screen_lines
 from unimmad.monitoring.streams import SCORE, SHARE
@@ -107,3 +110,17 @@ def test_what_calibration_kept_comes_back_or_is_refused(reference, tmp_path):
         with pytest.raises(ValueError, match=r"monitoring\.safetensors.*; calibrate again, or remove it") as told:
             load_reference(tmp_path)
         assert "\n" not in str(told.value)
+    usual = Usual(np.zeros((SMALL, SMALL), np.float32), np.zeros(4, np.float32), np.ones(4, np.float32))
+    whole = dataclasses.replace(reference, usual={(CLASSES[0], "rgb"): usual})
+    save_reference(whole, tmp_path)
+    assert load_reference(tmp_path).digest == whole.digest != reference.digest
+    for wrong in (
+        {"picture_SS": usual.picture_SS[1:]},
+        {"deviation_F": np.zeros(4, np.float32)},
+        {"mean_F": np.full(4, np.nan, np.float32)},
+        {"mean_F": np.zeros(3, np.float32)},
+    ):
+        odd = dataclasses.replace(usual, **wrong)
+        save_reference(dataclasses.replace(reference, usual={(CLASSES[0], "rgb"): odd}), tmp_path)
+        with pytest.raises(ValueError, match="not what calibration wrote"):
+            load_reference(tmp_path)

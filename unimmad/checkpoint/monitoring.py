@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -34,6 +34,8 @@ MONITORING_NAME = "monitoring.safetensors"
 FORMAT: Literal[1] = 1
 STATISTICS = ("brightness", "contrast", "sharpness", "noise", "shift_down", "shift_right", "features")
 """Of an image, see ``evaluation.image_statistics``; the last three are found by what is usual of its class."""
+SMALL = 64
+"""S: a shift is found in steps of 1/64 of the image."""
 _ID_DIGITS = 16
 
 
@@ -42,6 +44,12 @@ class Values(Entry):
 
     values: list[float]
     counts: list[Annotated[int, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.values) != len(self.counts) or self.values != sorted(set(self.values)):
+            raise ValueError("values must rise, each with its count")
+        return self
 
     @property
     def by_value(self) -> dict[float, int]:
@@ -144,9 +152,18 @@ def load_reference(checkpoint: Path) -> MonitoringReference | None:
         raise ValueError(f"{path}: {one_line(error)}; {remedy}") from None
     described = validated(_SCHEMA, parse_json(metadata.get("reference", "null"), str(path)), str(path), remedy)
     reference = MonitoringReference(described, _usual(described.images, arrays))
-    if reference.digest != metadata.get("digest"):
+    fits = all(map(_is_usual, reference.usual.values()))
+    if not fits or reference.digest != metadata.get("digest"):
         raise ValueError(f"{path}: it is not what calibration wrote: damaged, or altered; {remedy}")
     return reference
+
+
+def _is_usual(usual: Usual) -> bool:
+    """Whether the arrays are such as images can be compared with."""
+    arrays = (usual.picture_SS, usual.mean_F, usual.deviation_F)
+    shapes = ((SMALL, SMALL), (usual.mean_F.size,), (usual.mean_F.size,))
+    alike = all(array.shape == shape and array.dtype == np.float32 for array, shape in zip(arrays, shapes, strict=True))
+    return alike and all(np.isfinite(array).all() for array in arrays) and bool((usual.deviation_F > 0).all())
 
 
 def _text(described: Described) -> str:

@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from unimmad.checkpoint.monitoring import Usual
+from unimmad.checkpoint.monitoring import SMALL, Usual
 from unimmad.model.backends.tf32 import without_tf32
 from unimmad.model.method import Method
 
-SMALL = 64
-"""S: a shift is found in steps of 1/64 of the image."""
 _DIGITS = 6
 _LOW_PASS = 0.12
 """Cycles a pixel of a small picture beyond which its phases count less and less: they are noise."""
