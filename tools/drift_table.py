@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="run or checkpoint folder, calibrated")
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="shard folders")
     parser.add_argument("--output-dir", type=Path, default=Path("drift"), help="default: %(default)s")
+    parser.add_argument("--normals", type=int, default=1000, help="of a class at most (default: %(default)s)")
     parser.add_argument("--orders", type=int, default=200, help="of each class and disturbance (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=10_000, help="without disturbance (default: %(default)s)")
     parser.add_argument("--images", type=int, default=200, help="of a draw without disturbance (default: %(default)s)")
@@ -139,12 +140,13 @@ def main() -> None:
 
 
 def _records(options: argparse.Namespace) -> list[Records]:
-    """Kept, or made."""
+    """Kept, or made class by class; what is there after an interruption stays."""
     path = options.output_dir / "records.json"
-    if not path.is_file():
-        made = list(_scored(options.checkpoint, options.data))
-        write_text_aside(path, json.dumps([asdict(one) for one in made]))
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text()) if path.is_file() else []
+    done = {one["class_name"] for one in found}
+    for of_class in _scored(options.checkpoint, options.data, done, options.normals):
+        found += [asdict(one) for one in of_class]
+        write_text_aside(path, json.dumps(found))
     return [Records(**{**one, "seen": [_seen(values) for values in one["seen"]]}) for one in found]
 
 
@@ -152,24 +154,27 @@ def _seen(values: dict[str, Any]) -> Seen:
     return Seen(**{**values, "modalities": tuple(values["modalities"])})
 
 
-def _scored(checkpoint: Path, data: Sequence[Path]) -> Iterator[Records]:
-    """Calibration images and test normals of each class as they are, and the latter disturbed."""
+def _scored(checkpoint: Path, data: Sequence[Path], done: Collection[str], most: int) -> Iterator[list[Records]]:
+    """Calibration images and test normals of each class that is not done as they are, and the latter disturbed."""
+    shards = ShardSet.open(data)
+    if set(shards.classes("calibration")) <= set(done):
+        return
     detector = Detector.from_checkpoint(checkpoint, data=data)
     detector.measures = True
-    shards = ShardSet.open(data)
     tests, calibrations = shards.classes("test"), shards.classes("calibration")
-    for class_name in tqdm(calibrations, desc="score", unit="class", disable=None):
-        normals = [ref for ref in tests[class_name] if not ref.entry.anomalous]
+    for class_name in tqdm([name for name in calibrations if name not in done], desc="score", unit="class"):
+        normals = [ref for ref in tests[class_name] if not ref.entry.anomalous][:most]
         plain = [*calibrations[class_name], *normals]
         # What is usual was taken from half of calibration's images, which are nearer to it than others.
         fair = [not tells_usual(ref.entry.key) for ref in calibrations[class_name]] + [True] * len(normals)
         split = [ref.entry.split == "calibration" for ref in plain]
         seen = _predicted(detector, shards, class_name, plain, None)
         kept = [(one, is_calibration) for one, ok, is_calibration in zip(seen, fair, split, strict=True) if ok]
-        yield Records(class_name, UNDISTURBED, [one for one, _ in kept], [which for _, which in kept])
+        of_class = [Records(class_name, UNDISTURBED, [one for one, _ in kept], [which for _, which in kept])]
         for name, (_, change) in DISTURBANCES.items():
             found = _predicted(detector, shards, class_name, normals, change)
-            yield Records(class_name, name, found, [False] * len(found))
+            of_class.append(Records(class_name, name, found, [False] * len(found)))
+        yield of_class
 
 
 def _predicted(

@@ -94,7 +94,7 @@ def test_without_a_change_it_ends_with_0_and_with_one_with_3(typed, place, line)
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "No such file"),
+        (None, "a.jsonl can't be read: No such file"),
         (b"", "a.jsonl is empty: it holds no prediction"),
         (b"LINE\n{\n", "a.jsonl line 2: not a prediction"),
         (b"OTHER\n", "a.jsonl line 1: a prediction of another checkpoint"),

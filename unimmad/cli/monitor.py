@@ -110,14 +110,17 @@ def _read(monitor: DriftMonitor, files: Sequence[FollowedFile]) -> None:
     """All lines of all files.
 
     Raises:
-        ValueError: a file is empty, a line broken or of another checkpoint, or none is of a class that was calibrated.
-        OSError: a file can't be read.
+        ValueError: a file is empty or can't be read, a line broken or of another checkpoint, or none is of a class that
+            was calibrated.
     """
     for file in files:
         count = 0
-        for where, line in file.lines(last=True):
-            monitor.add(parse_line(line, where, monitor.reference.digest))
-            count += 1
+        try:
+            for where, line in file.lines(last=True):
+                monitor.add(parse_line(line, where, monitor.reference.digest))
+                count += 1
+        except OSError as error:
+            raise ValueError(f"{file.path} can't be read: {error.strerror}") from None
         if not count:
             raise ValueError(f"{file.path} is empty: it holds no prediction")
     if not monitor.seen:

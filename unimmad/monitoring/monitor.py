@@ -137,9 +137,9 @@ class DriftMonitor:
         return found
 
     def few(self) -> list[str]:
-        """The classes with too few calibration images for a change among the first later ones to be seen."""
+        """The classes seen that have too few calibration images for a change among the first later ones to be noticed."""
         known = {one.class_name: one.images for one in self.reference.described.images}
-        return [name for name, images in known.items() if images < FEWEST_IMAGES]
+        return [name for name in self.seen if known[name] < FEWEST_IMAGES]
 
     def _values(self, seen: Seen, class_name: str) -> Iterator[tuple[StreamName, float]]:
         sensors = self._sensors.get((class_name, frozenset(seen.modalities)))
