@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,19 +27,13 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from unimmad.checkpoint.folder import find_checkpoint
-from unimmad.checkpoint.monitoring import (
-    STATISTICS,
-    Described,
-    ImageSet,
-    MonitoringReference,
-    ScoreSet,
-    load_reference,
-)
+from unimmad.checkpoint.monitoring import MonitoringReference, load_reference
 from unimmad.data.decode import decode_image
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
 from unimmad.inference.detector import Detector
 from unimmad.inference.inputs import InputSample
-from unimmad.inference.measuring import as_values, tells_usual
+from unimmad.inference.measuring import tells_usual
+from unimmad.monitoring.evidence import GRID_BITS, LARGEST, POWERS
 from unimmad.monitoring.monitor import DriftMonitor, Seen
 from unimmad.report.table import Table
 from unimmad.serialization.atomic_write import write_text_aside
@@ -123,7 +118,7 @@ def main() -> None:
     parser.add_argument("--normals", type=int, default=1000, help="of a class at most (default: %(default)s)")
     parser.add_argument("--orders", type=int, default=200, help="of each class and disturbance (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=10_000, help="without disturbance (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=200, help="of a draw without disturbance (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=400, help="of a draw without disturbance (default: %(default)s)")
     options = parser.parse_args()
     reference = load_reference(find_checkpoint(options.checkpoint))
     if reference is None:
@@ -194,7 +189,7 @@ def _predicted(
 def _images(
     shards: ShardSet, ref: SampleRef, number: int, change: Callable[[Image, int], Image] | None
 ) -> dict[str, Image]:
-    """As they are stored; the first one that is no depth map is disturbed."""
+    """As they are stored; the first one but a depth map is disturbed."""
     images: dict[str, Image] = {}
     for modality in shards.datasets[ref.entry.dataset].modalities:
         if (member := ref.entry.images.get(modality.name)) is None:
@@ -283,23 +278,31 @@ def _cells(found: Sequence[tuple[int | None, bool, bool]]) -> tuple[str, ...]:
 
 
 def _false_alarms(records: Sequence[Records], draws: int, images: int) -> Table:
-    """Calibration and stream are both drawn, with replacement, from the same undisturbed images: nothing changes."""
+    """Calibration and stream are both drawn, with replacement, from the same undisturbed images: nothing changes.
+
+    Each draw is a monitor of one class, whose statistics share the false alarms.
+    """
     plain = [one for one in records if one.disturbance == UNDISTURBED]
     rates = (0.01, 0.1)
     alarms = dict.fromkeys(rates, 0)
     each = -(-draws // len(plain))
-    for one in tqdm(plain, desc="false alarms", unit="class", disable=None):
-        draw = random.Random(one.class_name)
+    for number, one in enumerate(tqdm(plain, desc="false alarms", unit="class", disable=None)):
+        rng = np.random.default_rng(number)
+        normal = [seen for seen in one.seen if not seen.anomalous]
+        statistics = [
+            np.array([seen.images[modality][name] for seen in one.seen])
+            for modality, found in one.seen[0].images.items()
+            for name in found
+        ]
         count = max(8, sum(one.calibrates))
-        for _ in range(each):
-            monitor = DriftMonitor(_drawn_reference([draw.choice(one.seen) for _ in range(count)]), max(rates))
-            highest = 0.0
-            for _ in range(images):
-                monitor.add(draw.choice(one.seen))
-                if monitor.alarms:  # at the highest rate; lower ones may follow
-                    highest = max(highest, *(stream.evidence.capital for stream in monitor.streams.values()))
-            for rate in rates:
-                alarms[rate] += highest >= len(monitor.streams) / rate
+        chosen_DN = rng.integers(len(one.seen), size=(each, count + images))
+        values = [of_all[chosen_DN] for of_all in statistics]
+        values.append(np.array([seen.score for seen in normal])[rng.integers(len(normal), size=chosen_DN.shape)])
+        highest_D = np.zeros(each)
+        for values_DN in values:
+            highest_D = np.maximum(highest_D, highest_capital(values_DN, count, rng.random((each, images))))
+        for rate in rates:
+            alarms[rate] += int((highest_D >= len(values) / rate).sum())
     total = each * len(plain)
     rows = [
         (f"{rate:g}", str(total), str(images), str(count), f"{count / total:.4f}") for rate, count in alarms.items()
@@ -307,24 +310,28 @@ def _false_alarms(records: Sequence[Records], draws: int, images: int) -> Table:
     return Table(("promised at most", "draws", "images each", "draws with an alarm", "share"), rows)
 
 
-def _drawn_reference(drawn: Sequence[Seen]) -> MonitoringReference:
-    first = drawn[0]
-    assert first.class_name is not None
-    scores = [one.score for one in drawn if not one.anomalous]
-    images = [
-        ImageSet(
-            class_name=first.class_name,
-            modality=modality,
-            images=len(drawn),
-            usual_of=0,
-            statistics={
-                name: as_values(one.images[modality][name] for one in drawn) for name in STATISTICS if name in found
-            },
-        )
-        for modality, found in first.images.items()
-    ]
-    of_class = ScoreSet(class_name=first.class_name, modalities=list(first.modalities), scores=as_values(scores))
-    return MonitoringReference(Described(weights="", scores=[of_class], images=images))
+def highest_capital(values_DN: Image, count: int, between_DT: Image) -> Image:
+    """What ``Stream`` finds, for many draws at once: the highest evidence of each.
+
+    Args:
+        values_DN: of each draw calibration's and then the stream's.
+        count: how many are calibration's.
+        between_DT: between 0 and 1, of each of the stream's; see ``Bag.add``.
+    """
+    mantissa_DN, exponent_DN = np.frexp(values_DN)
+    values_DN = np.ldexp(np.round(mantissa_DN * 2**GRID_BITS), exponent_DN - GRID_BITS)
+    powers_K = np.array(POWERS)
+    betting_DB, highest_D = np.zeros((len(values_DN), 2 * len(POWERS))), np.ones(len(values_DN))
+    for time, between_D in enumerate(between_DT.T):
+        known_DN, new_D1 = values_DN[:, : count + time + 1], values_DN[:, count + time, None]
+        larger_D, equal_D = (known_DN > new_D1).sum(axis=1), (known_DN == new_D1).sum(axis=1)
+        share_D = (larger_D + between_D * equal_D) / known_DN.shape[1]
+        ends_DE1 = np.maximum(np.stack([share_D, 1 - share_D], axis=1), 1e-12)[:, :, None]
+        factors_DB = (powers_K * ends_DE1 ** (powers_K - 1)).reshape(betting_DB.shape)
+        fresh = 1 / math.log2(2 + time) - 1 / math.log2(3 + time)
+        betting_DB = np.minimum((betting_DB + fresh) * factors_DB, LARGEST)
+        highest_D = np.maximum(highest_D, betting_DB.mean(axis=1) + 1 / math.log2(3 + time))
+    return highest_D
 
 
 def _as_they_are(reference: MonitoringReference, records: Sequence[Records], orders: int) -> Table:

@@ -21,7 +21,7 @@ _KNOWN_BY = 256
 
 
 class BrokenLineError(ValueError):
-    """A line that is no prediction."""
+    """A line without a prediction."""
 
 
 class _Measured(Entry):
@@ -43,7 +43,7 @@ def parse_line(line: bytes, where: str, reference: str) -> Seen:
     """What a monitor needs of one line; ``reference`` is the digest of the calibration that it watches by.
 
     Raises:
-        BrokenLineError: it is no prediction.
+        BrokenLineError: it is not a prediction.
         ValueError: it is one of another checkpoint or calibration, or was made without what a monitor needs.
     """
     try:
@@ -73,7 +73,7 @@ def parse_line(line: bytes, where: str, reference: str) -> Seen:
 
 
 class FollowedFile:
-    """A file of lines that may grow, be cut to nothing, be renamed and begun anew, or not be there yet.
+    """A file of lines that may grow, be cut to nothing, be renamed and begun again, or not be there yet.
 
     A new file under the name is read from its beginning, once what was left in the old one is read.
     """
@@ -81,7 +81,8 @@ class FollowedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stream: BinaryIO | None = None
-        self._begin_anew()
+        self._place = self._number = 0
+        self._rest = self._end = b""
 
     def lines(self, last: bool = False) -> Iterator[tuple[str, bytes]]:
         """Where each line is, for messages, and the line, of all that are whole and were not given yet.
@@ -102,13 +103,13 @@ class FollowedFile:
             self._rest = b""
 
     def close(self) -> None:
-        """Begin anew with what lies there under the name."""
+        """Begin again with what lies there under the name."""
         if self._stream is not None:
             self._stream.close()
         self._stream = None
-        self._begin_anew()
+        self._begin_again()
 
-    def _begin_anew(self) -> None:
+    def _begin_again(self) -> None:
         self._place, self._number = 0, 0
         self._rest = self._end = b""
 
@@ -117,7 +118,7 @@ class FollowedFile:
             self._stream = self.path.open("rb")
         if os.pread(self._stream.fileno(), len(self._end), self._place - len(self._end)) != self._end:
             self._stream.seek(0)  # it was cut, and may have grown beyond this place since
-            self._begin_anew()
+            self._begin_again()
         while block := self._stream.read(LONGEST_LINE):
             self._place += len(block)
             self._end = (self._end + block)[-_KNOWN_BY:]

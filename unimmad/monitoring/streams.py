@@ -95,7 +95,7 @@ class Alarm:
 class Stream:
     """Values of one statistic, compared with those of calibration by their ranks, or a share with what it may be.
 
-    Takes constant memory. Once it has told of a change it stays so: start anew when the cause is mended.
+    Takes constant memory. Once it has told of a change it stays so: start again when the cause is mended.
     """
 
     def __init__(self, name: StreamName, limit: float, usual: Mapping[float, int] | float) -> None:
