@@ -87,17 +87,17 @@ def _moved(share: float) -> Callable[[Image, int], Image]:
     return moved
 
 
-DISTURBANCES: Mapping[str, tuple[str, Callable[[Image, int], Image]]] = {
-    "brightness x 0.9": ("exposure", _grey_levels(lambda values: values * 0.9)),
-    "brightness x 0.7": ("exposure", _grey_levels(lambda values: values * 0.7)),
-    "blur 1 px of 256": ("blur", _blurred(1.0)),
-    "blur 2 px of 256": ("blur", _blurred(2.0)),
-    "shift 3 %": ("shift", _moved(0.03)),
-    "shift 8 %": ("shift", _moved(0.08)),
-    "noise 0.03": ("noise", _noisy(0.03)),
-    "noise 0.08": ("noise", _noisy(0.08)),
+DISTURBANCES: Mapping[str, tuple[tuple[str, ...], Callable[[Image, int], Image]]] = {
+    "brightness x 0.9": (("exposure", "contrast"), _grey_levels(lambda values: values * 0.9)),
+    "brightness x 0.7": (("exposure", "contrast"), _grey_levels(lambda values: values * 0.7)),
+    "blur 1 px of 256": (("blur",), _blurred(1.0)),
+    "blur 2 px of 256": (("blur",), _blurred(2.0)),
+    "shift 3 %": (("shift",), _moved(0.03)),
+    "shift 8 %": (("shift",), _moved(0.08)),
+    "noise 0.03": (("noise",), _noisy(0.03)),
+    "noise 0.08": (("noise",), _noisy(0.08)),
 }
-"""By name, what a verdict's cause begins with, and what is done to an image."""
+"""By name, with what a verdict's cause may begin, and what is done to an image."""
 
 
 @dataclass(frozen=True)
@@ -220,13 +220,13 @@ def _detection(reference: MonitoringReference, records: Sequence[Records], order
     plain = {one.class_name: _tests(one) for one in records if one.disturbance == UNDISTURBED}
     datasets = list(dict.fromkeys(name.partition("/")[0] for name in plain))
     for dataset in datasets:
-        for disturbance, (cause, _) in DISTURBANCES.items():
+        for disturbance, (causes, _) in DISTURBANCES.items():
             of_both = [one for one in records if one.disturbance == disturbance and _dataset(one) == dataset]
             found = []
             for one in tqdm(of_both, desc=f"{dataset} {disturbance}", leave=False, disable=None):
                 draw = random.Random(f"{one.class_name} {disturbance}")
                 found += [
-                    _noticed(reference, plain[one.class_name], one.seen, cause, draw)
+                    _noticed(reference, plain[one.class_name], one.seen, causes, draw)
                     for _ in range(max(1, orders // len(of_both)))
                 ]
             rows.append((dataset, disturbance, *_cells(found)))
@@ -243,7 +243,11 @@ def _tests(records: Records) -> list[Seen]:
 
 
 def _noticed(
-    reference: MonitoringReference, plain: Sequence[Seen], disturbed: Sequence[Seen], cause: str, draw: random.Random
+    reference: MonitoringReference,
+    plain: Sequence[Seen],
+    disturbed: Sequence[Seen],
+    causes: tuple[str, ...],
+    draw: random.Random,
 ) -> tuple[int | None, bool, bool]:
     """Images from the change to its notice (None: never), whether its cause is named, 20 images later at the latest,
     and whether there was an alarm before."""
@@ -260,8 +264,8 @@ def _noticed(
         noticed = number + 1 if raised and noticed is None else noticed
         if noticed is not None and number + 1 >= noticed + 20:
             break
-    causes = [text for verdict in monitor.verdicts() if verdict.drift == "image" for text in verdict.causes]
-    return noticed, any(text.startswith(cause) for text in causes), False
+    named = [text for verdict in monitor.verdicts() if verdict.drift == "image" for text in verdict.causes]
+    return noticed, any(text.startswith(causes) for text in named), False
 
 
 def _cells(found: Sequence[tuple[int | None, bool, bool]]) -> tuple[str, ...]:

@@ -23,12 +23,12 @@ _CAUSES: Mapping[tuple[str, Direction], str] = {
     ("brightness", "lower"): "exposure: darker",
     ("noise", "higher"): "noise: more",
     ("sharpness", "lower"): "blur",
+    ("noise", "lower"): "blur",
 }
 _LEFT_OVER: Mapping[tuple[str, Direction], str] = {
     ("contrast", "higher"): "contrast: more",
     ("contrast", "lower"): "contrast: less",
     ("sharpness", "higher"): "sharper",
-    ("noise", "lower"): "noise: less",
 }
 """Told where nothing else explains them: brightness, noise and blur change these, too."""
 NO_CAUSE = "content: exposure, sharpness, noise and place are as usual"
@@ -182,7 +182,7 @@ def image_causes(alarms: list[Alarm]) -> tuple[str, ...]:
     found = {(alarm.stream.statistic, alarm.direction): alarm for alarm in alarms}
     shifted = [alarm.stream.statistic.removeprefix("shift_") for alarm in alarms if "shift_" in alarm.stream.statistic]
     causes = [f"shift: {' and '.join(shifted)}"] if shifted else []
-    causes += [cause for key, cause in _CAUSES.items() if key in found]
+    causes += dict.fromkeys(cause for key, cause in _CAUSES.items() if key in found)
     if not causes:
         causes = [cause for key, cause in _LEFT_OVER.items() if key in found]
     return tuple(causes) or (NO_CAUSE,)
