@@ -137,7 +137,7 @@ class DriftMonitor:
         return found
 
     def few(self) -> list[str]:
-        """The classes seen that have too few calibration images for a change among the first later ones to be noticed."""
+        """The classes seen whose calibration images are too few for an early change to be noticed."""
         known = {one.class_name: one.images for one in self.reference.described.images}
         return [name for name in self.seen if known[name] < FEWEST_IMAGES]
 
