@@ -15,6 +15,7 @@ import pytest
 from hand_made import hand_made_checkpoint, hand_made_shards
 from PIL import Image
 
+from unimmad.checkpoint.monitoring import MONITORING_NAME, load_reference
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME
 from unimmad.cli.evaluate import main as evaluate_main
 from unimmad.cli.predict import main
@@ -97,6 +98,7 @@ def test_calibration_beside_the_checkpoint_brings_decisions(typed, place, monkey
     assert evaluate_main() == 0
     said = capsys.readouterr().out
     file = place / "runs/tiny/checkpoints/step_00000003" / THRESHOLDS_NAME
+    kept = file.with_name(MONITORING_NAME)
     try:
         assert str(file.relative_to(place)) in said
         assert "solids/cookie" in said
@@ -107,6 +109,10 @@ def test_calibration_beside_the_checkpoint_brings_decisions(typed, place, monkey
         for line in lines_of(place / "decided"):
             assert line["threshold"] == own
             assert line["anomalous"] == (line["score"] > own)
+            assert line["monitor"]["reference"] == load_reference(file.parent).digest
+            assert 0 < line["monitor"]["images"]["rgb"]["brightness"] < 1
+        assert typed("--class", "cookie", "--no-monitor", "--no-pictures", "--output-dir", "alone", "sets/x")[0] == 0
+        assert "monitor" not in lines_of(place / "alone")[0]
         rate = max(0.4, thresholds["classes"]["solids/cookie"]["promised_rate"])
         assert f"at a false-alarm rate of {rate:.3g}" in out
         assert thresholds["precision"] == "fp32"
@@ -115,8 +121,10 @@ def test_calibration_beside_the_checkpoint_brings_decisions(typed, place, monkey
         code, out, _ = typed("--class", "spoon", "--output-dir", "decided", "sets/x")
         assert "note: class spoon is not one that the model was trained on" in out
         assert lines_of(place / "decided")[0]["threshold"] == thresholds["all_classes"]["value"]
+        assert lines_of(place / "decided")[0]["monitor"]["images"] == {}
     finally:
         file.unlink(missing_ok=True)
+        kept.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
+from unimmad.checkpoint.monitoring import MONITORING_NAME, save_reference
 from unimmad.checkpoint.thresholds import save_thresholds
 from unimmad.cli.console import print_any_name
 from unimmad.cli.evaluate_arguments import calibration_parser, chosen_checkpoint, chosen_data, chosen_workers
@@ -13,6 +14,7 @@ from unimmad.cli.on_ranks import on_ranks
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.evaluation.scoring import named_device
 from unimmad.inference.calibration import calibrate, describe
+from unimmad.inference.measuring import CalibrationFacts, made_reference
 from unimmad.ranks.exchange import Ranks
 
 
@@ -25,12 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
-    """Score the calibration split, write the thresholds beside the checkpoint, and print both.
+    """Score the calibration split, write thresholds and what the images were like beside the checkpoint, and tell.
 
     Raises:
         ValueError: an option, the checkpoint or the data are wrong.
     """
     checkpoint = chosen_checkpoint(arguments, ranks)
+    facts: list[CalibrationFacts] = []
     thresholds = calibrate(
         checkpoint,
         chosen_data(arguments, checkpoint),
@@ -41,9 +44,12 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
         cache=ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
         on_error=arguments.on_error,
         roi=arguments.roi,
+        facts=facts,
         ranks=ranks,
     )
     if ranks.is_main:
+        (checkpoint.folder / MONITORING_NAME).unlink(missing_ok=True)  # of other thresholds, should this be interrupted
         path = save_thresholds(thresholds, checkpoint.folder)
+        save_reference(made_reference(facts, thresholds, checkpoint.weights_digest), checkpoint.folder)
         print(describe(thresholds))
         print(f"thresholds {path}")

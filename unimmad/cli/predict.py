@@ -62,6 +62,7 @@ def _predict(options: argparse.Namespace, program: str) -> None:
         verify=not options.no_verify,
         roi=options.roi,
     )
+    detector.measures = options.monitor
     notices = Notices()
     samples = _samples(options, detector, notices)
     skipped: dict[str, ValueError] = {}
@@ -71,7 +72,7 @@ def _predict(options: argparse.Namespace, program: str) -> None:
 
     on_skip = skip if options.on_error == "skip" else None
     fingerprints = sample_fingerprints(samples, _prediction_fingerprint(options, detector))
-    folder = PredictionFolder(options.output_dir, fingerprints, options.scale, options.maps)
+    folder = PredictionFolder(options.output_dir, fingerprints, options.scale, options.maps, _reference(detector))
     try:
         with folder:
             for prediction in _predictions(detector, samples, folder.rows, on_skip, options):
@@ -176,6 +177,12 @@ def prediction_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="no heat maps")
     parser.add_argument("--maps", action="store_true", help="also the anomaly maps, as float32 NPY")
     parser.add_argument(
+        "--no-monitor",
+        dest="monitor",
+        action="store_false",
+        help="don't write what unimmad monitor compares with calibration, which costs a pass through the teacher",
+    )
+    parser.add_argument(
         "--scale",
         type=float,
         help="map value at the bright end of the heat maps' colours, 0 at the dark one; default: the "
@@ -213,7 +220,14 @@ def _samples(options: argparse.Namespace, detector: Detector, notices: Notices) 
 
 def _prediction_fingerprint(options: argparse.Namespace, detector: Detector) -> str:
     argv = {name: getattr(options, name) for name in ("class_name", "pictures", "maps", "scale")}
+    if (reference := _reference(detector)) is not None:
+        argv["reference"] = reference
     return prediction_fingerprint(detector, argv)
+
+
+def _reference(detector: Detector) -> str | None:
+    """The calibration that images' statistics are compared with, where they are."""
+    return detector.reference.digest if detector.measures and detector.reference is not None else None
 
 
 def _predictions(

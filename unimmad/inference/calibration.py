@@ -34,6 +34,7 @@ from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
 from unimmad.evaluation.tiling import score_samples
 from unimmad.inference.engines import ModelEngine
+from unimmad.inference.measuring import CalibrationFacts, facts_of_batch
 from unimmad.metrics.at_threshold import Spread
 from unimmad.ranks.exchange import ALONE, Ranks
 
@@ -56,6 +57,7 @@ def calibrate(
     cache: ShardCache | None = None,
     on_error: OnError = "stop",
     roi: Path | None = None,
+    facts: list[CalibrationFacts] | None = None,
     ranks: Ranks = ALONE,
 ) -> Thresholds:
     """Thresholds of every class at ``false_alarm_rate``; the same on every rank.
@@ -71,6 +73,7 @@ def calibrate(
         cache: for shards from URLs; None: the default one.
         on_error: ``skip`` leaves corrupt samples out, and says so.
         roi: where to look, in place of the data's own regions of interest; see ``data.roi.given_rois``.
+        facts: filled with what ``measuring.made_reference`` takes, the same on every rank; None: it is not measured.
         ranks: those that share the work, all with the same arguments.
 
     Raises:
@@ -113,12 +116,18 @@ def calibrate(
     quiet = not (progress and ranks.is_main)
     with tqdm(total=total, desc="calibrate", unit="image", disable=quiet or None) as bar:
         for batch in rounds:
-            for of_rank in ranks.gather([] if batch is None else _scored(engine, batch)):  # in order of batches
+            found = [] if batch is None else _scored(engine, batch)
+            for of_rank in ranks.gather(found):  # in order of batches
                 for class_name, names, score, median, spread in of_rank:
                     scores[class_name].setdefault(names, []).append(score)
                     usual[class_name].setdefault(names, []).append(median)
                     spreads[class_name][names] = spreads[class_name].get(names, Spread()).joined(spread)
                 bar.update(len(of_rank))
+            if facts is not None:
+                measured = (
+                    [] if batch is None else _measured(engine, batch, shards, [score for _, _, score, *_ in found])
+                )
+                facts += [one for of_rank in ranks.gather(measured) for one in of_rank]
     scores = {name: of_class for name, of_class in scores.items() if of_class}
     if not scores:
         raise ValueError(f"{', '.join(map(str, data))}: no sample of the calibration split can be read")
@@ -148,6 +157,14 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float
     return [
         (sample.class_name, sample.modalities, score, usual_value(map_HW, sample), Spread.of(looked_at(map_HW, sample)))
         for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True)
+    ]
+
+
+def _measured(engine: ModelEngine, batch: Batch, shards: ShardSet, scores: Sequence[float]) -> list[CalibrationFacts]:
+    found = facts_of_batch(engine, batch, shards.datasets)
+    return [
+        CalibrationFacts(sample.class_name, sample.key, sample.modalities, score, images)
+        for sample, score, images in zip(batch.samples, scores, found, strict=True)
     ]
 
 

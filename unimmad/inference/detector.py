@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
+from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, load_reference
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
 from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, is_above, load_thresholds
 from unimmad.config import Precision
@@ -26,8 +28,10 @@ from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
 from unimmad.inference.engines import Engine, ModelEngine, OnnxEngine
 from unimmad.inference.inputs import ImageSource, InputSample
+from unimmad.inference.measuring import facts_of_prepared
 from unimmad.inference.pictures import Picture
 from unimmad.inference.reading import PreparedSample, prepare_sample
+from unimmad.monitoring.monitor import DEFAULT_FALSE_ALARMS, DEFAULT_SHARE, DriftMonitor, Seen
 from unimmad.serialization.text import shown
 
 DEFAULT_BATCH_SIZE = 8
@@ -76,6 +80,9 @@ class Prediction:
     limits: tuple[float, float] | None = None
     """Map values at the dark and the bright end of a picture's colours: from what normal maps usually have, with the
     threshold (without one: the highest score of known normal images) in the middle; None where nothing tells them."""
+    statistics: Mapping[str, Mapping[str, float]] | None = None
+    """By modality, plain numbers of its image that a monitor compares with calibration's; None where they were not
+    asked for, or the class was not calibrated."""
 
     @property
     def anomalous(self) -> bool | None:
@@ -106,16 +113,23 @@ class Detector:
         thresholds: Thresholds | None = None,
         model_digest: str = "",
         normal_maps: NormalMaps | None = None,
+        reference: MonitoringReference | None = None,
     ) -> None:
         """See ``from_checkpoint`` and ``from_onnx``, which put these together.
 
-        ``model_digest`` differs for models that give other numbers; ``normal_maps`` are for the colours of pictures.
+        ``model_digest`` differs for models that give other numbers; ``normal_maps`` are for the colours of pictures;
+        ``reference`` is what calibration images were like.
         """
         self.engine = engine
         self.catalogue = catalogue
         self.thresholds = thresholds
         self.model_digest = model_digest
         self.normal_maps = normal_maps
+        self.reference = reference
+        self.measures = False
+        """Whether predictions get their ``statistics``, where there is a ``reference``."""
+        self.monitor: DriftMonitor | None = None
+        """What is told of every prediction; see ``start_monitor``."""
 
     @classmethod
     def open(
@@ -179,7 +193,13 @@ class Detector:
         engine = ModelEngine(checkpoint.model, recipe.evaluation, chosen, precision, scoring_geometry(recipe))
         catalogue = catalogue if roi is None else catalogue.with_rois(roi)
         digest = checkpoint.weights_digest + recipe.evaluation.model_dump_json() + recipe.data.aspect
-        return cls(engine, catalogue, thresholds, digest, load_normal_maps(checkpoint.folder))
+        reference = load_reference(checkpoint.folder)
+        if reference is not None and reference.described.weights != checkpoint.weights_digest:
+            raise ValueError(
+                f"{checkpoint.folder / MONITORING_NAME}: it is of other weights than the checkpoint's; calibrate "
+                "again, or remove it"
+            )
+        return cls(engine, catalogue, thresholds, digest, load_normal_maps(checkpoint.folder), reference)
 
     @classmethod
     def from_onnx(cls, file: Path | str, *, device: str | None = None, roi: Path | None = None) -> Detector:
@@ -198,6 +218,28 @@ class Detector:
         catalogue = Catalogue(described.datasets, described.classes)
         catalogue = catalogue if roi is None else catalogue.with_rois(roi)
         return cls(engine, catalogue, described.thresholds, engine.file_digest)
+
+    def start_monitor(
+        self, false_alarms: float = DEFAULT_FALSE_ALARMS, anomalous_share: float = DEFAULT_SHARE
+    ) -> DriftMonitor:
+        """A new monitor, which from now on is told of every prediction, as soon as it is made, in constant memory.
+
+        Args:
+            false_alarms: as for ``DriftMonitor``.
+            anomalous_share: as for ``DriftMonitor``.
+
+        Raises:
+            ValueError: there is nothing to compare with, as calibration wrote nothing or it is an exported file; or a
+                number is not between 0 and 1.
+        """
+        if self.reference is None:
+            raise ValueError(
+                "a monitor compares with calibration images, and nothing is known of any: calibrate the checkpoint "
+                "(again, if an earlier version did), and open it, not an exported file"
+            )
+        self.monitor = DriftMonitor(self.reference, false_alarms, anomalous_share)
+        self.measures = True
+        return self.monitor
 
     def predict(
         self,
@@ -256,14 +298,18 @@ class Detector:
                 prepared, error = _read(reading, on_skip)
                 reading = [] if error else list(islice(started, batch_size))
                 if prepared:
-                    for sample, (map_HW, score) in zip(prepared, self._scored(prepared, batch_size), strict=True):
+                    statistics = self._statistics(prepared)
+                    scored = self._scored(prepared, batch_size)
+                    for sample, of_images, (map_HW, score) in zip(prepared, statistics, scored, strict=True):
                         try:
-                            prediction = self._prediction(sample, map_HW, score, class_name)
+                            prediction = self._prediction(sample, map_HW, score, class_name, of_images)
                         except ValueError as unusable:
                             if on_skip is None:
                                 raise
                             on_skip(sample.name, unusable)
                         else:
+                            if self.monitor is not None:
+                                self.monitor.add(_seen(prediction))
                             yield prediction
                 if error:
                     raise error
@@ -286,6 +332,23 @@ class Detector:
         self.engine.check(prepared)
         return prepared
 
+    def _statistics(self, samples: Sequence[PreparedSample]) -> list[dict[str, dict[str, float]] | None]:
+        """See ``Prediction.statistics``; of several images at once, as they are scored."""
+        reference, engine = self.reference, self.engine
+        if not self.measures or reference is None or not isinstance(engine, ModelEngine):
+            return [None] * len(samples)
+        known = [sample for sample in samples if sample.match.class_name in reference.classes]
+        measured = iter(facts_of_prepared(engine, known) if known else ())
+        found: list[dict[str, dict[str, float]] | None] = []
+        for sample in samples:
+            name = sample.match.class_name
+            if name not in reference.classes or name is None:
+                found.append(None)
+                continue
+            facts = next(measured)
+            found.append({key: one.compared(reference.usual.get((name, key))) for key, one in facts.items()})
+        return found
+
     def _scored(
         self, samples: Sequence[PreparedSample], batch_size: int
     ) -> Iterator[tuple[NDArray[np.float32], float]]:
@@ -300,7 +363,12 @@ class Detector:
         return maps_BHW.numpy(), scores_B.tolist()
 
     def _prediction(
-        self, sample: PreparedSample, map_HW: NDArray[np.float32], score: float, asked: str | None
+        self,
+        sample: PreparedSample,
+        map_HW: NDArray[np.float32],
+        score: float,
+        asked: str | None,
+        statistics: Mapping[str, Mapping[str, float]] | None,
     ) -> Prediction:
         check_scored(sample.name, map_HW, score)
         threshold, of, notes = self._threshold(sample, asked)
@@ -319,6 +387,7 @@ class Detector:
             roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
             precision=self.engine.precision,
             limits=self._limits(sample, threshold),
+            statistics=statistics,
         )
 
     def _limits(self, sample: PreparedSample, threshold: Threshold | None) -> tuple[float, float] | None:
@@ -384,6 +453,19 @@ class Detector:
         said = " or ".join(" + ".join(part.modalities) for part in known)
         what = "no threshold holds for fewer modalities" if fewer else "no threshold holds for these modalities"
         return f"{what}: {calibrated or ALL_CLASSES} calibrated with {said}" if said else what
+
+
+def _seen(prediction: Prediction) -> Seen:
+    """What a monitor is told of it, now."""
+    return Seen(
+        prediction.name,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        prediction.class_name,
+        prediction.modalities,
+        prediction.score,
+        prediction.anomalous,
+        prediction.statistics or {},
+    )
 
 
 def _views_notes(sample: PreparedSample) -> list[str]:

@@ -13,10 +13,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydantic import ValidationError
@@ -61,7 +62,12 @@ class PredictionFolder:
     """
 
     def __init__(
-        self, folder: Path, fingerprints: Mapping[str, str], scale: float | None = None, with_maps: bool = False
+        self,
+        folder: Path,
+        fingerprints: Mapping[str, str],
+        scale: float | None = None,
+        with_maps: bool = False,
+        reference: str | None = None,
     ) -> None:
         """
         Args:
@@ -69,11 +75,13 @@ class PredictionFolder:
             fingerprints: of each sample by name (of UTF-8), in the order that the lines will have.
             scale: map value at the bright end of the colours; None: see ``_limits``.
             with_maps: write the maps, too.
+            reference: digest of the calibration that images' statistics were compared with; None: they were not.
         """
         self.folder = folder
         self.fingerprints = fingerprints
         self.scale = scale
         self.with_maps = with_maps
+        self.reference = reference
         self.rows: dict[str, Row] = {}
         """By sample name."""
         self._places: dict[str, tuple[int, int]] = {}
@@ -138,7 +146,7 @@ class PredictionFolder:
         if self.with_maps:
             map_file = f"{MAPS}/{_file_name(prediction.name)}.npy"
             write_aside(self.folder / map_file, lambda temporary: np.save(temporary, prediction.map_HW))
-        line = _line(prediction, picture, map_file, self.fingerprints[prediction.name])
+        line = _line(prediction, picture, map_file, self.fingerprints[prediction.name], self.reference)
         try:
             place = stream.seek(0, os.SEEK_END)
             if stream.write(line) != len(line):
@@ -304,8 +312,10 @@ def _file_name(name: str) -> str:
     return f"{folder}{separator}{last}"
 
 
-def _line(prediction: Prediction, picture: str | None, map_file: str | None, fingerprint: str) -> bytes:
-    content = {
+def _line(
+    prediction: Prediction, picture: str | None, map_file: str | None, fingerprint: str, reference: str | None
+) -> bytes:
+    content: dict[str, Any] = {
         "name": prediction.name,
         "files": {modality: utf8_name(file) for modality, file in prediction.files.items()},
         "class": prediction.class_name,
@@ -320,6 +330,9 @@ def _line(prediction: Prediction, picture: str | None, map_file: str | None, fin
         "notes": [utf8_name(note) for note in prediction.notes],
         "fingerprint": fingerprint,
     }
+    if reference is not None:
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        content["monitor"] = {"reference": reference, "time": time, "images": prediction.statistics or {}}
     return f"{json.dumps(content, ensure_ascii=False, allow_nan=False)}\n".encode()
 
 
