@@ -83,6 +83,10 @@ def _show(arguments: argparse.Namespace, other: OtherReport | None) -> None:
 
 def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: Ranks, lock: FolderLock) -> None:
     checkpoint = chosen_checkpoint(arguments, ranks)
+    if arguments.mask_resize and checkpoint.recipe.evaluation.resolution == "original":
+        raise ValueError(
+            "--mask-resize: of no effect where pixels are measured at the images' original size; leave it out"
+        )
     data = chosen_data(arguments, checkpoint)
     output = arguments.output_dir or checkpoint.folder.parent.parent / "evaluation"
     if ranks.is_main:

@@ -16,7 +16,9 @@ RUNS = Path("runs")
 TRAINING_COMMAND = "unimmad train"
 EACH = "each"
 """Of ``--modalities``: every one alone, and all together."""
-_OF_A_REPORT = frozenset({"split", "no_resume", "mask_resize", "modalities", "published", "scratch_dir", "compile"})
+_OF_A_REPORT = frozenset(
+    {"split", "no_resume", "mask_resize", "resolution", "modalities", "published", "scratch_dir", "compile"}
+)
 NOT_TO_CALIBRATE = _OF_A_REPORT | {"output_dir", "compare", "report"}
 """Options, by attribute, that ``--calibrate`` has no use for."""
 NOT_TO_SHOW = _OF_A_REPORT | {
@@ -79,7 +81,7 @@ def calibration_parser() -> argparse.ArgumentParser:
     _add_what(parser)
     _add_false_alarm_rate(parser)
     _add_computing(parser.add_argument_group(_COMPUTING))
-    parser.set_defaults(compile=None)
+    parser.set_defaults(compile=None, resolution=None)
     return parser
 
 
@@ -154,6 +156,12 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
         "comparison with published rows; default: the recipe's",
     )
     group.add_argument(
+        "--resolution",
+        choices=["model", "original"],
+        help="at what size pixels are measured: the model's, or each image's own, with masks as they are stored; "
+        "default: the recipe's",
+    )
+    group.add_argument(
         "--modalities", help="evaluate with these only, as rgb,depth; each: every one alone and all together"
     )
 
@@ -189,7 +197,7 @@ def chosen_checkpoint(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> Lo
     # Rank 0 looks: a run that trains meanwhile may write another between two looks.
     folder = ranks.broadcast_object(_checkpoint_folder(arguments.checkpoint) if ranks.is_main else Path())
     checkpoint = load_checkpoint(folder, verify=not arguments.no_verify, ranks=ranks)
-    switches = {name: getattr(arguments, name) for name in ("channels_last", "compile")}
+    switches = {name: getattr(arguments, name) for name in ("channels_last", "compile", "resolution")}
     changes = {name: value for name, value in switches.items() if value is not None}
     if arguments.batch_size is not None:
         if arguments.batch_size < 1:

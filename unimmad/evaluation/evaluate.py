@@ -39,6 +39,7 @@ from unimmad.model.backends.convolution import transforms_are_used
 from unimmad.ranks.exchange import ALONE, Ranks
 from unimmad.report.comparison import Comparison, OtherReport, compare, report_in, write_comparison
 from unimmad.report.figures import SamplePicture
+from unimmad.report.measured_at import published_beside
 from unimmad.report.pictures import Pictures
 from unimmad.report.published import published_rows
 from unimmad.report.report import ClassResult, Report
@@ -196,14 +197,16 @@ def evaluate_checkpoint(
     if not ranks.is_main:
         return None
     header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)
-    header |= resizing_facts({scored.class_name: scored.resizing for scored in done}, geometry, mask_resize)
+    resizing = {scored.class_name: scored.resizing for scored in done}
+    header |= resizing_facts(resizing, geometry, mask_resize, settings.resolution)
     if thresholds is not None:
         header["thresholds"] = thresholds.in_words()
     if regions := rois_in_words(shards, refs_of, done):
         header["regions of interest"] = regions
     if skipped:
         header["left out"] = skipped
-    report = Report(header, (*(scored.result for scored in done), *untested), beside)
+    published_too = published_beside(beside, settings.resolution)
+    report = Report(header, (*(scored.result for scored in done), *untested), published_too)
     earlier = report_in(output)
     comparison = None if other is None else compare(report, other)
     compared = () if comparison is None else write_comparison(comparison, output)
