@@ -4,20 +4,22 @@ they are stored, by slow and plain definitions."""
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from brightness import SIZE, Brightness
+from hand_made import hand_made_checkpoint
+from metrics.naive_metrics import aupro, aupro_99
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from metrics.naive_metrics import aupro, aupro_99
+from unimmad.checkpoint.thresholds import load_thresholds
+from unimmad.cli.calibrate import main as calibrate
 from unimmad.cli.evaluate import main as evaluate
 from unimmad.cli.shards import main as make_shards
-from unimmad.comparing.results import by_method, Result
-from unimmad.config import EvaluationSettings
+from unimmad.comparing.results import CostEntry, Result, by_method
+from unimmad.config import EvaluationSettings, TileSettings, load_recipe
 from unimmad.data.index import DatasetEntry, Modality
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.roi import Area, Roi, Rois
@@ -29,7 +31,11 @@ from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.detector import Detector
 from unimmad.inference.engines import ModelEngine
 from unimmad.inference.inputs import InputSample
+from unimmad.metrics.metrics import METRIC_KEYS
+from unimmad.report.comparison import OtherReport, compare
+from unimmad.report.measured_at import FACT, IN_WORDS, OF_PUBLISHED, published_beside
 from unimmad.report.published import published_rows
+from unimmad.report.report import ClassResult, Report
 
 CPU = torch.device("cpu")
 GEOMETRIES = {
@@ -65,9 +71,8 @@ def shards(tmp_path_factory, pictures) -> ShardSet:
     images["train/good/9"] = pictures["good/0"][0] + 1
     for name, (_, marked) in pictures.items():
         if name.startswith("dot"):
-            images[f"ground_truth/{name}_mask"] = (np.eye(*SHAPES[name]) if marked is None else marked).astype(
-                np.uint8
-            ) * 255
+            drawn = np.eye(*SHAPES[name]) if marked is None else marked
+            images[f"ground_truth/{name}_mask"] = drawn.astype(np.uint8) * 255
     for name, image in images.items():
         path = folder / "raw" / "part" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,9 +103,8 @@ def scored_at(resolution, shards, geometry, scratch_dir=None):
 
 def slow_metrics(detector: Detector, pictures, geometry: Geometry) -> dict[str, float]:
     maps, masks = [], []
-    for found in detector.predict_all(
-        [InputSample(name, image) for name, (image, _) in pictures.items()], class_name="part"
-    ):
+    samples = [InputSample(name, image) for name, (image, _) in pictures.items()]
+    for found in detector.predict_all(samples, class_name="part"):
         marked = pictures[found.name][1]
         if marked is None:
             continue
@@ -150,3 +154,78 @@ def test_they_are_those_of_all_pixels_of_predicted_maps(shards, pictures, name, 
     of = collecting.ScoredBatch.of
     monkeypatch.setattr(collecting.ScoredBatch, "of", lambda *scored: read_batch(batch_letter(of(*scored))))
     assert scored_at("original", looked_at, geometry, tmp_path).result == scored.result
+
+
+def test_numbers_of_different_sizes_stand_beside_each_other_by_name_alone() -> None:
+    """A report from before there was a choice is of the model's size."""
+    metrics = dict.fromkeys(METRIC_KEYS, 0.5)
+    found = (ClassResult("visa", "industry", "candle", 1, 1, metrics),)
+    older, at_model, original = (
+        Report(header, found) for header in ({}, {FACT: IN_WORDS["model"]}, {FACT: IN_WORDS["original"]})
+    )
+    assert compare(at_model, OtherReport("other", older)).notes == ()
+    (note,) = compare(original, OtherReport("other", older)).notes
+    assert note.startswith("metrics at: each image's original size")
+    assert note.endswith("the model's image size (other): pixel metrics of different sizes are not to be compared")
+
+    cost = CostEntry(parameters=1, trained=1, gflop=1, images_per_second=1, peak_gib=1, device="cpu")
+    results = [Result("rd", seed, report, 1, 1.0, cost) for seed, report in enumerate((older, at_model))]
+    assert len(by_method(results, [])) == 1
+    with pytest.raises(ValueError, match=r"at different sizes, .*; rd, seed 1: the model's image size"):
+        by_method([*results, Result("vitad", 0, original, 1, 1.0, cost)], [])
+
+    rows = published_rows(["visa"])
+    assert published_beside(rows, "model") == rows
+    assert all(row.note.startswith(OF_PUBLISHED) for row in published_beside(rows, "original"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("0", "tiles '0': write them as SIZE, SIZE:OVERLAP or SIZE:OVERLAP:whole"),
+        ("64:8:all", "write them as SIZE"),
+        ("8", "tiles 8: size 8 makes too many tiles"),
+        ("64:40", "tiles 64:40: overlap 40 must be at most half of size 64"),
+    ],
+)
+def test_tiles_are_typed_in_one_form(text, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        TileSettings.parse(text)
+    assert TileSettings.parse("40") == TileSettings(size=40, overlap=20)
+    assert TileSettings.parse("64:8:whole") == TileSettings(size=64, overlap=8, whole=True)
+    assert TileSettings.parse("none").same_views(TileSettings(overlap=7))
+
+
+def test_tiles_from_the_command_line_and_the_thresholds_that_hold_for_them(
+    calibration_shards, tmp_path, capsys
+) -> None:
+    recipe = load_recipe("tiny", ["evaluation.pictures_per_class=0"])
+    folder, _ = hand_made_checkpoint(tmp_path / "run", recipe, [calibration_shards])
+    words = ["--checkpoint", str(folder), "--device", "cpu", "--workers", "0"]
+    assert calibrate([*words, "--tiles", "80:16"]) == 0
+    assert load_thresholds(folder).tiles == TileSettings(size=80, overlap=16)
+
+    def header(name: str, *more: str) -> dict[str, str]:
+        assert evaluate([*words, "--output-dir", str(tmp_path / name), *more]) == 0
+        assert "metrics at:" in capsys.readouterr().out
+        return json.loads((tmp_path / name / "report.json").read_text())["header"]
+
+    tiled = header("tiled", "--tiles", "80:16", "--resolution", "original")
+    assert tiled[FACT].startswith("each image's original size")
+    assert tiled["masks"] == "as stored, anomalous where > 0"
+    assert tiled["tiles"].startswith(
+        "80 x 80 pixels, 16 shared; an image's score is the highest of its tiles'; training"
+    )
+    assert tiled["thresholds"].startswith("images: calibrated for")
+    plain = header("plain", "--compare", str(tmp_path / "tiled"))
+    assert plain[FACT] == "the model's image size"
+    assert plain["thresholds"].startswith("no threshold holds for whole images: calibrated by tiles of 80, 16 shared")
+    assert "not to be compared" in (tmp_path / "plain" / "comparison.md").read_text()
+    assert evaluate([*words, "--resolution", "original", "--mask-resize", "area"]) == 2
+    assert "--mask-resize: of no effect at the images' original resolution" in capsys.readouterr().err
+
+    image = {name: np.zeros((128, 128, 3), np.uint8) for name in ("rgb",)}
+    decided = Detector.open(folder, device="cpu", tiles="80:16").predict(image, class_name="nut")
+    undecided = Detector.open(folder, device="cpu").predict(image, class_name="nut")
+    assert decided.threshold is not None
+    assert (undecided.threshold, undecided.notes[-1]) == (None, f"{plain['thresholds']}")

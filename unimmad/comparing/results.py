@@ -220,8 +220,8 @@ def by_method(results: Iterable[Result], order: Sequence[str]) -> list[MethodRes
                 raise ValueError(f"the results of {one.method} differ in {fact}: {'; '.join(sorted(said))}")
     sizes = {measured_at(result.report.header): f"{result.method}, seed {result.seed}" for result in results}
     if len(sizes) > 1:
-        said = "; ".join(f"{who}: {size}" for size, who in sorted(sizes.items()))
-        raise ValueError(f"the results' metrics are at different sizes, which no table can compare: {said}")
+        of_sizes = "; ".join(f"{who}: {size}" for size, who in sorted(sizes.items()))
+        raise ValueError(f"the results' metrics are at different sizes, which no table can compare: {of_sizes}")
     return found
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from unimmad.data.foreground import foreground
 from unimmad.data.index import ModalityKind
 from unimmad.data.roi import FULL, MOST_SKEW, Roi
-from unimmad.data.views import Box, View, padded, whole
+from unimmad.data.views import Box, View, padded
 
 
 @dataclass(frozen=True)

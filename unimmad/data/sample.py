@@ -80,8 +80,8 @@ class Sample:
     images_MCHW: Tensor
     """float32, normalised: one 3-channel image a modality."""
     mask_HW: Tensor | None
-    """bool, True where anomalous; None where the set has no mask for an anomalous sample, and in training. Of the images'
-    size, or where pixels are measured at their original one, of ``view.native``."""
+    """bool, True where anomalous; None where the set has no mask for an anomalous sample, and in training. Of the
+    images' size, or where pixels are measured at their original one, of ``view.native``."""
     stored_size: tuple[int, int] = (0, 0)
     """Height and width of the images as they are stored; 0 where nobody said."""
     view: View | None = None

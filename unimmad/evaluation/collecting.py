@@ -58,12 +58,19 @@ class ScoredBatch:
         """
         leaders_TGK = chosen_leaders(scored.routings) if scored.routings else None
         if isinstance(scored, BatchScores):
-            maps, scores = scored.maps_BHW.cpu().numpy(), tuple(scored.scores_B.tolist())
-            found = cls(batch.samples, maps, scores, leaders_TGK)
+            found = cls(
+                batch.samples, list(scored.maps_BHW.cpu().numpy()), tuple(scored.scores_B.tolist()), leaders_TGK
+            )
         else:
-            scores = tuple(torch.tensor([canvas.score for canvas in scored.canvases]).tolist())
-            samples, maps = zip(*map(_at_original, batch.samples, scored.canvases), strict=True)
-            found = cls(samples, maps, scores, leaders_TGK, "original")
+            placed = list(map(_at_original, batch.samples, scored.canvases))
+            scores_B = torch.tensor([canvas.score for canvas in scored.canvases])
+            found = cls(
+                tuple(sample for sample, _ in placed),
+                [map_HW for _, map_HW in placed],
+                tuple(scores_B.tolist()),
+                leaders_TGK,
+                "original",
+            )
         for sample, map_HW, score in zip(found.samples, found.maps, found.scores, strict=True):
             check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
         return found
@@ -114,7 +121,8 @@ class ClassScores:
             look_HW = None if sample.weights_HW is None else sample.weights_HW.numpy() > 0
             if padded and sample.view is not None and not sample.view.fills:  # without its padding
                 seen = sample.view.target.pixels
-                map_HW, mask_HW, look_HW = (None if one is None else one[seen] for one in (map_HW, mask_HW, look_HW))
+                map_HW = map_HW[seen]
+                mask_HW, look_HW = (None if one is None else one[seen] for one in (mask_HW, look_HW))
             if _marked_outside_alone(mask_HW, look_HW):
                 self._outside += 1
                 continue

@@ -34,6 +34,7 @@ _MASKS: dict[MaskRule, str] = {
     "bilinear": "resized bilinear, anomalous where > 0",
 }
 _LARGEST = "; a pixel's value at the model's size the largest of its area"
+_TRAINED_WHOLE = "; training saw whole images, so that parts of them may look unusual to the model"
 _ASPECTS: dict[Aspect, str] = {
     "stretch": "images are stretched to squares",
     "letterbox": "kept, images are padded to squares; padding is left out of scores and metrics",
@@ -89,7 +90,11 @@ def report_header(
 
 
 def resizing_facts(
-    of_classes: Mapping[str, Resizing], geometry: Geometry, mask_resize: MaskRule, resolution: Resolution = "model"
+    of_classes: Mapping[str, Resizing],
+    geometry: Geometry,
+    mask_resize: MaskRule,
+    resolution: Resolution = "model",
+    trained_whole: bool = False,
 ) -> dict[str, str]:
     """What is to be known of images that were not of the model's size.
 
@@ -98,6 +103,7 @@ def resizing_facts(
         geometry: how they came to its size.
         mask_resize: how their masks did.
         resolution: whether they did.
+        trained_whole: whether training saw images as one piece each.
     """
     at_model = resolution == "model"
     facts = {} if geometry.aspect == "stretch" else {"aspect": _ASPECTS[geometry.aspect]}
@@ -106,7 +112,7 @@ def resizing_facts(
         side = geometry.tiles.size
         facts["tiles"] = (
             f"{side} x {side} pixels, {geometry.tiles.overlap} shared{beside}; an image's score is the highest of its "
-            f"tiles'{_LARGEST if at_model else ''}"
+            f"tiles'{_LARGEST if at_model else ''}{_TRAINED_WHOLE if trained_whole else ''}"
         )
     lost = {name: found for name, found in of_classes.items() if found.lost}
     if lost:

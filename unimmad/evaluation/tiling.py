@@ -139,7 +139,8 @@ def scored_by_views(
 def canvases_by_views(
     images: Iterable[Cutting[T]], score: Callable[[list[T], list[View]], tuple[Map, Sequence[float]]], batch_size: int
 ) -> Iterator[Canvas]:
-    """Each image's canvas with all of its views, in their order; an image is asked for when its first view's turn comes.
+    """Each image's canvas with all of its views, in their order; an image is asked for when the turn of its first view
+    comes.
 
     Args:
         images: what to score.
@@ -237,11 +238,13 @@ def score_originals(
     size, scorer = model.image_size, _Scorer(model, settings, device, precision)
     if geometry.tiles is None:
         images = batch.images_TCHW.split(batch.tokens_per_sample)
-        cuttings = [_of_one_view(replace(sample, images_MCHW=own)) for sample, own in zip(batch.samples, images)]
+        with_images = zip(batch.samples, images, strict=True)
+        cuttings = [_of_one_view(replace(sample, images_MCHW=own)) for sample, own in with_images]
     else:
         cuttings = [view_samples(sample, geometry, size) for sample in batch.samples]
     samples = tuple(
-        replace(sample, stored=None, views=len(cutting.views)) for sample, cutting in zip(batch.samples, cuttings)
+        replace(sample, stored=None, views=len(cutting.views))
+        for sample, cutting in zip(batch.samples, cuttings, strict=True)
     )
     canvases = tuple(canvases_by_views(cuttings, scorer, settings.batch_size))
     return replace(batch, samples=samples), OriginalScores(canvases, _joined(scorer.routings))

@@ -112,7 +112,7 @@ def compare(report: Report, other: OtherReport) -> Comparison:
     common = [class_name for class_name in ours if class_name in set(theirs)]
     keys = dict.fromkeys((*report.header, *other.report.header))
     headers = [one | {FACT: measured_at(one)} if FACT in keys else one for one in (report.header, other.report.header)]
-    facts = ((key, *(header.get(key, "-") for header in headers)) for key in keys)
+    facts = ((key, headers[0].get(key, "-"), headers[1].get(key, "-")) for key in keys)
     return Comparison(
         other=other.name,
         rows=tuple(_rows(_only(report, common), _only(other.report, common))),
