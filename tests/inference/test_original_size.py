@@ -68,7 +68,7 @@ def pictures() -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
 def shards(tmp_path_factory, pictures) -> ShardSet:
     folder = tmp_path_factory.mktemp("original")
     images = {f"test/{name}": image for name, (image, _) in pictures.items()}
-    images["train/good/9"] = pictures["good/0"][0] + 1
+    images |= {f"train/good/{number}": pictures["good/0"][0] + number for number in (8, 9)}
     for name, (_, marked) in pictures.items():
         if name.startswith("dot"):
             drawn = np.eye(*SHAPES[name]) if marked is None else marked
@@ -79,8 +79,8 @@ def shards(tmp_path_factory, pictures) -> ShardSet:
         Image.fromarray(image).save(path)
     assert make_shards([str(folder / "raw"), "--target", str(folder / "shards"), "--calibration-fraction", "0"]) == 0
     index = json.loads((folder / "shards" / "index.json").read_text())
-    (sample,) = (one for one in index["samples"] if "unmarked" in one["key"])
-    sample["mask"] = None
+    by_key = {sample["key"].rpartition("-")[2]: sample for sample in index["samples"]}
+    by_key["unmarked"]["mask"], by_key["8"]["split"] = None, "calibration"
     (folder / "shards" / "index.json").write_text(json.dumps(index))
     return ShardSet.open([folder / "shards"])
 
@@ -196,36 +196,32 @@ def test_tiles_are_typed_in_one_form(text, says) -> None:
     assert TileSettings.parse("none").same_views(TileSettings(overlap=7))
 
 
-def test_tiles_from_the_command_line_and_the_thresholds_that_hold_for_them(
-    calibration_shards, tmp_path, capsys
-) -> None:
+def test_tiles_from_the_command_line_and_the_thresholds_that_hold_for_them(shards, tmp_path, capsys) -> None:
     recipe = load_recipe("tiny", ["evaluation.pictures_per_class=0"])
-    folder, _ = hand_made_checkpoint(tmp_path / "run", recipe, [calibration_shards])
+    folder, _ = hand_made_checkpoint(tmp_path / "run", recipe, shards.folders)
     words = ["--checkpoint", str(folder), "--device", "cpu", "--workers", "0"]
-    assert calibrate([*words, "--tiles", "80:16"]) == 0
-    assert load_thresholds(folder).tiles == TileSettings(size=80, overlap=16)
+    assert calibrate([*words, "--tiles", "24:8"]) == 0
+    assert load_thresholds(folder).tiles == TileSettings(size=24, overlap=8)
 
     def header(name: str, *more: str) -> dict[str, str]:
         assert evaluate([*words, "--output-dir", str(tmp_path / name), *more]) == 0
         assert "metrics at:" in capsys.readouterr().out
         return json.loads((tmp_path / name / "report.json").read_text())["header"]
 
-    tiled = header("tiled", "--tiles", "80:16", "--resolution", "original")
+    tiled = header("tiled", "--tiles", "24:8", "--resolution", "original")
     assert tiled[FACT].startswith("each image's original size")
     assert tiled["masks"] == "as stored, anomalous where > 0"
-    assert tiled["tiles"].startswith(
-        "80 x 80 pixels, 16 shared; an image's score is the highest of its tiles'; training"
-    )
+    assert tiled["tiles"].startswith("24 x 24 pixels, 8 shared; an image's score is the highest of its tiles'; train")
     assert tiled["thresholds"].startswith("images: calibrated for")
     plain = header("plain", "--compare", str(tmp_path / "tiled"))
     assert plain[FACT] == "the model's image size"
-    assert plain["thresholds"].startswith("no threshold holds for whole images: calibrated by tiles of 80, 16 shared")
+    assert plain["thresholds"].startswith("no threshold holds for whole images: calibrated by tiles of 24, 8 shared")
     assert "not to be compared" in (tmp_path / "plain" / "comparison.md").read_text()
     assert evaluate([*words, "--resolution", "original", "--mask-resize", "area"]) == 2
     assert "--mask-resize: of no effect at the images' original resolution" in capsys.readouterr().err
 
-    image = {name: np.zeros((128, 128, 3), np.uint8) for name in ("rgb",)}
-    decided = Detector.open(folder, device="cpu", tiles="80:16").predict(image, class_name="nut")
-    undecided = Detector.open(folder, device="cpu").predict(image, class_name="nut")
+    image = np.zeros((50, 60, 3), np.uint8)
+    decided = Detector.open(folder, device="cpu", tiles="24:8").predict(image, class_name="part")
+    undecided = Detector.open(folder, device="cpu").predict(image, class_name="part")
     assert decided.threshold is not None
-    assert (undecided.threshold, undecided.notes[-1]) == (None, f"{plain['thresholds']}")
+    assert (undecided.threshold, undecided.notes[-1]) == (None, plain["thresholds"])
