@@ -51,13 +51,12 @@ def run(arguments: argparse.Namespace) -> str:
         ValueError: no such recipe, tiles that can't be, or a number that can't.
     """
     tiles = TileSettings.parse(arguments.tiles)
-    if arguments.batch_size < 1 or min(arguments.sizes) < 1:
-        raise ValueError("give a --batch-size and --sizes of 1 or more")
+    if not tiles.size or arguments.batch_size < 1 or min(arguments.sizes) < 1:
+        raise ValueError("give --tiles of some size, and a --batch-size and --sizes of 1 or more")
     if not (PROCESS / "clear_refs").exists():
         raise ValueError("this system does not tell the peak of a part of a process's life; measure on Linux")
     detector = _detector(arguments.recipe, tiles)
-    warm_up = tiles.size * arguments.batch_size if tiles.size else min(arguments.sizes)
-    _score(detector, (min(warm_up, 4 * tiles.size), tiles.size), arguments.batch_size)
+    _score(detector, (tiles.size * arguments.batch_size, tiles.size), arguments.batch_size)  # to warm up
     heads = ("image", "tiles", "s", "image MiB", "map MiB", "peak MiB", "peak, bytes a pixel", "of it tensors MiB")
     rows = [_row(detector, side, arguments.batch_size) for side in arguments.sizes]
     told = f"recipe {arguments.recipe}, {tiles.in_words()}, {arguments.batch_size} at once, {machine_name(CPU)}"
