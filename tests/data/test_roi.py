@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.data.index import DatasetEntry, Modality, load_index, rois_of, with_rois
 from unimmad.data.layouts.find import find_set
-from unimmad.data.look import roi_weights
+from unimmad.data.look import look_at
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.roi import Area, Roi, Rois, given_rois, read_roi, rois_beside
+from unimmad.data.views import whole
 from unimmad.data.writing.shards import write_shards
 
 LEFT = Roi(size=(80, 40), areas=(Area(polygon=((0, 0), (39, 0), (39, 39), (0, 39))),))
@@ -23,8 +24,9 @@ LEFT = Roi(size=(80, 40), areas=(Area(polygon=((0, 0), (39, 0), (39, 39), (0, 39
 
 def weights(roi, size=16, stored=(40, 80), kinds=("rgb",), images=None):
     images = torch.zeros(len(kinds), 3, size, size) if images is None else images
-    found = roi_weights(roi, images, kinds, stored, "part.png")
-    return None if found is None else found.numpy()
+    view = whole(stored, size)
+    found = look_at(roi, view, lambda: images, kinds, stored, "part.png")
+    return None if found is None else found.of_view(view).numpy()
 
 
 def png(path, array):

@@ -44,8 +44,8 @@ def batch(checkpoint, small_shards) -> ScoredBatch:
 
 def test_a_batch(batch):
     found = read_batch(batch_letter(batch))
-    assert found.maps_BHW.dtype == np.float32
-    assert found.maps_BHW.tobytes() == batch.maps_BHW.tobytes()
+    assert [map_HW.dtype for map_HW in found.maps] == [np.float32] * 4
+    np.testing.assert_array_equal(found.maps, batch.maps)
     assert found.scores == batch.scores
     np.testing.assert_array_equal(found.leaders_TGK, batch.leaders_TGK)
     for ours, theirs in zip(found.samples, batch.samples, strict=True):

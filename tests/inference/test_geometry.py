@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from brightness import SIZE, Brightness
 from PIL import Image
 
 from unimmad.cli.shards import main as make_shards
 from unimmad.config import EvaluationSettings
-from unimmad.config.method import MethodSettings
 from unimmad.data.index import DatasetEntry, Modality
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.roi import Area, Roi, Rois
@@ -20,10 +20,8 @@ from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.detector import Detector
 from unimmad.inference.engines import ModelEngine
 from unimmad.inference.inputs import InputSample
-from unimmad.methods.single_image import SingleImageMethod
 
 CPU = torch.device("cpu")
-SIZE = 32
 SETTINGS = EvaluationSettings(blur_sigma=0, batch_size=4, top_share=1e-9)
 CATALOGUE = Catalogue(
     {"raw": DatasetEntry(field="industry", modalities=(Modality(name="rgb", slot=0, kind="rgb"),))}, ("raw/part",)
@@ -35,28 +33,6 @@ GEOMETRIES = {
     "tiles": Geometry(tiles=Tiles(SIZE, 8)),
     "tiles and whole": Geometry("letterbox", Tiles(48, 8, whole=True)),
 }
-
-
-class Brightness(SingleImageMethod[torch.Tensor]):
-    """Whose maps are the images: what is bright is anomalous."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.settings = MethodSettings(image_size=SIZE, backbone="none")
-        self.largest_batch = 0
-
-    def load_backbone(self) -> str:
-        return "none"
-
-    def compare(self, images_TCHW):
-        self.largest_batch = max(self.largest_batch, len(images_TCHW))
-        return images_TCHW
-
-    def token_losses(self, compared, facts):
-        raise NotImplementedError
-
-    def token_maps(self, compared):
-        return (compared.mean(1) + 3).clamp_min(0)
 
 
 def detector(geometry: Geometry) -> Detector:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from unimmad.config import Precision
+from unimmad.config import Precision, TileSettings
 from unimmad.data.index import ClassName, DatasetEntry, Name, rois_of
 from unimmad.data.roi import Roi
 from unimmad.metrics.at_threshold import Spread
@@ -96,6 +96,16 @@ class Thresholds(_Frozen):
     sensor_sets: tuple[SensorThreshold, ...] = ()
     """For a class that is not known or not given: all classes' scores together, each set of modalities for itself.
     Files of older versions have none."""
+    tiles: TileSettings | None = None
+    """By which the images were scored; None where an older version did not write it: the checkpoint's own."""
+
+    def tiles_note(self, used: TileSettings, own: TileSettings) -> str:
+        """Why no threshold holds for scores of ``used`` tiles, where the checkpoint's ``own`` are those; empty where
+        they do."""
+        calibrated = self.tiles or own
+        if calibrated.same_views(used):
+            return ""
+        return f"no threshold holds for {used.in_words()}: calibrated by {calibrated.in_words()}; calibrate with these"
 
     def of_class(self, name: str, modalities: Sequence[str]) -> Threshold | None:
         """The threshold of a calibrated class for images of exactly these modalities; None where it has none."""

@@ -9,7 +9,13 @@ from functools import partial
 from unimmad.checkpoint.monitoring import MONITORING_NAME, save_reference
 from unimmad.checkpoint.thresholds import save_thresholds
 from unimmad.cli.console import print_any_name
-from unimmad.cli.evaluate_arguments import calibration_parser, chosen_checkpoint, chosen_data, chosen_workers
+from unimmad.cli.evaluate_arguments import (
+    calibration_parser,
+    chosen_checkpoint,
+    chosen_data,
+    chosen_tiles,
+    chosen_workers,
+)
 from unimmad.cli.on_ranks import on_ranks
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.evaluation.scoring import named_device
@@ -45,6 +51,7 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
         on_error=arguments.on_error,
         roi=arguments.roi,
         facts=facts,
+        tiles=chosen_tiles(arguments.tiles),
         ranks=ranks,
     )
     if ranks.is_main:

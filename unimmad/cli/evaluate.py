@@ -19,6 +19,7 @@ from unimmad.cli.evaluate_arguments import (
     chosen_checkpoint,
     chosen_data,
     chosen_modalities,
+    chosen_tiles,
     chosen_workers,
     evaluation_parser,
 )
@@ -83,6 +84,8 @@ def _show(arguments: argparse.Namespace, other: OtherReport | None) -> None:
 
 def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: Ranks, lock: FolderLock) -> None:
     checkpoint = chosen_checkpoint(arguments, ranks)
+    if arguments.mask_resize and checkpoint.recipe.evaluation.resolution == "original":
+        raise ValueError("--mask-resize: of no effect at the images' original resolution; leave out one or the other")
     data = chosen_data(arguments, checkpoint)
     output = arguments.output_dir or checkpoint.folder.parent.parent / "evaluation"
     if ranks.is_main:
@@ -107,6 +110,7 @@ def _evaluate(arguments: argparse.Namespace, other: OtherReport | None, ranks: R
         cache=cache,
         on_error=arguments.on_error,
         roi=arguments.roi,
+        tiles=chosen_tiles(arguments.tiles),
         ranks=ranks,
     )
     if arguments.modalities == EACH:

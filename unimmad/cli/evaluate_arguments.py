@@ -9,6 +9,7 @@ from pathlib import Path
 from unimmad.checkpoint.folder import NO_VERIFY_HELP, STATE_NAME, find_checkpoint, newest_run
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.checkpoint.thresholds import DEFAULT_FALSE_ALARM_RATE
+from unimmad.config import TileSettings
 from unimmad.data.location import DataFolder, parse_data_folder, recorded_data_folder
 from unimmad.ranks.exchange import ALONE, Ranks
 
@@ -16,12 +17,14 @@ RUNS = Path("runs")
 TRAINING_COMMAND = "unimmad train"
 EACH = "each"
 """Of ``--modalities``: every one alone, and all together."""
-_OF_A_REPORT = frozenset({"split", "no_resume", "mask_resize", "modalities", "published", "scratch_dir", "compile"})
+_OF_A_REPORT = frozenset(
+    {"split", "no_resume", "mask_resize", "resolution", "modalities", "published", "scratch_dir", "compile"}
+)
 NOT_TO_CALIBRATE = _OF_A_REPORT | {"output_dir", "compare", "report"}
 """Options, by attribute, that ``--calibrate`` has no use for."""
 NOT_TO_SHOW = _OF_A_REPORT | {
     *("checkpoint", "no_verify", "data", "device", "precision", "batch_size", "workers", "channels_last", "cache_dir"),
-    *("on_error", "roi"),
+    *("on_error", "roi", "tiles"),
 }
 """Those that a report which is there already has no use for."""
 _EXAMPLES = """Report a checkpoint's metrics on screen, as CSV, JSON, Markdown, LaTeX, and an HTML page with pictures.
@@ -46,6 +49,10 @@ synthetic set the share that --calibration-fraction says:
     unimmad shards synthetic --target data/calibrated --calibration-fraction 0.2
     unimmad train --data data/calibrated
 """
+TILES_HELP = (
+    "score images larger than a tile by tiles of SIZE pixels that share OVERLAP (32) with their neighbours, and as a "
+    "whole besides; default: the checkpoint's own tiles. Thresholds hold for those that they were calibrated by"
+)
 _COMPUTING = "computing: but for --precision it changes numbers by rounding at most"
 
 
@@ -79,7 +86,7 @@ def calibration_parser() -> argparse.ArgumentParser:
     _add_what(parser)
     _add_false_alarm_rate(parser)
     _add_computing(parser.add_argument_group(_COMPUTING))
-    parser.set_defaults(compile=None)
+    parser.set_defaults(compile=None, resolution=None)
     return parser
 
 
@@ -106,6 +113,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         help="where to look, in place of the data's own regions of interest: a PNG or JSON of all classes, a folder of "
         "CLASS.png or CLASS.json, or none",
     )
+    parser.add_argument("--tiles", metavar="SIZE[:OVERLAP[:whole]]|none", help=TILES_HELP)
     # DeepSpeed's launcher adds it; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
@@ -154,6 +162,12 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
         "comparison with published rows; default: the recipe's",
     )
     group.add_argument(
+        "--resolution",
+        choices=["model", "original"],
+        help="at what size pixels are measured: the model's, or each image's own, with masks as they are stored; "
+        "default: the recipe's",
+    )
+    group.add_argument(
         "--modalities", help="evaluate with these only, as rgb,depth; each: every one alone and all together"
     )
 
@@ -189,7 +203,7 @@ def chosen_checkpoint(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> Lo
     # Rank 0 looks: a run that trains meanwhile may write another between two looks.
     folder = ranks.broadcast_object(_checkpoint_folder(arguments.checkpoint) if ranks.is_main else Path())
     checkpoint = load_checkpoint(folder, verify=not arguments.no_verify, ranks=ranks)
-    switches = {name: getattr(arguments, name) for name in ("channels_last", "compile")}
+    switches = {name: getattr(arguments, name) for name in ("channels_last", "compile", "resolution")}
     changes = {name: value for name, value in switches.items() if value is not None}
     if arguments.batch_size is not None:
         if arguments.batch_size < 1:
@@ -237,6 +251,15 @@ def chosen_workers(arguments: argparse.Namespace, checkpoint: LoadedCheckpoint) 
     if arguments.workers < 0:
         raise ValueError(f"--workers {arguments.workers} must be 0 or more")
     return int(arguments.workers)
+
+
+def chosen_tiles(text: str | None) -> TileSettings | None:
+    """As they are typed; None where nothing was.
+
+    Raises:
+        ValueError: there can be no such tiles.
+    """
+    return None if text is None else TileSettings.parse(text)
 
 
 def chosen_modalities(text: str | None) -> list[str] | None:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from unimmad.checkpoint.folder import NO_VERIFY_HELP, newest_run
 from unimmad.cli.console import print_any_name, sigterm_as_interrupt
+from unimmad.cli.evaluate_arguments import TILES_HELP
 from unimmad.data.layouts.scan import Notices
 from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector, OnSkip, Prediction
 from unimmad.inference.inputs import InputSample, find_samples, sample_of_modalities
@@ -61,6 +62,7 @@ def _predict(options: argparse.Namespace, program: str) -> None:
         precision=options.precision,
         verify=not options.no_verify,
         roi=options.roi,
+        tiles=options.tiles,
     )
     detector.measures = options.monitor
     notices = Notices()
@@ -161,6 +163,7 @@ def prediction_parser() -> argparse.ArgumentParser:
         help="where to look, in place of the regions of interest that go with the thresholds or the trained data: a "
         "PNG or JSON of all classes, a folder of CLASS.png or CLASS.json, or none",
     )
+    parser.add_argument("--tiles", metavar="SIZE[:OVERLAP[:whole]]|none", help=TILES_HELP)
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     parser.add_argument(
         "--precision",

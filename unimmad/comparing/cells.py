@@ -25,7 +25,7 @@ SHARED: Mapping[str, tuple[str, ...]] = {
         *("global_batch", "accumulation", "epochs", "steps", "precision", "tf32", "log_every", "evaluate_every"),
         *("checkpoint_every", "keep_checkpoints", "tiles"),
     ),
-    "evaluation": ("batch_size", "pictures_per_class", "mask_resize", "tiles"),
+    "evaluation": ("batch_size", "pictures_per_class", "mask_resize", "resolution", "tiles"),
 }
 """Keys of the base recipe that hold for every method; its section ``data`` does as a whole."""
 BACKBONE = ("backbone", "backbone_weights")

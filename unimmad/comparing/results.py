@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from unimmad.metrics.metrics import METRIC_KEYS
+from unimmad.report.measured_at import measured_at
 from unimmad.report.report import ClassEntry, Report, class_entry, read_class
 from unimmad.serialization.atomic_write import write_text_aside
 from unimmad.serialization.documents import read_json
@@ -196,8 +197,10 @@ def by_method(results: Iterable[Result], order: Sequence[str]) -> list[MethodRes
     """The results of each method, by seed; methods of ``order`` first.
 
     Raises:
-        ValueError: a method has one seed twice, or its seeds were scored on other classes.
+        ValueError: a method has one seed twice, or its seeds were scored on other classes, or pixels were measured at
+            different sizes.
     """
+    results = list(results)
     grouped: dict[str, list[Result]] = {method: [] for method in order}
     for result in results:
         grouped.setdefault(result.method, []).append(result)
@@ -215,6 +218,10 @@ def by_method(results: Iterable[Result], order: Sequence[str]) -> list[MethodRes
         for fact in FACTS:
             if len(said := {result.report.header.get(fact, "") for result in one.results}) > 1:
                 raise ValueError(f"the results of {one.method} differ in {fact}: {'; '.join(sorted(said))}")
+    sizes = {measured_at(result.report.header): f"{result.method}, seed {result.seed}" for result in results}
+    if len(sizes) > 1:
+        of_sizes = "; ".join(f"{who}: {size}" for size, who in sorted(sizes.items()))
+        raise ValueError(f"the results' metrics are at different sizes, which no table can compare: {of_sizes}")
     return found
 
 

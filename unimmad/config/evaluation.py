@@ -58,6 +58,9 @@ class EvaluationSettings(Section):
     """How masks come to the model's size: ``area`` marks a pixel where any part of its area is marked, so that no
     defect vanishes; ``nearest`` (METRICS.md, the recipe ``paper``) loses small ones, which the report counts;
     ``bilinear`` is the paper's authors' rule. Checkpoints from before this setting go by ``nearest``."""
+    resolution: Literal["model", "original"] = "model"
+    """At what size pixels are measured: ``model`` (the papers), where masks come to the model's size; or ``original``,
+    where each image's map comes to the size that the image and its mask are stored in."""
     tiles: TileSettings = TileSettings()
     """Tiles by which images are scored that are larger than one: ``size`` in pixels of the stored image (0: none),
     ``overlap``, and ``whole``, which joins the whole image, resized, to them."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from unimmad.data.foreground import foreground
 from unimmad.data.index import ModalityKind
 from unimmad.data.roi import FULL, MOST_SKEW, Roi
-from unimmad.data.views import Box, View, padded, whole
+from unimmad.data.views import Box, View, padded
 
 
 @dataclass(frozen=True)
@@ -116,35 +116,6 @@ def look_at(
         if (weights_hw[object_hw] > 0).any():  # else the rule contradicts what was drawn, which is surer
             return Look(roi, look.shape, look.seen, object_hw)
     return look
-
-
-def roi_weights(
-    roi: Roi | None,
-    images_MChw: Tensor,
-    kinds: Iterable[ModalityKind],
-    stored_size: tuple[int, ...],
-    where: str,
-    view: View | None = None,
-) -> Tensor | None:
-    """What each pixel of a sample's picture weighs; None where all of it is looked at.
-
-    Args:
-        roi: of its class.
-        images_MChw: its normalised images.
-        kinds: of its modalities.
-        stored_size: H and W of the stored image.
-        where: the sample, for messages.
-        view: what the images show of it; None: all, stretched.
-
-    Returns:
-        float32, h x w, 0 to 1.
-
-    Raises:
-        ValueError: as :func:`look_at`.
-    """
-    view = view or whole(stored_size, (images_MChw.shape[-2], images_MChw.shape[-1]))
-    look = look_at(roi, view, lambda: images_MChw, kinds, stored_size, where)
-    return None if look is None else look.of_view(view)
 
 
 def _within(part: Box, outer: Box, size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -80,7 +80,8 @@ class Sample:
     images_MCHW: Tensor
     """float32, normalised: one 3-channel image a modality."""
     mask_HW: Tensor | None
-    """bool, True where anomalous; None where the set has no mask for an anomalous sample, and in training."""
+    """bool, True where anomalous; None where the set has no mask for an anomalous sample, and in training. Of the
+    images' size, or where pixels are measured at their original one, of ``view.native``."""
     stored_size: tuple[int, int] = (0, 0)
     """Height and width of the images as they are stored; 0 where nobody said."""
     view: View | None = None
@@ -93,6 +94,8 @@ class Sample:
     """How many were scored of it."""
     weights_HW: Tensor | None = None
     """float32, 0 (not looked at) to 1: the class's region of interest; None where all is looked at, and in training."""
+    look: Look | None = None
+    """The same, laid over the stored image; None as ``weights_HW``, and where views are still to be cut."""
 
 
 @dataclass(frozen=True)

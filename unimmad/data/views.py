@@ -20,6 +20,8 @@ from PIL import Image
 
 Aspect = Literal["stretch", "letterbox", "crop"]
 """How an image that is not square becomes one."""
+Resolution = Literal["model", "original"]
+"""At what size pixels are measured: the model's, or that which an image is stored in."""
 
 
 class Box(NamedTuple):
@@ -51,6 +53,12 @@ class View:
     def fills(self) -> bool:
         """Whether nothing of the picture is padding."""
         return self.target == Box(0, 0, *self.size)
+
+    @property
+    def native(self) -> View:
+        """The one that shows the same part of the image as it is stored: without padding, nothing resized."""
+        size = self.source.height, self.source.width
+        return View(self.source, Box(0, 0, *size), size)
 
     @property
     def shrinking(self) -> float:

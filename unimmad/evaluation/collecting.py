@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from unimmad.data.sample import Batch, Sample
+from unimmad.data.views import Resolution
 from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.scoring import BatchScores, check_scored
+from unimmad.evaluation.tiling import Canvas, OriginalScores
 from unimmad.metrics.at_threshold import AtThreshold, count_image
 from unimmad.metrics.metrics import MetricAccumulator
 from unimmad.metrics.pixel_curves import PixelCurves
@@ -26,7 +29,7 @@ from unimmad.report.report import ClassResult
 from unimmad.report.scored_class import Resizing, ScoredClass
 from unimmad.report.sensor_sets import Sensors, SensorSet, joined_metrics, most_shown
 
-_BATCHES_WAITING = 4
+MOST_WAITING: dict[Resolution, int] = {"model": 4, "original": 1}
 """Batches of maps that may wait for the metrics; the model pauses beyond that, so memory stays bounded."""
 
 
@@ -35,24 +38,49 @@ class ScoredBatch:
     """A batch's samples and what the model said of them, on the host."""
 
     samples: tuple[Sample, ...]
-    """Without their images."""
-    maps_BHW: NDArray[np.float32]
+    """Without their images; masks and weights are of the maps' sizes."""
+    maps: Sequence[NDArray[np.float32]]
+    """B maps, each H x W: the model's size, or where pixels are measured at their original size what of each image is
+    scored, as it is stored."""
     scores: tuple[float, ...]
     """B image scores."""
     leaders_TGK: NDArray[np.int64] | None
     """See ``chosen_leaders``; None where the method routes nothing."""
+    resolution: Resolution = "model"
+    """Of the maps."""
 
     @classmethod
-    def of(cls, batch: Batch, scored: BatchScores) -> ScoredBatch:
+    def of(cls, batch: Batch, scored: BatchScores | OriginalScores) -> ScoredBatch:
         """From whatever device, which is waited for.
 
         Raises:
             ValueError: a value of a map, or a score, is NaN or infinite; names the sample.
         """
-        maps_BHW, scores = scored.maps_BHW.cpu().numpy(), tuple(scored.scores_B.tolist())
-        for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True):
+        leaders_TGK = chosen_leaders(scored.routings) if scored.routings else None
+        if isinstance(scored, BatchScores):
+            found = cls(
+                batch.samples, list(scored.maps_BHW.cpu().numpy()), tuple(scored.scores_B.tolist()), leaders_TGK
+            )
+        else:
+            placed = list(map(_at_original, batch.samples, scored.canvases))
+            scores_B = torch.tensor([canvas.score for canvas in scored.canvases])
+            found = cls(
+                tuple(sample for sample, _ in placed),
+                [map_HW for _, map_HW in placed],
+                tuple(scores_B.tolist()),
+                leaders_TGK,
+                "original",
+            )
+        for sample, map_HW, score in zip(found.samples, found.maps, found.scores, strict=True):
             check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
-        return cls(batch.samples, maps_BHW, scores, chosen_leaders(scored.routings) if scored.routings else None)
+        return found
+
+
+def _at_original(sample: Sample, canvas: Canvas) -> tuple[Sample, NDArray[np.float32]]:
+    """A sample with the weights of what is scored of its image, as it is stored, and the map of that."""
+    map_HW, weights_HW = canvas.joined()[0], canvas.weights()
+    weights = None if weights_HW is None else torch.from_numpy(weights_HW[canvas.seen.pixels])
+    return replace(sample, look=None, weights_HW=weights), map_HW[canvas.seen.pixels]
 
 
 class ClassScores:
@@ -87,12 +115,14 @@ class ClassScores:
         """Take in a batch."""
         if self._usage is not None and batch.leaders_TGK is not None:
             self._usage.add([sample for sample in batch.samples for _ in range(sample.views)], batch.leaders_TGK)
-        for sample, map_HW, score in zip(batch.samples, batch.maps_BHW, batch.scores, strict=True):
+        padded = batch.resolution == "model"
+        for sample, map_HW, score in zip(batch.samples, batch.maps, batch.scores, strict=True):
             mask_HW = None if sample.mask_HW is None else sample.mask_HW.numpy()
             look_HW = None if sample.weights_HW is None else sample.weights_HW.numpy() > 0
-            if sample.view is not None and not sample.view.fills:  # without its padding
+            if padded and sample.view is not None and not sample.view.fills:  # without its padding
                 seen = sample.view.target.pixels
-                map_HW, mask_HW, look_HW = (None if one is None else one[seen] for one in (map_HW, mask_HW, look_HW))
+                map_HW = map_HW[seen]
+                mask_HW, look_HW = (None if one is None else one[seen] for one in (mask_HW, look_HW))
             if _marked_outside_alone(mask_HW, look_HW):
                 self._outside += 1
                 continue
@@ -166,7 +196,9 @@ def _marked_outside_alone(mask_HW: NDArray[np.bool_] | None, look_HW: NDArray[np
 class MetricsThread:
     """One thread that collects maps, at most some batches behind the model. Use it in a ``with`` statement."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_waiting: int) -> None:
+        """``most_waiting``: batches."""
+        self._most_waiting = most_waiting
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
         self._waiting: deque[Future[None]] = deque()
 
@@ -182,7 +214,7 @@ class MetricsThread:
         """Hand a batch over, made in the thread; waits where too many are waiting, and raises what an earlier one
         raised."""
         self._waiting.append(self._executor.submit(lambda: scores.add(batch())))
-        while len(self._waiting) > _BATCHES_WAITING or (self._waiting and self._waiting[0].done()):
+        while len(self._waiting) > self._most_waiting or (self._waiting and self._waiting[0].done()):
             self._waiting.popleft().result()
 
     def finish(self, scores: ClassScores) -> Future[ScoredClass]:

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from unimmad import __version__
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.state import package_version
 from unimmad.checkpoint.thresholds import load_thresholds
-from unimmad.config import EvaluationSettings, Precision
+from unimmad.config import EvaluationSettings, Precision, TileSettings
 from unimmad.data.index import Split
 from unimmad.data.location import DataFolder
 from unimmad.data.mask_resize import MaskRule
@@ -26,7 +26,7 @@ from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog, summary
 from unimmad.data.roi import given_rois
 from unimmad.data.views import Geometry
-from unimmad.evaluation.geometry import scoring_geometry
+from unimmad.evaluation.geometry import scoring_geometry, with_tiles
 from unimmad.evaluation.header import data_fact, report_header, resizing_facts, rois_in_words
 from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.modalities import keep_modalities
@@ -39,6 +39,7 @@ from unimmad.model.backends.convolution import transforms_are_used
 from unimmad.ranks.exchange import ALONE, Ranks
 from unimmad.report.comparison import Comparison, OtherReport, compare, report_in, write_comparison
 from unimmad.report.figures import SamplePicture
+from unimmad.report.measured_at import published_beside
 from unimmad.report.pictures import Pictures
 from unimmad.report.published import published_rows
 from unimmad.report.report import ClassResult, Report
@@ -85,6 +86,7 @@ def evaluate_checkpoint(
     cache: ShardCache | None = None,
     on_error: OnError = "stop",
     roi: Path | None = None,
+    tiles: TileSettings | None = None,
     ranks: Ranks = ALONE,
 ) -> Evaluation | None:
     """Evaluate on ``split`` of the shard folders ``data`` and write tables and pictures into ``output``.
@@ -108,6 +110,7 @@ def evaluate_checkpoint(
         cache: for shards from URLs; None: the default one.
         on_error: ``skip`` leaves corrupt samples out; the report's header says how many.
         roi: where to look, in place of the data's own regions of interest; see ``data.roi.given_rois``.
+        tiles: to score by, in place of the recipe's; thresholds of others do not hold.
         ranks: those that share the work, all with the same arguments but for the device's number.
 
     Returns:
@@ -131,9 +134,12 @@ def evaluate_checkpoint(
     if other is not None:
         other.check_common(refs_of)
     beside = published_rows(_datasets(refs_of), checkpoint.recipe.method) if published else ()
+    own_tiles, checkpoint = checkpoint.recipe.evaluation.tiles, _with_tiles(checkpoint, tiles)
     settings, precision = checkpoint.recipe.evaluation, chosen_precision(precision, device)
     mask_resize, geometry = mask_resize or settings.mask_resize, scoring_geometry(checkpoint.recipe)
     thresholds = _held_thresholds(checkpoint, shards, modalities, precision)
+    none_holds = "" if thresholds is None else thresholds.thresholds.tiles_note(settings.tiles, own_tiles)
+    thresholds = None if none_holds else thresholds
     facts = _number_facts(settings, geometry, split, mask_resize, precision, device)
     if thresholds is not None:
         facts["thresholds"] = thresholds.thresholds.model_dump(mode="json")
@@ -196,14 +202,19 @@ def evaluate_checkpoint(
     if not ranks.is_main:
         return None
     header = report_header(checkpoint, data, shards, split, device, mask_resize, precision, modalities)
-    header |= resizing_facts({scored.class_name: scored.resizing for scored in done}, geometry, mask_resize)
+    resizing = {scored.class_name: scored.resizing for scored in done}
+    trained_whole = not checkpoint.recipe.training.tiles.size
+    header |= resizing_facts(resizing, geometry, mask_resize, settings.resolution, trained_whole)
     if thresholds is not None:
         header["thresholds"] = thresholds.in_words()
+    elif none_holds:
+        header["thresholds"] = none_holds
     if regions := rois_in_words(shards, refs_of, done):
         header["regions of interest"] = regions
     if skipped:
         header["left out"] = skipped
-    report = Report(header, (*(scored.result for scored in done), *untested), beside)
+    published_too = published_beside(beside, settings.resolution)
+    report = Report(header, (*(scored.result for scored in done), *untested), published_too)
     earlier = report_in(output)
     comparison = None if other is None else compare(report, other)
     compared = () if comparison is None else write_comparison(comparison, output)
@@ -214,6 +225,10 @@ def evaluate_checkpoint(
         pictures.remove_others(earlier)
     results.remove()
     return Evaluation(report, tables, pictures.overview, page, tuple(done), comparison)
+
+
+def _with_tiles(checkpoint: LoadedCheckpoint, tiles: TileSettings | None) -> LoadedCheckpoint:
+    return replace(checkpoint, recipe=with_tiles(checkpoint.recipe, tiles))
 
 
 def _held_thresholds(

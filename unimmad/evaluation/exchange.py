@@ -15,6 +15,7 @@ from unimmad.data.sample import Batch
 from unimmad.evaluation.collecting import ClassScores, MetricsThread, ScoredBatch
 from unimmad.evaluation.letters import batch_letter, class_letter, read_batch, read_class_letter
 from unimmad.evaluation.scoring import BatchScores
+from unimmad.evaluation.tiling import OriginalScores
 from unimmad.ranks.exchange import Letter, Ranks
 from unimmad.report.scored_class import ScoredClass
 
@@ -123,7 +124,7 @@ class Exchange:
         """Whether some rank has still a class to hand over."""
 
     def __call__(
-        self, completed: Iterable[Finished], scored: tuple[Batch, BatchScores] | None = None
+        self, completed: Iterable[Finished], scored: tuple[Batch, BatchScores | OriginalScores] | None = None
     ) -> list[Finished]:
         """
         Args:

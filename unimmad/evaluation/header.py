@@ -17,8 +17,9 @@ from unimmad.data.location import DataFolder, recorded_data_folder, shown
 from unimmad.data.mask_resize import MaskRule
 from unimmad.data.modality import read_otherwise
 from unimmad.data.reading.shard_set import ShardSet
-from unimmad.data.views import Aspect, Geometry
+from unimmad.data.views import Aspect, Geometry, Resolution
 from unimmad.evaluation.scoring import numerics
+from unimmad.report.measured_at import FACT, IN_WORDS
 from unimmad.report.scored_class import Resizing, ScoredClass
 from unimmad.serialization.text import listed
 
@@ -32,6 +33,8 @@ _MASKS: dict[MaskRule, str] = {
     "nearest": "resized nearest, anomalous where > 0",
     "bilinear": "resized bilinear, anomalous where > 0",
 }
+_LARGEST = "; a pixel's value at the model's size the largest of its area"
+_TRAINED_WHOLE = "; training saw whole images, so that parts of them may look unusual to the model"
 _ASPECTS: dict[Aspect, str] = {
     "stretch": "images are stretched to squares",
     "letterbox": "kept, images are padded to squares; padding is left out of scores and metrics",
@@ -63,10 +66,11 @@ def report_header(
         "backbone": f"{recipe.model.backbone}, weights: {checkpoint.backbone_weights}",
         "data": data_fact(data, split),
         "image size": f"{size} x {size}",
+        FACT: IN_WORDS[settings.resolution],
         "blur": _in_words(settings.blur(size)),
         "image score": f"mean of the map's top {top} of {windows} values{pooled}",
         "modalities joined": checkpoint.model.modalities_joined,
-        "masks": _MASKS[mask_resize],
+        "masks": _MASKS[mask_resize] if settings.resolution == "model" else "as stored, anomalous where > 0",
         "precision": numerics(precision, device),
     }
     if modalities is not None:
@@ -85,25 +89,34 @@ def report_header(
     return header
 
 
-def resizing_facts(of_classes: Mapping[str, Resizing], geometry: Geometry, mask_resize: MaskRule) -> dict[str, str]:
+def resizing_facts(
+    of_classes: Mapping[str, Resizing],
+    geometry: Geometry,
+    mask_resize: MaskRule,
+    resolution: Resolution = "model",
+    trained_whole: bool = False,
+) -> dict[str, str]:
     """What is to be known of images that were not of the model's size.
 
     Args:
         of_classes: by ``DATASET/CLASS``.
         geometry: how they came to its size.
         mask_resize: how their masks did.
+        resolution: whether they did.
+        trained_whole: whether training saw images as one piece each.
     """
+    at_model = resolution == "model"
     facts = {} if geometry.aspect == "stretch" else {"aspect": _ASPECTS[geometry.aspect]}
     if geometry.tiles is not None:
         beside = ", and the whole image" if geometry.tiles.whole else ""
         side = geometry.tiles.size
         facts["tiles"] = (
             f"{side} x {side} pixels, {geometry.tiles.overlap} shared{beside}; an image's score is the highest of its "
-            "tiles'; a pixel's value at the model's size the largest of its area"
+            f"tiles'{_LARGEST if at_model else ''}{_TRAINED_WHOLE if trained_whole else ''}"
         )
     lost = {name: found for name, found in of_classes.items() if found.lost}
     if lost:
-        way_out = " (--mask-resize area keeps what is in sight)" if mask_resize != "area" else ""
+        way_out = " (--mask-resize area keeps what is in sight)" if mask_resize != "area" and at_model else ""
         facts["masks lost"] = (
             f"{_some([_loss(*one) for one in lost.items()])}: no pixel shows them, and what is there counts as normal"
             f"{way_out}"

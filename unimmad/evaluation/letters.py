@@ -27,7 +27,7 @@ _FACTS = "facts"
 
 def batch_letter(batch: ScoredBatch) -> bytes:
     """A scored batch."""
-    arrays: dict[str, NDArray] = {"maps": batch.maps_BHW}
+    arrays: dict[str, NDArray] = {f"map {number}": map_HW for number, map_HW in enumerate(batch.maps)}
     if batch.leaders_TGK is not None:
         arrays["leaders"] = batch.leaders_TGK
     for number, sample in enumerate(batch.samples):
@@ -35,7 +35,8 @@ def batch_letter(batch: ScoredBatch) -> bytes:
             arrays[f"mask {number}"] = sample.mask_HW.numpy()
         if sample.weights_HW is not None:
             arrays[f"weights {number}"] = sample.weights_HW.numpy()
-    return _packed({"samples": [_sample_entry(sample) for sample in batch.samples], "scores": batch.scores}, arrays)
+    facts = {"samples": [_sample_entry(sample) for sample in batch.samples], "scores": batch.scores}
+    return _packed(facts | {"resolution": batch.resolution}, arrays)
 
 
 def read_batch(content: bytes) -> ScoredBatch:
@@ -45,7 +46,9 @@ def read_batch(content: bytes) -> ScoredBatch:
         _read_sample(entry, arrays.get(f"mask {number}"), arrays.get(f"weights {number}"))
         for number, entry in enumerate(facts["samples"])
     )
-    return ScoredBatch(tuple(samples), arrays["maps"], tuple(facts["scores"]), arrays.get("leaders"))
+    maps = [arrays[f"map {number}"] for number in range(len(facts["samples"]))]
+    scores, leaders_TGK = tuple(facts["scores"]), arrays.get("leaders")
+    return ScoredBatch(tuple(samples), maps, scores, leaders_TGK, facts["resolution"])
 
 
 def class_letter(name: str, scored: ScoredClass | None) -> bytes:

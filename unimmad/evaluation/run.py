@@ -25,10 +25,10 @@ from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog
 from unimmad.data.reading.stream import evaluation_rounds, images_together
 from unimmad.data.views import STRETCHED, Geometry
-from unimmad.evaluation.collecting import ClassScores, MetricsThread
+from unimmad.evaluation.collecting import MOST_WAITING, ClassScores, MetricsThread
 from unimmad.evaluation.exchange import Exchange, InOrder, OwnClasses, last_rounds
 from unimmad.evaluation.held_thresholds import HeldThresholds
-from unimmad.evaluation.tiling import score_samples
+from unimmad.evaluation.tiling import score_originals, score_samples
 from unimmad.model.method import Method
 from unimmad.ranks.exchange import ALONE, Ranks
 from unimmad.report.scored_class import ScoredClass
@@ -90,6 +90,7 @@ def evaluate_classes(
         classes=list(todo),
         mask_resize=mask_resize,
         geometry=geometry,
+        resolution=settings.resolution,
         on_error=on_error,
         skip_log=skip_log,
     )
@@ -102,13 +103,13 @@ def evaluate_classes(
     bar = tqdm(total=sum(todo.values()), desc=label, unit="image", disable=None if progress else True)
     in_order = InOrder(refs_of)
     yield from in_order.take((finished or {}).items())
-    with bar, MetricsThread() as metrics:
+    with bar, MetricsThread(MOST_WAITING[settings.resolution]) as metrics:
         own_names = [name for name, collector in collector_of.items() if collector == ranks.rank]
         own = OwnClasses(own_names, metrics, new_scores)
         exchange = Exchange(ranks, collector_of, own)
+        score = score_samples if settings.resolution == "model" else score_originals
         scored_rounds = (
-            None if batch is None else score_samples(model, batch, settings, device, precision, geometry)
-            for batch in rounds
+            None if batch is None else score(model, batch, settings, device, precision, geometry) for batch in rounds
         )
         for number, scored_batch in enumerate(_one_ahead(scored_rounds)):
             finished_now = exchange(own.complete(), scored_batch)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.look import Look
 from unimmad.data.sample import Batch, Sample, collate
-from unimmad.data.views import Geometry, View, largest_in_area, put_back
+from unimmad.data.views import Box, Geometry, View, largest_in_area, put_back
 from unimmad.evaluation.scoring import BatchScores, maps_and_scores, score_on_device, score_unweighed
 from unimmad.model.anomaly_map import weigh
 from unimmad.model.method import Method
@@ -46,7 +46,11 @@ class Cutting(Generic[T]):
 
 
 class Canvas:
-    """The maps of one image's views, put together in its own geometry, and its score."""
+    """The maps of one image's views, put together in its own geometry, and its score.
+
+    A map of several views is blended as they come, that of one view is brought to the image's size when it is asked
+    for, so that a canvas that waits takes no more memory than the model's map.
+    """
 
     def __init__(self, shape: tuple[int, int], views: Sequence[View], look: Look | None = None) -> None:
         """``views``: all that will be added, in that order; ``look``: see ``Cutting``."""
@@ -54,7 +58,9 @@ class Canvas:
         self.left = len(views)
         self._look = look
         self._tiled = len(views) > 1
-        self._whole: tuple[Map, float] | None = None
+        self.seen = Box(0, 0, *shape) if self._tiled else views[0].source
+        """What is scored of the image."""
+        self._whole: tuple[Map, View, float] | None = None
         blended = shape if self._tiled else (0, 0)
         self._sum_HW: Map = np.zeros(blended, dtype=np.float32)
         self._weight_HW: Map = np.zeros(blended, dtype=np.float32)
@@ -64,34 +70,52 @@ class Canvas:
         """Take in the next view's map, of all that it shows, and its score."""
         self.left -= 1
         if not self._tiled or (view.source.height, view.source.width) == self.shape:
-            self._whole = put_back(map_hw, view, self.shape), score
-            return
-        seen = view.source.pixels
-        weight_hw = _blending(view.source.height)[:, None] * _blending(view.source.width)
-        self._sum_HW[seen] += weight_hw * put_back(map_hw, _alone(view), view.source[2:])
-        self._weight_HW[seen] += weight_hw
-        self._scores.append(score)
+            self._whole = map_hw, view, score
+        else:
+            seen = view.source.pixels
+            weight_hw = _blending(view.source.height)[:, None] * _blending(view.source.width)
+            self._sum_HW[seen] += weight_hw * put_back(map_hw, _alone(view), view.source[2:])
+            self._weight_HW[seen] += weight_hw
+            self._scores.append(score)
+        if self._tiled and not self.left:
+            self._finish()
 
     def joined(self) -> tuple[Map, float]:
         """The image's map [H, W] and score: of tiles the blended maps and the highest score; of tiles and the whole
         image the mean of both. The map is weighed by the region of interest, the scores are so already."""
-        assert not self.left, "views are missing"
-        map_HW, score = self._put_together()
-        if self._look is not None:
-            map_HW = weigh(torch.from_numpy(map_HW), self._look.stored()).numpy()
-        return map_HW, score
+        map_HW, weights_HW = self._put_together(), self.weights()
+        if weights_HW is not None:
+            map_HW = weigh(torch.from_numpy(map_HW), torch.from_numpy(weights_HW)).numpy()
+        return map_HW, self.score
 
-    def _put_together(self) -> tuple[Map, float]:
-        if not self._tiled:
-            assert self._whole is not None, "there was no view"
-            return self._whole
+    @property
+    def score(self) -> float:
+        """The image's; see ``joined``."""
+        assert not self.left, "views are missing"
+        tiles = [max(self._scores)] if self._tiled else []
+        scores = tiles if self._whole is None else [*tiles, self._whole[2]]
+        return sum(scores) / len(scores)
+
+    def weights(self) -> Map | None:
+        """What each pixel of the image weighs, [H, W], 0 (not looked at) to 1; None where all is looked at."""
+        return None if self._look is None else self._look.stored().numpy()
+
+    def _put_together(self) -> Map:
+        if self._tiled:
+            return self._sum_HW
+        assert self._whole is not None, "there was no view"
+        return self._of_whole(*self._whole[:2])
+
+    def _finish(self) -> None:
+        """All tiles are there."""
         self._sum_HW /= self._weight_HW
-        map_HW, score = self._sum_HW, max(self._scores)
-        if self._whole is None:
-            return map_HW, score
-        map_HW += self._whole[0]
-        map_HW /= 2
-        return map_HW, (score + self._whole[1]) / 2
+        self._weight_HW = self._weight_HW[:0, :0].copy()
+        if self._whole is not None:
+            self._sum_HW += self._of_whole(*self._whole[:2])
+            self._sum_HW /= 2
+
+    def _of_whole(self, map_hw: Map, view: View) -> Map:
+        return put_back(map_hw, view, self.shape)
 
 
 def _blending(length: int) -> Map:
@@ -108,7 +132,15 @@ def _alone(view: View) -> View:
 def scored_by_views(
     images: Iterable[Cutting[T]], score: Callable[[list[T], list[View]], tuple[Map, Sequence[float]]], batch_size: int
 ) -> Iterator[tuple[Map, float]]:
-    """Each image's map [H, W] and score, in their order; an image is asked for when its first view's turn comes.
+    """Each image's map [H, W] and score, in their order; arguments as of ``canvases_by_views``."""
+    return (canvas.joined() for canvas in canvases_by_views(images, score, batch_size))
+
+
+def canvases_by_views(
+    images: Iterable[Cutting[T]], score: Callable[[list[T], list[View]], tuple[Map, Sequence[float]]], batch_size: int
+) -> Iterator[Canvas]:
+    """Each image's canvas with all of its views, in their order; an image is asked for when the turn of its first view
+    comes.
 
     Args:
         images: what to score.
@@ -133,7 +165,7 @@ def scored_by_views(
             view, canvas = waiting.popleft()
             canvas.add(view, map_hw, of_view)
         while canvases and not canvases[0].left:
-            yield canvases.popleft().joined()
+            yield canvases.popleft()
 
 
 def view_samples(sample: Sample, geometry: Geometry, image_size: int) -> Cutting[Sample]:
@@ -183,6 +215,45 @@ def score_stored(
     """The map [H, W] of one sample with ``stored`` images, in their size, its score, and where it was looked."""
     scorer, cutting = _Scorer(model, settings, device, precision), view_samples(sample, geometry, model.image_size)
     return *next(scored_by_views([cutting], scorer, settings.batch_size)), cutting.look
+
+
+class OriginalScores(NamedTuple):
+    """What the model says of a batch, to be measured at the size that each image is stored in."""
+
+    canvases: tuple[Canvas, ...]
+    """Of each sample, with all of its views."""
+    routings: Sequence[Sequence[Routing]]
+    """See ``BatchScores``."""
+
+
+def score_originals(
+    model: Method,
+    batch: Batch,
+    settings: EvaluationSettings,
+    device: torch.device,
+    precision: Precision,
+    geometry: Geometry,
+) -> tuple[Batch, OriginalScores]:
+    """As :func:`score_samples`, of a batch with masks at the images' own size; gives the samples without images."""
+    size, scorer = model.image_size, _Scorer(model, settings, device, precision)
+    if geometry.tiles is None:
+        images = batch.images_TCHW.split(batch.tokens_per_sample)
+        with_images = zip(batch.samples, images, strict=True)
+        cuttings = [_of_one_view(replace(sample, images_MCHW=own)) for sample, own in with_images]
+    else:
+        cuttings = [view_samples(sample, geometry, size) for sample in batch.samples]
+    samples = tuple(
+        replace(sample, stored=None, views=len(cutting.views))
+        for sample, cutting in zip(batch.samples, cuttings, strict=True)
+    )
+    canvases = tuple(canvases_by_views(cuttings, scorer, settings.batch_size))
+    return replace(batch, samples=samples), OriginalScores(canvases, _joined(scorer.routings))
+
+
+def _of_one_view(sample: Sample) -> Cutting[Sample]:
+    """A sample that is one view already."""
+    assert sample.view is not None
+    return Cutting(sample.stored_size, (sample.view,), lambda _: sample, sample.look)
 
 
 def at_size(map_HW: Map, look: Look | None, size: tuple[int, int]) -> tuple[Map, NDArray[np.float32] | None]:

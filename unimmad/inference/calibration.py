@@ -19,7 +19,7 @@ from unimmad.checkpoint.thresholds import (
     thresholds_by_sensors,
 )
 from unimmad.checkpoint.trained_on import TrainedOn
-from unimmad.config import Precision
+from unimmad.config import Precision, TileSettings
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
@@ -28,7 +28,7 @@ from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.data.roi import given_rois
 from unimmad.data.sample import Batch
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
-from unimmad.evaluation.geometry import scoring_geometry
+from unimmad.evaluation.geometry import scoring_geometry, with_tiles
 from unimmad.evaluation.normal_maps import looked_at, usual_value
 from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
@@ -58,6 +58,7 @@ def calibrate(
     on_error: OnError = "stop",
     roi: Path | None = None,
     facts: list[CalibrationFacts] | None = None,
+    tiles: TileSettings | None = None,
     ranks: Ranks = ALONE,
 ) -> Thresholds:
     """Thresholds of every class at ``false_alarm_rate``; the same on every rank.
@@ -74,6 +75,7 @@ def calibrate(
         on_error: ``skip`` leaves corrupt samples out, and says so.
         roi: where to look, in place of the data's own regions of interest; see ``data.roi.given_rois``.
         facts: filled with what ``measuring.made_reference`` takes, the same on every rank; None: it is not measured.
+        tiles: to score by, in place of the recipe's.
         ranks: those that share the work, all with the same arguments.
 
     Raises:
@@ -87,12 +89,13 @@ def calibrate(
         shards = shards.with_rois(given_rois(roi, references))
     _check_split(references, data)
     _check_unseen(checkpoint, shards, data, warn=ranks.is_main)
-    geometry = scoring_geometry(checkpoint.recipe)
-    engine = ModelEngine(checkpoint.model, checkpoint.recipe.evaluation, device, precision, geometry)
-    computed = {"device": device.type, "precision": engine.precision}
+    recipe = with_tiles(checkpoint.recipe, tiles)
+    geometry = scoring_geometry(recipe)
+    engine = ModelEngine(checkpoint.model, recipe.evaluation, device, precision, geometry)
+    computed = {"device": device.type, "precision": engine.precision, "tiles": recipe.evaluation.tiles.model_dump()}
     ranks.check_same(
         evaluation_fingerprint(checkpoint.weights_digest, shards, computed),
-        "another checkpoint, other data, another kind of device or another precision",
+        "another checkpoint, other data, another kind of device, another precision or other tiles",
     )
     slots = checkpoint.model.modality_slots
     if shards.max_slot >= slots:
@@ -106,7 +109,7 @@ def calibrate(
         rank=ranks.rank,
         world_size=ranks.size,
         image_size=engine.image_size,
-        batch_size=checkpoint.recipe.evaluation.batch_size,
+        batch_size=recipe.evaluation.batch_size,
         workers=workers,
         on_error=on_error,
         skip_log=SkipLog("it is left out"),
@@ -139,7 +142,7 @@ def calibrate(
         engine.precision,
         usual,
     )
-    return thresholds.with_pixel_values(spreads)
+    return thresholds.with_pixel_values(spreads).model_copy(update={"tiles": recipe.evaluation.tiles})
 
 
 def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float, float, Spread]]:

@@ -18,9 +18,9 @@ from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, load_reference
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
 from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, is_above, load_thresholds
-from unimmad.config import Precision
+from unimmad.config import Precision, TileSettings
 from unimmad.data.views import View
-from unimmad.evaluation.geometry import scoring_geometry
+from unimmad.evaluation.geometry import scoring_geometry, with_tiles
 from unimmad.evaluation.header import TOO_SMALL
 from unimmad.evaluation.scoring import check_scored, maps_and_scores, named_device
 from unimmad.evaluation.tiling import Cutting, scored_by_views
@@ -114,11 +114,13 @@ class Detector:
         model_digest: str = "",
         normal_maps: NormalMaps | None = None,
         reference: MonitoringReference | None = None,
+        own_tiles: TileSettings | None = None,
     ) -> None:
         """See ``from_checkpoint`` and ``from_onnx``, which put these together.
 
         ``model_digest`` differs for models that give other numbers; ``normal_maps`` are for the colours of pictures;
-        ``reference`` is what calibration images were like.
+        ``reference`` is what calibration images were like; ``own_tiles`` are what thresholds were calibrated by that do
+        not say it; None: those of the engine.
         """
         self.engine = engine
         self.catalogue = catalogue
@@ -130,6 +132,7 @@ class Detector:
         """Whether predictions get their ``statistics``, where there is a ``reference``."""
         self.monitor: DriftMonitor | None = None
         """What is told of every prediction; see ``start_monitor``."""
+        self.own_tiles = own_tiles or engine.settings.tiles
 
     @classmethod
     def open(
@@ -141,6 +144,7 @@ class Detector:
         precision: Precision | None = None,
         verify: bool = True,
         roi: Path | None = None,
+        tiles: str | None = None,
     ) -> Detector:
         """``from_onnx`` for a file called ``*.onnx``, else ``from_checkpoint``.
 
@@ -148,10 +152,12 @@ class Detector:
             ValueError: as theirs, or ``data`` or a precision that an exported file can't follow.
         """
         if Path(path).suffix != ".onnx":
-            return cls.from_checkpoint(path, data=data, device=device, precision=precision, verify=verify, roi=roi)
+            return cls.from_checkpoint(
+                path, data=data, device=device, precision=precision, verify=verify, roi=roi, tiles=tiles
+            )
         if data is not None:
             raise ValueError(f"{path} says itself which modalities it takes: leave the data out")
-        detector = cls.from_onnx(path, device=device, roi=roi)
+        detector = cls.from_onnx(path, device=device, roi=roi, tiles=tiles)
         if precision not in (None, detector.engine.precision):
             raise ValueError(
                 f"{path} computes in {detector.engine.precision}: leave {precision} out, or use the checkpoint"
@@ -168,6 +174,7 @@ class Detector:
         precision: Precision | None = None,
         verify: bool = True,
         roi: Path | None = None,
+        tiles: str | None = None,
     ) -> Detector:
         """Load a checkpoint, and the thresholds beside it if there are any.
 
@@ -180,6 +187,8 @@ class Detector:
             verify: hold the checkpoint's files against their digests.
             roi: where to look, in place of the regions of interest that go with the thresholds or the trained data; see
                 ``data.roi.given_rois``.
+            tiles: to score by, in place of the checkpoint's own: ``512`` (pixels of the image), ``512:64`` (with the
+                overlap), ``512:64:whole`` (the whole image besides), or ``none``. Thresholds of others do not hold.
 
         Raises:
             ValueError: no whole checkpoint, a file that is not what was saved, no such device, nothing that tells the
@@ -189,7 +198,8 @@ class Detector:
         checkpoint = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
-        recipe = checkpoint.recipe
+        own = checkpoint.recipe.evaluation.tiles
+        recipe = with_tiles(checkpoint.recipe, None if tiles is None else TileSettings.parse(tiles))
         engine = ModelEngine(checkpoint.model, recipe.evaluation, chosen, precision, scoring_geometry(recipe))
         catalogue = catalogue if roi is None else catalogue.with_rois(roi)
         digest = checkpoint.weights_digest + recipe.evaluation.model_dump_json() + recipe.data.aspect
@@ -199,25 +209,30 @@ class Detector:
                 f"{checkpoint.folder / MONITORING_NAME}: it is of other weights than the checkpoint's; calibrate "
                 "again, or remove it"
             )
-        return cls(engine, catalogue, thresholds, digest, load_normal_maps(checkpoint.folder), reference)
+        normal_maps = load_normal_maps(checkpoint.folder) if own.same_views(recipe.evaluation.tiles) else None
+        return cls(engine, catalogue, thresholds, digest, normal_maps, reference, own)
 
     @classmethod
-    def from_onnx(cls, file: Path | str, *, device: str | None = None, roi: Path | None = None) -> Detector:
+    def from_onnx(
+        cls, file: Path | str, *, device: str | None = None, roi: Path | None = None, tiles: str | None = None
+    ) -> Detector:
         """Open a file that ``unimmad export --format onnx`` made; needs ONNX Runtime.
 
         Args:
             file: which.
             device: ``cpu``, ``cuda``, ``cuda:1``; by default a GPU where ONNX Runtime can use one.
             roi: as for ``from_checkpoint``, in place of the file's.
+            tiles: as for ``from_checkpoint``, in place of the file's.
 
         Raises:
             ValueError: no such file, it can't be run, or not on this device.
         """
-        engine = OnnxEngine(Path(file), device)
+        engine = OnnxEngine(Path(file), device, None if tiles is None else TileSettings.parse(tiles))
         described = engine.metadata
         catalogue = Catalogue(described.datasets, described.classes)
         catalogue = catalogue if roi is None else catalogue.with_rois(roi)
-        return cls(engine, catalogue, described.thresholds, engine.file_digest)
+        digest = engine.file_digest + engine.settings.tiles.model_dump_json()
+        return cls(engine, catalogue, described.thresholds, digest, own_tiles=described.evaluation.tiles)
 
     def start_monitor(
         self, false_alarms: float = DEFAULT_FALSE_ALARMS, anomalous_share: float = DEFAULT_SHARE
@@ -416,6 +431,8 @@ class Detector:
             return None, None, [*notes, NO_CLASS_TOLD]
         if self.thresholds is None:
             return None, None, notes
+        if note := self.thresholds.tiles_note(self.engine.settings.tiles, self.own_tiles):
+            return None, None, [*notes, note]
         own = known is not None and known in self.thresholds.classes
         if not self.thresholds.same_roi(known if own else None, self.catalogue.rois.of(known)):
             if known is None and self.catalogue.rois.of_classes:

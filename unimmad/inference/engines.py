@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unimmad.config import EvaluationSettings, Precision
+from unimmad.config import EvaluationSettings, Precision, TileSettings
 from unimmad.data.views import STRETCHED, Geometry
-from unimmad.evaluation.geometry import tiles_of
+from unimmad.evaluation.geometry import settings_with_tiles, tiles_of
 from unimmad.evaluation.scoring import chosen_precision, score_images, scoring_form
 from unimmad.inference.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
 from unimmad.inference.reading import PreparedSample, normalised_images
@@ -149,11 +149,12 @@ def normalised(sample: PreparedSample) -> Tensor:
 class OnnxEngine:
     """An exported file; normalisation, map, blur and score are inside it."""
 
-    def __init__(self, file: Path, device: str | None = None) -> None:
+    def __init__(self, file: Path, device: str | None = None, tiles: TileSettings | None = None) -> None:
         """
         Args:
             file: written by ``unimmad export --format onnx``.
             device: as for ``onnx_providers``.
+            tiles: to score by, in place of the file's.
 
         Raises:
             ValueError: no such file, ONNX Runtime is not installed, the file can't be run or says not what it needs, or
@@ -171,6 +172,7 @@ class OnnxEngine:
             raise ValueError(f"device {device} can't be used here: ONNX Runtime's own message above says why")
         self.metadata = ExportMetadata.from_strings(self._session.get_modelmeta().custom_metadata_map, str(file))
         self._check_interface(file)
+        self.settings = settings_with_tiles(self.metadata.evaluation, self.metadata.aspect, tiles)
         self.file = file
         with file.open("rb") as stream:
             self.file_digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -184,12 +186,8 @@ class OnnxEngine:
         return self.metadata.precision
 
     @property
-    def settings(self) -> EvaluationSettings:
-        return self.metadata.evaluation
-
-    @property
     def geometry(self) -> Geometry:
-        return Geometry(self.metadata.aspect, tiles_of(self.metadata.evaluation.tiles))
+        return Geometry(self.metadata.aspect, tiles_of(self.settings.tiles))
 
     @property
     def looks_at_class(self) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unimmad.metrics.metrics import METRIC_KEYS, Metrics
 from unimmad.report.formatting import cells
+from unimmad.report.measured_at import FACT, NOT_TO_BE_COMPARED, measured_at
 from unimmad.report.report import Report, from_json
 from unimmad.report.table import Table
 from unimmad.serialization.atomic_write import write_text_aside
@@ -65,8 +66,10 @@ class Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """In words: what else differs."""
-        facts = (f"{key}: {ours} (this), {theirs} (other)" for key, ours, theirs in self.header)
+        """In words: what else differs, first of all the size at which pixels were measured."""
+        facts = [f"{key}: {ours} (this), {theirs} (other)" for key, ours, theirs in self.header if key != FACT]
+        for _, ours, theirs in (fact for fact in self.header if fact[0] == FACT):
+            facts.insert(0, f"{FACT}: {ours} (this), {theirs} (other): {NOT_TO_BE_COMPARED}")
         missing = (
             f"only in {where} and left out: {', '.join(names)}"
             for where, names in (("this report", self.only_ours), ("the other", self.only_theirs))
@@ -108,7 +111,8 @@ def compare(report: Report, other: OtherReport) -> Comparison:
     other.check_common(ours)
     common = [class_name for class_name in ours if class_name in set(theirs)]
     keys = dict.fromkeys((*report.header, *other.report.header))
-    facts = ((key, report.header.get(key, "-"), other.report.header.get(key, "-")) for key in keys)
+    headers = [one | {FACT: measured_at(one)} if FACT in keys else one for one in (report.header, other.report.header)]
+    facts = ((key, headers[0].get(key, "-"), headers[1].get(key, "-")) for key in keys)
     return Comparison(
         other=other.name,
         rows=tuple(_rows(_only(report, common), _only(other.report, common))),

@@ -44,7 +44,7 @@ from unimmad.data.index import (
 )
 from unimmad.data.joined_slots import joined_by_name
 from unimmad.data.location import DataFolder, RemoteFolder, shown
-from unimmad.data.look import roi_weights
+from unimmad.data.look import look_at
 from unimmad.data.mask_resize import NOTHING_LOST, MaskLoss, MaskRule, mask_loss, resized_mask
 from unimmad.data.prepare import model_input, resized_pixels, stored_pixels
 from unimmad.data.reading.download import FetchError, fetch
@@ -53,7 +53,7 @@ from unimmad.data.reading.shard_cache import GB, ShardCache
 from unimmad.data.reading.view_draw import ViewDraw
 from unimmad.data.roi import Roi, Rois
 from unimmad.data.sample import BatchBuffer, Sample, StoredImages
-from unimmad.data.views import Aspect, View, whole
+from unimmad.data.views import Aspect, Resolution, View, whole
 from unimmad.data.writing.tar_headers import is_header_of
 from unimmad.serialization.text import one_line
 
@@ -198,6 +198,7 @@ class ShardSet:
         with_mask: bool = True,
         aspect: Aspect = "stretch",
         draw: ViewDraw | None = None,
+        resolution: Resolution = "model",
     ) -> Sample:
         """Read, decode and prepare one sample.
 
@@ -209,6 +210,7 @@ class ShardSet:
             with_mask: False leaves the mask and the weights of the region of interest None.
             aspect: how images that are not square become so.
             draw: gives the view that is read, in place of ``aspect``; None: the whole image.
+            resolution: of the mask: that of the images, or its own.
 
         Raises:
             CorruptSampleError: a member cannot be read or does not decode; names shard and member.
@@ -216,13 +218,13 @@ class ShardSet:
         """
         try:
             sample = self._read_images(ref, image_size, buffer, aspect, draw)
-            sample = self._with_mask(sample, ref, mask_resize) if with_mask else sample
+            sample = self._with_mask(sample, ref, mask_resize, resolution) if with_mask else sample
         except (FetchError, CorruptSampleError):
             raise
         except ValueError as error:
             raise CorruptSampleError(self._shard_name(ref), str(error)) from None
         # Of a region that does not fit, no sample is to blame.
-        return replace(sample, weights_HW=self._weights(ref, sample)) if with_mask else sample
+        return self._with_look(sample, ref) if with_mask else sample
 
     def read_stored(
         self, ref: SampleRef, frame: Callable[[tuple[int, int]], tuple[int, int]], mask_resize: MaskRule = "area"
@@ -308,10 +310,12 @@ class ShardSet:
         size = (array.shape[0], array.shape[1])
         return ResizedImage(resized_pixels(array, modality, view_of(size), where), size)
 
-    def _with_mask(self, sample: Sample, ref: SampleRef, rule: MaskRule) -> Sample:
-        """With its mask at the images' size, and what of it was lost on the way."""
+    def _with_mask(self, sample: Sample, ref: SampleRef, rule: MaskRule, resolution: Resolution = "model") -> Sample:
+        """With its mask at the images' size or its own, and what of it was lost on the way."""
+        assert sample.view is not None
         view, marked_HW = sample.view, self._read_mask(ref, sample.stored_size)
-        assert view is not None
+        if resolution == "original":
+            view = view.native
         if marked_HW is None:
             normal = None if ref.entry.anomalous else torch.zeros(view.size, dtype=torch.bool)
             return replace(sample, mask_HW=normal)
@@ -329,10 +333,19 @@ class ShardSet:
         check_same_size(decoded.called(where), marked_HW.shape, "its image", size)
         return marked_HW
 
-    def _weights(self, ref: SampleRef, sample: Sample) -> Tensor | None:
+    def _with_look(self, sample: Sample, ref: SampleRef) -> Sample:
+        """With its class's region of interest."""
+        assert sample.view is not None
         kinds = [modality.kind for modality in self._present(ref)]
-        name = self._sample_name(ref)
-        return roi_weights(self._roi(ref), sample.images_MCHW, kinds, sample.stored_size, name, sample.view)
+        look = look_at(
+            self._roi(ref),
+            sample.view,
+            lambda: sample.images_MCHW,
+            kinds,
+            sample.stored_size,
+            self._sample_name(ref),
+        )
+        return sample if look is None else replace(sample, look=look, weights_HW=look.of_view(sample.view))
 
     def _roi(self, ref: SampleRef) -> Roi | None:
         return self.datasets[ref.entry.dataset].roi.get(ref.entry.class_name)

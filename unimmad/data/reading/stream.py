@@ -26,7 +26,7 @@ from unimmad.data.reading.skipping import OnError, SkipLog, Skipped
 from unimmad.data.reading.view_draw import ViewDraw
 from unimmad.data.reading.worker_pool import Pipeline, errors_as_items, load, start_worker_server
 from unimmad.data.sample import Batch, BatchBuffer, Sample, collate
-from unimmad.data.views import STRETCHED, Geometry
+from unimmad.data.views import STRETCHED, Geometry, Resolution
 
 T = TypeVar("T")
 
@@ -140,6 +140,7 @@ def evaluation_rounds(
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
     geometry: Geometry = STRETCHED,
+    resolution: Resolution = "model",
 ) -> Iterator[Batch | None]:
     """Every sample of ``split`` once, class by class in index order; no batch mixes two classes.
 
@@ -156,6 +157,7 @@ def evaluation_rounds(
         skip_log: counts what was left out; None: a new one, which logs only.
         geometry: by which views images are looked at. With tiles, samples come with their ``stored`` images, for views
             to be cut from, and batches have ``images_together`` of them at most.
+        resolution: of the masks.
 
     Returns:
         One batch a round; None where the last round has none for this rank, or all of its samples were left out.
@@ -175,9 +177,15 @@ def evaluation_rounds(
         _without_substitutes,
         partial(
             _read,
-            read=partial(shards.read, image_size=image_size, mask_resize=mask_resize, aspect=geometry.aspect)
+            read=partial(
+                shards.read,
+                image_size=image_size,
+                mask_resize=mask_resize,
+                aspect=geometry.aspect,
+                resolution=resolution,
+            )
             if geometry.tiles is None
-            else partial(_read_stored, shards, image_size, mask_resize),
+            else partial(_read_stored, shards, image_size, mask_resize, resolution),
             image_size=image_size,
             on_error=on_error,
         ),
@@ -195,10 +203,19 @@ def images_together(batch_size: int, geometry: Geometry) -> int:
 
 
 def _read_stored(
-    shards: ShardSet, image_size: int, mask_resize: MaskRule, ref: SampleRef, buffer: BatchBuffer
+    shards: ShardSet,
+    image_size: int,
+    mask_resize: MaskRule,
+    resolution: Resolution,
+    ref: SampleRef,
+    buffer: BatchBuffer,
 ) -> Sample:
-    """With its images as they are stored, and the mask at the model's size; ``buffer`` is for views."""
-    return shards.read_stored(ref, lambda _: (image_size, image_size), mask_resize)
+    """With its images as they are stored, and the mask at the model's size or its own; ``buffer`` is for views."""
+
+    def frame(stored: tuple[int, int]) -> tuple[int, int]:
+        return stored if resolution == "original" else (image_size, image_size)
+
+    return shards.read_stored(ref, frame, mask_resize)
 
 
 def _part_of_rank(batch: int, rank: int, world_size: int) -> slice:
