@@ -9,6 +9,7 @@ python tools/benchmark.py model --growth              C-MoE's time over tokens, 
 python tools/benchmark.py model --composing           one kernel a token, or its parts one after the other
 python tools/benchmark.py model --profile             the longest kernels of evaluation and of a training step
 python tools/benchmark.py fit          the largest training batch in 24 GB and 80 GB
+python tools/benchmark.py serving --checkpoint RUN IMAGES/   unimmad serve under load, beside the Detector
 python tools/benchmark.py checkpoint   seconds to save, verify and resume a training run
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from unimmad.cli.console import quiet_if_unread
 from unimmad.cpu_features import tune_cpu
 
-SUBCOMMANDS = ("data", "scaling", "metrics", "model", "fit", "checkpoint")
+SUBCOMMANDS = ("data", "scaling", "metrics", "model", "fit", "serving", "checkpoint")
 """Modules of ``benchmarks``."""
 
 

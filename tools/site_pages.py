@@ -28,6 +28,7 @@ from unimmad.cli.evaluate_arguments import calibration_parser, evaluation_parser
 from unimmad.cli.export import export_parser
 from unimmad.cli.main import COMMANDS
 from unimmad.cli.predict import prediction_parser
+from unimmad.cli.serve import serve_parser
 from unimmad.cli.shards import shards_parser
 from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, parse_recipe
 from unimmad.config.recipe import DEFAULT_METHOD
@@ -50,6 +51,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "compare": compare_parser,
     "calibrate": calibration_parser,
     "predict": prediction_parser,
+    "serve": serve_parser,
     "export": export_parser,
     "convert": conversion_parser,
     "launch": launch_parser,

@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": "several methods trained and scored on the same data, in one table",
     "calibrate": "thresholds at a false-alarm rate, from normal images set aside",
     "predict": "score one's own images: scores, decisions, heat maps",
+    "serve": "score images that come over HTTP",
     "export": "a checkpoint as one ONNX or torch.export file",
     "convert": "the weights that the paper's authors released, as a checkpoint",
     "launch": "train on a SLURM cluster, or on this machine, through submitit",

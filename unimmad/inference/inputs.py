@@ -14,7 +14,6 @@ from unimmad.data.layouts.source_set import READ_SUFFIXES
 from unimmad.serialization.text import utf8_name
 
 
-
 @dataclass(frozen=True)
 class EncodedImage:
     """An image file's content without the file, as it comes over a network."""
@@ -25,7 +24,8 @@ class EncodedImage:
 
 
 ImageSource = Path | str | np.ndarray | EncodedImage
-"""A file, its bytes, or an image already decoded: H x W or H x W x channels, of the number type that a file would have."""
+"""A file, its bytes, or an image already decoded: H x W or H x W x channels, of the number type that a file would
+have."""
 
 IGNORED_FOLDERS = frozenset({"gt"})
 """Masks, as the multi-modal layout keeps them beside the modalities."""

@@ -274,7 +274,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def picture_limits(prediction: Prediction, scale: float | None = None) -> tuple[float, float]:
-    """Map values at the ends of a heat map's colours: 0 to ``scale``; else those of the prediction; else the map's own range."""
+    """Ends of a heat map's colours: 0 to ``scale``; else those of the prediction; else the map's own range."""
     if scale is not None:
         return 0.0, scale
     return prediction.limits or colour_limits([prediction.map_HW])

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-
 from unimmad.inference.detector import Detector
 from unimmad.inference.inputs import InputSample
 
