@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import resource
 import shutil
@@ -91,6 +92,7 @@ def run(arguments: argparse.Namespace) -> str:
         raise ValueError("wrk is not installed: your system's package of that name has it")
     detector = Detector.open(arguments.checkpoint, device=arguments.device)
     samples = find_samples(arguments.paths, detector.catalogue.modality_names, Notices())
+    random.Random(0).shuffle(samples)  # so that a short turn has some of each kind
     list(detector.predict_all(samples[:DEFAULT_BATCH_SIZE], class_name=arguments.class_name))
     with tempfile.TemporaryDirectory() as folder, _service(arguments) as (pid, port):
         script = _wrk_script(Path(folder), samples, arguments.class_name)
@@ -188,14 +190,14 @@ def _wrk(script: Path, pid: int, port: int, arguments: argparse.Namespace) -> Tu
         requests=requests,
         rate=float(_found(r"Requests/sec:\s+(\S+)", said)),
         cpu_rate=requests / computed,
-        median=_found(r"50%\s+(\S+)", said),
-        slowest=_found(r"99%\s+(\S+)", said),
+        median=_found(r"^\s+50%\s+(\S+)", said),
+        slowest=_found(r"^\s+99%\s+(\S+)", said),
         failed=failed + (int(others[1]) if others else 0),
     )
 
 
 def _found(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
+    found = re.search(pattern, text, re.MULTILINE)
     if found is None:
         raise ValueError(f"wrk said something else than was expected: {text}")
     return found[1]

@@ -23,6 +23,8 @@ from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector
 from unimmad.serialization.text import one_line
 
 MIB = 2**20
+MOST_MIB = 2**20
+"""That a limit may be."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
@@ -106,6 +108,8 @@ def _serve(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise ValueError(f'serving needs FastAPI and others ({error}): pip install "unimmad[serve]"') from None
     batching = Batching(options.batch_size, options.max_wait / 1000, options.queue)
+    if not 0 < options.max_request < MOST_MIB:
+        raise ValueError(f"--max-request {options.max_request:g} is no limit for a request: give MiB, above 0")
     limits = UploadLimits(int(options.max_request * MIB), options.upload_timeout)
     with listening_socket(options.host, options.port) as listening:
         detector = Detector.open(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -30,11 +31,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
     Raises:
         ValueError: there is no such address here, or the port is in use.
     """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port {port} does not exist: --port takes 1 to 65535, or 0 for any that is free")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise ValueError(
             f"can't listen at {host}, port {port}: {reason}; choose others with --host and --port"
         ) from None
@@ -53,6 +56,7 @@ def is_loopback(listening: socket.socket) -> bool:
 
 def serve(app: FastAPI, listening: socket.socket) -> None:
     """Answer until SIGTERM or Ctrl-C: then no more connections are taken, and the requests that are here answered."""
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a client's slip is told to the client
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws="none", lifespan="on"
     )
