@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--class", dest="class_name", metavar="CLASS", help="of all samples")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="of both (default: %(default)s)")
     parser.add_argument("--connections", type=int, default=16, help="that wrk keeps busy (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=20, help="of each turn (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each, whose median counts")
@@ -135,7 +136,8 @@ class Turn:
 @contextmanager
 def _service(arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
     command = [sys.executable, "-m", "unimmad", "serve", "--checkpoint", str(arguments.checkpoint), "--port", "0"]
-    command += ["--device", arguments.device, "--queue", str(2 * max(arguments.connections, DEFAULT_BATCH_SIZE))]
+    command += ["--device", arguments.device, "--batch-size", str(arguments.batch_size)]
+    command += ["--queue", str(2 * max(arguments.connections, arguments.batch_size))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
         assert service.stdout is not None
         said = service.stdout.readline()
@@ -171,7 +173,9 @@ def _detector_rates(
     started, computed = time.perf_counter(), time.process_time()
     count = 0
     while time.perf_counter() - started < arguments.seconds:
-        count += len(list(detector.predict_all(samples, class_name=arguments.class_name)))
+        count += len(
+            list(detector.predict_all(samples, class_name=arguments.class_name, batch_size=arguments.batch_size))
+        )
     passed = time.perf_counter() - started
     return count / passed, count / (time.process_time() - computed)
 

@@ -109,7 +109,7 @@ def _serve(options: argparse.Namespace) -> None:
         raise ValueError(f'serving needs FastAPI and others ({error}): pip install "unimmad[serve]"') from None
     batching = Batching(options.batch_size, options.max_wait / 1000, options.queue)
     if not 0 < options.max_request < MOST_MIB:
-        raise ValueError(f"--max-request {options.max_request:g} is no limit for a request: give MiB, above 0")
+        raise ValueError(f"--max-request {options.max_request:g} can't be a limit for a request: give MiB, above 0")
     limits = UploadLimits(int(options.max_request * MIB), options.upload_timeout)
     with listening_socket(options.host, options.port) as listening:
         detector = Detector.open(

@@ -34,7 +34,7 @@ REFUSALS = {
     400: "The form is not one sample: no image, a part that is not known, two of a kind, too many",
     408: "The request did not arrive in time",
     413: "It is larger than the limit",
-    415: "It is no form",
+    415: "It is not a form",
     422: "An image can't be read or does not fit, or the class, dataset or modality is not known",
     429: "Too many requests are in the house: ask again after as many seconds as Retry-After says",
     500: "The sample was read and could not be scored; the service's log says more",

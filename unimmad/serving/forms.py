@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import HTTPException, Request
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -22,7 +23,7 @@ from unimmad.serving.batching import Question
 UNNAMED = "image"
 """The part of an image that is sent without its modality's name."""
 FIELDS = ("class", "dataset", "name", "map")
-"""Parts that are no images."""
+"""Parts that are not images."""
 MAPS = ("npy", "png")
 MOST_FIELDS = 8
 MOST_FIELD_BYTES = 4096
@@ -105,8 +106,8 @@ async def _parsed(request: Request, most_files: int, most_bytes: int) -> FormDat
     )
     try:
         return await parser.parse()
-    except MultiPartException as error:
-        raise HTTPException(400, one_line(error.message), CLOSE) from None
+    except (MultiPartException, FormParserError) as error:
+        raise HTTPException(400, one_line(f"the form can't be read: {error}"), CLOSE) from None
 
 
 async def _limited(stream: AsyncGenerator[bytes, None], most_bytes: int) -> AsyncGenerator[bytes, None]:
