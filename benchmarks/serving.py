@@ -185,6 +185,7 @@ def _wrk(script: Path, pid: int, port: int, arguments: argparse.Namespace) -> Tu
     command += ["-s", str(script), f"http://127.0.0.1:{port}/predict"]
     computed = _cpu_seconds(pid) + _cpu_of_children()
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    _wait_until_idle(port)
     computed = _cpu_seconds(pid) + _cpu_of_children() - computed
     requests = int(_found(r"(\d+) requests in", said))
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
@@ -198,6 +199,18 @@ def _wrk(script: Path, pid: int, port: int, arguments: argparse.Namespace) -> Tu
         slowest=_found(r"^\s+99%\s+(\S+)", said),
         failed=failed + (int(others[1]) if others else 0),
     )
+
+
+def _wait_until_idle(port: int) -> None:
+    """wrk leaves without its last answers, which are still worked on."""
+    while True:
+        connection = HTTPConnection("127.0.0.1", port, timeout=120)
+        connection.request("GET", "/metrics")
+        counts = connection.getresponse().read().decode()
+        connection.close()
+        if _found(r"^unimmad_requests_inside (\S+)", counts) == "0.0":
+            return
+        time.sleep(0.1)
 
 
 def _found(pattern: str, text: str) -> str:
