@@ -183,9 +183,9 @@ def _detector_rates(
 def _wrk(script: Path, pid: int, port: int, arguments: argparse.Namespace) -> Turn:
     command = ["wrk", "-t1", f"-c{arguments.connections}", f"-d{arguments.seconds}s", "--timeout", "60s", "--latency"]
     command += ["-s", str(script), f"http://127.0.0.1:{port}/predict"]
+    _wait_until_idle(port)
     computed = _cpu_seconds(pid) + _cpu_of_children()
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    _wait_until_idle(port)
     computed = _cpu_seconds(pid) + _cpu_of_children() - computed
     requests = int(_found(r"(\d+) requests in", said))
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
@@ -258,6 +258,7 @@ def _bad_among_good(port: int, sample: InputSample, class_name: str | None, coun
             raise ValueError(f"status {answer.status} with {said}")
         return request[0], answer.status
 
+    _wait_until_idle(port)
     with ThreadPoolExecutor(8) as pool:
         return Counter(pool.map(send, requests))
 
