@@ -69,13 +69,13 @@ def test_changelog_and_citation_have_the_version_and_one_date() -> None:
 
 def test_the_pins_are_versions_that_pyproject_allows() -> None:
     pinned = pins("constraints.txt")
-    for name, needed in requirements("train", "export", "medical", "docs", "dev").items():
+    for name, needed in requirements("train", "export", "serve", "medical", "docs", "dev").items():
         assert name in pinned, f"{name} is not pinned"
         assert needed.specifier.contains(pinned[name]), f"{name} {pinned[name]} is outside {needed.specifier}"
 
 
 def test_the_lowest_pins_are_pyprojects_bounds() -> None:
-    needed = requirements("train", "export", "medical")
+    needed = requirements("train", "export", "serve", "medical")
     bounds = {
         name: Version(next(part.version for part in requirement.specifier if part.operator == ">="))
         for name, requirement in needed.items()

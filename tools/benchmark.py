@@ -10,6 +10,7 @@ python tools/benchmark.py model --composing           one kernel a token, or its
 python tools/benchmark.py model --profile             the longest kernels of evaluation and of a training step
 python tools/benchmark.py fit          the largest training batch in 24 GB and 80 GB
 python tools/benchmark.py tiles        host memory of scoring one image by tiles, over its size
+python tools/benchmark.py serving --checkpoint RUN IMAGES/   unimmad serve under load, beside the Detector
 python tools/benchmark.py checkpoint   seconds to save, verify and resume a training run
 """
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from unimmad.cli.console import quiet_if_unread
 from unimmad.cpu_features import tune_cpu
 
-SUBCOMMANDS = ("data", "scaling", "metrics", "model", "fit", "tiles", "checkpoint")
+SUBCOMMANDS = ("data", "scaling", "metrics", "model", "fit", "tiles", "serving", "checkpoint")
 """Modules of ``benchmarks``."""
 
 

@@ -29,6 +29,7 @@ from unimmad.cli.export import export_parser
 from unimmad.cli.main import COMMANDS
 from unimmad.cli.monitor import monitor_parser
 from unimmad.cli.predict import prediction_parser
+from unimmad.cli.serve import serve_parser
 from unimmad.cli.shards import shards_parser
 from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, parse_recipe
 from unimmad.config.recipe import DEFAULT_METHOD
@@ -52,6 +53,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "calibrate": calibration_parser,
     "predict": prediction_parser,
     "monitor": monitor_parser,
+    "serve": serve_parser,
     "export": export_parser,
     "convert": conversion_parser,
     "launch": launch_parser,

@@ -2,7 +2,8 @@
 
 Folders in the order of the data's way: ``data`` (sets on disk, shards, stream), ``model`` (plain torch),
 ``ranks`` (what processes tell each other), ``parallel`` (where experts live: DeepSpeed MoE), ``training``,
-``checkpoint``, ``metrics``, ``report``, ``evaluation``, ``inference`` (one's own images: ``unimmad.Detector``).
+``checkpoint``, ``metrics``, ``report``, ``evaluation``, ``inference`` (one's own images: ``unimmad.Detector``),
+``serving``.
 """
 
 from __future__ import annotations

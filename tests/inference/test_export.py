@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -24,8 +25,9 @@ from unimmad.config import TileSettings
 from unimmad.inference.detector import NO_CLASS_TOLD, Detector, Prediction
 from unimmad.inference.export.files import METADATA_FILE
 from unimmad.inference.export.metadata import ExportMetadata
-from unimmad.inference.inputs import InputSample
+from unimmad.inference.inputs import EncodedImage, InputSample
 from unimmad.methods.memory_bank import MemoryBank, MemoryBankSettings
+from unimmad.serving.batching import Batching, BatchScorer, Question
 
 onnx = pytest.importorskip("onnx", reason='exported files need the extra "export"')
 onnxruntime = pytest.importorskip("onnxruntime", reason='exported files need the extra "export"')
@@ -105,6 +107,33 @@ def test_threads_that_share_a_detector_get_what_one_gets(calibrated, onnx_file, 
             assert list(pool.map(differing, range(4))) == [[]] * 4
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_an_exported_file_scores_what_comes_to_a_service(onnx_file):
+    """Images as bytes, batches of what waits; what lacks a modality is refused, and the others answered."""
+    detector = Detector.open(onnx_file, device="cpu")
+    expected = [detector.predict(sample(seed).images) for seed in range(4)]
+    asked = [Question(InputSample(f"{seed}", as_npy(sample(seed))), "cookie") for seed in range(4)]
+    asked.insert(2, Question(InputSample("rgb alone", {"rgb": as_npy(sample(0))["rgb"]})))
+    batches = []
+    scorer = BatchScorer(detector, Batching(4, 1.0, 8), lambda size, seconds: batches.append(size))
+    answers = [scorer.ask(question) for question in asked]
+    scorer.close()
+    with pytest.raises(ValueError, match="takes rgb, depth, all of them"):
+        answers.pop(2).result()
+    for answer, wanted in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer.result().map_HW, wanted.map_HW, **CLOSE)
+        assert answer.result().class_name == "solids/cookie"
+    assert sum(batches) == 4
+
+
+def as_npy(one: InputSample) -> dict[str, EncodedImage]:
+    found = {}
+    for name, pixels in one.images.items():
+        stream = io.BytesIO()
+        np.save(stream, pixels)
+        found[name] = EncodedImage(stream.getvalue(), f"{name}.npy")
+    return found
 
 
 def same(one: Prediction, other: Prediction) -> bool:

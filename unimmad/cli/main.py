@@ -21,6 +21,7 @@ COMMANDS = {
     "calibrate": "thresholds at a false-alarm rate, from normal images set aside",
     "predict": "score one's own images: scores, decisions, heat maps",
     "monitor": "whether later images are still like those of calibration: drift, and since when",
+    "serve": "score images that come over HTTP",
     "export": "a checkpoint as one ONNX or torch.export file",
     "convert": "the weights that the paper's authors released, as a checkpoint",
     "launch": "train on a SLURM cluster, or on this machine, through submitit",

@@ -266,10 +266,11 @@ class Detector:
         """Score one sample.
 
         Args:
-            images: a file or a decoded array (H x W or H x W x channels) by modality name; a single one without a name
-                where the model has a dataset of one modality.
+            images: a file, its bytes (``EncodedImage``) or a decoded array (H x W or H x W x channels) by modality
+                name; a single one without a name where the model has a dataset of one modality.
             class_name: ``CLASS`` or ``DATASET/CLASS``: its threshold decides. One that the model does not know is
-                scored as well, and decided by the threshold of all classes.
+                scored as well, and decided by the threshold of all classes; so is ``DATASET/``, which tells the dataset
+                alone.
             name: for messages.
 
         Raises:
@@ -304,7 +305,7 @@ class Detector:
             raise ValueError(
                 f"class_name is a str such as 'cookie' or 'solids/cookie', or None, not {shown(class_name)}"
             )
-        prepare = partial(self._prepare, class_name=class_name, with_pictures=with_pictures)
+        prepare = partial(self.prepare, class_name=class_name, with_pictures=with_pictures)
         pool = ThreadPoolExecutor(READERS)
         try:
             started = _started(samples, prepare, pool)
@@ -313,19 +314,13 @@ class Detector:
                 prepared, error = _read(reading, on_skip)
                 reading = [] if error else list(islice(started, batch_size))
                 if prepared:
-                    statistics = self._statistics(prepared)
-                    scored = self._scored(prepared, batch_size)
-                    for sample, of_images, (map_HW, score) in zip(prepared, statistics, scored, strict=True):
-                        try:
-                            prediction = self._prediction(sample, map_HW, score, class_name, of_images)
-                        except ValueError as unusable:
-                            if on_skip is None:
-                                raise
-                            on_skip(sample.name, unusable)
+                    for sample, found in zip(prepared, self.score_prepared(prepared, batch_size), strict=True):
+                        if not isinstance(found, ValueError):
+                            yield found
+                        elif on_skip is None:
+                            raise found
                         else:
-                            if self.monitor is not None:
-                                self.monitor.add(_seen(prediction))
-                            yield prediction
+                            on_skip(sample.name, found)
                 if error:
                     raise error
         finally:
@@ -335,13 +330,20 @@ class Detector:
         self, samples: Iterable[InputSample], *, class_name: str | None = None
     ) -> Iterator[tuple[str, ValueError]]:
         """The names of the samples that can't be read or do not fit, and why: reads them all, and scores none."""
-        prepare = partial(self._prepare, class_name=class_name, with_pictures=False)
+        prepare = partial(self.prepare, class_name=class_name)
         with ThreadPoolExecutor(READERS) as pool:
             started = _started(samples, prepare, pool)
             while reading := list(islice(started, DEFAULT_BATCH_SIZE)):
                 yield from _broken(reading)
 
-    def _prepare(self, sample: InputSample, class_name: str | None, with_pictures: bool) -> PreparedSample:
+    def prepare(
+        self, sample: InputSample, *, class_name: str | None = None, with_pictures: bool = False
+    ) -> PreparedSample:
+        """Decode one sample: the first half of ``predict``, for callers with threads and batches of their own.
+
+        Raises:
+            ValueError: as ``predict``, but for what is not finite.
+        """
         engine = self.engine
         prepared = prepare_sample(sample, self.catalogue, class_name, engine.image_size, with_pictures, engine.geometry)
         self.engine.check(prepared)
@@ -364,6 +366,24 @@ class Detector:
             found.append({key: one.compared(reference.usual.get((name, key))) for key, one in facts.items()})
         return found
 
+    def score_prepared(
+        self, samples: Sequence[PreparedSample], batch_size: int = DEFAULT_BATCH_SIZE
+    ) -> Iterator[Prediction | ValueError]:
+        """The other half: each sample's prediction, or what makes its map or score unusable, in their order.
+
+        They may be of several classes, each as ``prepare`` was told; ``batch_size`` views are scored at once.
+        """
+        scored = self._scored(samples, batch_size)
+        for sample, of_images, (map_HW, score) in zip(samples, self._statistics(samples), scored, strict=True):
+            try:
+                prediction = self._prediction(sample, map_HW, score, of_images)
+            except ValueError as unusable:
+                yield unusable
+            else:
+                if self.monitor is not None:
+                    self.monitor.add(_seen(prediction))
+                yield prediction
+
     def _scored(
         self, samples: Sequence[PreparedSample], batch_size: int
     ) -> Iterator[tuple[NDArray[np.float32], float]]:
@@ -382,11 +402,10 @@ class Detector:
         sample: PreparedSample,
         map_HW: NDArray[np.float32],
         score: float,
-        asked: str | None,
         statistics: Mapping[str, Mapping[str, float]] | None,
     ) -> Prediction:
         check_scored(sample.name, map_HW, score)
-        threshold, of, notes = self._threshold(sample, asked)
+        threshold, of, notes = self._threshold(sample)
         return Prediction(
             name=sample.name,
             class_name=sample.match.class_name,
@@ -421,10 +440,11 @@ class Detector:
             return (0.5 * middle, 1.5 * middle) if middle > 0 else None
         return dark, 2 * middle - dark
 
-    def _threshold(self, sample: PreparedSample, asked: str | None) -> tuple[Threshold | None, str | None, list[str]]:
+    def _threshold(self, sample: PreparedSample) -> tuple[Threshold | None, str | None, list[str]]:
         """The threshold that holds for a sample, whose it is, and what to say about it."""
-        known, missing = sample.match.class_name, sample.match.missing
-        notes = [f"class {asked} is not one that the model was trained on"] if asked is not None and not known else []
+        known, missing, asked = sample.match.class_name, sample.match.missing, sample.asked_class
+        named = asked is not None and not asked.endswith("/")
+        notes = [f"class {asked} is not one that the model was trained on"] if named and not known else []
         if missing:
             notes.append(f"scored without {', '.join(missing)}")
         if self.engine.misses_class:

@@ -13,8 +13,19 @@ from unimmad.data.layouts.scan import Notices, images_by_stem, visible_folders
 from unimmad.data.layouts.source_set import READ_SUFFIXES
 from unimmad.serialization.text import utf8_name
 
-ImageSource = Path | str | np.ndarray
-"""A file, or an image already decoded: H x W or H x W x channels, of the number type that a file would have."""
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image file's content without the file, as it comes over a network."""
+
+    data: bytes
+    name: str
+    """The file's name: its suffix as for files, and what messages call it."""
+
+
+ImageSource = Path | str | np.ndarray | EncodedImage
+"""A file, its bytes, or an image already decoded: H x W or H x W x channels, of the number type that a file would
+have."""
 
 IGNORED_FOLDERS = frozenset({"gt"})
 """Masks, as the multi-modal layout keeps them beside the modalities."""

@@ -73,7 +73,7 @@ class PredictionFolder:
         Args:
             folder: made with the first prediction where it is not there.
             fingerprints: of each sample by name (of UTF-8), in the order that the lines will have.
-            scale: map value at the bright end of the colours; None: see ``_limits``.
+            scale: map value at the bright end of the colours; None: see ``picture_limits``.
             with_maps: write the maps, too.
             reference: digest of the calibration that images' statistics were compared with; None: they were not.
         """
@@ -140,7 +140,7 @@ class PredictionFolder:
         picture = map_file = None
         if prediction.pictures:
             picture = f"{PICTURES}/{_file_name(prediction.name)}.png"
-            limits, title = _limits(prediction, self.scale), _title(prediction, self.scale)
+            limits, title = picture_limits(prediction, self.scale), picture_title(prediction, self.scale)
             looked_at = prediction.weights_HW
             save_heat_map(prediction.pictures, prediction.map_HW, limits, self.folder / picture, looked_at, title)
         if self.with_maps:
@@ -281,14 +281,14 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     return [note if count == len(rows) else f"{note} ({count} of {len(rows)})" for note, count in counts.items()]
 
 
-def _limits(prediction: Prediction, scale: float | None) -> tuple[float, float]:
-    """0 to ``scale``; else those of the prediction; else the map's own range."""
+def picture_limits(prediction: Prediction, scale: float | None = None) -> tuple[float, float]:
+    """Ends of a heat map's colours: 0 to ``scale``; else those of the prediction; else the map's own range."""
     if scale is not None:
         return 0.0, scale
     return prediction.limits or colour_limits([prediction.map_HW])
 
 
-def _title(prediction: Prediction, scale: float | None) -> tuple[str, str]:
+def picture_title(prediction: Prediction, scale: float | None = None) -> tuple[str, str]:
     """What stands above a picture: the sample, and what was said of it."""
     decision = {True: "anomalous", False: "normal", None: "not decided"}[prediction.anomalous]
     said = f"score {prediction.score:.4g}, {decision}"
@@ -312,22 +312,29 @@ def _file_name(name: str) -> str:
     return f"{folder}{separator}{last}"
 
 
-def _line(
-    prediction: Prediction, picture: str | None, map_file: str | None, fingerprint: str, reference: str | None
-) -> bytes:
-    content: dict[str, Any] = {
+def said_of(prediction: Prediction) -> dict[str, Any]:
+    """What is told of a prediction wherever it is told as JSON: in the lines of a file, and by ``unimmad serve``."""
+    return {
         "name": prediction.name,
-        "files": {modality: utf8_name(file) for modality, file in prediction.files.items()},
         "class": prediction.class_name,
         "modalities": prediction.modalities,
         "score": prediction.score,
         "threshold": prediction.threshold,
         "threshold_of": prediction.threshold_of,
         "anomalous": prediction.anomalous,
-        "picture": picture,
-        "map": map_file,
         "roi": prediction.roi,
         "notes": [utf8_name(note) for note in prediction.notes],
+    }
+
+
+def _line(
+    prediction: Prediction, picture: str | None, map_file: str | None, fingerprint: str, reference: str | None
+) -> bytes:
+    content: dict[str, Any] = {
+        **said_of(prediction),
+        "files": {modality: utf8_name(file) for modality, file in prediction.files.items()},
+        "picture": picture,
+        "map": map_file,
         "fingerprint": fingerprint,
     }
     if reference is not None:

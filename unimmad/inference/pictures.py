@@ -58,18 +58,30 @@ def save_heat_map(
     weights_HW: NDArray[np.float32] | None = None,
     title: Sequence[str] = (),
 ) -> None:
-    """Write the panels side by side, each under its name, and the colour bar beside them.
+    """Write what ``heat_map`` makes as PNG.
+
+    Raises:
+        ValueError: the folder cannot be made or written to.
+    """
+    picture = heat_map(pictures, map_HW, limits, weights_HW, title)
+    write_aside(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def heat_map(
+    pictures: tuple[tuple[str, Picture], ...],
+    map_HW: NDArray[np.float32],
+    limits: Limits,
+    weights_HW: NDArray[np.float32] | None = None,
+    title: Sequence[str] = (),
+) -> PillowImage.Image:
+    """The panels side by side, each under its name, and the colour bar beside them.
 
     Args:
         pictures: of the modalities, all of one size.
         map_HW: the anomaly map of the same aspect; brought to the pictures' size.
         limits: map values at the two ends of the colour scale.
-        path: the PNG.
         weights_HW: of a region of interest, at the map's size; what is not looked at is gray in both maps.
         title: lines above all.
-
-    Raises:
-        ValueError: the folder cannot be made or written to.
     """
     panels = [picture for _, picture in pictures]
     height, width = panels[0].shape[:2]
@@ -92,8 +104,7 @@ def save_heat_map(
     row = np.concatenate([part for panel in panels for part in (panel, gap)], axis=1)
     first = pictures[0][0]
     heads = [name for name, _ in pictures] + ["map", f"map on {first}"]
-    picture = labelled(_to_bytes(row), heads, width + GAP, limits, title)
-    write_aside(path, lambda temporary: picture.save(temporary, format="PNG"))
+    return labelled(_to_bytes(row), heads, width + GAP, limits, title)
 
 
 def _stretched(map_HW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -25,9 +25,9 @@ from unimmad.data.prepare import as_channels, normalisation, seen_pixels, stored
 from unimmad.data.value_range import beyond_range_note
 from unimmad.data.views import STRETCHED, Geometry, View
 from unimmad.inference.catalogue import Catalogue, Match
-from unimmad.inference.inputs import ImageSource, InputSample
+from unimmad.inference.inputs import EncodedImage, ImageSource, InputSample
 from unimmad.inference.pictures import Picture, panel_size, picture_of
-from unimmad.serialization.text import shown
+from unimmad.serialization.text import one_line, shown
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class PreparedSample:
     files: dict[str, str]
     """By modality name; empty where images were given as arrays."""
     match: Match
+    asked_class: str | None
+    """Class that was named, known or not."""
     size: tuple[int, int]
     """Height and width that its images came in."""
     views: tuple[View, ...]
@@ -109,7 +111,7 @@ def prepare_sample(
         stored.append(pixels)
         notes += [f"{modality.name}: {note}" for note in of_file]
         notes += of_values
-        if not isinstance(source, np.ndarray):
+        if isinstance(source, str | PathLike):
             files[modality.name] = str(source)
         if with_pictures:
             pictures.append((modality.name, picture_of(pixels, modality.kind, panel_size(array.shape))))
@@ -118,6 +120,7 @@ def prepare_sample(
         sample.name,
         files,
         match,
+        class_name,
         (height, width),
         geometry.views((height, width), image_size),
         torch.empty(0),
@@ -174,7 +177,7 @@ def _check_given(sample: InputSample) -> None:
     for name, source in by_name.items():
         if not isinstance(name, str):
             raise ValueError(f"{sample.name}: a modality's name is a str such as 'rgb', not {shown(name)}")
-        if not isinstance(source, str | PathLike | np.ndarray):
+        if not isinstance(source, str | PathLike | np.ndarray | EncodedImage):
             raise ValueError(
                 f"{', '.join(filter(None, (sample.name, name)))}: an image is a file's path or a NumPy array, not "
                 f"{type(source).__name__} {shown(source)}"
@@ -185,13 +188,17 @@ def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str, tuple[st
     """The image's array, what to call it in messages, and what one should know of its file."""
     if isinstance(source, np.ndarray):
         return as_image(source, where), where, ()
-    path = Path(source)
-    try:
-        data = read_image_file(path)
-    except OSError as error:
-        raise ValueError(f"{path}: can't be read ({error.strerror})") from None
-    suffix = path.suffix.lower()
+    if isinstance(source, EncodedImage):
+        data, suffix = source.data, Path(source.name).suffix.lower()
+        where = f"{where} ({one_line(source.name)})"
+    else:
+        path = Path(source)
+        try:
+            data = read_image_file(path)
+        except OSError as error:
+            raise ValueError(f"{path}: can't be read ({error.strerror})") from None
+        suffix, where = path.suffix.lower(), str(path)
     if suffix in CONVERTED_SUFFIXES:
-        data, suffix = as_png(data, suffix, str(path)), ".png"
-    decoded = decode(data, suffix, str(path))
-    return decoded.pixels, decoded.called(str(path)), decoded.notes
+        data, suffix = as_png(data, suffix, where), ".png"
+    decoded = decode(data, suffix, where)
+    return decoded.pixels, decoded.called(where), decoded.notes

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unimmad.inference.detector import Detector
 from unimmad.inference.inputs import InputSample
 
@@ -55,7 +53,7 @@ def _fingerprint(sample: InputSample, prediction: str) -> str:
     images = sample.images if isinstance(sample.images, Mapping) else {"": sample.images}
     files = []
     for modality, image in images.items():
-        assert not isinstance(image, np.ndarray), "an array has no file to be known by"
+        assert isinstance(image, Path | str), "neither arrays nor bytes have a file to be known by"
         files.append([modality, str(image), *_size_and_time(Path(image))])
     return hashlib.sha256(json.dumps([prediction, sample.name, files]).encode()).hexdigest()[:_DIGITS]
 
