@@ -64,6 +64,8 @@ class SensorThreshold(Threshold):
     """Modalities of its calibration images; fewer or others have scores of another size."""
     usual: float | None = None
     """Median over its calibration images of their maps' medians, the dark end of pictures' colours; None: not known."""
+    typical: float | None = None
+    """Median of its calibration images' scores, by which a class added later borrows it; None: not known."""
 
 
 AnySensors = TypeVar("AnySensors", bound=SensorThreshold)
@@ -284,6 +286,7 @@ def _thresholds_of_sets(
             **conformal_threshold(scores, false_alarm_rate).model_dump(),
             modalities=sensors,
             usual=statistics.median(usual[sensors]) if usual.get(sensors) else None,
+            typical=statistics.median(scores),
         )
         for sensors, scores in sorted(by_sensors.items(), key=lambda item: (-len(item[1]), -len(item[0]), item[0]))
     ]

@@ -20,6 +20,7 @@ from torch import Tensor
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.sample import Batch
 from unimmad.data.views import View
+from unimmad.methods.added_class import WithAddedClasses
 from unimmad.model.anomaly_map import gaussian_blur, image_scores, region_score, weigh
 from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.backends.tf32 import without_tf32
@@ -167,7 +168,7 @@ def score_images(
     ``classes``: of each sample, None where it is not known, for methods that look at them. What is padding, and what is
     not looked at, is for ``maps_and_scores``.
     """
-    known = {"classes": classes} if isinstance(model, Fitted) else {}
+    known = {"classes": classes} if isinstance(model, Fitted | WithAddedClasses) else {}
     with without_tf32():
         with torch.autocast(images_TCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
             output = model(images_TCHW, tokens_per_sample, slot_of_token_T, **known)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from unimmad.checkpoint.added_classes import with_added_classes
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.thresholds import (
     Sensors,
@@ -78,6 +79,7 @@ def calibrate(
             score that is NaN or infinite.
     """
     check_rate(false_alarm_rate)
+    checkpoint = with_added_classes(checkpoint)
     shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
     references = shards.classes("calibration")
     if roi is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from unimmad.checkpoint.added_classes import AddedClass, with_added_classes
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
@@ -73,6 +74,9 @@ class Prediction:
     """Digest of the region of interest."""
     precision: Precision = "fp32"
     """What the score was computed in."""
+    threshold_promised: bool | None = None
+    """Whether the threshold promises a false-alarm rate; those of classes added from a few images do not. None without
+    a threshold."""
     limits: tuple[float, float] | None = None
     """Map values at the dark and the bright end of a picture's colours: from what normal maps usually have, with the
     threshold (without one: the highest score of known normal images) in the middle; None where nothing tells them."""
@@ -106,16 +110,19 @@ class Detector:
         thresholds: Thresholds | None = None,
         model_digest: str = "",
         normal_maps: NormalMaps | None = None,
+        added: Mapping[str, AddedClass] | None = None,
     ) -> None:
         """See ``from_checkpoint`` and ``from_onnx``, which put these together.
 
-        ``model_digest`` differs for models that give other numbers; ``normal_maps`` are for the colours of pictures.
+        ``model_digest`` differs for models that give other numbers; ``normal_maps`` are for the colours of pictures;
+        ``added`` are the classes added after training, which the engine's model and the catalogue know.
         """
         self.engine = engine
         self.catalogue = catalogue
         self.thresholds = thresholds
         self.model_digest = model_digest
         self.normal_maps = normal_maps
+        self.added = dict(added or {})
 
     @classmethod
     def open(
@@ -172,14 +179,16 @@ class Detector:
                 modalities, or regions that can't be read.
         """
         chosen = named_device(device)
-        checkpoint = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
+        checkpoint = with_added_classes(load_checkpoint(find_checkpoint(Path(path)), verify=verify))
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
+        catalogue = catalogue.with_classes({name: one.entry.dataset for name, one in checkpoint.added.items()})
         recipe = checkpoint.recipe
         engine = ModelEngine(checkpoint.model, recipe.evaluation, chosen, precision, scoring_geometry(recipe))
         catalogue = catalogue if roi is None else catalogue.with_rois(roi)
         digest = checkpoint.weights_digest + recipe.evaluation.model_dump_json() + recipe.data.aspect
-        return cls(engine, catalogue, thresholds, digest, load_normal_maps(checkpoint.folder))
+        normals = load_normal_maps(checkpoint.folder)
+        return cls(engine, catalogue, thresholds, digest, normals, checkpoint.added)
 
     @classmethod
     def from_onnx(cls, file: Path | str, *, device: str | None = None, roi: Path | None = None) -> Detector:
@@ -318,6 +327,7 @@ class Detector:
             weights_HW=None if sample.look is None else sample.look.stored().numpy(),
             roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
             precision=self.engine.precision,
+            threshold_promised=None if threshold is None else not (of is not None and self.is_borrowed(of)),
             limits=self._limits(sample, threshold),
         )
 
@@ -345,6 +355,8 @@ class Detector:
             notes.append(f"scored without {', '.join(missing)}")
         if self.engine.misses_class:
             return None, None, [*notes, NO_CLASS_TOLD]
+        if known is not None and self.is_borrowed(known):
+            return self._borrowed(known, sample, notes)
         if self.thresholds is None:
             return None, None, notes
         own = known is not None and known in self.thresholds.classes
@@ -366,6 +378,23 @@ class Detector:
             rate = f"{threshold.fpr_bound:.3g}"
             notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
         return threshold, known if own else ALL_CLASSES, notes
+
+    def is_borrowed(self, class_name: str) -> bool:
+        """Whether the threshold of ``DATASET/CLASS``, one added after training, is borrowed from other classes."""
+        return class_name in self.added and not (self.thresholds and class_name in self.thresholds.classes)
+
+    def _borrowed(
+        self, class_name: str, sample: PreparedSample, notes: list[str]
+    ) -> tuple[Threshold | None, str | None, list[str]]:
+        """As ``_threshold``, of a class whose threshold promises nothing."""
+        added = self.added[class_name]
+        if self.catalogue.rois.of(class_name) is not None:
+            return None, None, [*notes, "no threshold holds for another region of interest: calibrate with it"]
+        threshold = added.threshold(sample.modality_names)
+        if threshold is None:
+            known = " or ".join(" + ".join(one.modalities) for one in added.entry.thresholds)
+            return None, None, [*notes, f"no threshold holds for these modalities: {class_name} was added with {known}"]
+        return threshold, class_name, [*notes, f"class {added.in_words()}"]
 
     def _of_sensors(self, calibrated: str | None, sample: PreparedSample) -> Threshold | None:
         """The threshold of a calibrated class, or (None) of all, for images of the sample's modalities."""

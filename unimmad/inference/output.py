@@ -50,6 +50,7 @@ class Row(Entry):
     threshold_of: str | None
     notes: tuple[str, ...]
     modalities: tuple[str, ...] = ()
+    threshold_promised: bool | None = None
     picture: str | None = None
     map: str | None = None
 
@@ -240,7 +241,8 @@ def screen_table(rows: Sequence[Row], thresholds: Thresholds | None, misses_clas
 def _summary(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: bool) -> str:
     if misses_class:
         return f"{len(rows)} scored, without a decision: for one, use the checkpoint in place of the exported file"
-    if thresholds is None:
+    borrowed = sum(row.threshold_promised is False for row in rows)
+    if thresholds is None and not borrowed:
         return (
             f"{len(rows)} scored. No thresholds lie beside the checkpoint, so there is no decision.\nunimmad calibrate "
             "writes them, from images that unimmad shards --calibration-fraction set aside before training"
@@ -248,7 +250,11 @@ def _summary(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: b
     anomalous, normal = (sum(row.anomalous is wanted for row in rows) for wanted in (True, False))
     undecided = len(rows) - anomalous - normal
     left = f", {undecided} not decided" if undecided else ""
-    return f"{anomalous} anomalous, {normal} normal{left}, at a false-alarm rate of {_rate(rows, thresholds):.3g}"
+    counts = f"{anomalous} anomalous, {normal} normal{left}"
+    if thresholds is None or borrowed == anomalous + normal > 0:
+        return f"{counts}, by thresholds borrowed from other classes: no false-alarm rate is promised"
+    more = f", but {borrowed} by borrowed thresholds that promise none" if borrowed else ""
+    return f"{counts}, at a false-alarm rate of {_rate(rows, thresholds):.3g}{more}"
 
 
 def _rate(rows: Sequence[Row], thresholds: Thresholds) -> float:
@@ -285,7 +291,8 @@ def _title(prediction: Prediction, scale: float | None) -> tuple[str, str]:
     decision = {True: "anomalous", False: "normal", None: "not decided"}[prediction.anomalous]
     said = f"score {prediction.score:.4g}, {decision}"
     if prediction.threshold is not None:
-        said += f" (threshold {prediction.threshold:.4g})"
+        promised = "" if prediction.threshold_promised is not False else ", not promised"
+        said += f" (threshold {prediction.threshold:.4g}{promised})"
     if scale is None and prediction.limits is None:
         said += "; colours over this map's own range"
     return one_line(prediction.name), said
@@ -313,6 +320,7 @@ def _line(prediction: Prediction, picture: str | None, map_file: str | None, fin
         "score": prediction.score,
         "threshold": prediction.threshold,
         "threshold_of": prediction.threshold_of,
+        "threshold_promised": prediction.threshold_promised,
         "anomalous": prediction.anomalous,
         "picture": picture,
         "map": map_file,

@@ -98,6 +98,8 @@ class Banks(nn.Module):
         """[N, D] each."""
         self.deviations = nn.ParameterList()
         """What each bank's features were divided by, [D] each; none where ``scaling`` is."""
+        self.owners: list[Tensor] = []
+        """Which image each row of a bank is of, int64 [N] by ``hash_of_key``; known where they were made alone."""
         self._anchor: Tensor
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
         self.begin(0)
@@ -141,10 +143,11 @@ class Banks(nn.Module):
                     deviation_D = deviation_D.clamp_min(ROUNDING * rows_ND.square().mean().sqrt())
                 rows_ND = rows_ND / deviation_D
             chosen = self._choice(rows_ND)
-            bank_ND = rows_ND[chosen]
+            bank_ND, owner_of_N = rows_ND[chosen], patches.marks_N3[:, 0].to(self._device)[chosen]
             self._check_rows(name, len(bank_ND))
+            self.owners.append(owner_of_N)
             if deviation_D is not None and self.scaling == "normal":
-                apart = self._normal_score(bank_ND, patches.marks_N3[:, 0].to(self._device)[chosen])
+                apart = self._normal_score(bank_ND, owner_of_N)
                 bank_ND, deviation_D = bank_ND / apart, deviation_D * apart
             self.banks.append(_frozen(bank_ND))
             if deviation_D is not None:
@@ -203,6 +206,15 @@ class Banks(nn.Module):
             distances_nk, _ = nearest_neighbours(queries_nD, self.banks[number], self.bank_settings.neighbours)
         return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
 
+    def scores_without(self, patches_thwD: Tensor, number: int, images: Tensor) -> Tensor:
+        """As ``scores``, by the patches of other images than those of these hashes, right after ``finish``."""
+        kept_N = ~torch.isin(self.owners[number], images.to(self._device))
+        bank_MD = self.banks[number][kept_N if kept_N.any() else ~kept_N]
+        with torch.autocast(patches_thwD.device.type, enabled=False):
+            queries_nD = self._queries(patches_thwD, number)
+            distances_nk, _ = nearest_neighbours(queries_nD, bank_MD, self.bank_settings.neighbours)
+        return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
+
     def traced_scores(self, patches_thwD: Tensor, number: int) -> Tensor:
         """As ``scores``, in plain operations that can be traced for any number of images."""
         queries_nD, bank_ND = self._queries(patches_thwD, number), self.banks[number]
@@ -221,7 +233,7 @@ class Banks(nn.Module):
 
     def _name_banks(self, names: Sequence[BankName]) -> None:
         """There are these banks from now on, all still empty."""
-        self.names = list(names)
+        self.names, self.owners = list(names), []
         self.banks, self.deviations = nn.ParameterList(), nn.ParameterList()
 
     def _choice(self, rows_ND: Tensor) -> Tensor | slice:

@@ -111,6 +111,14 @@ class LevelSearch(nn.Module):
             level.resize(in_submodule(shapes, f"levels.{number}"))
 
     @torch.no_grad()
+    def ratios_without(self, maps: Sequence[Tensor], class_name: str, slot: int, images: Tensor) -> list[Tensor]:
+        """As ``ratios``, of tokens of one slot, as if the images of these hashes (``hash_of_key``) were in no bank;
+        right after ``finish``."""
+        number = self.banks[0].banks_to_search(class_name, slot)[0]
+        levels = zip(self.banks, maps, strict=True)
+        return [level.scores_without(described(map_TChw), number, images) for level, map_TChw in levels]
+
+    @torch.no_grad()
     def ratios(self, maps: Sequence[Tensor], classes_T: Sequence[str | None], slots_T: Sequence[int]) -> list[Tensor]:
         """Of every token, level by level: distances over usual ones, float32 [T, h, w].
 
@@ -296,6 +304,9 @@ class LevelSearchMethod(FittedBySearch, FittedMethod):
     def maps(self, output: TokenRatios) -> Tensor:
         maps_THW = harmonic_mean(output.ratios, self.image_size)
         return sum_of_tokens(maps_THW, output.sample_of_token_T, output.batch)
+
+    def teacher_levels(self, images_TCHW: Tensor) -> list[Tensor]:
+        return self.maps_to_search(images_TCHW)
 
     def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
         """As ``Method``'s; the class of a sample is not known to it."""

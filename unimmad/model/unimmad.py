@@ -24,7 +24,7 @@ from unimmad.model.cross_moe import CrossMoE
 from unimmad.model.folding import FoldedTeacher, rest_on_host
 from unimmad.model.level_networks import new_level_network
 from unimmad.model.loss import balance_scale, unimmad_loss
-from unimmad.model.method import Loss, Method, StepFacts, sample_of_token
+from unimmad.model.method import Loss, Method, OwnLevels, StepFacts, sample_of_token
 from unimmad.model.routing import Routing
 
 if TYPE_CHECKING:
@@ -204,6 +204,14 @@ class UniMMAD(Method):
         with torch.inference_mode():
             maps: list[Tensor] = teacher(images_TCHW.contiguous(memory_format=self.memory_format))
         return maps
+
+    def teacher_levels(self, images_TCHW: Tensor) -> list[Tensor]:
+        with torch.autocast(images_TCHW.device.type, enabled=False):
+            return [features.float() for features in self.teacher_maps(images_TCHW.float())]
+
+    def own_levels(self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor) -> OwnLevels:
+        output = UniMMAD.forward(self, images_TCHW, tokens_per_sample, slot_of_token_T)
+        return OwnLevels(output.distances, output.routings)
 
     def loss(self, output: Reconstruction, facts: StepFacts) -> Loss:
         settings = facts.settings
