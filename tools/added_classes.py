@@ -3,7 +3,7 @@
     python tools/added_classes.py --checkpoint runs/without --together runs/with --data data/new --images 1 4 16 all
 
 Of each number three draws; each time every class of DATA is added to ``--checkpoint``, which does not know them, and
-their test images are scored. Nothing is written. ``--together`` is a checkpoint that was trained or fitted on them, too.
+their test images are scored; nothing is written. ``--together`` was trained or fitted on them, too.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from unimmad.audit.alignment import SIDE, compare_edges, edges
+from unimmad.audit.alignment import compare_edges
 from unimmad.audit.facts import QUANTILES, ImageFacts, MaskFacts, Measured, PairFacts, SampleFacts
 from unimmad.audit.image_header import read_header
 from unimmad.audit.samples import AuditSample
 from unimmad.data.decode import check_same_size, decode_image
+from unimmad.data.edges import SIDE, edges
 from unimmad.data.index import Modality
 from unimmad.data.layouts.source_set import SourceFile
 from unimmad.data.prepare import DEPTH_FACTOR, centred_depth, resized_pixels

@@ -177,6 +177,7 @@ def _threshold(sensors: Sensors, found: Sequence[Prediction], spread: float) -> 
         modalities=sensors,
         usual=statistics.median(float(np.median(prediction.map_HW)) for prediction in found),
         typical=typical,
+        shift=max((shift for prediction in found for shift in prediction.shifts.values()), default=None),
     )
 
 
@@ -203,4 +204,4 @@ def _spread_of_others(
             spread = max(1.0, statistics.median(alike))
             classes = "class" if len(alike) == 1 else "classes"
             return spread, f"{spread:.3g} times its typical score, by {what} of {len(alike)} known {classes}"
-    return 1.0, "the highest score of its own images, since there is no calibrated class to borrow from"
+    return 1.0, "the highest score of its own images, too low, since there is no calibrated class to borrow from"

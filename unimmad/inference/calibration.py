@@ -21,6 +21,7 @@ from unimmad.checkpoint.thresholds import (
 )
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Precision
+from unimmad.data.edges import overlaps
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
@@ -99,6 +100,7 @@ def calibrate(
     scores: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
     usual: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
     spreads: dict[str, dict[Sensors, Spread]] = {name: {} for name in references}
+    shifts: dict[str, dict[Sensors, float]] = {name: {} for name in references}
     rounds = evaluation_rounds(
         shards,
         "calibration",
@@ -116,7 +118,8 @@ def calibrate(
     with tqdm(total=total, desc="calibrate", unit="image", disable=quiet or None) as bar:
         for batch in rounds:
             for of_rank in ranks.gather([] if batch is None else _scored(engine, batch)):  # in order of batches
-                for class_name, names, score, median, spread in of_rank:
+                for class_name, names, score, median, spread, shift in of_rank:
+                    shifts[class_name][names] = max(shift, shifts[class_name].get(names, 0.0))
                     scores[class_name].setdefault(names, []).append(score)
                     usual[class_name].setdefault(names, []).append(median)
                     spreads[class_name][names] = spreads[class_name].get(names, Spread()).joined(spread)
@@ -132,15 +135,17 @@ def calibrate(
         engine.precision,
         usual,
     )
-    return thresholds.with_pixel_values(spreads)
+    return thresholds.with_pixel_values(spreads).with_shifts(shifts)
 
 
-def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float, float, Spread]]:
-    """Class, modalities, image score, the map's median and the spread of its values of each sample.
+def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float, float, Spread, float]]:
+    """Class, modalities, image score, the map's median, the spread of its values, and how far a modality lies from its
+    place over the first, of each sample.
 
     Raises:
         ValueError: a map or score is not finite; names the sample.
     """
+    shifts = _shifts(engine, batch)
     batch, scored = score_samples(
         engine.model, batch, engine.settings, engine.device, engine.precision, engine.geometry
     )
@@ -148,9 +153,31 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float
     for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True):
         check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
     return [
-        (sample.class_name, sample.modalities, score, usual_value(map_HW, sample), Spread.of(looked_at(map_HW, sample)))
-        for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True)
+        (
+            sample.class_name,
+            sample.modalities,
+            score,
+            usual_value(map_HW, sample),
+            Spread.of(looked_at(map_HW, sample)),
+            shift,
+        )
+        for sample, map_HW, score, shift in zip(batch.samples, maps_BHW, scores, shifts, strict=True)
     ]
+
+
+def _shifts(engine: ModelEngine, batch: Batch) -> list[float]:
+    """Of each sample the farthest that a modality lies from its place; 0 of one modality."""
+    images = iter(batch.images_TCHW.split(batch.tokens_per_sample) if len(batch.images_TCHW) else ())
+    found = []
+    for sample in batch.samples:
+        if sample.stored is not None:
+            view = engine.geometry.outline(sample.stored.size, engine.image_size)
+            images_MCHW = sample.stored.seen(view)[(..., *view.target.pixels)]
+        else:
+            pixels = () if sample.view is None else sample.view.target.pixels
+            images_MCHW = next(images)[(..., *pixels)]
+        found.append(max((one.distance for one in overlaps(images_MCHW, sample.modalities).values()), default=0.0))
+    return found
 
 
 def _check_unseen(checkpoint: LoadedCheckpoint, shards: ShardSet, data: Sequence[DataFolder], warn: bool) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,10 +19,11 @@ from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
 from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, is_above, load_thresholds
 from unimmad.config import Precision
+from unimmad.data.edges import LEAST_SHIFT, SIDE
 from unimmad.data.views import View
 from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.evaluation.header import TOO_SMALL
-from unimmad.evaluation.scoring import check_scored, maps_and_scores, named_device
+from unimmad.evaluation.scoring import check_scored, maps_and_scores, named_device, shares_of_score
 from unimmad.evaluation.tiling import Cutting, scored_by_views
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
@@ -29,6 +31,7 @@ from unimmad.inference.engines import Engine, ModelEngine, OnnxEngine
 from unimmad.inference.inputs import ImageSource, InputSample
 from unimmad.inference.pictures import Picture
 from unimmad.inference.reading import PreparedSample, prepare_sample
+from unimmad.inference.sensor_parts import OfView, SensorParts, sensor_parts
 from unimmad.serialization.text import shown
 
 DEFAULT_BATCH_SIZE = 8
@@ -80,6 +83,18 @@ class Prediction:
     limits: tuple[float, float] | None = None
     """Map values at the dark and the bright end of a picture's colours: from what normal maps usually have, with the
     threshold (without one: the highest score of known normal images) in the middle; None where nothing tells them."""
+
+    shares: dict[str, float] | None = None
+    """Each modality's share of the score, adding up to 1; None where the method or an exported file can't say it."""
+    modality_maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """What each modality adds to ``map_HW``, of its size; they add up to it. Empty for samples of one modality, of
+    several views (tiles), and where ``shares`` is None."""
+
+    shifts: dict[str, float] = field(default_factory=dict)
+    """How far each modality but the first seems to lie from its place over the first, as a share of the image's side; 0
+    where that is not clear."""
+    misaligned: tuple[str, ...] = ()
+    """The modalities that are farther off than normal images of calibration, and than ``data.edges.LEAST_SHIFT``."""
 
     @property
     def anomalous(self) -> bool | None:
@@ -265,9 +280,9 @@ class Detector:
                 prepared, error = _read(reading, on_skip)
                 reading = [] if error else list(islice(started, batch_size))
                 if prepared:
-                    for sample, (map_HW, score) in zip(prepared, self._scored(prepared, batch_size), strict=True):
+                    for sample, scored in zip(prepared, self._scored(prepared, batch_size), strict=True):
                         try:
-                            prediction = self._prediction(sample, map_HW, score, class_name)
+                            prediction = self._prediction(sample, *scored, class_name)
                         except ValueError as unusable:
                             if on_skip is None:
                                 raise
@@ -297,22 +312,45 @@ class Detector:
 
     def _scored(
         self, samples: Sequence[PreparedSample], batch_size: int
-    ) -> Iterator[tuple[NDArray[np.float32], float]]:
-        """The map [H, W] and the score of each."""
+    ) -> Iterator[tuple[NDArray[np.float32], float, SensorParts]]:
+        """The map [H, W] and the score of each, and what its modalities have to do with them."""
         images = (Cutting(sample.size, sample.views, sample.cut, sample.look) for sample in samples)
-        return scored_by_views(images, self._score, batch_size)
+        views: deque[OfView] = deque()
+        found = scored_by_views(images, partial(self._score, views), batch_size)
+        for sample, (map_HW, score) in zip(samples, found, strict=True):
+            yield map_HW, score, sensor_parts(sample, [views.popleft() for _ in sample.views])
 
-    def _score(self, cut: list[PreparedSample], views: list[View]) -> tuple[NDArray[np.float32], Sequence[float]]:
-        maps_BHW, scores_B = self.engine.score(cut)
-        weights = [sample.weights_HW for sample in cut]
-        _, scores_B = maps_and_scores(maps_BHW, self.engine.settings, weights, views, scores_B)
+    def _score(
+        self, seen: deque[OfView], cut: list[PreparedSample], views: list[View]
+    ) -> tuple[NDArray[np.float32], Sequence[float]]:
+        """Maps and scores of views; what their modalities have to do with them goes into ``seen``."""
+        if any(len(sample.modalities) > 1 for sample in cut):
+            maps_BHW, scores_B, parts = self.engine.score_with_parts(cut)
+        else:
+            (maps_BHW, scores_B), parts = self.engine.score(cut), None
+        settings, weights = self.engine.settings, [sample.weights_HW for sample in cut]
+        _, scores_B = maps_and_scores(maps_BHW, settings, weights, views, scores_B)
+        for place, (sample, view) in enumerate(zip(cut, views, strict=False)):
+            parts_MHW = None if parts is None else parts[place]
+            shares = None
+            if parts_MHW is not None:
+                shares = shares_of_score(maps_BHW[place], parts_MHW, settings, sample.weights_HW, view)
+            kept = parts_MHW if len(sample.views) == 1 and len(sample.modalities) > 1 else None
+            seen.append(OfView(float(scores_B[place]), shares, kept))
         return maps_BHW.numpy(), scores_B.tolist()
 
     def _prediction(
-        self, sample: PreparedSample, map_HW: NDArray[np.float32], score: float, asked: str | None
+        self,
+        sample: PreparedSample,
+        map_HW: NDArray[np.float32],
+        score: float,
+        parts: SensorParts,
+        asked: str | None,
     ) -> Prediction:
         check_scored(sample.name, map_HW, score)
         threshold, of, notes = self._threshold(sample, asked)
+        shifts = {name: overlap.distance for name, overlap in sample.overlaps.items()}
+        misaligned = _misaligned(shifts, threshold)
         return Prediction(
             name=sample.name,
             class_name=sample.match.class_name,
@@ -322,13 +360,17 @@ class Detector:
             map_HW=map_HW,
             threshold=None if threshold is None else threshold.value,
             threshold_of=of,
-            notes=(*sample.notes, *_views_notes(sample), *notes),
+            notes=(*sample.notes, *_views_notes(sample), *(_misaligned_notes(sample, misaligned)), *notes),
             pictures=sample.pictures,
             weights_HW=None if sample.look is None else sample.look.stored().numpy(),
             roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
             precision=self.engine.precision,
             threshold_promised=None if threshold is None else not (of is not None and self.is_borrowed(of)),
             limits=self._limits(sample, threshold),
+            shares=parts.shares,
+            modality_maps=parts.maps,
+            shifts=shifts,
+            misaligned=misaligned,
         )
 
     def _limits(self, sample: PreparedSample, threshold: Threshold | None) -> tuple[float, float] | None:
@@ -413,6 +455,22 @@ class Detector:
         said = " or ".join(" + ".join(part.modalities) for part in known)
         what = "no threshold holds for fewer modalities" if fewer else "no threshold holds for these modalities"
         return f"{what}: {calibrated or ALL_CLASSES} calibrated with {said}" if said else what
+
+
+def _misaligned(shifts: Mapping[str, float], threshold: Threshold | None) -> tuple[str, ...]:
+    """The modalities that are shifted by more than is told, and by more than any normal image that was calibrated."""
+    usual = threshold.shift if isinstance(threshold, SensorThreshold) else None
+    limit = max(LEAST_SHIFT, 0.0 if usual is None else usual + 1 / SIDE)
+    return tuple(name for name, distance in shifts.items() if distance > limit)
+
+
+def _misaligned_notes(sample: PreparedSample, names: Sequence[str]) -> list[str]:
+    first = sample.modality_names[0]
+    return [
+        f"{name} and {first} are perhaps misaligned: edges fit best where {name} is moved by "
+        f"{sample.overlaps[name].down:+.1%} of the height and {sample.overlaps[name].right:+.1%} of the width"
+        for name in names
+    ]
 
 
 def _views_notes(sample: PreparedSample) -> list[str]:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from unimmad.checkpoint.thresholds import Threshold, Thresholds
@@ -135,7 +136,8 @@ class PredictionFolder:
             picture = f"{PICTURES}/{_file_name(prediction.name)}.png"
             limits, title = _limits(prediction, self.scale), _title(prediction, self.scale)
             looked_at = prediction.weights_HW
-            save_heat_map(prediction.pictures, prediction.map_HW, limits, self.folder / picture, looked_at, title)
+            target, parts = self.folder / picture, _parts(prediction)
+            save_heat_map(prediction.pictures, prediction.map_HW, limits, target, looked_at, title, parts)
         if self.with_maps:
             map_file = f"{MAPS}/{_file_name(prediction.name)}.npy"
             write_aside(self.folder / map_file, lambda temporary: np.save(temporary, prediction.map_HW))
@@ -286,6 +288,12 @@ def _limits(prediction: Prediction, scale: float | None) -> tuple[float, float]:
     return prediction.limits or colour_limits([prediction.map_HW])
 
 
+def _parts(prediction: Prediction) -> list[tuple[str, NDArray[np.float32]]]:
+    """What each modality adds to the map, under its share of the score."""
+    shares = prediction.shares or {}
+    return [(f"{name}: {shares[name]:.0%}", part_HW) for name, part_HW in prediction.modality_maps.items()]
+
+
 def _title(prediction: Prediction, scale: float | None) -> tuple[str, str]:
     """What stands above a picture: the sample, and what was said of it."""
     decision = {True: "anomalous", False: "normal", None: "not decided"}[prediction.anomalous]
@@ -318,6 +326,8 @@ def _line(prediction: Prediction, picture: str | None, map_file: str | None, fin
         "class": prediction.class_name,
         "modalities": prediction.modalities,
         "score": prediction.score,
+        "shares": prediction.shares,
+        "misaligned": prediction.misaligned,
         "threshold": prediction.threshold,
         "threshold_of": prediction.threshold_of,
         "threshold_promised": prediction.threshold_promised,

@@ -171,6 +171,8 @@ class WithAdded:
     added_at: tuple[int, ...]
     sample_of_token_T: Tensor | None
     """Each of these tokens' place in ``added_at``."""
+    tokens_per_sample: tuple[int, ...]
+    """Of all samples."""
     routings: Sequence[Sequence[Routing]]
 
 
@@ -253,7 +255,7 @@ class WithAddedClasses(Method):
             places_T = sample_of_token(counts, torch.device("cpu"))
             maps_THW = self._added_maps(images, own, slots.tolist(), [names[added_at[p]] or "" for p in places_T])
             places_T = places_T.to(images.device)
-        return WithAdded(base, base_at, maps_THW, added_at, places_T, routings)
+        return WithAdded(base, base_at, maps_THW, added_at, places_T, tuple(tokens_per_sample), routings)
 
     def _added_maps(self, images_TCHW: Tensor, own: OwnLevels, slots_T: list[int], names_T: list[str]) -> Tensor:
         features = searched_levels(self.base, images_TCHW)
@@ -281,6 +283,18 @@ class WithAddedClasses(Method):
         maps_BHW = of_added.new_empty(batch, *of_added.shape[1:])
         maps_BHW[list(output.base_at)], maps_BHW[list(output.added_at)] = of_base, of_added
         return maps_BHW
+
+    def parts(self, output: WithAdded) -> Tensor | None:
+        of_base = None if output.base is None else self.base.parts(output.base)
+        if output.maps_THW is None or (output.base is not None and of_base is None):
+            return of_base
+        if of_base is None:
+            return output.maps_THW
+        samples_T = sample_of_token(output.tokens_per_sample, torch.device("cpu"))
+        is_added_T = torch.isin(samples_T, torch.tensor(output.added_at)).to(of_base.device)
+        parts_THW = of_base.new_empty(len(samples_T), *of_base.shape[1:])
+        parts_THW[is_added_T], parts_THW[~is_added_T] = output.maps_THW, of_base
+        return parts_THW
 
     def routings(self, output: WithAdded) -> Sequence[Sequence[Routing]]:
         return output.routings

@@ -305,6 +305,9 @@ class LevelSearchMethod(FittedBySearch, FittedMethod):
         maps_THW = harmonic_mean(output.ratios, self.image_size)
         return sum_of_tokens(maps_THW, output.sample_of_token_T, output.batch)
 
+    def parts(self, output: TokenRatios) -> Tensor:
+        return harmonic_mean(output.ratios, self.image_size)
+
     def teacher_levels(self, images_TCHW: Tensor) -> list[Tensor]:
         return self.maps_to_search(images_TCHW)
 

@@ -157,6 +157,11 @@ class Method(nn.Module, ABC):
         its attribute's name. It takes [T, C, H, W] and gives tensors whose first dimension is T."""
         return None
 
+    def parts(self, output: Any) -> Tensor | None:
+        """What each token's modality adds to its sample's map, before blurring: [T, H, W], 0 or more; those of a sample
+        add up to ``maps``. None of methods that can't say it."""
+        return None
+
     def teacher_levels(self, images_TCHW: Tensor) -> list[Tensor] | None:
         """The features that no training moves, float32 whatever autocast says, finest first: [T, C_l, h, w]. None where
         the method has none that could be searched level by level."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unimmad.model.anomaly_map import anomaly_maps, cosine_distance
+from unimmad.model.anomaly_map import anomaly_maps, cosine_distance, parts_of_squares, token_squares
 from unimmad.model.backbone import calibrate_batchnorm, freeze_batchnorm, load_backbone_weights
 from unimmad.model.compression import FeatureCompression
 from unimmad.model.cross_moe import CrossMoE
@@ -222,6 +222,10 @@ class UniMMAD(Method):
 
     def maps(self, output: Reconstruction) -> Tensor:
         return anomaly_maps(output.distances, output.sample_of_token_T, output.batch, self.settings.image_size)
+
+    def parts(self, output: Reconstruction) -> Tensor:
+        squares_THW = token_squares(output.distances, self.settings.image_size)
+        return parts_of_squares(squares_THW, output.sample_of_token_T, output.batch)
 
     def routings(self, output: Reconstruction) -> Sequence[Sequence[Routing]]:
         return output.routings
