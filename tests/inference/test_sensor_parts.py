@@ -1,0 +1,109 @@
+"""Each modality's share of a score and part of a map, and modalities that do not lie over each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unimmad.checkpoint.thresholds import SensorThreshold
+from unimmad.data.decode import decode_image
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.views import Geometry, Tiles
+from unimmad.inference.detector import Detector, _misaligned
+from unimmad.inference.inputs import InputSample
+from unimmad.inference.output import PredictionFolder
+from unimmad.inference.sensor_parts import _joined
+from unimmad.model.anomaly_map import (
+    anomaly_maps,
+    image_scores,
+    part_scores,
+    parts_of_squares,
+    region_score,
+    token_squares,
+)
+
+
+@pytest.fixture(scope="module")
+def detector(checkpoint_folder) -> Detector:
+    return Detector.from_checkpoint(checkpoint_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def cookie(calibration_shards) -> dict[str, np.ndarray]:
+    shards = ShardSet.open([calibration_shards])
+    ref = shards.classes("test")["solids/cookie"][0]
+    return {
+        name: decode_image(shards.member_bytes(ref, member), Path(member.name).suffix, name)
+        for name, member in ref.entry.images.items()
+    }
+
+
+def test_parts_add_up_to_maps_and_scores_whatever_the_rule() -> None:
+    torch.manual_seed(0)
+    distances, samples_T = [torch.rand(3, 4, 4), torch.rand(3, 2, 2)], torch.tensor([0, 0, 1])
+    maps_BHW = anomaly_maps(distances, samples_T, 2, 16)
+    parts_THW = parts_of_squares(token_squares(distances, 16), samples_T, 2)
+    torch.testing.assert_close(parts_THW[:2].sum(0), maps_BHW[0])
+    torch.testing.assert_close(parts_THW[2], maps_BHW[1])
+    look_HW = torch.rand(16, 16) > 0.4
+    for pool in (1, 3):
+        found_M = part_scores(maps_BHW[0], parts_THW[:2], None, 0.05, pool)
+        torch.testing.assert_close(found_M.sum(), image_scores(maps_BHW[:1], 0.05, pool)[0])
+        found_M = part_scores(maps_BHW[0], parts_THW[:2], look_HW, 0.05, pool)
+        torch.testing.assert_close(found_M.sum(), region_score(maps_BHW[0], look_HW, 0.05, pool))
+    assert parts_of_squares(torch.zeros(1, 2, 2), torch.zeros(1, dtype=torch.long), 1).sum() == 0
+
+
+def test_predictions_say_what_each_modality_has_to_do_with_them(detector, cookie, tmp_path) -> None:
+    found = next(detector.predict_all([InputSample("a", cookie)], with_pictures=True))
+    assert found.shares is not None
+    assert list(found.shares) == ["rgb", "depth"]
+    assert sum(found.shares.values()) == pytest.approx(1, abs=1e-9)
+    assert min(found.shares.values()) > 0
+    np.testing.assert_allclose(sum(found.modality_maps.values()), found.map_HW, rtol=1e-4, atol=1e-6)
+    alone = detector.predict({"rgb": cookie["rgb"]})
+    assert alone.shares == {"rgb": 1.0}
+    assert not alone.modality_maps
+    with PredictionFolder(tmp_path, {"a": "f"}) as folder:
+        folder.add(found)
+    with Image.open(tmp_path / "pictures" / "a.png") as picture, Image.open(_without_parts(found, tmp_path)) as other:
+        assert picture.width > 1.4 * other.width, "two more panels"
+
+
+def _without_parts(found, folder: Path) -> Path:
+    with PredictionFolder(folder / "plain", {"a": "f"}) as plain:
+        plain.add(replace(found, modality_maps={}))
+    return folder / "plain" / "pictures" / "a.png"
+
+
+def test_shares_of_tiles_are_those_of_the_tile_that_gives_the_score(detector, cookie) -> None:
+    assert _joined([1.0, 3.0], [(0.5, 0.5), (0.9, 0.1)], None) == (0.9, 0.1)
+    assert _joined([3.0, 1.0, 1.0], [(0.9, 0.1), (0.5, 0.5), (0.1, 0.9)], 2) == pytest.approx((0.7, 0.3))
+    assert _joined([1.0], [None], None) is None
+    engine = detector.engine
+    before = engine.geometry
+    try:
+        engine.geometry = Geometry("stretch", Tiles(64, 16, True))
+        found = detector.predict(cookie)
+    finally:
+        engine.geometry = before
+    assert found.shares is not None
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert not found.modality_maps
+
+
+def test_a_modality_that_is_shifted_is_told_unless_calibration_had_it_so(detector, cookie) -> None:
+    assert detector.predict(cookie).misaligned == ()
+    shifted = cookie | {"depth": np.roll(cookie["depth"], 14, axis=1)}
+    found = detector.predict(shifted)
+    assert found.misaligned == ("depth",)
+    assert found.shifts["depth"] == pytest.approx(14 / cookie["depth"].shape[1], abs=0.02)
+    assert any("depth and rgb are perhaps misaligned" in note and "width" in note for note in found.notes)
+    usual = SensorThreshold(value=1, images=5, fpr_bound=0.2, modalities=("rgb", "depth"), shift=found.shifts["depth"])
+    assert _misaligned(found.shifts, usual) == ()
+    assert _misaligned(found.shifts, usual.model_copy(update={"shift": 0.0})) == ("depth",)
