@@ -98,12 +98,27 @@ def test_shares_of_tiles_are_those_of_the_tile_that_gives_the_score(detector, co
 
 
 def test_a_modality_that_is_shifted_is_told_unless_calibration_had_it_so(detector, cookie) -> None:
-    assert detector.predict(cookie).misaligned == ()
-    shifted = cookie | {"depth": np.roll(cookie["depth"], 14, axis=1)}
-    found = detector.predict(shifted)
+    usual = SensorThreshold(value=1, images=5, fpr_bound=0.2, modalities=("rgb", "depth"))
+    in_place = detector.predict(cookie)
+    assert in_place.overlaps["depth"].gain < 0.1
+    assert not in_place.misaligned
+    for pixels in (8, 12):
+        shifted = cookie | {"depth": np.roll(cookie["depth"], pixels, axis=1)}
+        overlaps = detector.predict(shifted).overlaps
+        assert overlaps["depth"].right == pytest.approx(-pixels / 128, abs=0.02)
+        known = usual.model_copy(update={"edge_gain": in_place.overlaps["depth"].gain})
+        assert _misaligned(overlaps, known) == ("depth",)
+        assert _misaligned(overlaps, usual.model_copy(update={"edge_gain": overlaps["depth"].gain})) == ()
+
+
+def test_without_calibration_a_clear_shift_is_told_in_the_notes(detector) -> None:
+    generator = np.random.default_rng(0)
+    blocks = generator.integers(0, 200, (16, 16), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    depth = 1000 + 50 * np.roll(blocks, 10, axis=0).astype(np.uint16)
+    found = detector.predict({"rgb": np.stack([blocks] * 3, axis=2), "depth": depth})
     assert found.misaligned == ("depth",)
-    assert found.shifts["depth"] == pytest.approx(14 / cookie["depth"].shape[1], abs=0.02)
-    assert any("depth and rgb are perhaps misaligned" in note and "width" in note for note in found.notes)
-    usual = SensorThreshold(value=1, images=5, fpr_bound=0.2, modalities=("rgb", "depth"), shift=found.shifts["depth"])
-    assert _misaligned(found.shifts, usual) == ()
-    assert _misaligned(found.shifts, usual.model_copy(update={"shift": 0.0})) == ("depth",)
+    (note,) = [note for note in found.notes if "perhaps misaligned" in note]
+    assert note.startswith("depth and rgb are perhaps misaligned: edges fit best where depth is moved by -7.8%")
+    assert (
+        detector.predict({"rgb": np.stack([blocks] * 3, axis=2), "depth": np.roll(depth, -10, axis=0)}).misaligned == ()
+    )

@@ -66,9 +66,9 @@ class SensorThreshold(Threshold):
     """Median over its calibration images of their maps' medians, the dark end of pictures' colours; None: not known."""
     typical: float | None = None
     """Median of its calibration images' scores, by which a class added later borrows it; None: not known."""
-    shift: float | None = None
-    """The farthest that a modality lies from its place over the first one in its calibration images, as a share of the
-    image's side (``data.edges``); None: not known."""
+    edge_gain: float | None = None
+    """The largest ``data.edges.Overlap.gain`` of its calibration images, beyond which modalities are perhaps
+    misaligned; None: not known."""
 
 
 AnySensors = TypeVar("AnySensors", bound=SensorThreshold)
@@ -152,16 +152,16 @@ class Thresholds(_Frozen):
             }
         )
 
-    def with_shifts(self, shifts: Mapping[str, Mapping[Sensors, float]]) -> Thresholds:
-        """The same with every ``shift``: the largest of a set's images. ``shifts`` are by ``DATASET/CLASS`` and then by
-        what the images consist of."""
-        pooled = [item for by_sensors in shifts.values() for item in by_sensors.items()]
+    def with_edge_gains(self, gains: Mapping[str, Mapping[Sensors, float]]) -> Thresholds:
+        """The same with every ``edge_gain``: the largest of a set's images. ``gains`` are by ``DATASET/CLASS`` and then
+        by what the images consist of."""
+        pooled = [item for by_sensors in gains.values() for item in by_sensors.items()]
         classes = {}
         for name, found in self.classes.items():
-            own = list(shifts.get(name, {}).items())
-            sets = tuple(_with_shift(part, own) for part in found.sets)
-            classes[name] = _with_shift(found, own).model_copy(update={"sets": sets})
-        sensor_sets = tuple(_with_shift(part, pooled) for part in self.sensor_sets)
+            own = list(gains.get(name, {}).items())
+            sets = tuple(_with_gain(part, own) for part in found.sets)
+            classes[name] = _with_gain(found, own).model_copy(update={"sets": sets})
+        sensor_sets = tuple(_with_gain(part, pooled) for part in self.sensor_sets)
         return self.model_copy(update={"classes": classes, "sensor_sets": sensor_sets})
 
     def only(self, dataset: str) -> Thresholds:
@@ -196,9 +196,9 @@ def _with_pixel_value(found: AnySensors, spreads: Iterable[tuple[Sensors, Spread
     return found.model_copy(update={"pixel_value": _pixel_value(alike)})
 
 
-def _with_shift(found: AnySensors, shifts: Iterable[tuple[Sensors, float]]) -> AnySensors:
-    alike = [shift for sensors, shift in shifts if set(sensors) == set(found.modalities)]
-    return found.model_copy(update={"shift": max(alike, default=None)})
+def _with_gain(found: AnySensors, gains: Iterable[tuple[Sensors, float]]) -> AnySensors:
+    alike = [gain for sensors, gain in gains if set(sensors) == set(found.modalities)]
+    return found.model_copy(update={"edge_gain": max(alike, default=None)})
 
 
 def _pixel_value(spreads: Iterable[Spread]) -> float | None:

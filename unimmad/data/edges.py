@@ -30,6 +30,8 @@ CLEAR = 0.3
 LEAST_MARGIN = 0.05
 LEAST_GAIN = 0.1
 """What the best shift has to add."""
+BEYOND_USUAL = 0.05
+"""And beyond what normal images have."""
 LEAST_SHIFT = 0.03
 """Of the image's side: less is not told."""
 
@@ -49,10 +51,20 @@ class Overlap(NamedTuple):
     """And of the width; positive: the second lies too far left."""
 
     @property
-    def distance(self) -> float:
-        """The shift along the side where it is larger, where it is clear; 0 where it is not."""
-        clear = self.best >= CLEAR and self.best - self.in_place >= LEAST_GAIN and self.margin >= LEAST_MARGIN
-        return max(abs(self.down), abs(self.right)) if clear else 0.0
+    def gain(self) -> float:
+        """By how much the edges fit better elsewhere than in place; 0 where that is no farther than is told."""
+        return self.best - self.in_place if max(abs(self.down), abs(self.right)) > LEAST_SHIFT else 0.0
+
+    def is_misaligned(self, usual_gain: float | None) -> bool:
+        """Whether one modality seems to lie elsewhere than the other.
+
+        Args:
+            usual_gain: the largest of normal images, which must be exceeded by ``BEYOND_USUAL``; None: not known, then
+                the best place must be clear in itself.
+        """
+        if usual_gain is not None:
+            return self.gain > max(LEAST_GAIN, usual_gain + BEYOND_USUAL)
+        return self.gain >= LEAST_GAIN and self.best >= CLEAR and self.margin >= LEAST_MARGIN
 
 
 def edges(image_SS: NDArray) -> NDArray[np.float32]:

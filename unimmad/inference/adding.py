@@ -177,7 +177,7 @@ def _threshold(sensors: Sensors, found: Sequence[Prediction], spread: float) -> 
         modalities=sensors,
         usual=statistics.median(float(np.median(prediction.map_HW)) for prediction in found),
         typical=typical,
-        shift=max((shift for prediction in found for shift in prediction.shifts.values()), default=None),
+        edge_gain=max((one.gain for prediction in found for one in prediction.overlaps.values()), default=None),
     )
 
 

@@ -19,7 +19,7 @@ from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
 from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, is_above, load_thresholds
 from unimmad.config import Precision
-from unimmad.data.edges import LEAST_SHIFT, SIDE
+from unimmad.data.edges import Overlap
 from unimmad.data.views import View
 from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.evaluation.header import TOO_SMALL
@@ -90,11 +90,11 @@ class Prediction:
     """What each modality adds to ``map_HW``, of its size; they add up to it. Empty for samples of one modality, of
     several views (tiles), and where ``shares`` is None."""
 
-    shifts: dict[str, float] = field(default_factory=dict)
-    """How far each modality but the first seems to lie from its place over the first, as a share of the image's side; 0
-    where that is not clear."""
+    overlaps: dict[str, Overlap] = field(default_factory=dict)
+    """How the edges of each modality but the first lie over the first one's."""
     misaligned: tuple[str, ...] = ()
-    """The modalities that are farther off than normal images of calibration, and than ``data.edges.LEAST_SHIFT``."""
+    """The modalities that seem to lie elsewhere than the first (``Overlap.is_misaligned``), more so than in the normal
+    images that the threshold was calibrated on."""
 
     @property
     def anomalous(self) -> bool | None:
@@ -349,8 +349,7 @@ class Detector:
     ) -> Prediction:
         check_scored(sample.name, map_HW, score)
         threshold, of, notes = self._threshold(sample, asked)
-        shifts = {name: overlap.distance for name, overlap in sample.overlaps.items()}
-        misaligned = _misaligned(shifts, threshold)
+        misaligned = _misaligned(sample.overlaps, threshold)
         return Prediction(
             name=sample.name,
             class_name=sample.match.class_name,
@@ -369,7 +368,7 @@ class Detector:
             limits=self._limits(sample, threshold),
             shares=parts.shares,
             modality_maps=parts.maps,
-            shifts=shifts,
+            overlaps=sample.overlaps,
             misaligned=misaligned,
         )
 
@@ -457,11 +456,9 @@ class Detector:
         return f"{what}: {calibrated or ALL_CLASSES} calibrated with {said}" if said else what
 
 
-def _misaligned(shifts: Mapping[str, float], threshold: Threshold | None) -> tuple[str, ...]:
-    """The modalities that are shifted by more than is told, and by more than any normal image that was calibrated."""
-    usual = threshold.shift if isinstance(threshold, SensorThreshold) else None
-    limit = max(LEAST_SHIFT, 0.0 if usual is None else usual + 1 / SIDE)
-    return tuple(name for name, distance in shifts.items() if distance > limit)
+def _misaligned(overlaps: Mapping[str, Overlap], threshold: Threshold | None) -> tuple[str, ...]:
+    usual = threshold.edge_gain if isinstance(threshold, SensorThreshold) else None
+    return tuple(name for name, overlap in overlaps.items() if overlap.is_misaligned(usual))
 
 
 def _misaligned_notes(sample: PreparedSample, names: Sequence[str]) -> list[str]:
