@@ -14,10 +14,10 @@ from unimmad.checkpoint.thresholds import SensorThreshold
 from unimmad.data.decode import decode_image
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.views import Geometry, Tiles
+from unimmad.evaluation.sensor_shares import joined_shares
 from unimmad.inference.detector import Detector, _misaligned
 from unimmad.inference.inputs import InputSample
 from unimmad.inference.output import PredictionFolder
-from unimmad.inference.sensor_parts import _joined
 from unimmad.model.anomaly_map import (
     anomaly_maps,
     image_scores,
@@ -82,9 +82,15 @@ def _without_parts(found, folder: Path) -> Path:
 
 
 def test_shares_of_tiles_are_those_of_the_tile_that_gives_the_score(detector, cookie) -> None:
-    assert _joined([1.0, 3.0], [(0.5, 0.5), (0.9, 0.1)], None) == (0.9, 0.1)
-    assert _joined([3.0, 1.0, 1.0], [(0.9, 0.1), (0.5, 0.5), (0.1, 0.9)], 2) == pytest.approx((0.7, 0.3))
-    assert _joined([1.0], [None], None) is None
+    size = (128, 128)
+    tiled, with_whole = (Geometry("stretch", Tiles(64, 0, whole)).views(size, 64) for whole in (False, True))
+    scores, shares = [1.0, 3.0, 1.0, 1.0], [(0.5, 0.5), (0.9, 0.1), (0.5, 0.5), (0.5, 0.5)]
+    assert joined_shares(scores, shares, tiled, size) == (0.9, 0.1)
+    whole_at = [view.source.height for view in with_whole].index(128)
+    scores.insert(whole_at, 1.0)
+    shares.insert(whole_at, (0.1, 0.9))
+    assert joined_shares(scores, shares, with_whole, size) == pytest.approx((0.7, 0.3))
+    assert joined_shares([1.0], [None], tiled[:1], size) is None
     engine = detector.engine
     before = engine.geometry
     try:

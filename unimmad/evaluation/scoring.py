@@ -140,7 +140,12 @@ def score_on_device(
 
 
 def score_unweighed(
-    model: Method, batch: Batch, settings: EvaluationSettings, device: torch.device, precision: Precision
+    model: Method,
+    batch: Batch,
+    settings: EvaluationSettings,
+    device: torch.device,
+    precision: Precision,
+    with_parts: bool = False,
 ) -> BatchScores:
     """As :func:`score_on_device`, before regions of interest and padding are regarded."""
     on_device = batch.to(device)
@@ -152,6 +157,7 @@ def score_unweighed(
         settings,
         precision,
         [sample.class_name for sample in batch.samples],
+        with_parts,
     )
 
 

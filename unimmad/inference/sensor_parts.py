@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unimmad.data.views import put_back
+from unimmad.evaluation.sensor_shares import joined_shares
 from unimmad.inference.reading import PreparedSample
 
 
@@ -45,7 +46,8 @@ def sensor_parts(sample: PreparedSample, views: Sequence[OfView]) -> SensorParts
     names = sample.modality_names
     if len(names) == 1:
         return SensorParts({names[0]: 1.0}, {})
-    shares = _joined([view.score for view in views], [view.shares_M for view in views], _whole_at(sample))
+    scores, shares_of_views = [view.score for view in views], [view.shares_M for view in views]
+    shares = joined_shares(scores, shares_of_views, sample.views, sample.size)
     maps = {}
     if len(views) == 1 and (parts_MHW := views[0].parts_MHW) is not None:
         for name, part_HW in zip(names, parts_MHW, strict=True):
@@ -54,26 +56,3 @@ def sensor_parts(sample: PreparedSample, views: Sequence[OfView]) -> SensorParts
                 stored_HW = stored_HW * sample.look.stored().numpy()
             maps[name] = stored_HW
     return SensorParts(None if shares is None else dict(zip(names, shares, strict=True)), maps)
-
-
-def _whole_at(sample: PreparedSample) -> int | None:
-    """Which of several views shows the whole image; None where none does."""
-    if len(sample.views) == 1:
-        return None
-    return next(
-        (at for at, view in enumerate(sample.views) if (view.source.height, view.source.width) == sample.size), None
-    )
-
-
-def _joined(
-    scores: Sequence[float], shares: Sequence[tuple[float, ...] | None], whole_at: int | None
-) -> tuple[float, ...] | None:
-    known = [one for one in shares if one is not None]
-    if len(known) < len(shares):
-        return None
-    best = max((at for at in range(len(scores)) if at != whole_at), key=lambda at: scores[at])
-    total = scores[best] + (0 if whole_at is None else scores[whole_at])
-    if whole_at is None or not 0 < total < np.inf:
-        return known[best]
-    pairs = zip(known[best], known[whole_at], strict=True)
-    return tuple((scores[best] * tile + scores[whole_at] * whole) / total for tile, whole in pairs)
