@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from unimmad.checkpoint import added_classes, normal_maps, thresholds
 from unimmad.checkpoint import folder as checkpoint_folder
-from unimmad.checkpoint import normal_maps, thresholds
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds
 from unimmad.checkpoint.trained_on import read_trained_on
@@ -136,6 +136,7 @@ def test_the_page_has_the_codes_numbers() -> None:
         "shards": index.FORMAT,
         "thresholds": thresholds.FORMAT,
         "normal": normal_maps.FORMAT,
+        "added": added_classes.FORMAT,
         "report": report.FORMAT,
         "result": results.FORMAT,
         "exported": metadata.FORMAT,

@@ -67,8 +67,8 @@ class SensorThreshold(Threshold):
     typical: float | None = None
     """Median of its calibration images' scores, by which a class added later borrows it; None: not known."""
     edge_gain: float | None = None
-    """The largest ``data.edges.Overlap.gain`` of its calibration images, beyond which modalities are perhaps
-    misaligned; None: not known."""
+    """``data.edges.usual_gain`` of its calibration images, beyond which modalities are perhaps misaligned; None: not
+    known."""
 
 
 AnySensors = TypeVar("AnySensors", bound=SensorThreshold)
@@ -152,8 +152,8 @@ class Thresholds(_Frozen):
             }
         )
 
-    def with_edge_gains(self, gains: Mapping[str, Mapping[Sensors, float]]) -> Thresholds:
-        """The same with every ``edge_gain``: the largest of a set's images. ``gains`` are by ``DATASET/CLASS`` and then
+    def with_edge_gains(self, gains: Mapping[str, Mapping[Sensors, float | None]]) -> Thresholds:
+        """The same with every ``edge_gain``, of each set's images. ``gains`` are by ``DATASET/CLASS`` and then
         by what the images consist of."""
         pooled = [item for by_sensors in gains.values() for item in by_sensors.items()]
         classes = {}
@@ -196,8 +196,8 @@ def _with_pixel_value(found: AnySensors, spreads: Iterable[tuple[Sensors, Spread
     return found.model_copy(update={"pixel_value": _pixel_value(alike)})
 
 
-def _with_gain(found: AnySensors, gains: Iterable[tuple[Sensors, float]]) -> AnySensors:
-    alike = [gain for sensors, gain in gains if set(sensors) == set(found.modalities)]
+def _with_gain(found: AnySensors, gains: Iterable[tuple[Sensors, float | None]]) -> AnySensors:
+    alike = [gain for sensors, gain in gains if gain is not None and set(sensors) == set(found.modalities)]
     return found.model_copy(update={"edge_gain": max(alike, default=None)})
 
 

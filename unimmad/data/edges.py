@@ -8,7 +8,8 @@ Letters: S x S pixels that edges are looked for in, M modalities of a sample, C 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,12 +60,20 @@ class Overlap(NamedTuple):
         """Whether one modality seems to lie elsewhere than the other.
 
         Args:
-            usual_gain: the largest of normal images, which must be exceeded by ``BEYOND_USUAL``; None: not known, then
-                the best place must be clear in itself.
+            usual_gain: of ``usual_gain``, which must be exceeded by ``BEYOND_USUAL``; None: not known, then the best
+                place must be clear in itself.
         """
         if usual_gain is not None:
             return self.gain > max(LEAST_GAIN, usual_gain + BEYOND_USUAL)
         return self.gain >= LEAST_GAIN and self.best >= CLEAR and self.margin >= LEAST_MARGIN
+
+
+def usual_gain(normal: Iterable[Overlap]) -> float | None:
+    """The largest gain in normal images; None without one, or where their modalities have no clear edges in common."""
+    found = list(normal)
+    if not found or statistics.median(one.in_place for one in found) < CLEAR:
+        return None
+    return max(one.gain for one in found)
 
 
 def edges(image_SS: NDArray) -> NDArray[np.float32]:

@@ -24,6 +24,7 @@ from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.normal_maps import NormalMaps
 from unimmad.checkpoint.thresholds import Sensors, SensorThreshold, Thresholds
 from unimmad.config import Precision
+from unimmad.data.edges import usual_gain
 from unimmad.data.layouts.calibration import shuffled
 from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.inference.catalogue import Catalogue
@@ -177,7 +178,7 @@ def _threshold(sensors: Sensors, found: Sequence[Prediction], spread: float) -> 
         modalities=sensors,
         usual=statistics.median(float(np.median(prediction.map_HW)) for prediction in found),
         typical=typical,
-        edge_gain=max((one.gain for prediction in found for one in prediction.overlaps.values()), default=None),
+        edge_gain=usual_gain(one for prediction in found for one in prediction.overlaps.values()),
     )
 
 

@@ -21,7 +21,7 @@ from unimmad.checkpoint.thresholds import (
 )
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Precision
-from unimmad.data.edges import overlaps
+from unimmad.data.edges import Overlap, overlaps, usual_gain
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
@@ -100,7 +100,7 @@ def calibrate(
     scores: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
     usual: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
     spreads: dict[str, dict[Sensors, Spread]] = {name: {} for name in references}
-    gains: dict[str, dict[Sensors, float]] = {name: {} for name in references}
+    overlapping: dict[str, dict[Sensors, list[Overlap]]] = {name: {} for name in references}
     rounds = evaluation_rounds(
         shards,
         "calibration",
@@ -118,8 +118,8 @@ def calibrate(
     with tqdm(total=total, desc="calibrate", unit="image", disable=quiet or None) as bar:
         for batch in rounds:
             for of_rank in ranks.gather([] if batch is None else _scored(engine, batch)):  # in order of batches
-                for class_name, names, score, median, spread, gain in of_rank:
-                    gains[class_name][names] = max(gain, gains[class_name].get(names, 0.0))
+                for class_name, names, score, median, spread, found in of_rank:
+                    overlapping[class_name].setdefault(names, []).extend(found)
                     scores[class_name].setdefault(names, []).append(score)
                     usual[class_name].setdefault(names, []).append(median)
                     spreads[class_name][names] = spreads[class_name].get(names, Spread()).joined(spread)
@@ -135,17 +135,21 @@ def calibrate(
         engine.precision,
         usual,
     )
+    gains = {
+        name: {sensors: usual_gain(found) for sensors, found in of_class.items()}
+        for name, of_class in overlapping.items()
+    }
     return thresholds.with_pixel_values(spreads).with_edge_gains(gains)
 
 
-def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float, float, Spread, float]]:
-    """Class, modalities, image score, the map's median, the spread of its values, and how much better a modality's
-    edges fit elsewhere than in place, of each sample.
+def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float, float, Spread, list[Overlap]]]:
+    """Class, modalities, image score, the map's median, the spread of its values, and how its modalities' edges
+    lie over each other, of each sample.
 
     Raises:
         ValueError: a map or score is not finite; names the sample.
     """
-    gains = _edge_gains(engine, batch)
+    overlapping = _overlaps(engine, batch)
     batch, scored = score_samples(
         engine.model, batch, engine.settings, engine.device, engine.precision, engine.geometry
     )
@@ -159,14 +163,14 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float
             score,
             usual_value(map_HW, sample),
             Spread.of(looked_at(map_HW, sample)),
-            gain,
+            found,
         )
-        for sample, map_HW, score, gain in zip(batch.samples, maps_BHW, scores, gains, strict=True)
+        for sample, map_HW, score, found in zip(batch.samples, maps_BHW, scores, overlapping, strict=True)
     ]
 
 
-def _edge_gains(engine: ModelEngine, batch: Batch) -> list[float]:
-    """Of each sample the largest ``Overlap.gain`` of a modality; 0 of one modality."""
+def _overlaps(engine: ModelEngine, batch: Batch) -> list[list[Overlap]]:
+    """Of each sample those of ``data.edges.overlaps``."""
     images = iter(batch.images_TCHW.split(batch.tokens_per_sample) if len(batch.images_TCHW) else ())
     found = []
     for sample in batch.samples:
@@ -176,7 +180,7 @@ def _edge_gains(engine: ModelEngine, batch: Batch) -> list[float]:
         else:
             pixels = () if sample.view is None else sample.view.target.pixels
             images_MCHW = next(images)[(..., *pixels)]
-        found.append(max((one.gain for one in overlaps(images_MCHW, sample.modalities).values()), default=0.0))
+        found.append(list(overlaps(images_MCHW, sample.modalities).values()))
     return found
 
 
