@@ -161,7 +161,7 @@ def test_what_cannot_be_added_is_refused_in_one_line(checkpoint, images, tmp_pat
     assert not (checkpoint / FOLDER).exists()
     assert add(checkpoint, "--class", "bolt", "--images", 1, images) == 0
     capsys.readouterr()
-    assert "was added already: --replace" in refused("--class", "bolt", images)
+    assert "was added already: give --replace" in refused("--class", "bolt", images)
     (file,) = (checkpoint / FOLDER).iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

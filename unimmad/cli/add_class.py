@@ -76,7 +76,7 @@ def adding_parser() -> argparse.ArgumentParser:
         "--images", type=int, metavar="N", help=f"draw so many of them (default: all, {MOST_IMAGES} at most)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw; default: %(default)s")
-    parser.add_argument("--replace", action="store_true", help="make a class that was added before anew")
+    parser.add_argument("--replace", action="store_true", help="put a class in place of one that was added before")
     parser.add_argument("--remove", metavar="NAME", help="remove an added class, DATASET/CLASS or CLASS")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 on a GPU that has it, else fp32")

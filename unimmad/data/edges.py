@@ -53,7 +53,7 @@ class Overlap(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """By how much the edges fit better elsewhere than in place; 0 where that is no farther than is told."""
+        """By how much the edges fit better elsewhere than in place; 0 where that is too near to be told."""
         return self.best - self.in_place if max(abs(self.down), abs(self.right)) > LEAST_SHIFT else 0.0
 
     def is_misaligned(self, usual_gain: float | None) -> bool:

@@ -51,9 +51,9 @@ def check_new(name: str, catalogue: Catalogue, added: Iterable[str], replace_it:
     """
     if name in added:
         if not replace_it:
-            raise ValueError(f"class {name} was added already: --replace makes it anew, --remove {name} removes it")
+            raise ValueError(f"class {name} was added already: give --replace, or --remove {name}")
     elif name in catalogue.classes:
-        raise ValueError(f"class {name} is one that the model was trained on; train again to have it anew")
+        raise ValueError(f"class {name} is one that the model was trained on; choose another name")
 
 
 def chosen_images(found: NewClass, wanted: int | None, seed: int) -> NewClass:
