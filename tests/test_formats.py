@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from unimmad.checkpoint import added_classes, monitoring, normal_maps, thresholds
 from unimmad.checkpoint import folder as checkpoint_folder
-from unimmad.checkpoint import monitoring, normal_maps, thresholds
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds
 from unimmad.checkpoint.trained_on import read_trained_on
@@ -137,6 +137,7 @@ def test_the_page_has_the_codes_numbers() -> None:
         "thresholds": thresholds.FORMAT,
         "normal": normal_maps.FORMAT,
         "what": monitoring.FORMAT,
+        "added": added_classes.FORMAT,
         "report": report.FORMAT,
         "result": results.FORMAT,
         "exported": metadata.FORMAT,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from unimmad.cli.add_class import adding_parser
 from unimmad.cli.audit import audit_parser
 from unimmad.cli.compare import compare_parser
 from unimmad.cli.convert import conversion_parser
@@ -51,6 +52,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "evaluate": evaluation_parser,
     "compare": compare_parser,
     "calibrate": calibration_parser,
+    "add-class": adding_parser,
     "predict": prediction_parser,
     "monitor": monitor_parser,
     "serve": serve_parser,
@@ -61,7 +63,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
 """By command; a test holds the names to ``COMMANDS``."""
 FROM_THE_ROOT = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 MADE_FROM = {
-    **{f"commands/{name}.md": f"unimmad/cli/{name}.py" for name in PARSERS},
+    **{f"commands/{name}.md": f"unimmad/cli/{name.replace('-', '_')}.py" for name in PARSERS},
     **FROM_THE_ROOT,
     "settings.md": "unimmad/config",
     "tree.md": "unimmad",

@@ -10,19 +10,13 @@ import numpy as np
 
 from unimmad.audit.facts import PairFacts, SampleFacts
 from unimmad.audit.findings import Finding, Severity, by_class, finding
+from unimmad.data.edges import CLEAR, LEAST_GAIN, LEAST_MARGIN, LEAST_SHIFT
 
 LONG = 1.5
 """Longer side over shorter, from which on resizing to a square is told."""
 SHRUNK = 4.0
 """Times smaller in the model than stored."""
 
-CLEAR = 0.3
-"""Correlation of edges that says something."""
-LEAST_MARGIN = 0.05
-LEAST_GAIN = 0.1
-"""What the best shift has to add."""
-LEAST_SHIFT = 0.03
-"""Of the image's side."""
 ALIKE = 0.016
 """Shifts that differ by no more are the same: of the image's side."""
 FEWEST = 5

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from unimmad.audit.alignment import SIDE, compare_edges, edges
+from unimmad.audit.alignment import compare_edges
 from unimmad.audit.facts import QUANTILES, ImageFacts, MaskFacts, Measured, PairFacts, SampleFacts
 from unimmad.audit.image_header import read_header
 from unimmad.audit.samples import AuditSample
@@ -20,6 +20,7 @@ from unimmad.data.decode import check_same_size, decode
 from unimmad.data.decoded import DecodedImage
 from unimmad.data.depth_image import DEPTH_FACTOR
 from unimmad.data.depth_range import check_dtype
+from unimmad.data.edges import SIDE, edges
 from unimmad.data.index import ModalityKind
 from unimmad.data.layouts.source_set import SourceFile
 from unimmad.data.prepare import check_fits, seen_pixels, stored_pixels

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from unimmad.checkpoint.added_classes import AddedClass
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.state import FITTED
@@ -43,6 +44,8 @@ class LoadedCheckpoint:
     """Content of its state.json."""
     weights_digest: str
     """SHA-256 of all the model's tensors as they were read; an inference form has others."""
+    added: Mapping[str, AddedClass] = field(default_factory=dict)
+    """Classes added after training that the model knows, by ``DATASET/CLASS``: see ``with_added_classes``."""
 
     @property
     def step(self) -> int:

@@ -36,6 +36,8 @@ class NormalSet(Entry):
     """Median over the images of their maps' medians."""
     highest: float
     """Largest of their image scores."""
+    typical: float | None = None
+    """Median of their image scores; None where an older version wrote the file."""
 
 
 class NormalMaps(Entry):
@@ -67,6 +69,7 @@ def normal_maps(split: str, found: Mapping[tuple[str, Sensors], Sequence[tuple[f
                 images=len(images),
                 usual=statistics.median(usual for usual, _ in images),
                 highest=max(score for _, score in images),
+                typical=statistics.median(score for _, score in images),
             )
             for (class_name, sensors), images in found.items()
         ],

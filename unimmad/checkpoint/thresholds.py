@@ -64,6 +64,11 @@ class SensorThreshold(Threshold):
     """Modalities of its calibration images; fewer or others have scores of another size."""
     usual: float | None = None
     """Median over its calibration images of their maps' medians, the dark end of pictures' colours; None: not known."""
+    typical: float | None = None
+    """Median of its calibration images' scores, by which a class added later borrows it; None: not known."""
+    edge_gain: float | None = None
+    """``data.edges.usual_gain`` of its calibration images, beyond which modalities are perhaps misaligned; None: not
+    known."""
 
 
 AnySensors = TypeVar("AnySensors", bound=SensorThreshold)
@@ -157,6 +162,18 @@ class Thresholds(_Frozen):
             }
         )
 
+    def with_edge_gains(self, gains: Mapping[str, Mapping[Sensors, float | None]]) -> Thresholds:
+        """The same with every ``edge_gain``, of each set's images. ``gains`` are by ``DATASET/CLASS`` and then
+        by what the images consist of."""
+        pooled = [item for by_sensors in gains.values() for item in by_sensors.items()]
+        classes = {}
+        for name, found in self.classes.items():
+            own = list(gains.get(name, {}).items())
+            sets = tuple(_with_gain(part, own) for part in found.sets)
+            classes[name] = _with_gain(found, own).model_copy(update={"sets": sets})
+        sensor_sets = tuple(_with_gain(part, pooled) for part in self.sensor_sets)
+        return self.model_copy(update={"classes": classes, "sensor_sets": sensor_sets})
+
     def only(self, dataset: str) -> Thresholds | None:
         """Those of one dataset; None where none of its classes is calibrated.
 
@@ -223,6 +240,11 @@ def _with_pixel_value(found: AnySensors, spreads: Iterable[tuple[Sensors, Spread
     """The same threshold with that for pixels, of the images that consist of the same."""
     alike = (spread for sensors, spread in spreads if set(sensors) == set(found.modalities))
     return found.model_copy(update={"pixel_value": _pixel_value(alike)})
+
+
+def _with_gain(found: AnySensors, gains: Iterable[tuple[Sensors, float | None]]) -> AnySensors:
+    alike = [gain for sensors, gain in gains if gain is not None and set(sensors) == set(found.modalities)]
+    return found.model_copy(update={"edge_gain": max(alike, default=None)})
 
 
 def _pixel_value(spreads: Iterable[Spread]) -> float | None:
@@ -317,6 +339,7 @@ def _thresholds_of_sets(
             **conformal_threshold(scores, false_alarm_rate).model_dump(),
             modalities=sensors,
             usual=statistics.median(usual[sensors]) if usual.get(sensors) else None,
+            typical=statistics.median(scores),
         )
         for sensors, scores in sorted(by_sensors.items(), key=lambda item: (-len(item[1]), -len(item[0]), item[0]))
     ]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import unimmad
+from unimmad.checkpoint.added_classes import load_added
 from unimmad.checkpoint.folder import NO_VERIFY_HELP, find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.thresholds import load_thresholds
@@ -33,11 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print_any_name()
     try:
-        metadata = _export(options)
+        metadata, added = _export(options)
     except ValueError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     _print(metadata, options)
+    if added:
+        print(f"note: not in the file, which is told no class: {', '.join(added)}, added later; use the checkpoint")
     return 0
 
 
@@ -56,12 +59,14 @@ def export_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(options: argparse.Namespace) -> ExportMetadata:
+def _export(options: argparse.Namespace) -> tuple[ExportMetadata, list[str]]:
+    """What the file says of itself, and the classes that were added to the checkpoint after its training."""
     wanted = SUFFIXES[options.format]
     if options.target.suffix != wanted:
         raise ValueError(f"--target {options.target}: call it *{wanted} for --format {options.format}")
     checkpoint = load_checkpoint(find_checkpoint(options.checkpoint), verify=not options.no_verify)
     thresholds = load_thresholds(checkpoint.folder)
+    added = [one.name for one in load_added(checkpoint.folder, checkpoint.weights_digest)]
     program, metadata = build_program(
         checkpoint,
         checkpoint_catalogue(checkpoint, options.data, thresholds),
@@ -72,7 +77,7 @@ def _export(options: argparse.Namespace) -> ExportMetadata:
     )
     remove_leftovers(options.target)
     WRITERS[options.format](program, metadata, options.target)
-    return metadata
+    return metadata, added
 
 
 def _print(metadata: ExportMetadata, options: argparse.Namespace) -> None:

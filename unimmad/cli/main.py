@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "a checkpoint's metrics: tables, pictures and a page",
     "compare": "several methods trained and scored on the same data, in one table",
     "calibrate": "thresholds at a false-alarm rate, from normal images set aside",
+    "add-class": "a class more from 1 to 50 normal images, without training",
     "predict": "score one's own images: scores, decisions, heat maps",
     "monitor": "whether later images are still like those of calibration: drift, and since when",
     "serve": "score images that come over HTTP",
@@ -64,7 +65,7 @@ def run(name: str) -> int:
 def _run(name: str) -> int:
     if name != SUBMITS:
         tune_cpu()
-    return int(import_module(f"unimmad.cli.{name}").main())
+    return int(import_module(f"unimmad.cli.{name.replace('-', '_')}").main())
 
 
 evaluate = partial(run, "evaluate")

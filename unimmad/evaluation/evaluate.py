@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from unimmad import __version__
+from unimmad.checkpoint.added_classes import with_added_classes
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.state import package_version
 from unimmad.checkpoint.thresholds import load_thresholds
@@ -120,6 +121,7 @@ def evaluate_checkpoint(
         ValueError: the data can't be read or don't fit the model, ``output`` can't be written, nothing is published
             for any of the datasets, ``other`` has none of their classes, or a report is not to be replaced.
     """
+    checkpoint = with_added_classes(checkpoint)
     shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
     if only_same_data and ranks.is_main:
         _check_same(output, "data", data_fact(data, split))
@@ -138,10 +140,11 @@ def evaluate_checkpoint(
     settings, precision = checkpoint.recipe.evaluation, chosen_precision(precision, device)
     mask_resize, geometry = mask_resize or settings.mask_resize, scoring_geometry(checkpoint.recipe)
     thresholds = _held_thresholds(checkpoint, shards, modalities, precision)
-    none_holds = "" if thresholds is None else thresholds.thresholds.tiles_note(settings.tiles, own_tiles)
+    kept = None if thresholds is None else thresholds.thresholds
+    none_holds = "" if kept is None else kept.tiles_note(settings.tiles, own_tiles)
     thresholds = None if none_holds else thresholds
     facts = _number_facts(settings, geometry, split, mask_resize, precision, device)
-    if thresholds is not None:
+    if thresholds is not None and thresholds.thresholds is not None:
         facts["thresholds"] = thresholds.thresholds.model_dump(mode="json")
     fingerprint = evaluation_fingerprint(checkpoint.weights_digest, shards, facts)
     ranks.check_same(fingerprint, "another checkpoint, other data, settings, kind of device or library versions")
@@ -235,10 +238,12 @@ def _held_thresholds(
     checkpoint: LoadedCheckpoint, shards: ShardSet, modalities: Sequence[str] | None, precision: Precision
 ) -> HeldThresholds | None:
     """Those beside the checkpoint; None where there are none, or modalities were chosen."""
-    thresholds = load_thresholds(checkpoint.folder) if modalities is None else None
-    if thresholds is None:
+    if modalities is not None:
         return None
-    return HeldThresholds(thresholds, shards.datasets, checkpoint.model.looks_at_class, precision)
+    thresholds = load_thresholds(checkpoint.folder)
+    if thresholds is None and not checkpoint.added:
+        return None
+    return HeldThresholds(thresholds, shards.datasets, checkpoint.model.looks_at_class, precision, checkpoint.added)
 
 
 def _untested(checkpoint: LoadedCheckpoint, shards: ShardSet, split: Split) -> Iterator[ClassResult]:

@@ -82,6 +82,8 @@ def report_header(
         header["duplicates"] = repeated
     if unmarked := _without_masks(shards, split):
         header["without masks"] = unmarked
+    if added := [checkpoint.added[name] for name in shards.classes(split) if name in checkpoint.added]:
+        header["added classes"] = _some([f"{one.name} {one.in_words()}" for one in added])
     if unseen := _unseen_classes(checkpoint, shards, split):
         header["not trained on"] = ", ".join(unseen)
         if checkpoint.model.kernel_sizes:
@@ -194,6 +196,7 @@ def _unseen_classes(checkpoint: LoadedCheckpoint, shards: ShardSet, split: Split
     """Classes evaluated that training did not see; none where nothing tells what it saw."""
     known = checkpoint.trained_on
     trained = set(known.classes if known else _trained_on_folders(checkpoint))
+    trained |= set(checkpoint.added) if trained else set()
     return [name for name in shards.classes(split) if trained and name not in trained]
 
 

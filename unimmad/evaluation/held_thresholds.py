@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from unimmad.checkpoint.added_classes import AddedClass
 from unimmad.checkpoint.thresholds import Threshold, Thresholds, highest_normal
 from unimmad.config import Precision
 from unimmad.data.index import DatasetEntry, rois_of
@@ -15,18 +16,25 @@ from unimmad.data.sample import Sample
 class HeldThresholds:
     """The thresholds beside a checkpoint, for the data that it is evaluated on."""
 
-    thresholds: Thresholds
+    thresholds: Thresholds | None
+    """None where the checkpoint was never calibrated: then those of added classes alone."""
     datasets: Mapping[str, DatasetEntry]
     """Those evaluated."""
     looks_at_class: bool
     """Whether scores depend on the class: then those of a class that training did not see are decided by none."""
     precision: Precision
     """What the scores are computed in."""
+    added: Mapping[str, AddedClass] = field(default_factory=dict)
+    """Classes added after training, by ``DATASET/CLASS``, whose thresholds are borrowed."""
 
     def of(self, sample: Sample) -> Threshold | None:
         """The class's, else that of all classes, for samples of exactly its modalities; None where the sample's
         modalities or its region of interest are not those calibrated."""
         dataset, name = self.datasets[sample.dataset], sample.class_name
+        if self.is_borrowed(name):
+            return None if rois_of(self.datasets).of(name) else self.added[name].threshold(sample.modalities)
+        if self.thresholds is None:
+            return None
         known = name in self.thresholds.trained_classes
         calibrated = name if name in self.thresholds.classes else None
         if not self.thresholds.same_roi(calibrated, rois_of(self.datasets).of(name)):
@@ -40,6 +48,10 @@ class HeldThresholds:
             return None  # of an older file, which does not say what its images consisted of
         return self.thresholds.of_all(sample.modalities)
 
+    def is_borrowed(self, class_name: str) -> bool:
+        """Whether the thresholds of ``DATASET/CLASS`` are borrowed from other classes, and promise nothing."""
+        return class_name in self.added and not (self.thresholds and class_name in self.thresholds.classes)
+
     def limits(self, sample: Sample) -> tuple[float | None, float | None]:
         """The largest score of an image, and the largest value of a pixel, that are still called normal."""
         held = self.of(sample)
@@ -47,6 +59,8 @@ class HeldThresholds:
 
     def in_words(self) -> str:
         """For a report's header."""
+        if self.thresholds is None:
+            return "of added classes alone, borrowed, without a promised false-alarm rate"
         note = self.thresholds.precision_note(self.precision)
         return (
             f"images: calibrated for a false-alarm rate of {self.thresholds.false_alarm_rate:g}; pixels: mean + 3 "

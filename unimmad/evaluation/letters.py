@@ -87,7 +87,7 @@ def read_drawn(content: bytes) -> DrawnClass:
 
 
 def _picture_parts(picture: SamplePicture) -> tuple[dict[str, Any], dict[str, NDArray]]:
-    facts = {name: getattr(picture, name) for name in ("class_name", "key", "defect", "score", "note")}
+    facts = {name: getattr(picture, name) for name in ("class_name", "key", "defect", "score", "note", "shares")}
     facts["images"] = [name for name, _ in picture.images]
     arrays: dict[str, NDArray] = {f"image {place}": image for place, (_, image) in enumerate(picture.images)}
     arrays["map"] = picture.map_HW
@@ -98,6 +98,7 @@ def _picture_parts(picture: SamplePicture) -> tuple[dict[str, Any], dict[str, ND
 
 def _read_picture(facts: dict[str, Any], arrays: Mapping[str, NDArray]) -> SamplePicture:
     images = tuple((name, arrays[f"image {place}"]) for place, name in enumerate(facts.pop("images")))
+    facts["shares"] = tuple(facts["shares"])
     return SamplePicture(images=images, map_HW=arrays["map"], mask_HW=arrays.get("mask"), **facts)
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.sample import Batch
 from unimmad.data.views import View
-from unimmad.model.anomaly_map import gaussian_blur, image_scores, region_score, weigh
+from unimmad.methods.added_class import WithAddedClasses
+from unimmad.model.anomaly_map import gaussian_blur, image_scores, part_scores, region_score, weigh
 from unimmad.model.backends.execution import compile_networks, use_channels_last
 from unimmad.model.backends.tf32 import without_tf32
 from unimmad.model.method import Fitted, Method
@@ -36,6 +37,8 @@ class BatchScores(NamedTuple):
     """Image scores, float32."""
     routings: Sequence[Sequence[Routing]]
     """By level, then branch; empty where the method routes nothing."""
+    parts_THW: Tensor | None = None
+    """What each token adds to its sample's map, where that was asked for and the method can say it."""
 
 
 def check_scored(where: str, map_HW: NDArray[np.float32], score: float) -> None:
@@ -126,7 +129,12 @@ def score_on_device(
 
 
 def score_unweighed(
-    model: Method, batch: Batch, settings: EvaluationSettings, device: torch.device, precision: Precision
+    model: Method,
+    batch: Batch,
+    settings: EvaluationSettings,
+    device: torch.device,
+    precision: Precision,
+    with_parts: bool = False,
 ) -> BatchScores:
     """As :func:`score_on_device`, before regions of interest and padding are regarded."""
     on_device = batch.to(device)
@@ -138,6 +146,7 @@ def score_unweighed(
         settings,
         precision,
         [sample.class_name for sample in batch.samples],
+        with_parts,
     )
 
 
@@ -150,19 +159,23 @@ def score_images(
     settings: EvaluationSettings,
     precision: Precision,
     classes: Sequence[str | None] | None = None,
+    with_parts: bool = False,
 ) -> BatchScores:
     """Score normalised images, listed sample by sample, that are on the model's device; the scores stay there.
 
     ``classes``: of each sample, None where it is not known, for methods that look at them. What is padding, and what is
-    not looked at, is for ``maps_and_scores``.
+    not looked at, is for ``maps_and_scores``. ``with_parts``: with ``BatchScores.parts_THW``.
     """
-    known = {"classes": classes} if isinstance(model, Fitted) else {}
+    known = {"classes": classes} if isinstance(model, Fitted | WithAddedClasses) else {}
     with without_tf32():
         with torch.autocast(images_TCHW.device.type, torch.bfloat16, enabled=precision == "bf16"):
             output = model(images_TCHW, tokens_per_sample, slot_of_token_T, **known)
         maps_BHW = gaussian_blur(model.maps(output), *settings.blur(model.image_size))
         scores_B = image_scores(maps_BHW, settings.top_share, settings.score_pool)
-    return BatchScores(maps_BHW, scores_B, model.routings(output))
+        parts_THW = model.parts(output) if with_parts else None
+        if parts_THW is not None:  # a blur of a sum is the sum of the blurs
+            parts_THW = gaussian_blur(parts_THW, *settings.blur(model.image_size))
+    return BatchScores(maps_BHW, scores_B, model.routings(output), parts_THW)
 
 
 @torch.inference_mode()
@@ -200,6 +213,35 @@ def maps_and_scores(
                 maps_BHW[number][seen], None if weights_HW is None else weights_HW[seen], settings
             )
     return maps_BHW, scores_B
+
+
+@torch.inference_mode()
+def shares_of_score(
+    map_HW: Tensor, parts_MHW: Tensor, settings: EvaluationSettings, weights_HW: Tensor | None, view: View | None
+) -> tuple[float, ...]:
+    """Each modality's share of one view's score, adding up to 1: of the pixels that make the score, what each adds.
+
+    Args:
+        map_HW: blurred, of the whole picture, before weights.
+        parts_MHW: what each modality adds to it.
+        settings: how a map becomes a score.
+        weights_HW: as for ``maps_and_scores``.
+        view: what the picture shows.
+    """
+    seen = np.s_[:, :] if view is None or view.fills else view.target.pixels
+    map_hw, parts_Mhw = map_HW[seen], parts_MHW[(slice(None), *seen)]
+    look_hw = None
+    if weights_HW is not None:
+        weights_hw = weights_HW[seen].to(map_hw.device)
+        map_hw, parts_Mhw, look_hw = weigh(map_hw, weights_hw), parts_Mhw * weights_hw, weights_hw > 0
+    pool = min(settings.score_pool, *map_hw.shape)
+    found_M = torch.zeros(len(parts_Mhw))
+    if look_hw is None or look_hw.any():
+        found_M = part_scores(map_hw, parts_Mhw, look_hw, settings.top_share, pool).double().cpu()
+    total = float(found_M.sum())
+    if not total > 0:
+        return (1 / len(found_M),) * len(found_M)
+    return tuple((found_M / total).tolist())
 
 
 def _score(map_hw: Tensor, weights_hw: Tensor | None, settings: EvaluationSettings) -> Tensor | float:

@@ -89,7 +89,7 @@ def sample_picture(
     sample = shards.read_stored(ref, picture_size)
     assert sample.stored is not None
     size = picture_size(sample.stored_size)
-    stored_map_HW, score, look = score_stored(model, sample, settings, device, precision, geometry)
+    stored_map_HW, score, look, shares = score_stored(model, sample, settings, device, precision, geometry)
     map_HW, weights_HW = at_size(stored_map_HW, look, size)
     seen_MCHW = sample.stored.seen(whole(sample.stored_size, size))
     images = tuple(
@@ -105,6 +105,7 @@ def sample_picture(
         # Pictures leave NaN blank.
         map_HW=map_HW if weights_HW is None else np.where(weights_HW > 0, map_HW, np.float32(np.nan)),
         mask_HW=None if sample.mask_HW is None else sample.mask_HW.numpy(),
+        shares=shares if shares is not None and len(shares) > 1 else (),
     )
 
 

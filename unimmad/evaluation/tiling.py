@@ -23,7 +23,14 @@ from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.look import Look
 from unimmad.data.sample import Batch, Sample, collate
 from unimmad.data.views import Box, Geometry, View, largest_in_area, put_back
-from unimmad.evaluation.scoring import BatchScores, maps_and_scores, score_on_device, score_unweighed
+from unimmad.evaluation.scoring import (
+    BatchScores,
+    maps_and_scores,
+    score_on_device,
+    score_unweighed,
+    shares_of_score,
+)
+from unimmad.evaluation.sensor_shares import Shares, joined_shares
 from unimmad.model.anomaly_map import weigh
 from unimmad.model.method import Method
 from unimmad.model.routing import Routing
@@ -194,14 +201,28 @@ class _Scorer:
     device: torch.device
     precision: Precision
     routings: list[Sequence[Sequence[Routing]]] = field(default_factory=list)
+    shares: list[Shares | None] | None = None
+    """Takes each view's shares of its score by modality, where it is a list."""
 
     def __call__(self, samples: list[Sample], _: list[View]) -> tuple[Map, Sequence[float]]:
-        scored = score_unweighed(self.model, collate(samples), self.settings, self.device, self.precision)
+        with_parts = self.shares is not None
+        scored = score_unweighed(self.model, collate(samples), self.settings, self.device, self.precision, with_parts)
         if scored.routings:
             self.routings.append(scored.routings)
         weights, views = [sample.weights_HW for sample in samples], [sample.view for sample in samples]
         scores_B = maps_and_scores(scored.maps_BHW, self.settings, weights, views, scored.scores_B)[1]
+        if self.shares is not None:
+            self.shares += self._shares(samples, scored)
         return scored.maps_BHW.cpu().numpy(), scores_B.tolist()
+
+    def _shares(self, samples: list[Sample], scored: BatchScores) -> list[Shares | None]:
+        if scored.parts_THW is None:
+            return [None] * len(samples)
+        parts = scored.parts_THW.split([len(sample.slots) for sample in samples])
+        return [
+            shares_of_score(map_HW, parts_MHW, self.settings, sample.weights_HW, sample.view)
+            for sample, map_HW, parts_MHW in zip(samples, scored.maps_BHW, parts, strict=True)
+        ]
 
 
 def score_stored(
@@ -211,10 +232,20 @@ def score_stored(
     device: torch.device,
     precision: Precision,
     geometry: Geometry,
-) -> tuple[Map, float, Look | None]:
-    """The map [H, W] of one sample with ``stored`` images, in their size, its score, and where it was looked."""
-    scorer, cutting = _Scorer(model, settings, device, precision), view_samples(sample, geometry, model.image_size)
-    return *next(scored_by_views([cutting], scorer, settings.batch_size)), cutting.look
+) -> tuple[Map, float, Look | None, Shares | None]:
+    """The map [H, W] of one sample with ``stored`` images, in their size, its score, where it was looked, and each
+    modality's share of the score; None where the method can't say it."""
+    cutting, shares = view_samples(sample, geometry, model.image_size), list[Shares | None]()
+    scores: list[float] = []
+    scorer = _Scorer(model, settings, device, precision, shares=shares)
+
+    def score(samples: list[Sample], views: list[View]) -> tuple[Map, Sequence[float]]:
+        maps_Bhw, scores_B = scorer(samples, views)
+        scores.extend(scores_B)
+        return maps_Bhw, scores_B
+
+    found = next(scored_by_views([cutting], score, settings.batch_size))
+    return *found, cutting.look, joined_shares(scores, shares, cutting.views, cutting.shape)
 
 
 class OriginalScores(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from unimmad.checkpoint.added_classes import with_added_classes
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.thresholds import (
     Sensors,
@@ -20,6 +21,7 @@ from unimmad.checkpoint.thresholds import (
 )
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Precision, TileSettings
+from unimmad.data.edges import Overlap, overlaps, usual_gain
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import SampleRef, ShardSet
@@ -83,6 +85,7 @@ def calibrate(
             score that is NaN or infinite.
     """
     check_rate(false_alarm_rate)
+    checkpoint = with_added_classes(checkpoint)
     shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
     references = shards.classes("calibration")
     if roi is not None:
@@ -103,6 +106,7 @@ def calibrate(
     scores: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
     usual: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
     spreads: dict[str, dict[Sensors, Spread]] = {name: {} for name in references}
+    overlapping: dict[str, dict[Sensors, list[Overlap]]] = {name: {} for name in references}
     rounds = evaluation_rounds(
         shards,
         "calibration",
@@ -121,7 +125,8 @@ def calibrate(
         for batch in rounds:
             found = [] if batch is None else _scored(engine, batch)
             for of_rank in ranks.gather(found):  # in order of batches
-                for class_name, names, score, median, spread in of_rank:
+                for class_name, names, score, median, spread, edges_found in of_rank:
+                    overlapping[class_name].setdefault(names, []).extend(edges_found)
                     scores[class_name].setdefault(names, []).append(score)
                     usual[class_name].setdefault(names, []).append(median)
                     spreads[class_name][names] = spreads[class_name].get(names, Spread()).joined(spread)
@@ -142,15 +147,22 @@ def calibrate(
         engine.precision,
         usual,
     )
-    return thresholds.with_pixel_values(spreads).model_copy(update={"tiles": recipe.evaluation.tiles})
+    gains = {
+        name: {sensors: usual_gain(found) for sensors, found in of_class.items()}
+        for name, of_class in overlapping.items()
+    }
+    found_thresholds = thresholds.with_pixel_values(spreads).with_edge_gains(gains)
+    return found_thresholds.model_copy(update={"tiles": recipe.evaluation.tiles})
 
 
-def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float, float, Spread]]:
-    """Class, modalities, image score, the map's median and the spread of its values of each sample.
+def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float, float, Spread, list[Overlap]]]:
+    """Class, modalities, image score, the map's median, the spread of its values, and how its modalities' edges
+    lie over each other, of each sample.
 
     Raises:
         ValueError: a map or score is not finite; names the sample.
     """
+    overlapping = _overlaps(engine, batch)
     batch, scored = score_samples(
         engine.model, batch, engine.settings, engine.device, engine.precision, engine.geometry
     )
@@ -158,8 +170,15 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float
     for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True):
         check_scored(f"{sample.class_name} {sample.key}", map_HW, score)
     return [
-        (sample.class_name, sample.modalities, score, usual_value(map_HW, sample), Spread.of(looked_at(map_HW, sample)))
-        for sample, map_HW, score in zip(batch.samples, maps_BHW, scores, strict=True)
+        (
+            sample.class_name,
+            sample.modalities,
+            score,
+            usual_value(map_HW, sample),
+            Spread.of(looked_at(map_HW, sample)),
+            found,
+        )
+        for sample, map_HW, score, found in zip(batch.samples, maps_BHW, scores, overlapping, strict=True)
     ]
 
 
@@ -169,6 +188,21 @@ def _measured(engine: ModelEngine, batch: Batch, shards: ShardSet, scores: Seque
         CalibrationFacts(sample.class_name, sample.key, sample.modalities, score, images)
         for sample, score, images in zip(batch.samples, scores, found, strict=True)
     ]
+
+
+def _overlaps(engine: ModelEngine, batch: Batch) -> list[list[Overlap]]:
+    """Of each sample those of ``data.edges.overlaps``."""
+    images = iter(batch.images_TCHW.split(batch.tokens_per_sample) if len(batch.images_TCHW) else ())
+    found = []
+    for sample in batch.samples:
+        if sample.stored is not None:
+            view = engine.geometry.outline(sample.stored.size, engine.image_size)
+            images_MCHW = sample.stored.seen(view)[(..., *view.target.pixels)]
+        else:
+            pixels = () if sample.view is None else sample.view.target.pixels
+            images_MCHW = next(images)[(..., *pixels)]
+        found.append(list(overlaps(images_MCHW, sample.modalities).values()))
+    return found
 
 
 def _check_unseen(checkpoint: LoadedCheckpoint, shards: ShardSet, data: Sequence[DataFolder], warn: bool) -> None:

@@ -46,6 +46,11 @@ class Catalogue:
             classes.update(dict.fromkeys(f"{sample.dataset}/{sample.class_name}" for sample in index.samples))
         return cls(joined_by_name(datasets, known), tuple(classes))
 
+    def with_classes(self, added: Mapping[str, DatasetEntry]) -> Catalogue:
+        """With classes added after training: ``DATASET/CLASS`` and its modalities; a known dataset keeps its own."""
+        datasets = {name.partition("/")[0]: entry for name, entry in added.items()}
+        return replace(self, datasets=datasets | self.datasets, classes=tuple(dict.fromkeys([*self.classes, *added])))
+
     @property
     def rois(self) -> Rois:
         """Where to look, by class."""

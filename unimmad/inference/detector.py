@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -13,16 +14,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from unimmad.checkpoint.added_classes import AddedClass, with_added_classes
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, load_reference
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
 from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, is_above, load_thresholds
 from unimmad.config import Precision, TileSettings
+from unimmad.data.edges import Overlap
 from unimmad.data.views import View
 from unimmad.evaluation.geometry import scoring_geometry, with_tiles
 from unimmad.evaluation.header import TOO_SMALL
-from unimmad.evaluation.scoring import check_scored, maps_and_scores, named_device
+from unimmad.evaluation.scoring import check_scored, maps_and_scores, named_device, shares_of_score
 from unimmad.evaluation.tiling import Cutting, scored_by_views
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
@@ -31,6 +34,7 @@ from unimmad.inference.inputs import ImageSource, InputSample
 from unimmad.inference.measuring import facts_of_prepared
 from unimmad.inference.pictures import Picture
 from unimmad.inference.reading import PreparedSample, prepare_sample
+from unimmad.inference.sensor_parts import OfView, SensorParts, sensor_parts
 from unimmad.monitoring.monitor import DEFAULT_FALSE_ALARMS, DEFAULT_SHARE, DriftMonitor, Seen
 from unimmad.serialization.text import shown
 
@@ -77,12 +81,27 @@ class Prediction:
     """Digest of the region of interest."""
     precision: Precision = "fp32"
     """What the score was computed in."""
+    threshold_promised: bool | None = None
+    """Whether the threshold promises a false-alarm rate; those of classes added from a few images do not. None without
+    a threshold."""
     limits: tuple[float, float] | None = None
     """Map values at the dark and the bright end of a picture's colours: from what normal maps usually have, with the
     threshold (without one: the highest score of known normal images) in the middle; None where nothing tells them."""
     statistics: Mapping[str, Mapping[str, float]] | None = None
     """By modality, plain numbers of its image that a monitor compares with calibration's; None where they were not
     asked for, or the class was not calibrated."""
+
+    shares: dict[str, float] | None = None
+    """Each modality's share of the score, adding up to 1; None where the method or an exported file can't say it."""
+    modality_maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """What each modality adds to ``map_HW``, of its size; they add up to it. Empty for samples of one modality, of
+    several views (tiles), and where ``shares`` is None."""
+
+    overlaps: dict[str, Overlap] = field(default_factory=dict)
+    """How the edges of each modality but the first lie over the first one's."""
+    misaligned: tuple[str, ...] = ()
+    """The modalities that seem to lie elsewhere than the first (``Overlap.is_misaligned``), more so than in the normal
+    images that the threshold was calibrated on."""
 
     @property
     def anomalous(self) -> bool | None:
@@ -115,12 +134,14 @@ class Detector:
         normal_maps: NormalMaps | None = None,
         reference: MonitoringReference | None = None,
         own_tiles: TileSettings | None = None,
+        added: Mapping[str, AddedClass] | None = None,
     ) -> None:
         """See ``from_checkpoint`` and ``from_onnx``, which put these together.
 
         ``model_digest`` differs for models that give other numbers; ``normal_maps`` are for the colours of pictures;
         ``reference`` is what calibration images were like; ``own_tiles`` are what thresholds were calibrated by that do
-        not say it; None: those of the engine.
+        not say it; None: those of the engine; ``added`` are the classes added after training, which the engine's model
+        and the catalogue know.
         """
         self.engine = engine
         self.catalogue = catalogue
@@ -133,6 +154,7 @@ class Detector:
         self.monitor: DriftMonitor | None = None
         """What is told of every prediction; see ``start_monitor``."""
         self.own_tiles = own_tiles or engine.settings.tiles
+        self.added = dict(added or {})
 
     @classmethod
     def open(
@@ -195,9 +217,10 @@ class Detector:
                 modalities, or regions that can't be read.
         """
         chosen = named_device(device)
-        checkpoint = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
+        checkpoint = with_added_classes(load_checkpoint(find_checkpoint(Path(path)), verify=verify))
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
+        catalogue = catalogue.with_classes({name: one.entry.dataset for name, one in checkpoint.added.items()})
         own = checkpoint.recipe.evaluation.tiles
         recipe = with_tiles(checkpoint.recipe, None if tiles is None else TileSettings.parse(tiles))
         engine = ModelEngine(checkpoint.model, recipe.evaluation, chosen, precision, scoring_geometry(recipe))
@@ -210,7 +233,7 @@ class Detector:
                 "again, or remove it"
             )
         normal_maps = load_normal_maps(checkpoint.folder) if own.same_views(recipe.evaluation.tiles) else None
-        return cls(engine, catalogue, thresholds, digest, normal_maps, reference, own)
+        return cls(engine, catalogue, thresholds, digest, normal_maps, reference, own, checkpoint.added)
 
     @classmethod
     def from_onnx(
@@ -374,9 +397,9 @@ class Detector:
         They may be of several classes, each as ``prepare`` was told; ``batch_size`` views are scored at once.
         """
         scored = self._scored(samples, batch_size)
-        for sample, of_images, (map_HW, score) in zip(samples, self._statistics(samples), scored, strict=True):
+        for sample, of_images, of_sample in zip(samples, self._statistics(samples), scored, strict=True):
             try:
-                prediction = self._prediction(sample, map_HW, score, of_images)
+                prediction = self._prediction(sample, *of_sample, of_images)
             except ValueError as unusable:
                 yield unusable
             else:
@@ -386,15 +409,31 @@ class Detector:
 
     def _scored(
         self, samples: Sequence[PreparedSample], batch_size: int
-    ) -> Iterator[tuple[NDArray[np.float32], float]]:
-        """The map [H, W] and the score of each."""
+    ) -> Iterator[tuple[NDArray[np.float32], float, SensorParts]]:
+        """The map [H, W] and the score of each, and what its modalities have to do with them."""
         images = (Cutting(sample.size, sample.views, sample.cut, sample.look) for sample in samples)
-        return scored_by_views(images, self._score, batch_size)
+        views: deque[OfView] = deque()
+        found = scored_by_views(images, partial(self._score, views), batch_size)
+        for sample, (map_HW, score) in zip(samples, found, strict=True):
+            yield map_HW, score, sensor_parts(sample, [views.popleft() for _ in sample.views])
 
-    def _score(self, cut: list[PreparedSample], views: list[View]) -> tuple[NDArray[np.float32], Sequence[float]]:
-        maps_BHW, scores_B = self.engine.score(cut)
-        weights = [sample.weights_HW for sample in cut]
-        _, scores_B = maps_and_scores(maps_BHW, self.engine.settings, weights, views, scores_B)
+    def _score(
+        self, seen: deque[OfView], cut: list[PreparedSample], views: list[View]
+    ) -> tuple[NDArray[np.float32], Sequence[float]]:
+        """Maps and scores of views; what their modalities have to do with them goes into ``seen``."""
+        if any(len(sample.modalities) > 1 for sample in cut):
+            maps_BHW, scores_B, parts = self.engine.score_with_parts(cut)
+        else:
+            (maps_BHW, scores_B), parts = self.engine.score(cut), None
+        settings, weights = self.engine.settings, [sample.weights_HW for sample in cut]
+        _, scores_B = maps_and_scores(maps_BHW, settings, weights, views, scores_B)
+        for place, (sample, view) in enumerate(zip(cut, views, strict=False)):
+            parts_MHW = None if parts is None else parts[place]
+            shares = None
+            if parts_MHW is not None:
+                shares = shares_of_score(maps_BHW[place], parts_MHW, settings, sample.weights_HW, view)
+            kept = parts_MHW if len(sample.views) == 1 and len(sample.modalities) > 1 else None
+            seen.append(OfView(float(scores_B[place]), shares, kept))
         return maps_BHW.numpy(), scores_B.tolist()
 
     def _prediction(
@@ -402,10 +441,12 @@ class Detector:
         sample: PreparedSample,
         map_HW: NDArray[np.float32],
         score: float,
+        parts: SensorParts,
         statistics: Mapping[str, Mapping[str, float]] | None,
     ) -> Prediction:
         check_scored(sample.name, map_HW, score)
         threshold, of, notes = self._threshold(sample)
+        misaligned = _misaligned(sample.overlaps, threshold)
         return Prediction(
             name=sample.name,
             class_name=sample.match.class_name,
@@ -415,13 +456,18 @@ class Detector:
             map_HW=map_HW,
             threshold=None if threshold is None else threshold.value,
             threshold_of=of,
-            notes=(*sample.notes, *_views_notes(sample), *notes),
+            notes=(*sample.notes, *_views_notes(sample), *(_misaligned_notes(sample, misaligned)), *notes),
             pictures=sample.pictures,
             weights_HW=None if sample.look is None else sample.look.stored().numpy(),
             roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
             precision=self.engine.precision,
+            threshold_promised=None if threshold is None else not (of is not None and self.is_borrowed(of)),
             limits=self._limits(sample, threshold),
             statistics=statistics,
+            shares=parts.shares,
+            modality_maps=parts.maps,
+            overlaps=sample.overlaps,
+            misaligned=misaligned,
         )
 
     def _limits(self, sample: PreparedSample, threshold: Threshold | None) -> tuple[float, float] | None:
@@ -449,6 +495,8 @@ class Detector:
             notes.append(f"scored without {', '.join(missing)}")
         if self.engine.misses_class:
             return None, None, [*notes, NO_CLASS_TOLD]
+        if known is not None and self.is_borrowed(known):
+            return self._borrowed(known, sample, notes)
         if self.thresholds is None:
             return None, None, notes
         if note := self.thresholds.tiles_note(self.engine.settings.tiles, self.own_tiles):
@@ -472,6 +520,23 @@ class Detector:
             rate = f"{threshold.fpr_bound:.3g}"
             notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
         return threshold, known if own else ALL_CLASSES, notes
+
+    def is_borrowed(self, class_name: str) -> bool:
+        """Whether the threshold of ``DATASET/CLASS``, one added after training, is borrowed from other classes."""
+        return class_name in self.added and not (self.thresholds and class_name in self.thresholds.classes)
+
+    def _borrowed(
+        self, class_name: str, sample: PreparedSample, notes: list[str]
+    ) -> tuple[Threshold | None, str | None, list[str]]:
+        """As ``_threshold``, of a class whose threshold promises nothing."""
+        added = self.added[class_name]
+        if self.catalogue.rois.of(class_name) is not None:
+            return None, None, [*notes, "no threshold holds for another region of interest: calibrate with it"]
+        threshold = added.threshold(sample.modality_names)
+        if threshold is None:
+            known = " or ".join(" + ".join(one.modalities) for one in added.entry.thresholds)
+            return None, None, [*notes, f"no threshold holds for these modalities: {class_name} was added with {known}"]
+        return threshold, class_name, [*notes, f"class {added.in_words()}"]
 
     def _of_sensors(self, calibrated: str | None, sample: PreparedSample) -> Threshold | None:
         """The threshold of a calibrated class, or (None) of all, for images of the sample's modalities."""
@@ -503,6 +568,20 @@ def _seen(prediction: Prediction) -> Seen:
         prediction.anomalous,
         prediction.statistics or {},
     )
+
+
+def _misaligned(overlaps: Mapping[str, Overlap], threshold: Threshold | None) -> tuple[str, ...]:
+    usual = threshold.edge_gain if isinstance(threshold, SensorThreshold) else None
+    return tuple(name for name, overlap in overlaps.items() if overlap.is_misaligned(usual))
+
+
+def _misaligned_notes(sample: PreparedSample, names: Sequence[str]) -> list[str]:
+    first = sample.modality_names[0]
+    return [
+        f"{name} and {first} are perhaps misaligned: edges fit best where {name} is moved by "
+        f"{sample.overlaps[name].down:+.1%} of the height and {sample.overlaps[name].right:+.1%} of the width"
+        for name in names
+    ]
 
 
 def _views_notes(sample: PreparedSample) -> list[str]:

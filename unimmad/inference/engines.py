@@ -19,7 +19,7 @@ from torch import Tensor
 from unimmad.config import EvaluationSettings, Precision, TileSettings
 from unimmad.data.views import STRETCHED, Geometry
 from unimmad.evaluation.geometry import settings_with_tiles, tiles_of
-from unimmad.evaluation.scoring import chosen_precision, score_images, scoring_form
+from unimmad.evaluation.scoring import BatchScores, chosen_precision, score_images, scoring_form
 from unimmad.inference.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
 from unimmad.inference.reading import PreparedSample, normalised_images
 from unimmad.model.method import Method
@@ -66,6 +66,9 @@ class Engine(Protocol):
         Of whole pictures: what is padding, and what is not looked at, is for ``maps_and_scores``.
         """
 
+    def score_with_parts(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+        """The same, and of each sample what each modality adds to its map, [M, H, W]; None where it can't be said."""
+
 
 class ModelEngine:
     """The local form of the model, brought into its inference form; computes as evaluation does."""
@@ -111,14 +114,13 @@ class ModelEngine:
             )
 
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
-        slots = [modality.slot for sample in samples for modality in sample.modalities]
-        images_TCHW = torch.cat([normalised(sample) for sample in samples])
-        return self.score_tokens(
-            images_TCHW,
-            [len(sample.modalities) for sample in samples],
-            torch.tensor(slots),
-            [sample.match.class_name for sample in samples],
-        )
+        return self.score_tokens(*_tokens_of(samples))
+
+    def score_with_parts(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+        images_TCHW, counts, slots_T, classes = _tokens_of(samples)
+        scored = self._scored(images_TCHW, counts, slots_T, classes, with_parts=True)
+        parts = None if scored.parts_THW is None else list(scored.parts_THW.cpu().split(counts))
+        return scored.maps_BHW.cpu(), scored.scores_B.cpu(), parts
 
     def score_tokens(
         self,
@@ -128,17 +130,38 @@ class ModelEngine:
         classes: Sequence[str | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The same for normalised images, listed sample by sample, of these classes where they are known."""
-        images_TCHW, slot_of_token_T = images_TCHW.to(self.device), slot_of_token_T.to(self.device)
-        scored = score_images(
+        scored = self._scored(images_TCHW, tokens_per_sample, slot_of_token_T, classes)
+        return scored.maps_BHW.cpu(), scored.scores_B.cpu()
+
+    def _scored(
+        self,
+        images_TCHW: Tensor,
+        tokens_per_sample: Sequence[int],
+        slot_of_token_T: Tensor,
+        classes: Sequence[str | None] | None,
+        with_parts: bool = False,
+    ) -> BatchScores:
+        return score_images(
             self.model,
-            images_TCHW,
+            images_TCHW.to(self.device),
             tokens_per_sample,
-            slot_of_token_T,
+            slot_of_token_T.to(self.device),
             self.settings,
             self._precision,
             classes,
+            with_parts,
         )
-        return scored.maps_BHW.cpu(), scored.scores_B.cpu()
+
+
+def _tokens_of(samples: Sequence[PreparedSample]) -> tuple[Tensor, list[int], Tensor, list[str | None]]:
+    """What ``ModelEngine.score_tokens`` takes of them."""
+    slots = [modality.slot for sample in samples for modality in sample.modalities]
+    return (
+        torch.cat([normalised(sample) for sample in samples]),
+        [len(sample.modalities) for sample in samples],
+        torch.tensor(slots),
+        [sample.match.class_name for sample in samples],
+    )
 
 
 def normalised(sample: PreparedSample) -> Tensor:
@@ -227,6 +250,9 @@ class OnnxEngine:
             raise _not_run(self.file, error) from None
         maps_BHW, scores_B = map(torch.from_numpy, self._checked(outputs, len(samples)))
         return maps_BHW, scores_B
+
+    def score_with_parts(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+        return *self.score(samples), None
 
     def _checked(self, outputs: Sequence[Any], count: int) -> Sequence[NDArray[np.float32]]:
         """What a graph says of its outputs before it runs need not be so."""

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from unimmad.checkpoint.thresholds import Threshold, Thresholds
@@ -51,6 +52,7 @@ class Row(Entry):
     threshold_of: str | None
     notes: tuple[str, ...]
     modalities: tuple[str, ...] = ()
+    threshold_promised: bool | None = None
     picture: str | None = None
     map: str | None = None
 
@@ -142,7 +144,8 @@ class PredictionFolder:
             picture = f"{PICTURES}/{_file_name(prediction.name)}.png"
             limits, title = picture_limits(prediction, self.scale), picture_title(prediction, self.scale)
             looked_at = prediction.weights_HW
-            save_heat_map(prediction.pictures, prediction.map_HW, limits, self.folder / picture, looked_at, title)
+            target, parts = self.folder / picture, _parts(prediction)
+            save_heat_map(prediction.pictures, prediction.map_HW, limits, target, looked_at, title, parts)
         if self.with_maps:
             map_file = f"{MAPS}/{_file_name(prediction.name)}.npy"
             write_aside(self.folder / map_file, lambda temporary: np.save(temporary, prediction.map_HW))
@@ -248,7 +251,8 @@ def screen_table(rows: Sequence[Row], thresholds: Thresholds | None, misses_clas
 def _summary(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: bool) -> str:
     if misses_class:
         return f"{len(rows)} scored, without a decision: for one, use the checkpoint in place of the exported file"
-    if thresholds is None:
+    borrowed = sum(row.threshold_promised is False for row in rows)
+    if thresholds is None and not borrowed:
         return (
             f"{len(rows)} scored. No thresholds lie beside the checkpoint, so there is no decision.\nunimmad calibrate "
             "writes them, from images that unimmad shards --calibration-fraction set aside before training"
@@ -256,7 +260,11 @@ def _summary(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: b
     anomalous, normal = (sum(row.anomalous is wanted for row in rows) for wanted in (True, False))
     undecided = len(rows) - anomalous - normal
     left = f", {undecided} not decided" if undecided else ""
-    return f"{anomalous} anomalous, {normal} normal{left}, at a false-alarm rate of {_rate(rows, thresholds):.3g}"
+    counts = f"{anomalous} anomalous, {normal} normal{left}"
+    if thresholds is None or borrowed == anomalous + normal > 0:
+        return f"{counts}, by thresholds borrowed from other classes: no false-alarm rate is promised"
+    more = f", but {borrowed} by borrowed thresholds that promise none" if borrowed else ""
+    return f"{counts}, at a false-alarm rate of {_rate(rows, thresholds):.3g}{more}"
 
 
 def _rate(rows: Sequence[Row], thresholds: Thresholds) -> float:
@@ -288,12 +296,19 @@ def picture_limits(prediction: Prediction, scale: float | None = None) -> tuple[
     return prediction.limits or colour_limits([prediction.map_HW])
 
 
+def _parts(prediction: Prediction) -> list[tuple[str, NDArray[np.float32]]]:
+    """What each modality adds to the map, under its share of the score."""
+    shares = prediction.shares or {}
+    return [(f"{name}: {shares[name]:.0%}", part_HW) for name, part_HW in prediction.modality_maps.items()]
+
+
 def picture_title(prediction: Prediction, scale: float | None = None) -> tuple[str, str]:
     """What stands above a picture: the sample, and what was said of it."""
     decision = {True: "anomalous", False: "normal", None: "not decided"}[prediction.anomalous]
     said = f"score {prediction.score:.4g}, {decision}"
     if prediction.threshold is not None:
-        said += f" (threshold {prediction.threshold:.4g})"
+        promised = "" if prediction.threshold_promised is not False else ", not promised"
+        said += f" (threshold {prediction.threshold:.4g}{promised})"
     if scale is None and prediction.limits is None:
         said += "; colours over this map's own range"
     return one_line(prediction.name), said
@@ -319,8 +334,11 @@ def said_of(prediction: Prediction) -> dict[str, Any]:
         "class": prediction.class_name,
         "modalities": prediction.modalities,
         "score": prediction.score,
+        "shares": prediction.shares,
+        "misaligned": prediction.misaligned,
         "threshold": prediction.threshold,
         "threshold_of": prediction.threshold_of,
+        "threshold_promised": prediction.threshold_promised,
         "anomalous": prediction.anomalous,
         "roi": prediction.roi,
         "notes": [utf8_name(note) for note in prediction.notes],

@@ -57,13 +57,14 @@ def save_heat_map(
     path: Path,
     weights_HW: NDArray[np.float32] | None = None,
     title: Sequence[str] = (),
+    parts: Sequence[tuple[str, NDArray[np.float32]]] = (),
 ) -> None:
     """Write what ``heat_map`` makes as PNG.
 
     Raises:
         ValueError: the folder cannot be made or written to.
     """
-    picture = heat_map(pictures, map_HW, limits, weights_HW, title)
+    picture = heat_map(pictures, map_HW, limits, weights_HW, title, parts)
     write_aside(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
@@ -73,6 +74,7 @@ def heat_map(
     limits: Limits,
     weights_HW: NDArray[np.float32] | None = None,
     title: Sequence[str] = (),
+    parts: Sequence[tuple[str, NDArray[np.float32]]] = (),
 ) -> PillowImage.Image:
     """The panels side by side, each under its name, and the colour bar beside them.
 
@@ -82,29 +84,44 @@ def heat_map(
         limits: map values at the two ends of the colour scale.
         weights_HW: of a region of interest, at the map's size; what is not looked at is gray in both maps.
         title: lines above all.
+        parts: further maps to stand behind, such as what each modality adds, each under its name.
     """
     panels = [picture for _, picture in pictures]
-    height, width = panels[0].shape[:2]
+    size = panels[0].shape[:2]
+    large_HW, looked_HW = _at_size(map_HW, weights_HW, size)
+    maps = [large_HW, *(_at_size(part_HW, weights_HW, size)[0] for _, part_HW in parts)]
+    coloured: list[NDArray[np.floating]] = [_coloured(one_HW, limits) for one_HW in maps]
+    coloured.insert(1, laid_over(panels[0], large_HW, limits))
+    drawn = coloured if looked_HW is None else [not_looked_at(panel, looked_HW) for panel in coloured]
+    height, width = size
+    gap = np.ones((height, GAP, 3))
+    row = np.concatenate([part for panel in (*panels, *drawn) for part in (panel, gap)], axis=1)
+    first = pictures[0][0]
+    heads = [name for name, _ in pictures] + ["map", f"map on {first}", *(name for name, _ in parts)]
+    return labelled(_to_bytes(row), heads, width + GAP, limits, title)
+
+
+def _at_size(
+    map_HW: NDArray[np.float32], weights_HW: NDArray[np.float32] | None, size: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """A map at the panels' height and width, and where it was looked there; None: everywhere."""
+    height, width = size
     look_HW = None if weights_HW is None else weights_HW > 0
     if min(map_HW.shape) > min(height, width):  # a mean over its area would hide what is small
         map_HW = largest_in_area(map_HW, (height, width))
         look_HW = None if look_HW is None else largest_in_area(look_HW, (height, width))
     large_HW = _stretched(map_HW, (width, height))
-    looked_HW = None
-    if look_HW is not None:
-        # What is not looked at is 0 in the map, and would darken the edge.
-        near_HW = _stretched(look_HW.astype(np.float32), (width, height))
-        looked_HW = near_HW >= 0.5
-        large_HW = np.divide(large_HW, near_HW, out=np.zeros_like(large_HW), where=looked_HW)
-    share_HW = np.clip((large_HW - limits[0]) / (limits[1] - limits[0]), 0, 1)
-    panels += [colormaps[MAP_COLOURS](share_HW)[..., :3], laid_over(panels[0], large_HW, limits)]
-    if looked_HW is not None:
-        panels[-2:] = [not_looked_at(panel, looked_HW) for panel in panels[-2:]]
-    gap = np.ones((height, GAP, 3))
-    row = np.concatenate([part for panel in panels for part in (panel, gap)], axis=1)
-    first = pictures[0][0]
-    heads = [name for name, _ in pictures] + ["map", f"map on {first}"]
-    return labelled(_to_bytes(row), heads, width + GAP, limits, title)
+    if look_HW is None:
+        return large_HW, None
+    # What is not looked at is 0 in the map, and would darken the edge.
+    near_HW = _stretched(look_HW.astype(np.float32), (width, height))
+    looked_HW = near_HW >= 0.5
+    return np.divide(large_HW, near_HW, out=np.zeros_like(large_HW), where=looked_HW), looked_HW
+
+
+def _coloured(map_HW: NDArray[np.float32], limits: Limits) -> NDArray[np.floating]:
+    share_HW = np.clip((map_HW - limits[0]) / (limits[1] - limits[0]), 0, 1)
+    return colormaps[MAP_COLOURS](share_HW)[..., :3]
 
 
 def _stretched(map_HW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ Letters: M modalities of a sample, C = 3 channels, H x W the model's image size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from unimmad.data.decode import as_image, check_same_size, decode
 from unimmad.data.decode_limits import read_image_file
 from unimmad.data.depth_image import read_depth
 from unimmad.data.depth_range import check_dtype
+from unimmad.data.edges import Overlap, overlaps
 from unimmad.data.index import Modality
 from unimmad.data.layouts.converted import CONVERTED_SUFFIXES, as_png
 from unimmad.data.look import Look, look_at
@@ -57,6 +58,8 @@ class PreparedSample:
     """The region of interest; None where all is looked at."""
     weights_HW: Tensor | None = None
     """Of one view: float32, 0 (not looked at) to 1, of each of its picture's pixels."""
+    overlaps: dict[str, Overlap] = field(default_factory=dict)
+    """How the edges of each modality but the first lie over the first one's."""
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -140,9 +143,16 @@ def prepare_sample(
     )
     prepared = replace(prepared, look=look)
     if len(prepared.views) > 1:
-        return prepared
+        return _with_overlaps(prepared, prepared.seen(outline) if len(kinds) > 1 else torch.empty(0), outline)
     only = prepared.cut(prepared.views[0])  # what is not needed any more makes room
-    return replace(only, pictures=prepared.pictures)
+    return _with_overlaps(replace(only, pictures=prepared.pictures), only.images_MCHW, outline)
+
+
+def _with_overlaps(sample: PreparedSample, images_MCHW: Tensor, view: View) -> PreparedSample:
+    """By what the modalities show through ``view``, without its padding."""
+    names = sample.modality_names
+    inside_MCHW = images_MCHW[(..., *view.target.pixels)] if len(names) > 1 else images_MCHW
+    return replace(sample, overlaps=overlaps(inside_MCHW, names))
 
 
 def _read_values(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, list[str]]:

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from unimmad.config.fields import NotNegative, Positive, Real, Section
-from unimmad.methods.coreset import greedy_coreset, hash_of_key, projected, random_start_points, rows_to_keep
+from unimmad.methods.coreset import greedy_coreset, projected, random_start_points, rows_to_keep
 from unimmad.methods.nearest import nearest_neighbours, nearest_of_others, neighbours_of_block
 from unimmad.methods.patch_collection import BankName, PatchCollection, RandomChoice, check_size
 from unimmad.model.method import Gather
@@ -98,8 +98,8 @@ class Banks(nn.Module):
         """[N, D] each."""
         self.deviations = nn.ParameterList()
         """What each bank's features were divided by, [D] each; none where ``scaling`` is."""
-        self._images: list[Tensor] = []
-        """Hash of the key of the image that each patch of a bank is of, int64 [N] each; until ``forget_images``."""
+        self.owners: list[Tensor] = []
+        """Which image each row of a bank is of, int64 [N] by ``hash_of_key``; known where they were made alone."""
         self._anchor: Tensor
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
         self.begin(0)
@@ -142,20 +142,16 @@ class Banks(nn.Module):
                 if self.scaling == "normal":  # where no feature varies there is rounding
                     deviation_D = deviation_D.clamp_min(ROUNDING * rows_ND.square().mean().sqrt())
                 rows_ND = rows_ND / deviation_D
-            chosen, image_of_N = self._choice(rows_ND), patches.marks_N3[:, 0].to(self.device)
-            bank_ND = rows_ND[chosen]
+            chosen = self._choice(rows_ND)
+            bank_ND, owner_of_N = rows_ND[chosen], patches.marks_N3[:, 0].to(self.device)[chosen]
             self._check_rows(name, len(bank_ND))
+            self.owners.append(owner_of_N)
             if deviation_D is not None and self.scaling == "normal":
-                apart = self._normal_score(bank_ND, image_of_N[chosen])
+                apart = self._normal_score(bank_ND, owner_of_N)
                 bank_ND, deviation_D = bank_ND / apart, deviation_D * apart
             self.banks.append(_frozen(bank_ND))
-            self._images.append(image_of_N[chosen])
             if deviation_D is not None:
                 self.deviations.append(_frozen(deviation_D))
-
-    def forget_images(self) -> None:
-        """Whose the patches are is known from ``finish`` to this call."""
-        self._images = []
 
     def _normal_score(self, bank_ND: Tensor, image_of_N: Tensor) -> Tensor:
         """What the bank's patches would score if they were of an image that is not in it, in the mean; where there is
@@ -209,16 +205,17 @@ class Banks(nn.Module):
             distances_nk, _ = nearest_neighbours(queries_nD, self.banks[number], self._neighbours(number))
         return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
 
-    def has_others(self, number: int, key: str) -> bool:
-        """Whether a bank has patches of other images than that of ``key``. Before ``forget_images``."""
-        return bool((self._images[number] != hash_of_key(key)).any())
+    def has_others(self, number: int, images: Tensor) -> bool:
+        """Whether a bank has patches of other images than those of these hashes; right after ``finish``."""
+        return not bool(torch.isin(self.owners[number], images.to(self.device)).all())
 
-    def scores_without(self, patches_thwD: Tensor, number: int, key: str) -> Tensor:
-        """As ``scores``, as if the image of ``key`` were not in the bank, which ``has_others``. Before
-        ``forget_images``."""
-        others_N = self._images[number] != hash_of_key(key)
-        queries_nD, bank_MD = self._queries(patches_thwD, number), self.banks[number][others_N]
-        distances_nk, _ = nearest_neighbours(queries_nD, bank_MD, min(len(bank_MD), self._neighbours(number)))
+    def scores_without(self, patches_thwD: Tensor, number: int, images: Tensor) -> Tensor:
+        """As ``scores``, by the patches of other images than those of these hashes, right after ``finish``."""
+        kept_N = ~torch.isin(self.owners[number], images.to(self.device))
+        bank_MD = self.banks[number][kept_N if kept_N.any() else ~kept_N]
+        with torch.autocast(patches_thwD.device.type, enabled=False):
+            queries_nD = self._queries(patches_thwD, number)
+            distances_nk, _ = nearest_neighbours(queries_nD, bank_MD, min(len(bank_MD), self._neighbours(number)))
         return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
 
     def _neighbours(self, number: int) -> int:
@@ -244,8 +241,8 @@ class Banks(nn.Module):
 
     def _name_banks(self, names: Sequence[BankName]) -> None:
         """There are these banks from now on, all still empty."""
-        self.names = list(names)
-        self.banks, self.deviations, self._images = nn.ParameterList(), nn.ParameterList(), []
+        self.names, self.owners = list(names), []
+        self.banks, self.deviations = nn.ParameterList(), nn.ParameterList()
 
     def _choice(self, rows_ND: Tensor) -> Tensor | slice:
         """The rows that a bank keeps."""

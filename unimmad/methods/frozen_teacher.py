@@ -65,3 +65,7 @@ class FrozenTeacherMethod(SingleImageMethod[Compared]):
         """The teacher's features, finest first: [T, C_l, h, w]."""
         with torch.no_grad():  # in inference mode the backward pass could not save them
             return (self.folded_teacher or self.teacher)(images_TCHW)
+
+    def teacher_levels(self, images_TCHW: Tensor) -> list[Tensor]:
+        with torch.autocast(images_TCHW.device.type, enabled=False):
+            return self.teacher_maps(images_TCHW.float())

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from unimmad.config.fields import NotNegative, Positive, Real, Section
 from unimmad.methods.banks import Banks, BankSettings
+from unimmad.methods.coreset import hash_of_key
 from unimmad.methods.discriminator import Discriminator, DrawnExamples, fitted_discriminator, logarithms
 from unimmad.methods.drawn_anomalies import drawn_anomaly
 from unimmad.methods.image_sample import ImageSample, KeptImage
@@ -136,15 +137,14 @@ class LevelSearch(nn.Module):
         wholes = [maps[self.middle].float().mean((2, 3))[:, None, None] for _ in self.whole]
         return [*map(described, maps), *wholes]
 
-    def finish(self, gather: Gather, maps_of: Callable[[Tensor], list[Tensor]]) -> None:
-        """See ``Fitted``; ``maps_of`` gives the teacher's maps of images [T, C, H, W] that are on its device."""
+    def finish(self, gather: Gather, maps_of: Callable[[Tensor], list[Tensor]] | None = None) -> None:
+        """See ``Fitted``; ``maps_of`` gives the teacher's maps of images [T, C, H, W] that are on its device, where
+        anomalies are to be drawn."""
         for level in self.all_banks:
             level.finish(gather)
         images = self._images.gathered(gather) if self.drawn_on else []
-        if images and (examples := self._examples(images, maps_of)) is not None:
+        if images and maps_of and (examples := self._examples(images, maps_of)) is not None:
             self.discriminators.append(fitted_discriminator(examples, self._seed))
-        for level in self.all_banks:
-            level.forget_images()
 
     @torch.no_grad()
     def _examples(self, images: Sequence[KeptImage], maps_of: Callable[[Tensor], list[Tensor]]) -> DrawnExamples | None:
@@ -153,13 +153,14 @@ class LevelSearch(nn.Module):
         found: list[tuple[Tensor, Tensor]] = []
         for kept in tqdm(images, desc="draw anomalies", unit="image"):
             number = self.banks[0].names.index(kept.bank)
-            if self.banks[0].has_others(number, kept.key):
+            image = torch.tensor([hash_of_key(kept.key)])
+            if self.banks[0].has_others(number, image):
                 image_CHW = kept.image_CHW.float()
                 others = [images[place].image_CHW for place in random.integers(len(images), size=VARIANTS)]
                 drawn = [drawn_anomaly(image_CHW, other_CHW.float(), random) for other_CHW in others]
                 versions_VCHW = torch.stack([image_CHW, *(version_CHW for version_CHW, _ in drawn)])
                 levels = zip(self.banks, self._described(maps_of(versions_VCHW.to(device))), strict=False)
-                ratios = [level.scores_without(patches, number, kept.key) for level, patches in levels]
+                ratios = [level.scores_without(patches, number, image) for level, patches in levels]
                 masks_VHW = torch.stack([torch.zeros_like(drawn[0][1]), *(mask_HW for _, mask_HW in drawn)])
                 covered_Vhw = _shares(masks_VHW, ratios[0].shape[-1])
                 found.append((logarithms(ratios), covered_Vhw.to(device)))
@@ -185,6 +186,14 @@ class LevelSearch(nn.Module):
         if of_file and of_file != {name: tuple(tensor.shape) for name, tensor in own.items()}:
             raise ValueError("the discriminator's tensors are not those of the recipe's levels; the file is damaged")
         self.discriminators = nn.ModuleList([discriminator] if of_file else [])
+
+    @torch.no_grad()
+    def ratios_without(self, maps: Sequence[Tensor], class_name: str, slot: int, images: Tensor) -> list[Tensor]:
+        """As ``ratios``, of tokens of one slot, as if the images of these hashes (``hash_of_key``) were in no bank;
+        right after ``finish``."""
+        number = self.banks[0].banks_to_search(class_name, slot)[0]
+        levels = zip(self.all_banks, self._described(maps), strict=True)
+        return [level.scores_without(patches_ThwC, number, images) for level, patches_ThwC in levels]
 
     @torch.no_grad()
     def ratios(self, maps: Sequence[Tensor], classes_T: Sequence[str | None], slots_T: Sequence[int]) -> list[Tensor]:

@@ -85,8 +85,13 @@ class LevelSearchMethod(FittedBySearch, FittedMethod):
         return TokenRatios(ratios, samples_T.to(images_TCHW.device), len(tokens_per_sample))
 
     def maps(self, output: TokenRatios) -> Tensor:
-        maps_THW = self.search.joined(output.ratios, self.image_size)
-        return sum_of_tokens(maps_THW, output.sample_of_token_T, output.batch)
+        return sum_of_tokens(self.parts(output), output.sample_of_token_T, output.batch)
+
+    def parts(self, output: TokenRatios) -> Tensor:
+        return self.search.joined(output.ratios, self.image_size)
+
+    def teacher_levels(self, images_TCHW: Tensor) -> list[Tensor]:
+        return self.maps_to_search(images_TCHW)
 
     def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
         """As ``Method``'s; the class of a sample is not known to it."""

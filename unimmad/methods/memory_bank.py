@@ -25,6 +25,7 @@ from unimmad.config.fields import Integer, NotNegative, Positive
 from unimmad.config.method import BackboneKind, MethodSettings, PositionResampling, TimmName
 from unimmad.methods.banks import Banks, BankSettings, of_nearer_bank
 from unimmad.methods.patch_features import joined_patches, patchcore_patches
+from unimmad.model.anomaly_map import parts_of_squares
 from unimmad.model.backbone import Backbone, calibrate_batchnorm, load_backbone_weights
 from unimmad.model.backends.convolution import use_fast_convolutions
 from unimmad.model.folding import fold_batchnorm
@@ -194,6 +195,22 @@ class MemoryBank(Banks, FittedMethod):
         if self.settings.join == "sum":
             return nothing_BHW.index_add(0, output.sample_of_token_T, maps_THW)
         return nothing_BHW.index_add(0, output.sample_of_token_T, maps_THW.square()).sqrt()
+
+    def parts(self, output: PatchScores) -> Tensor:
+        """Of the maximum all is the largest one's; of several as large, the first one's."""
+        maps_THW, samples_T = self.at_image_size(output.scores_Thw), output.sample_of_token_T
+        if self.settings.join == "sum":
+            return maps_THW
+        if self.settings.join == "rss":
+            return parts_of_squares(maps_THW.square(), samples_T, output.batch)
+        largest_THW = self.maps(output)[samples_T]
+        taken_BHW = torch.zeros_like(largest_THW[:1], dtype=torch.bool).repeat(output.batch, 1, 1)
+        parts = []
+        for map_HW, largest_HW, sample in zip(maps_THW, largest_THW, samples_T.tolist(), strict=True):
+            is_largest_HW = (map_HW == largest_HW) & ~taken_BHW[sample]
+            taken_BHW[sample] |= is_largest_HW
+            parts.append(torch.where(is_largest_HW, map_HW, 0))
+        return torch.stack(parts)
 
     def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
         """As ``Method``'s; the class of a sample is not known to it."""

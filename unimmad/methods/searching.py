@@ -126,6 +126,11 @@ class SearchingUniMMAD(FittedBySearch, UniMMAD):
         maps_THW = self.joined(output.ratios, output.distances)
         return sum_of_tokens(maps_THW, output.sample_of_token_T, output.batch)
 
+    def parts(self, output: Reconstruction) -> Tensor:
+        if not isinstance(output, SearchedReconstruction):
+            return super().parts(output)
+        return self.joined(output.ratios, output.distances)
+
     def joined(self, ratios: Sequence[Tensor], distances: Sequence[Tensor]) -> Tensor:
         """Of every token what the search and the reconstruction say, [T, h, w] a level each: [T, H, W]."""
         seen_L = self.usual_L > 0

@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from unimmad.model.method import Loss, Method, StepFacts, check_slots, sample_of_token
+from unimmad.model.anomaly_map import parts_of_squares
+from unimmad.model.method import Loss, Method, OwnLevels, StepFacts, check_slots, sample_of_token
 
 Compared = TypeVar("Compared")
 """What a method makes of images, such as the teacher's features and their reconstruction."""
@@ -63,6 +64,13 @@ class SingleImageMethod(Method, Generic[Compared]):
         maps_THW = self.token_maps(output.compared)
         squares_BHW = maps_THW.new_zeros(output.batch, *maps_THW.shape[1:])
         return squares_BHW.index_add(0, output.sample_of_token_T, maps_THW.square()).sqrt()
+
+    def parts(self, output: OfTokens[Compared]) -> Tensor:
+        squares_THW = self.token_maps(output.compared).square()
+        return parts_of_squares(squares_THW, output.sample_of_token_T, output.batch)
+
+    def own_levels(self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor) -> OwnLevels:
+        return OwnLevels((self.token_maps(self.compare(images_TCHW)),))
 
     def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
         check_slots(slots, self.modality_slots)

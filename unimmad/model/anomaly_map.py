@@ -32,6 +32,41 @@ def anomaly_maps(distances: Sequence[Tensor], sample_of_token_T: Tensor, batch: 
     return squares_BHW.sqrt()
 
 
+def parts_of_squares(squares_THW: Tensor, sample_of_token_T: Tensor, batch: int) -> Tensor:
+    """What each token adds to its sample's root of the sum of squares: its square over the root, [T, H, W]."""
+    sums_BHW = squares_THW.new_zeros(batch, *squares_THW.shape[1:]).index_add(0, sample_of_token_T, squares_THW)
+    roots_THW = sums_BHW.sqrt()[sample_of_token_T]
+    return squares_THW / roots_THW.clamp_min(torch.finfo(squares_THW.dtype).tiny)
+
+
+def token_squares(distances: Sequence[Tensor], image_size: int) -> Tensor:
+    """Sums over the levels, [T, h, w] each, of the squares that ``anomaly_maps`` adds up: [T, H, W]."""
+    size = (image_size, image_size)
+    enlarged = (F.interpolate(one[:, None], size=size, mode="bilinear", align_corners=True)[:, 0] for one in distances)
+    return torch.stack([level_THW.square() for level_THW in enlarged]).sum(0)
+
+
+def part_scores(map_HW: Tensor, parts_MHW: Tensor, look_HW: Tensor | None, top_share: float, pool: int = 1) -> Tensor:
+    """What each of a map's parts, which add up to it, adds to its score: [M], adding up to that.
+
+    Args:
+        map_HW: as ``image_scores`` (``region_score`` where ``look_HW`` says what is looked at) takes it.
+        parts_MHW: its parts.
+        look_HW: bool, True for at least one pixel; None: all.
+        top_share: of the pixels.
+        pool: see ``image_scores``.
+    """
+    maps_NHW = torch.cat([map_HW[None], parts_MHW])
+    look_HW = torch.ones_like(map_HW, dtype=torch.bool) if look_HW is None else look_HW
+    if pool > 1:
+        share_HW = F.avg_pool2d(look_HW[None].to(map_HW.dtype), pool, stride=1)
+        sums_NHW = F.avg_pool2d((maps_NHW * look_HW)[:, None], pool, stride=1)[:, 0]
+        maps_NHW, look_HW = sums_NHW / share_HW, share_HW[0] > 0
+    values_NP = maps_NHW[:, look_HW]
+    top_P = values_NP[0].topk(max(1, int(values_NP.shape[1] * top_share))).indices
+    return values_NP[1:, top_P].mean(1)
+
+
 def gaussian_blur(maps_BHW: Tensor, kernel_size: int, sigma: float, border: Border = "zeros") -> Tensor:
     """Blur with a square Gaussian window of ``kernel_size`` pixels; ``sigma`` 0 changes nothing.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,16 @@ class Loss:
     total: Tensor
     parts: dict[str, Tensor]
     """What the log shows beside it, by name; the same names at every step."""
+
+
+class OwnLevels(NamedTuple):
+    """What a trained network alone says of images of any class, without a bank."""
+
+    distances: Sequence[Tensor] = ()
+    """How far each token is from what the network makes of it, 0 or more: float32 [T, h, w] a level. None where nothing
+    was trained."""
+    routings: Sequence[Sequence[Routing]] = ()
+    """As ``Method.routings``."""
 
 
 class Method(nn.Module, ABC):
@@ -146,6 +156,20 @@ class Method(nn.Module, ABC):
         """Where the function lies that gives the features of images which training leaves as they are: an object and
         its attribute's name. It takes [T, C, H, W] and gives tensors whose first dimension is T."""
         return None
+
+    def parts(self, output: Any) -> Tensor | None:
+        """What each token's modality adds to its sample's map, before blurring: [T, H, W], 0 or more; those of a sample
+        add up to ``maps``. None of methods that can't say it."""
+        return None
+
+    def teacher_levels(self, images_TCHW: Tensor) -> list[Tensor] | None:
+        """The features that no training moves, float32 whatever autocast says, finest first: [T, C_l, h, w]. None where
+        the method has none that could be searched level by level."""
+        return None
+
+    def own_levels(self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor) -> OwnLevels:
+        """As ``forward`` takes them: what a class added later (methods/added_class.py) has beside its bank."""
+        return OwnLevels()
 
     def routings(self, output: Any) -> Sequence[Sequence[Routing]]:
         """The gates' decisions by level, then branch, of methods that route tokens to experts."""

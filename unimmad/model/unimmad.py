@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unimmad.model.anomaly_map import anomaly_maps, cosine_distance
+from unimmad.model.anomaly_map import anomaly_maps, cosine_distance, parts_of_squares, token_squares
 from unimmad.model.backbone import calibrate_batchnorm, freeze_batchnorm, load_backbone_weights
 from unimmad.model.compression import FeatureCompression
 from unimmad.model.cross_moe import CrossMoE
 from unimmad.model.folding import FoldedTeacher, rest_on_host
 from unimmad.model.level_networks import new_level_network
 from unimmad.model.loss import balance_scale, unimmad_loss
-from unimmad.model.method import Loss, Method, StepFacts, sample_of_token
+from unimmad.model.method import Loss, Method, OwnLevels, StepFacts, sample_of_token
 from unimmad.model.routing import Routing
 
 if TYPE_CHECKING:
@@ -205,6 +205,14 @@ class UniMMAD(Method):
             maps: list[Tensor] = teacher(images_TCHW.contiguous(memory_format=self.memory_format))
         return maps
 
+    def teacher_levels(self, images_TCHW: Tensor) -> list[Tensor]:
+        with torch.autocast(images_TCHW.device.type, enabled=False):
+            return [features.float() for features in self.teacher_maps(images_TCHW.float())]
+
+    def own_levels(self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor) -> OwnLevels:
+        output = UniMMAD.forward(self, images_TCHW, tokens_per_sample, slot_of_token_T)
+        return OwnLevels(output.distances, output.routings)
+
     def loss(self, output: Reconstruction, facts: StepFacts) -> Loss:
         settings = facts.settings
         scale = balance_scale(facts.epoch, settings.balance_epochs, settings.balance_floor)
@@ -214,6 +222,10 @@ class UniMMAD(Method):
 
     def maps(self, output: Reconstruction) -> Tensor:
         return anomaly_maps(output.distances, output.sample_of_token_T, output.batch, self.settings.image_size)
+
+    def parts(self, output: Reconstruction) -> Tensor:
+        squares_THW = token_squares(output.distances, self.settings.image_size)
+        return parts_of_squares(squares_THW, output.sample_of_token_T, output.batch)
 
     def routings(self, output: Reconstruction) -> Sequence[Sequence[Routing]]:
         return output.routings

@@ -105,6 +105,8 @@ def _cells(results: Sequence[ClassResult]) -> list[str]:
 
 def _notes(report: Report) -> Iterator[str]:
     # Whatever its classes are called, a note is a sentence of its own.
+    if added := report.header.get("added classes"):
+        yield f"borrowed from other classes, without a promised false-alarm rate: {added}"
     undecided = [f"{result.dataset}/{result.class_name}" for result in report.classes if _undecided(result)]
     if undecided:
         yield f"no threshold holds for some or all images of {', '.join(undecided)}, which are left out of FPR and TPR"

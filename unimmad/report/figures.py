@@ -68,10 +68,15 @@ class SamplePicture:
     """True where anomalous; None where unknown."""
     note: str = ""
     """Why the sample is shown."""
+    shares: tuple[float, ...] = ()
+    """Each modality's share of the score, adding up to 1; empty of one modality, and where nobody says."""
 
     @property
     def title(self) -> str:
         what = f"{self.key}   {self.defect}   score {self.score:.3g}"
+        if self.shares:
+            names = [name for name, _ in self.images]
+            what += f", {', '.join(f'{name} {share:.0%}' for name, share in zip(names, self.shares, strict=True))}"
         return f"{what}   ({self.note})" if self.note else what
 
 

@@ -1,0 +1,67 @@
+"""Classes added to any method with a frozen teacher: their maps, and that all others keep theirs."""
+
+import pytest
+import torch
+from methods.test_level_search import TEST, TRAIN, fitted
+from methods.test_memory_bank import SIZE, Sample, tokens
+
+from unimmad.methods.added_class import AddedBank, WithAddedClasses, teacher_channels
+from unimmad.methods.level_search import harmonic_mean
+from unimmad.methods.rd import RD, RDSettings
+from unimmad.model.method import Method
+
+NEW = "set/new"
+
+
+def reconstructing() -> Method:
+    torch.manual_seed(0)
+    return RD(RDSettings.model_validate({"image_size": SIZE, "backbone": "resnet10t", "modality_slots": 2})).eval()
+
+
+def bank_of(model: Method, samples: list[Sample]) -> AddedBank:
+    bank = AddedBank(NEW, teacher_channels(model), model.modality_slots)
+    bank.begin()
+    for one in samples:
+        bank.add(model, one.images_MCHW, one.slots, one.key)
+    bank.finish()
+    return bank
+
+
+@pytest.mark.parametrize("build", [fitted, reconstructing])
+def test_samples_of_other_classes_keep_their_maps_and_added_ones_do_not_depend_on_the_batch(build) -> None:
+    model = build()
+    known = [each.class_name for each in TEST]
+    images_TCHW, counts, slots_T = tokens(TEST)
+    by_class = {"classes": [known[0], None, known[2]]} if build is fitted else {}
+    expected_BHW = model.maps(model(images_TCHW, counts, slots_T, **by_class))
+    added = WithAddedClasses(model, [bank_of(model, TRAIN[:2])])
+    classes = [known[0], NEW, known[2]]
+    output = added(images_TCHW, counts, slots_T, classes)
+    maps_BHW, parts_THW = added.maps(output), added.parts(output)
+    torch.testing.assert_close(maps_BHW[[0, 2]], expected_BHW[[0, 2]])
+    alone = tokens([TEST[1]])
+    torch.testing.assert_close(added.maps(added(*alone, [NEW]))[0], maps_BHW[1])
+    for map_HW, parts_MHW in zip(maps_BHW, parts_THW.split(counts), strict=True):
+        torch.testing.assert_close(parts_MHW.sum(0), map_HW, msg="parts add up to the map")
+
+
+def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
+    model = reconstructing()
+    samples = [each for each in TRAIN if each.slots == TRAIN[0].slots][:3]
+    bank, without = bank_of(model, samples), bank_of(model, samples[1:])
+    features = model.teacher_levels(samples[0].images_MCHW)
+    own = model.own_levels(samples[0].images_MCHW, (len(samples[0].slots),), torch.tensor(samples[0].slots))
+    assert features is not None
+    inside = bank.token_maps(features, own, list(samples[0].slots), SIZE)
+    bank.leave_out([samples[0].key])
+    outside = bank.token_maps(features, own, list(samples[0].slots), SIZE)
+    assert outside.mean() > 1.5 * inside.mean()
+    for search, other, map_TChw in zip(bank.search.banks, without.search.banks, features, strict=True):
+        kept = torch.isin(search.owners[0], other.owners[0])
+        rows = search.banks[0][kept] * search.deviations[0]
+        torch.testing.assert_close(rows, other.banks[0] * other.deviations[0], msg=str(map_TChw.shape))
+    ratios = [
+        level.scores_without(map_TChw.new_zeros(1, 2, 2, level.features), 0, torch.tensor([0]))
+        for level, map_TChw in zip(bank.search.banks, features, strict=True)
+    ]
+    assert harmonic_mean(ratios, SIZE).isfinite().all()
