@@ -12,7 +12,7 @@ import torch
 
 from unimmad.checkpoint.added_classes import FOLDER, load_added, with_added_classes
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.thresholds import load_thresholds, make_thresholds, save_thresholds
+from unimmad.checkpoint.thresholds import load_thresholds, save_thresholds, thresholds_by_sensors
 from unimmad.cli.add_class import main
 from unimmad.data.index import load_index
 from unimmad.data.reading.shard_set import ShardSet
@@ -44,8 +44,8 @@ def checkpoint(checkpoint_folder, calibration_shards, tmp_path) -> Path:
     copy = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_folder, copy)
     datasets = load_index(calibration_shards).datasets
-    scores, known = {"solids/rope": [0.4, 0.2, 0.1]}, ("solids/rope", "solids/cookie")
-    save_thresholds(make_thresholds(scores, {"solids/rope": MODALITIES}, datasets, known, 0.4), copy)
+    scores, known = {"solids/rope": {tuple(MODALITIES): [0.4, 0.2, 0.1]}}, ("solids/rope", "solids/cookie")
+    save_thresholds(thresholds_by_sensors(scores, datasets, known, 0.4), copy)
     return copy
 
 

@@ -14,7 +14,7 @@ import uvicorn
 from hand_made import hand_made_checkpoint, hand_made_shards
 
 from benchmarks.serving import Part, multipart
-from unimmad.checkpoint.thresholds import make_thresholds, save_thresholds
+from unimmad.checkpoint.thresholds import save_thresholds, thresholds_by_sensors
 from unimmad.config import load_recipe
 from unimmad.data.index import load_index
 from unimmad.data.reading.shard_set import ShardSet
@@ -55,9 +55,8 @@ def shards(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, shards) -> Path:
     folder, _ = hand_made_checkpoint(tmp_path_factory.mktemp("serving") / "run", load_recipe("tiny"), [shards])
-    scores = {COOKIE: [0.3, 1.7, 0.2], CLOTH: [1.2]}
-    modalities = {COOKIE: ("rgb", "depth"), CLOTH: ("rgb",)}
-    save_thresholds(make_thresholds(scores, modalities, load_index(shards).datasets, tuple(scores), 0.3), folder)
+    scores = {COOKIE: {("rgb", "depth"): [0.3, 1.7, 0.2]}, CLOTH: {("rgb",): [1.2]}}
+    save_thresholds(thresholds_by_sensors(scores, load_index(shards).datasets, tuple(scores), 0.3), folder)
     return folder
 
 
