@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unimmad.inference.detector import Detector, Prediction
+    from unimmad.inference.detector import Detector
+    from unimmad.inference.prediction import Prediction
 
 __all__ = ["Detector", "Prediction", "__version__"]
 __version__ = "0.2.0"

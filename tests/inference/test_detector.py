@@ -23,7 +23,8 @@ from unimmad.data.sample import collate
 from unimmad.data.views import put_back, whole
 from unimmad.evaluation.normal_maps import measure_normals
 from unimmad.inference.calibration import calibrate
-from unimmad.inference.detector import ALL_CLASSES, Detector
+from unimmad.inference.deciding import ALL_CLASSES
+from unimmad.inference.detector import Detector
 from unimmad.inference.inputs import InputSample
 
 CPU = torch.device("cpu")

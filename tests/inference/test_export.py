@@ -22,10 +22,12 @@ from unimmad.checkpoint.thresholds import load_thresholds, save_thresholds
 from unimmad.cli.export import main
 from unimmad.cli.predict import main as predict
 from unimmad.config import TileSettings
-from unimmad.inference.detector import NO_CLASS_TOLD, Detector, Prediction
+from unimmad.inference.deciding import NO_CLASS_TOLD
+from unimmad.inference.detector import Detector
 from unimmad.inference.export.files import METADATA_FILE
 from unimmad.inference.export.metadata import ExportMetadata
 from unimmad.inference.inputs import EncodedImage, InputSample
+from unimmad.inference.prediction import Prediction
 from unimmad.methods.memory_bank import MemoryBank, MemoryBankSettings
 from unimmad.serving.batching import Batching, BatchScorer, Question
 

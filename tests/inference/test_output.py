@@ -14,8 +14,9 @@ import pytest
 
 from unimmad.checkpoint.thresholds import Thresholds, thresholds_by_sensors
 from unimmad.inference import output
-from unimmad.inference.detector import ALL_CLASSES, Prediction
+from unimmad.inference.deciding import ALL_CLASSES
 from unimmad.inference.output import LINES_NAME, PARTIAL_NAME, PredictionFolder, Row, screen_table
+from unimmad.inference.prediction import Prediction
 
 NAMES = ["a", "b", "c", "d"]
 FINGERPRINTS = {name: f"print of {name}" for name in NAMES}

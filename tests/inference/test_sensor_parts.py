@@ -16,7 +16,8 @@ from unimmad.data.edges import Overlap, usual_gain
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.views import Geometry, Tiles
 from unimmad.evaluation.sensor_shares import joined_shares
-from unimmad.inference.detector import Detector, _misaligned
+from unimmad.inference.deciding import misaligned
+from unimmad.inference.detector import Detector
 from unimmad.inference.inputs import InputSample
 from unimmad.inference.output import PredictionFolder
 from unimmad.model.anomaly_map import (
@@ -114,15 +115,15 @@ def test_a_modality_that_is_shifted_is_told_unless_calibration_had_it_so(detecto
         overlaps = detector.predict(shifted).overlaps
         assert overlaps["depth"].right == pytest.approx(-pixels / 128, abs=0.02)
         known = usual.model_copy(update={"edge_gain": in_place.overlaps["depth"].gain})
-        assert _misaligned(overlaps, known) == ("depth",)
-        assert _misaligned(overlaps, usual.model_copy(update={"edge_gain": overlaps["depth"].gain})) == ()
+        assert misaligned(overlaps, known) == ("depth",)
+        assert misaligned(overlaps, usual.model_copy(update={"edge_gain": overlaps["depth"].gain})) == ()
 
 
 def test_sensors_without_edges_in_common_are_not_judged_by_what_is_usual() -> None:
     apart = Overlap(in_place=0.05, best=0.25, margin=0.01, down=0.1, right=0.0)
     assert usual_gain([apart]) is None
     assert usual_gain([]) is None
-    assert not apart.is_misaligned(None)
+    assert not apart.ismisaligned(None)
     assert usual_gain(
         [apart._replace(in_place=0.4, best=0.42), apart._replace(in_place=0.3, down=0.0)]
     ) == pytest.approx(0.02)

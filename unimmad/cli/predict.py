@@ -24,9 +24,10 @@ from unimmad.checkpoint.folder import NO_VERIFY_HELP, newest_run
 from unimmad.cli.console import print_any_name, sigterm_as_interrupt
 from unimmad.cli.evaluate_arguments import TILES_HELP
 from unimmad.data.layouts.scan import Notices
-from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector, OnSkip, Prediction
+from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector, OnSkip
 from unimmad.inference.inputs import InputSample, find_samples, sample_of_modalities
 from unimmad.inference.output import PredictionFolder, screen_table
+from unimmad.inference.prediction import Prediction
 from unimmad.inference.resume import prediction_fingerprint, sample_fingerprints
 from unimmad.serialization.text import ListedError, error_lines, itemised, one_line
 

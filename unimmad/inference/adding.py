@@ -28,9 +28,10 @@ from unimmad.data.edges import usual_gain
 from unimmad.data.layouts.calibration import shuffled
 from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.inference.catalogue import Catalogue
-from unimmad.inference.detector import Detector, Prediction
+from unimmad.inference.detector import Detector
 from unimmad.inference.engines import ModelEngine, normalised
 from unimmad.inference.new_class import NewClass
+from unimmad.inference.prediction import Prediction
 from unimmad.inference.reading import PreparedSample, prepare_sample
 from unimmad.methods.added_class import AddedBank, WithAddedClasses, teacher_channels
 from unimmad.metrics.at_threshold import Spread

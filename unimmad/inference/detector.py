@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -19,95 +18,30 @@ from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, load_reference
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
-from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, is_above, load_thresholds
+from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, load_thresholds
 from unimmad.config import Precision, TileSettings
-from unimmad.data.edges import Overlap
 from unimmad.data.views import View
 from unimmad.evaluation.geometry import scoring_geometry, with_tiles
-from unimmad.evaluation.header import TOO_SMALL
 from unimmad.evaluation.scoring import check_scored, maps_and_scores, named_device, shares_of_score
 from unimmad.evaluation.tiling import Cutting, scored_by_views
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
+from unimmad.inference.deciding import Decider, misaligned, misaligned_notes, views_notes
 from unimmad.inference.engines import Engine, ModelEngine, OnnxEngine
 from unimmad.inference.inputs import ImageSource, InputSample
 from unimmad.inference.measuring import facts_of_prepared
-from unimmad.inference.pictures import Picture
+from unimmad.inference.prediction import Prediction
 from unimmad.inference.reading import PreparedSample, prepare_sample
 from unimmad.inference.sensor_parts import OfView, SensorParts, sensor_parts
 from unimmad.monitoring.monitor import DEFAULT_FALSE_ALARMS, DEFAULT_SHARE, DriftMonitor, Seen
 from unimmad.serialization.text import shown
 
 DEFAULT_BATCH_SIZE = 8
-ALL_CLASSES = "all classes"
-NO_CLASS_TOLD = (
-    "no threshold holds where the class is not known, and an exported file is not told it: scored by the nearest class"
-)
 READERS = 2
 """Threads that decode the next batch while one is scored."""
 
 OnSkip = Callable[[str, ValueError], None]
 """Takes the name of a sample that can't be scored, and why."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of one sample."""
-
-    name: str
-    """Name of the sample, as it was given."""
-    class_name: str | None
-    """Class as ``DATASET/CLASS``; None where it was not given or is not known to the model."""
-    modalities: tuple[str, ...]
-    """Modalities that were scored, in slot order."""
-    files: dict[str, str]
-    """Path of each image, by modality name; empty for arrays."""
-    score: float
-    """Image score, any finite number; the higher, the less normal."""
-    map_HW: NDArray[np.float32]
-    """Blurred anomaly map, float32 [H, W], of the size that the images came in; what is cropped away has its smallest
-    value."""
-    threshold: float | None
-    """Score above which it is called anomalous; None where no threshold holds for this sample."""
-    threshold_of: str | None
-    """Class that the threshold was calibrated on, or ``all classes``; None without a threshold."""
-    notes: tuple[str, ...]
-    """Sentences that one should know beside this result."""
-    pictures: tuple[tuple[str, Picture], ...]
-    """Name and picture of each modality; empty where they were not asked for."""
-    weights_HW: NDArray[np.float32] | None = None
-    """What each pixel of the map weighed in it, 0 (not looked at) to 1; None where no region of interest was used."""
-    roi: str | None = None
-    """Digest of the region of interest."""
-    precision: Precision = "fp32"
-    """What the score was computed in."""
-    threshold_promised: bool | None = None
-    """Whether the threshold promises a false-alarm rate; those of classes added from a few images do not. None without
-    a threshold."""
-    limits: tuple[float, float] | None = None
-    """Map values at the dark and the bright end of a picture's colours: from what normal maps usually have, with the
-    threshold (without one: the highest score of known normal images) in the middle; None where nothing tells them."""
-    statistics: Mapping[str, Mapping[str, float]] | None = None
-    """By modality, plain numbers of its image that a monitor compares with calibration's; None where they were not
-    asked for, or the class was not calibrated."""
-
-    shares: dict[str, float] | None = None
-    """Each modality's share of the score, adding up to 1; None where the method or an exported file can't say it."""
-    modality_maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """What each modality adds to ``map_HW``, of its size; they add up to it. Empty for samples of one modality, of
-    several views (tiles), and where ``shares`` is None."""
-
-    overlaps: dict[str, Overlap] = field(default_factory=dict)
-    """How the edges of each modality but the first lie over the first one's."""
-    misaligned: tuple[str, ...] = ()
-    """The modalities that seem to lie elsewhere than the first (``Overlap.is_misaligned``), more so than in the normal
-    images that the threshold was calibrated on."""
-
-    @property
-    def anomalous(self) -> bool | None:
-        """Whether the score is above the threshold; None without one. Scores as near to it as another batch size may
-        bring them (``thresholds.TIES``) are not."""
-        return None if self.threshold is None else is_above(self.score, self.threshold, self.precision)
 
 
 class Detector:
@@ -445,8 +379,9 @@ class Detector:
         statistics: Mapping[str, Mapping[str, float]] | None,
     ) -> Prediction:
         check_scored(sample.name, map_HW, score)
-        threshold, of, notes = self._threshold(sample)
-        misaligned = _misaligned(sample.overlaps, threshold)
+        decider = Decider(self.engine, self.catalogue, self.thresholds, self.own_tiles, self.added)
+        threshold, of, notes = decider.threshold(sample)
+        apart = misaligned(sample.overlaps, threshold)
         return Prediction(
             name=sample.name,
             class_name=sample.match.class_name,
@@ -456,18 +391,18 @@ class Detector:
             map_HW=map_HW,
             threshold=None if threshold is None else threshold.value,
             threshold_of=of,
-            notes=(*sample.notes, *_views_notes(sample), *(_misaligned_notes(sample, misaligned)), *notes),
+            notes=(*sample.notes, *views_notes(sample), *misaligned_notes(sample, apart), *notes),
             pictures=sample.pictures,
             weights_HW=None if sample.look is None else sample.look.stored().numpy(),
             roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
             precision=self.engine.precision,
-            threshold_promised=None if threshold is None else not (of is not None and self.is_borrowed(of)),
+            threshold_promised=None if threshold is None else not (of is not None and decider.is_borrowed(of)),
             limits=self._limits(sample, threshold),
             statistics=statistics,
             shares=parts.shares,
             modality_maps=parts.maps,
             overlaps=sample.overlaps,
-            misaligned=misaligned,
+            misaligned=apart,
         )
 
     def _limits(self, sample: PreparedSample, threshold: Threshold | None) -> tuple[float, float] | None:
@@ -486,76 +421,6 @@ class Detector:
             return (0.5 * middle, 1.5 * middle) if middle > 0 else None
         return dark, 2 * middle - dark
 
-    def _threshold(self, sample: PreparedSample) -> tuple[Threshold | None, str | None, list[str]]:
-        """The threshold that holds for a sample, whose it is, and what to say about it."""
-        known, missing, asked = sample.match.class_name, sample.match.missing, sample.asked_class
-        named = asked is not None and not asked.endswith("/")
-        notes = [f"class {asked} is not one that the model was trained on"] if named and not known else []
-        if missing:
-            notes.append(f"scored without {', '.join(missing)}")
-        if self.engine.misses_class:
-            return None, None, [*notes, NO_CLASS_TOLD]
-        if known is not None and self.is_borrowed(known):
-            return self._borrowed(known, sample, notes)
-        if self.thresholds is None:
-            return None, None, notes
-        if note := self.thresholds.tiles_note(self.engine.settings.tiles, self.own_tiles):
-            return None, None, [*notes, note]
-        own = known is not None and known in self.thresholds.classes
-        if not self.thresholds.same_roi(known if own else None, self.catalogue.rois.of(known)):
-            if known is None and self.catalogue.rois.of_classes:
-                return None, None, [*notes, "no threshold holds: where to look is not known without the class: name it"]
-            return None, None, [*notes, "no threshold holds for another region of interest: calibrate with it"]
-        if self.engine.looks_at_class and known is None:
-            return None, None, [*notes, "no threshold holds where the class is not known: name it"]
-        threshold = self._of_sensors(known if own else None, sample)
-        if threshold is None:
-            # A map adds up over modalities, so that scores of others are of another size.
-            return None, None, [*notes, self._calibrated_with(known if own else None, bool(missing))]
-        if not own:
-            notes.append("decided by the threshold of all classes")
-        if note := self.thresholds.precision_note(self.engine.precision):
-            notes.append(note)
-        if threshold.fpr_bound > self.thresholds.false_alarm_rate:
-            rate = f"{threshold.fpr_bound:.3g}"
-            notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
-        return threshold, known if own else ALL_CLASSES, notes
-
-    def is_borrowed(self, class_name: str) -> bool:
-        """Whether the threshold of ``DATASET/CLASS``, one added after training, is borrowed from other classes."""
-        return class_name in self.added and not (self.thresholds and class_name in self.thresholds.classes)
-
-    def _borrowed(
-        self, class_name: str, sample: PreparedSample, notes: list[str]
-    ) -> tuple[Threshold | None, str | None, list[str]]:
-        """As ``_threshold``, of a class whose threshold promises nothing."""
-        added = self.added[class_name]
-        if self.catalogue.rois.of(class_name) is not None:
-            return None, None, [*notes, "no threshold holds for another region of interest: calibrate with it"]
-        threshold = added.threshold(sample.modality_names)
-        if threshold is None:
-            known = " or ".join(" + ".join(one.modalities) for one in added.entry.thresholds)
-            return None, None, [*notes, f"no threshold holds for these modalities: {class_name} was added with {known}"]
-        return threshold, class_name, [*notes, f"class {added.in_words()}"]
-
-    def _of_sensors(self, calibrated: str | None, sample: PreparedSample) -> Threshold | None:
-        """The threshold of a calibrated class, or (None) of all, for images of the sample's modalities."""
-        assert self.thresholds is not None
-        if calibrated is not None:
-            return self.thresholds.of_class(calibrated, sample.modality_names)
-        if sample.match.missing and not self.thresholds.sensor_sets:
-            return None  # of an older file, which does not say what its images consisted of
-        return self.thresholds.of_all(sample.modality_names)
-
-    def _calibrated_with(self, calibrated: str | None, fewer: bool) -> str:
-        """Why no threshold holds."""
-        assert self.thresholds is not None
-        own = None if calibrated is None else self.thresholds.classes[calibrated]
-        known = self.thresholds.sensor_sets if own is None else (own, *own.sets)
-        said = " or ".join(" + ".join(part.modalities) for part in known)
-        what = "no threshold holds for fewer modalities" if fewer else "no threshold holds for these modalities"
-        return f"{what}: {calibrated or ALL_CLASSES} calibrated with {said}" if said else what
-
 
 def _seen(prediction: Prediction) -> Seen:
     """What a monitor is told of it, now."""
@@ -568,31 +433,6 @@ def _seen(prediction: Prediction) -> Seen:
         prediction.anomalous,
         prediction.statistics or {},
     )
-
-
-def _misaligned(overlaps: Mapping[str, Overlap], threshold: Threshold | None) -> tuple[str, ...]:
-    usual = threshold.edge_gain if isinstance(threshold, SensorThreshold) else None
-    return tuple(name for name, overlap in overlaps.items() if overlap.is_misaligned(usual))
-
-
-def _misaligned_notes(sample: PreparedSample, names: Sequence[str]) -> list[str]:
-    first = sample.modality_names[0]
-    return [
-        f"{name} and {first} are perhaps misaligned: edges fit best where {name} is moved by "
-        f"{sample.overlaps[name].down:+.1%} of the height and {sample.overlaps[name].right:+.1%} of the width"
-        for name in names
-    ]
-
-
-def _views_notes(sample: PreparedSample) -> list[str]:
-    """What one should know of how an image of this size is looked at."""
-    shrinking, first = min(view.shrinking for view in sample.views), sample.views[0].source
-    notes = []
-    if shrinking > TOO_SMALL:
-        notes.append(f"made {shrinking:.0f} times smaller, which loses defects of a few pixels; tiles would not")
-    if len(sample.views) == 1 and (first.height, first.width) != sample.size:
-        notes.append("looked at in the middle only, by data.aspect crop")
-    return notes
 
 
 def _started(

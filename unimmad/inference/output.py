@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from unimmad.checkpoint.thresholds import Threshold, Thresholds
-from unimmad.inference.detector import ALL_CLASSES, Prediction
+from unimmad.inference.deciding import ALL_CLASSES
 from unimmad.inference.pictures import save_heat_map
+from unimmad.inference.prediction import Prediction
 from unimmad.report.drawing import colour_limits
 from unimmad.serialization.atomic_write import write_aside
 from unimmad.serialization.text import one_line, utf8_name

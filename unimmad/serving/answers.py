@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from unimmad.inference.detector import Prediction
 from unimmad.inference.output import picture_limits, picture_title, said_of
 from unimmad.inference.pictures import heat_map
+from unimmad.inference.prediction import Prediction
 
 MOST_MAP_PIXELS = 2**24
 """Of a map that is sent as NPY: 64 MiB, a third more as base64."""

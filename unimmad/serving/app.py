@@ -18,7 +18,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 import unimmad
-from unimmad.inference.detector import Detector, Prediction
+from unimmad.inference.detector import Detector
+from unimmad.inference.prediction import Prediction
 from unimmad.serialization.text import one_line
 from unimmad.serving.answers import Answer, Refusal, answer
 from unimmad.serving.batching import Batching, BatchScorer, NotScoredError, Question, QueueFullError

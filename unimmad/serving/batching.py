@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from queue import Empty, Queue
 from threading import Lock, Thread
 
-from unimmad.inference.detector import DEFAULT_BATCH_SIZE, READERS, Detector, Prediction
+from unimmad.inference.detector import DEFAULT_BATCH_SIZE, READERS, Detector
 from unimmad.inference.inputs import InputSample
+from unimmad.inference.prediction import Prediction
 from unimmad.inference.reading import PreparedSample
 
 LONGEST_RETRY = 60
