@@ -59,6 +59,14 @@ def test_it_learns_where_anomalies_are_and_is_the_same_for_the_same_seed(monkeyp
     assert not torch.equal(fitted_discriminator(examples, seed=4)(ratios), factors_Nhw)
 
 
+def test_examples_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discriminator, "STEPS", 2)
+    examples = made_examples()
+    examples.logarithms_NLhw[:] = torch.nan
+    with pytest.raises(ValueError, match="no discriminator can be fitted"):
+        fitted_discriminator(examples, seed=3)
+
+
 def test_the_same_images_are_kept_whatever_the_order_and_the_ranks() -> None:
     images = [(BankName("a", number % 2), f"key {number}", torch.full((3, 2, 2), float(number))) for number in range(9)]
 
@@ -80,3 +88,5 @@ def test_the_same_images_are_kept_whatever_the_order_and_the_ranks() -> None:
     expected = kept([[*range(9)]])
     assert len(expected) == 4
     assert kept([[8, 7, 6], [0, 5, 1], [2, 4, 3]]) == expected
+    assert kept([[], [*range(9)]]) == kept([[*range(9)], []]) == expected, "a rank may have seen nothing"
+    assert kept([[]]) == []

@@ -121,6 +121,12 @@ def test_the_whole_image_is_a_level_and_the_discriminator_a_factor() -> None:
     assert alone.maps(alone(*tokens([TEST[0]]))).isfinite().all()
 
 
+def test_tiles_of_one_photograph_are_left_out_together() -> None:
+    tiles = [Sample(f"photo view {number}", "b", (0,), sample(0).images_MCHW + 0.1 * number) for number in range(3)]
+    assert not fitted(tiles, **WITH_ALL).search.discriminators, "there is no other photograph to compare with"
+    assert fitted([*tiles, sample(2)], **WITH_ALL).search.discriminators
+
+
 def test_a_discriminator_of_other_levels_is_refused() -> None:
     method = fitted(**WITH_ALL)
     shapes = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}

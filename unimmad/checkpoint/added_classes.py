@@ -21,6 +21,7 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from unimmad.checkpoint.monitoring import MONITORING_NAME
 from unimmad.checkpoint.thresholds import SensorThreshold, load_thresholds, save_thresholds
 from unimmad.data.index import ClassName, DatasetEntry
 from unimmad.methods.added_class import AddedBank, WithAddedClasses
@@ -201,6 +202,8 @@ def _digest(entry: AddedEntry, tensors: Mapping[str, Tensor]) -> str:
 def _forget_calibrated(checkpoint: Path, class_name: str) -> None:
     """A calibrated threshold holds for the bank that it was made with."""
     thresholds = load_thresholds(checkpoint)
-    if thresholds is not None and class_name in thresholds.classes:
-        left = {name: found for name, found in thresholds.classes.items() if name != class_name}
-        save_thresholds(thresholds.model_copy(update={"classes": left}), checkpoint)
+    if thresholds is not None and class_name in {*thresholds.classes, *thresholds.trained_classes}:
+        classes = {name: found for name, found in thresholds.classes.items() if name != class_name}
+        trained = tuple(name for name in thresholds.trained_classes if name != class_name)
+        save_thresholds(thresholds.model_copy(update={"classes": classes, "trained_classes": trained}), checkpoint)
+        (checkpoint / MONITORING_NAME).unlink(missing_ok=True)  # of the scores that the bank gave

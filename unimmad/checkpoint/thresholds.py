@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import reduce
 from pathlib import Path
@@ -174,21 +174,23 @@ class Thresholds(_Frozen):
         sensor_sets = tuple(_with_gain(part, pooled) for part in self.sensor_sets)
         return self.model_copy(update={"classes": classes, "sensor_sets": sensor_sets})
 
-    def only(self, dataset: str) -> Thresholds | None:
-        """Those of one dataset; None where none of its classes is calibrated.
+    def only(self, dataset: str, without: Collection[str] = ()) -> Thresholds | None:
+        """Those of one dataset, without some classes; None where none that is left is calibrated.
 
-        Where classes of others went into the threshold of all classes, it becomes the largest of the dataset's own: the
+        Where other classes went into the threshold of all classes, it becomes the largest of the dataset's own: the
         scores, of which a quantile could be taken, are not kept, and no class has more false alarms by that.
         """
         inside = f"{dataset}/"
-        classes = {name: found for name, found in self.classes.items() if name.startswith(inside)}
+        names = [name for name in (*self.classes, *self.trained_classes) if name.startswith(inside)]
+        left = [name for name in names if name not in without]
+        classes = {name: found for name, found in self.classes.items() if name in left}
         if not classes:
             return None
         kept = self.model_copy(
             update={
                 "classes": classes,
                 "datasets": {name: entry for name, entry in self.datasets.items() if name == dataset},
-                "trained_classes": tuple(name for name in self.trained_classes if name.startswith(inside)),
+                "trained_classes": tuple(name for name in self.trained_classes if name in left),
             }
         )
         if len(classes) == len(self.classes):
@@ -233,7 +235,8 @@ def _largest_of_sensors(found: Sequence[SensorThreshold]) -> SensorThreshold:
     """Of the same modalities."""
     usual = [one.usual for one in found if one.usual is not None]
     dark_end = statistics.median(usual) if usual else None
-    return SensorThreshold(**_largest(found), modalities=found[0].modalities, usual=dark_end)
+    gain = max((one.edge_gain for one in found if one.edge_gain is not None), default=None)
+    return SensorThreshold(**_largest(found), modalities=found[0].modalities, usual=dark_end, edge_gain=gain)
 
 
 def _with_pixel_value(found: AnySensors, spreads: Iterable[tuple[Sensors, Spread]]) -> AnySensors:

@@ -73,6 +73,7 @@ def _export(options: argparse.Namespace) -> tuple[ExportMetadata, list[str]]:
         thresholds,
         dataset=options.dataset,
         modality_names=options.modality,
+        added=added,
         version=unimmad.__version__,
     )
     remove_leftovers(options.target)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from unimmad.checkpoint.folder import NO_VERIFY_HELP
 from unimmad.cli.console import print_any_name
+from unimmad.cli.evaluate_arguments import TILES_HELP
 from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector
 from unimmad.serialization.text import one_line
 
@@ -58,6 +59,7 @@ def serve_parser() -> argparse.ArgumentParser:
         help="shard folder that tells the modalities, once for each; default: those it was trained on",
     )
     what.add_argument("--roi", type=Path, metavar="FILE|DIR|none", help="where to look, as for unimmad predict")
+    what.add_argument("--tiles", metavar="SIZE[:OVERLAP[:whole]]|none", help=TILES_HELP)
     what.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     what.add_argument("--precision", choices=["fp32", "bf16"], help="as for unimmad predict")
     where = parser.add_argument_group("where")
@@ -119,6 +121,7 @@ def _serve(options: argparse.Namespace) -> None:
             precision=options.precision,
             verify=not options.no_verify,
             roi=options.roi,
+            tiles=options.tiles,
         )
         alone = is_loopback(listening)
         title = f"UniMMAD: {options.checkpoint}"
@@ -126,7 +129,7 @@ def _serve(options: argparse.Namespace) -> None:
         app = create_app(detector, settings)
         if not alone:
             print("note: anybody who can reach this address may use it: there are no passwords", file=sys.stderr)
-        if detector.thresholds is None:
+        if detector.thresholds is None and not detector.added:
             print(
                 "note: no thresholds, so there are scores without decisions: unimmad calibrate makes them",
                 file=sys.stderr,

@@ -139,7 +139,7 @@ def evaluate_checkpoint(
     own_tiles, checkpoint = checkpoint.recipe.evaluation.tiles, _with_tiles(checkpoint, tiles)
     settings, precision = checkpoint.recipe.evaluation, chosen_precision(precision, device)
     mask_resize, geometry = mask_resize or settings.mask_resize, scoring_geometry(checkpoint.recipe)
-    thresholds = _held_thresholds(checkpoint, shards, modalities, precision)
+    thresholds = _held_thresholds(checkpoint, shards, modalities, precision, own_tiles.same_views(settings.tiles))
     kept = None if thresholds is None else thresholds.thresholds
     none_holds = "" if kept is None else kept.tiles_note(settings.tiles, own_tiles)
     thresholds = None if none_holds else thresholds
@@ -235,15 +235,21 @@ def _with_tiles(checkpoint: LoadedCheckpoint, tiles: TileSettings | None) -> Loa
 
 
 def _held_thresholds(
-    checkpoint: LoadedCheckpoint, shards: ShardSet, modalities: Sequence[str] | None, precision: Precision
+    checkpoint: LoadedCheckpoint,
+    shards: ShardSet,
+    modalities: Sequence[str] | None,
+    precision: Precision,
+    same_tiles: bool,
 ) -> HeldThresholds | None:
-    """Those beside the checkpoint; None where there are none, or modalities were chosen."""
+    """Those beside the checkpoint; None where there are none, or modalities were chosen. ``same_tiles``: whether images
+    are scored by the checkpoint's own."""
     if modalities is not None:
         return None
     thresholds = load_thresholds(checkpoint.folder)
     if thresholds is None and not checkpoint.added:
         return None
-    return HeldThresholds(thresholds, shards.datasets, checkpoint.model.looks_at_class, precision, checkpoint.added)
+    looks_at_class = checkpoint.model.looks_at_class
+    return HeldThresholds(thresholds, shards.datasets, looks_at_class, precision, checkpoint.added, same_tiles)
 
 
 def _untested(checkpoint: LoadedCheckpoint, shards: ShardSet, split: Split) -> Iterator[ClassResult]:

@@ -26,13 +26,16 @@ class HeldThresholds:
     """What the scores are computed in."""
     added: Mapping[str, AddedClass] = field(default_factory=dict)
     """Classes added after training, by ``DATASET/CLASS``, whose thresholds are borrowed."""
+    borrowed_hold: bool = True
+    """Whether those are of the tiles that images are scored by now."""
 
     def of(self, sample: Sample) -> Threshold | None:
         """The class's, else that of all classes, for samples of exactly its modalities; None where the sample's
         modalities or its region of interest are not those calibrated."""
         dataset, name = self.datasets[sample.dataset], sample.class_name
         if self.is_borrowed(name):
-            return None if rois_of(self.datasets).of(name) else self.added[name].threshold(sample.modalities)
+            holds = self.borrowed_hold and not rois_of(self.datasets).of(name)
+            return self.added[name].threshold(sample.modalities) if holds else None
         if self.thresholds is None:
             return None
         known = name in self.thresholds.trained_classes

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unimmad.checkpoint.monitoring import SMALL, Usual
+from unimmad.methods.added_class import WithAddedClasses
 from unimmad.model.backends.tf32 import without_tf32
 from unimmad.model.method import Method
 
@@ -93,7 +94,8 @@ def pooled_features(model: Method, images_TCHW: Tensor) -> NDArray[np.float32]:
 
     ``images_TCHW`` are normalised and on the model's device. F is 0 where the method has no teacher.
     """
-    teacher = getattr(model, "teacher", None)
+    trained = model.base if isinstance(model, WithAddedClasses) else model
+    teacher = getattr(trained, "teacher", None)
     if teacher is None:
         return np.empty((len(images_TCHW), 0), dtype=np.float32)
     with without_tf32():

@@ -47,8 +47,14 @@ class Catalogue:
         return cls(joined_by_name(datasets, known), tuple(classes))
 
     def with_classes(self, added: Mapping[str, DatasetEntry]) -> Catalogue:
-        """With classes added after training: ``DATASET/CLASS`` and its modalities; a known dataset keeps its own."""
-        datasets = {name.partition("/")[0]: entry for name, entry in added.items()}
+        """With classes added after training: ``DATASET/CLASS`` and its modalities; a known dataset keeps its own, a new
+        one has those of all its classes."""
+        datasets: dict[str, DatasetEntry] = {}
+        for name, entry in added.items():
+            dataset = name.partition("/")[0]
+            of_all = {one.name: one for one in (*datasets.get(dataset, entry).modalities, *entry.modalities)}
+            ordered = tuple(sorted(of_all.values(), key=lambda modality: modality.slot))
+            datasets[dataset] = entry.model_copy(update={"modalities": ordered})
         return replace(self, datasets=datasets | self.datasets, classes=tuple(dict.fromkeys([*self.classes, *added])))
 
     @property

@@ -78,6 +78,9 @@ class Decider:
         added = self.added[class_name]
         if self.catalogue.rois.of(class_name) is not None:
             return None, None, [*notes, "no threshold holds for another region of interest: calibrate with it"]
+        if not self.own_tiles.same_views(self.engine.settings.tiles):
+            used, own = self.engine.settings.tiles.in_words(), self.own_tiles.in_words()
+            return None, None, [*notes, f"no threshold holds for {used}: {class_name} was added with {own}"]
         threshold = added.threshold(sample.modality_names)
         if threshold is None:
             known = " or ".join(" + ".join(one.modalities) for one in added.entry.thresholds)

@@ -151,7 +151,8 @@ class Detector:
                 modalities, or regions that can't be read.
         """
         chosen = named_device(device)
-        checkpoint = with_added_classes(load_checkpoint(find_checkpoint(Path(path)), verify=verify))
+        loaded = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
+        checkpoint = with_added_classes(loaded)
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
         catalogue = catalogue.with_classes({name: one.entry.dataset for name, one in checkpoint.added.items()})
@@ -161,7 +162,7 @@ class Detector:
         catalogue = catalogue if roi is None else catalogue.with_rois(roi)
         digest = checkpoint.weights_digest + recipe.evaluation.model_dump_json() + recipe.data.aspect
         reference = load_reference(checkpoint.folder)
-        if reference is not None and reference.described.weights != checkpoint.weights_digest:
+        if reference is not None and reference.described.weights != loaded.weights_digest:
             raise ValueError(
                 f"{checkpoint.folder / MONITORING_NAME}: it is of other weights than the checkpoint's; calibrate "
                 "again, or remove it"

@@ -22,6 +22,7 @@ from unimmad.evaluation.geometry import settings_with_tiles, tiles_of
 from unimmad.evaluation.scoring import BatchScores, chosen_precision, score_images, scoring_form
 from unimmad.inference.export.metadata import IMAGES_INPUT, MAPS_OUTPUT, SCORES_OUTPUT, ExportMetadata
 from unimmad.inference.reading import PreparedSample, normalised_images
+from unimmad.methods.added_class import WithAddedClasses
 from unimmad.model.method import Method
 from unimmad.serialization.text import one_line
 
@@ -112,6 +113,12 @@ class ModelEngine:
             raise ValueError(
                 f"{sample.name}: an image of slot {highest}; the model has slots 0 to {available - 1} only"
             )
+        known = self.model.added if isinstance(self.model, WithAddedClasses) else {}
+        bank = known.get(sample.match.class_name or "")
+        if bank is not None and bank.slots:  # without any it is about to be filled
+            unknown = [modality.name for modality in sample.modalities if modality.slot not in bank.slots]
+            if unknown:
+                raise ValueError(f"{sample.name}: class {bank.class_name} was added without {', '.join(unknown)}")
 
     def score(self, samples: Sequence[PreparedSample]) -> tuple[Tensor, Tensor]:
         return self.score_tokens(*_tokens_of(samples))

@@ -145,7 +145,7 @@ class PredictionFolder:
             picture = f"{PICTURES}/{_file_name(prediction.name)}.png"
             limits, title = picture_limits(prediction, self.scale), picture_title(prediction, self.scale)
             looked_at = prediction.weights_HW
-            target, parts = self.folder / picture, _parts(prediction)
+            target, parts = self.folder / picture, picture_parts(prediction)
             save_heat_map(prediction.pictures, prediction.map_HW, limits, target, looked_at, title, parts)
         if self.with_maps:
             map_file = f"{MAPS}/{_file_name(prediction.name)}.npy"
@@ -297,7 +297,7 @@ def picture_limits(prediction: Prediction, scale: float | None = None) -> tuple[
     return prediction.limits or colour_limits([prediction.map_HW])
 
 
-def _parts(prediction: Prediction) -> list[tuple[str, NDArray[np.float32]]]:
+def picture_parts(prediction: Prediction) -> list[tuple[str, NDArray[np.float32]]]:
     """What each modality adds to the map, under its share of the score."""
     shares = prediction.shares or {}
     return [(f"{name}: {shares[name]:.0%}", part_HW) for name, part_HW in prediction.modality_maps.items()]

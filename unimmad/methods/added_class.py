@@ -285,6 +285,8 @@ class WithAddedClasses(Method):
         return maps_BHW
 
     def parts(self, output: WithAdded) -> Tensor | None:
+        if type(self.base).parts is Method.parts:  # else an added class's would depend on what shares its batch
+            return None
         of_base = None if output.base is None else self.base.parts(output.base)
         if output.maps_THW is None or (output.base is not None and of_base is None):
             return of_base

@@ -74,7 +74,11 @@ def logarithms(ratios: Sequence[Tensor]) -> Tensor:
 
 
 def fitted_discriminator(examples: DrawnExamples, seed: int) -> Discriminator:
-    """Train one, on the examples' device; the same numbers for the same examples and seed."""
+    """Train one, on the examples' device; the same numbers for the same examples and seed.
+
+    Raises:
+        ValueError: examples are not finite.
+    """
     device = examples.logarithms_NLhw.device
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
@@ -91,6 +95,8 @@ def fitted_discriminator(examples: DrawnExamples, seed: int) -> Discriminator:
             schedule.step()
             for kept, new in zip(average.parameters(), trained.parameters(), strict=True):
                 kept.lerp_(new.detach(), 1 - AVERAGED)
+    if not all(bool(parameter.isfinite().all()) for parameter in average.parameters()):
+        raise ValueError("no discriminator can be fitted: distances are NaN or infinite; look at the images' values")
     return average
 
 

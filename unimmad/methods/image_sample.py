@@ -25,7 +25,7 @@ class KeptImage(NamedTuple):
     key: str
     """Of its sample."""
     image_CHW: Tensor
-    """Normalised, float16, on the CPU."""
+    """Normalised, float32, on the CPU."""
 
 
 class ImageSample:
@@ -45,24 +45,28 @@ class ImageSample:
         """Take in one image."""
         number = int(random_order(hash_of_key(f"{bank.slot} {key}"), 1, self.seed))
         if len(self._kept) < self.limit or number < self._kept[-1].number:
-            self._kept.append(KeptImage(number, bank, key, image_CHW.to("cpu", torch.float16, copy=True)))
+            self._kept.append(KeptImage(number, bank, key, image_CHW.to("cpu", torch.float32, copy=True)))
             self._kept = sorted(self._kept, key=_place)[: self.limit]
 
     def gathered(self, gather: Gather) -> list[KeptImage]:
         """Those of all processes in the order of their numbers, on rank 0 (elsewhere nothing); here they are forgotten.
-        Collective: each process has added one image or more, or none has."""
+        Collective. All images are of one shape."""
         kept, self._kept = self._kept, []
         lines = "".join(json.dumps([one.number, one.bank, one.key]) + "\n" for one in kept)
-        given = {"lines": torch.tensor(list(lines.encode()), dtype=torch.uint8)}
-        if kept:
-            given["images"] = torch.stack([one.image_CHW for one in kept])
-        of_all = gather(given)
-        if "images" not in of_all:
+        of_all = gather(
+            {
+                "lines": torch.tensor(list(lines.encode()), dtype=torch.uint8),
+                "shapes": torch.tensor([one.image_CHW.shape for one in kept], dtype=torch.long).reshape(-1, 3),
+                "values": torch.cat([torch.empty(0), *(one.image_CHW.flatten() for one in kept)]),
+            }
+        )
+        if not of_all or not len(of_all["shapes"]):
             return []
         facts = [json.loads(line) for line in bytes(of_all["lines"].tolist()).decode().splitlines()]
+        images_NCHW = of_all["values"].view(-1, *of_all["shapes"][0].tolist())
         images = [
             KeptImage(number, BankName(*bank), key, image_CHW)
-            for (number, bank, key), image_CHW in zip(facts, of_all["images"], strict=True)
+            for (number, bank, key), image_CHW in zip(facts, images_NCHW, strict=True)
         ]
         return sorted(images, key=_place)[: self.limit]
 

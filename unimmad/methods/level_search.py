@@ -38,6 +38,8 @@ LEAST_RATIO = 0.05
 """Distances count as this share of a usual one at least. Below it there is rounding, and a patch that is in a bank."""
 WHOLE_NEIGHBOURS = 5
 """Normal images that a whole image is compared with: the nearest ones, by the mean of their distances."""
+VIEW, MOST_VIEWS = " view ", 10_000
+"""What stands in a tile's key before its number, and how many tiles a photograph may have."""
 VARIANTS = 3
 """Anomalies that are drawn onto an image, one at a time."""
 
@@ -153,11 +155,11 @@ class LevelSearch(nn.Module):
         found: list[tuple[Tensor, Tensor]] = []
         for kept in tqdm(images, desc="draw anomalies", unit="image"):
             number = self.banks[0].names.index(kept.bank)
-            image = torch.tensor([hash_of_key(kept.key)])
+            image = torch.tensor([hash_of_key(key) for key in _views_of(kept.key)])
             if self.banks[0].has_others(number, image):
-                image_CHW = kept.image_CHW.float()
+                image_CHW = kept.image_CHW
                 others = [images[place].image_CHW for place in random.integers(len(images), size=VARIANTS)]
-                drawn = [drawn_anomaly(image_CHW, other_CHW.float(), random) for other_CHW in others]
+                drawn = [drawn_anomaly(image_CHW, other_CHW, random) for other_CHW in others]
                 versions_VCHW = torch.stack([image_CHW, *(version_CHW for version_CHW, _ in drawn)])
                 levels = zip(self.banks, self._described(maps_of(versions_VCHW.to(device))), strict=False)
                 ratios = [level.scores_without(patches, number, image) for level, patches in levels]
@@ -261,6 +263,12 @@ class LevelSearch(nn.Module):
 def described(map_TChw: Tensor) -> Tensor:
     """The means of 3 x 3 windows, zeros beyond the edge: float32 [T, h, w, C]."""
     return F.avg_pool2d(map_TChw.float(), 3, stride=1, padding=1).permute(0, 2, 3, 1)
+
+
+def _views_of(key: str) -> list[str]:
+    """The keys of all tiles of a photograph, of one of them; of a photograph its own alone."""
+    photograph, tile, number = key.rpartition(VIEW)
+    return [f"{photograph}{VIEW}{other}" for other in range(MOST_VIEWS)] if tile and number.isdecimal() else [key]
 
 
 def _shares(masks_VHW: Tensor, side: int) -> Tensor:

@@ -16,6 +16,8 @@ from unimmad.serialization.validation import Entry, first_problem
 
 LONGEST_LINE = 2**20
 """Bytes of one prediction."""
+LARGEST = 1e300
+"""Numbers beyond it, of either sign, can't be calculated with."""
 _KNOWN_BY = 256
 """Bytes before the place reached, by which a file is known to be the same still."""
 
@@ -27,14 +29,14 @@ class BrokenLineError(ValueError):
 class _Measured(Entry):
     reference: str
     time: str = ""
-    images: dict[str, dict[str, float]] = Field(default_factory=dict)
+    images: dict[str, dict[str, Annotated[float, Field(ge=-LARGEST, le=LARGEST)]]] = Field(default_factory=dict)
 
 
 class _Line(Entry):
     name: str
     class_name: Annotated[str | None, Field(alias="class")]
     modalities: tuple[str, ...]
-    score: float
+    score: Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
     anomalous: bool | None
     monitor: _Measured | None = None
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from unimmad.inference.output import picture_limits, picture_title, said_of
+from unimmad.inference.output import picture_limits, picture_parts, picture_title, said_of
 from unimmad.inference.pictures import heat_map
 from unimmad.inference.prediction import Prediction
 
@@ -78,6 +78,7 @@ def _png(prediction: Prediction) -> bytes:
         picture_limits(prediction),
         prediction.weights_HW,
         picture_title(prediction),
+        picture_parts(prediction),
     )
     stream = io.BytesIO()
     picture.save(stream, format="PNG")

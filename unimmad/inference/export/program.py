@@ -9,7 +9,7 @@ Letters: B samples, M modalities, C = 3 channels, H x W the model's image size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ def build_program(
     *,
     dataset: str | None = None,
     modality_names: Sequence[str] | None = None,
+    added: Collection[str] = (),
     version: str,
 ) -> tuple[ExportProgram, ExportMetadata]:
     """The program for the images of one dataset; the checkpoint's model must not be used by itself afterwards.
@@ -62,6 +63,7 @@ def build_program(
         thresholds: those beside it, or None.
         dataset: whose modalities; may be left out where there is one only.
         modality_names: some of them; None for all.
+        added: classes added after training, which the file does not know.
         version: of this package.
 
     Raises:
@@ -78,13 +80,13 @@ def build_program(
         dataset=name,
         field=catalogue.datasets[name].field,
         modalities=modalities,
-        classes=tuple(found for found in catalogue.classes if found.startswith(f"{name}/")),
+        classes=tuple(found for found in catalogue.classes if found.startswith(f"{name}/") and found not in added),
         image_size=size,
         evaluation=settings,
         aspect=checkpoint.recipe.data.aspect,
         roi=catalogue.datasets[name].roi,
         # They were made with the class known, of which a file is told nothing.
-        thresholds=None if thresholds is None or checkpoint.model.looks_at_class else thresholds.only(name),
+        thresholds=None if thresholds is None or checkpoint.model.looks_at_class else thresholds.only(name, added),
         misses_class=checkpoint.model.looks_at_class,
     )
     return ExportProgram(network, modalities, settings, size).eval(), metadata
