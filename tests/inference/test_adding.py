@@ -14,11 +14,14 @@ from unimmad.checkpoint.added_classes import FOLDER, load_added, with_added_clas
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.thresholds import load_thresholds, save_thresholds, thresholds_by_sensors
 from unimmad.cli.add_class import main
+from unimmad.cli.calibrate import main as calibrate
 from unimmad.data.index import load_index
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation.evaluate import evaluate_checkpoint
+from unimmad.evaluation.image_statistics import pooled_features
 from unimmad.inference.adding import MOST_IMAGES
 from unimmad.inference.detector import Detector
+from unimmad.inference.engines import ModelEngine
 from unimmad.report.at_threshold import at_threshold_table
 
 BOLT = "added/bolt"
@@ -173,3 +176,36 @@ def test_what_cannot_be_added_is_refused_in_one_line(checkpoint, images, tmp_pat
     file.write_bytes(whole)
     with pytest.raises(ValueError, match="was made for other weights"):
         load_added(checkpoint, "0" * 64)
+
+
+def test_calibrating_watching_tiling_and_exporting_go_with_an_added_class(
+    checkpoint_folder, calibration_shards, images, tmp_path, capsys
+):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint_folder, checkpoint)
+    words = ["--checkpoint", str(checkpoint), "--data", str(calibration_shards), "--device", "cpu", "--workers", "0"]
+    assert calibrate(words) == 0, capsys.readouterr().err
+    assert add(checkpoint, "--class", "bolt", images) == 0, capsys.readouterr().err
+    assert add(checkpoint, "--class", "nail", images / "rgb") == 0, capsys.readouterr().err
+    detector = Detector.from_checkpoint(checkpoint, device="cpu")
+    detector.start_monitor()
+    bolt, rope = (detector.predict(sample_of(images), class_name=name) for name in ("bolt", "solids/rope"))
+    assert bolt.threshold_of == BOLT, "another class of its dataset has fewer modalities"
+    assert rope.statistics is not None
+    assert isinstance(detector.engine, ModelEngine)
+    model = detector.engine.model
+    assert pooled_features(model, torch.zeros(1, 3, model.image_size, model.image_size)).shape[1] > 0
+    with pytest.raises(ValueError, match="class added/nail was added without depth"):
+        detector.predict(sample_of(images), class_name="nail")
+    tiled = Detector.from_checkpoint(checkpoint, device="cpu", tiles="32")
+    found = tiled.predict(sample_of(images), class_name="bolt")
+    assert found.threshold is None
+    assert any("added/bolt was added with" in note for note in found.notes)
+    thresholds = load_thresholds(checkpoint)
+    assert thresholds is not None
+    left = thresholds.only("solids", without={"solids/rope"})
+    assert left is not None
+    assert list(left.classes) == ["solids/cookie"]
+    assert left.trained_classes == ("solids/cookie",)
+    assert left.all_classes.value == left.classes["solids/cookie"].value
+    assert thresholds.only("solids", without={"solids/rope", "solids/cookie"}) is None
