@@ -29,7 +29,8 @@ from unimmad.data.decode import decode_image
 from unimmad.data.prepare import prepare
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.resized_cache import ResizedCache
-from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.stream import training_batches
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards
 from unimmad.report.table import Table

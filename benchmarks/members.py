@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unimmad.data.index import Modality
-from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import ShardSet
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from tqdm import tqdm
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.monitoring import MonitoringReference, load_reference
 from unimmad.data.decode import decode_image
-from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.inference.detector import Detector
 from unimmad.inference.inputs import InputSample
 from unimmad.inference.measuring import tells_usual

@@ -15,7 +15,8 @@ from unimmad.data.location import parse_data_folder
 from unimmad.data.prepare import prepare
 from unimmad.data.reading.download import FetchError
 from unimmad.data.reading.shard_cache import ShardCache
-from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import CorruptSampleError, ShardSet
 from unimmad.data.sample import Sample
 from unimmad.data.writing.shards import write_shards
 

@@ -12,7 +12,8 @@ from parity.cases import Problem
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import Batch, collate
 from unimmad.data.synthetic import synthetic_sets
 from unimmad.data.writing.shards import write_shards

@@ -13,7 +13,8 @@ from unimmad.audit.settling import settled_set
 from unimmad.data.index import DatasetEntry, Member, SampleEntry, Split
 from unimmad.data.layouts.source_set import SourceFile, SourceSample, SourceSet
 from unimmad.data.location import DataFolder
-from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.writing.shard_notes import sample_fingerprint
 
 

@@ -13,7 +13,8 @@ from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.normal_maps import NormalMaps, normal_maps
 from unimmad.checkpoint.thresholds import Sensors
 from unimmad.data.index import Split
-from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import CorruptSampleError, ShardSet
 from unimmad.data.sample import Sample, collate
 from unimmad.data.views import Geometry
 from unimmad.evaluation.geometry import scoring_geometry

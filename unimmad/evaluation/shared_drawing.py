@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from unimmad.config import EvaluationSettings, Precision
-from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.views import STRETCHED, Geometry, whole
 from unimmad.evaluation.letters import class_letter, drawn_letter, read_class_letter, read_drawn
 from unimmad.evaluation.tiling import at_size, score_stored

@@ -24,7 +24,8 @@ from unimmad.config import Precision, TileSettings
 from unimmad.data.edges import Overlap, overlaps, usual_gain
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
-from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog
 from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.data.roi import given_rois

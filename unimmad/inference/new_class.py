@@ -13,7 +13,8 @@ from unimmad.data.index import GOOD, INDEX_NAME, DatasetEntry
 from unimmad.data.layouts import LAYOUTS, find_sets
 from unimmad.data.layouts.scan import Notices
 from unimmad.data.layouts.source_set import SourceFile
-from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.inputs import InputSample, find_samples
 from unimmad.serialization.text import listed

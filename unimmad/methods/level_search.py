@@ -19,29 +19,22 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from unimmad.config.fields import NotNegative, Positive, Real, Section
 from unimmad.methods.banks import Banks, BankSettings
-from unimmad.methods.coreset import hash_of_key
-from unimmad.methods.discriminator import Discriminator, DrawnExamples, fitted_discriminator, logarithms
-from unimmad.methods.drawn_anomalies import drawn_anomaly
-from unimmad.methods.image_sample import ImageSample, KeptImage
+from unimmad.methods.discriminator import Discriminator, fitted_discriminator
+from unimmad.methods.drawn_examples import drawn_examples
+from unimmad.methods.image_sample import ImageSample
 from unimmad.model.method import Fitted, Gather, sample_of_token
 
 LEAST_RATIO = 0.05
 """Distances count as this share of a usual one at least. Below it there is rounding, and a patch that is in a bank."""
 WHOLE_NEIGHBOURS = 5
 """Normal images that a whole image is compared with: the nearest ones, by the mean of their distances."""
-VIEW, MOST_VIEWS = " view ", 10_000
-"""What stands in a tile's key before its number, and how many tiles a photograph may have."""
-VARIANTS = 3
-"""Anomalies that are drawn onto an image, one at a time."""
 
 
 class LevelSearchSettings(Section):
@@ -145,28 +138,15 @@ class LevelSearch(nn.Module):
         for level in self.all_banks:
             level.finish(gather)
         images = self._images.gathered(gather) if self.drawn_on else []
-        if images and maps_of and (examples := self._examples(images, maps_of)) is not None:
-            self.discriminators.append(fitted_discriminator(examples, self._seed))
+        if not images or maps_of is None:
+            return
 
-    @torch.no_grad()
-    def _examples(self, images: Sequence[KeptImage], maps_of: Callable[[Tensor], list[Tensor]]) -> DrawnExamples | None:
-        """Of each image, as it is and with anomalies drawn onto it; None where no class has two images."""
-        random, device = np.random.default_rng(self._seed), self.banks[0].device
-        found: list[tuple[Tensor, Tensor]] = []
-        for kept in tqdm(images, desc="draw anomalies", unit="image"):
-            number = self.banks[0].names.index(kept.bank)
-            image = torch.tensor([hash_of_key(key) for key in _views_of(kept.key)])
-            if self.banks[0].has_others(number, image):
-                image_CHW = kept.image_CHW
-                others = [images[place].image_CHW for place in random.integers(len(images), size=VARIANTS)]
-                drawn = [drawn_anomaly(image_CHW, other_CHW, random) for other_CHW in others]
-                versions_VCHW = torch.stack([image_CHW, *(version_CHW for version_CHW, _ in drawn)])
-                levels = zip(self.banks, self._described(maps_of(versions_VCHW.to(device))), strict=False)
-                ratios = [level.scores_without(patches, number, image) for level, patches in levels]
-                masks_VHW = torch.stack([torch.zeros_like(drawn[0][1]), *(mask_HW for _, mask_HW in drawn)])
-                covered_Vhw = _shares(masks_VHW, ratios[0].shape[-1])
-                found.append((logarithms(ratios), covered_Vhw.to(device)))
-        return DrawnExamples(*map(torch.cat, zip(*found, strict=True))) if found else None
+        def patches_of(images_VCHW: Tensor) -> list[Tensor]:
+            return [described(map_VChw) for map_VChw in maps_of(images_VCHW)]
+
+        examples = drawn_examples(images, self.banks, patches_of, self._seed)
+        if examples is not None:
+            self.discriminators.append(fitted_discriminator(examples, self._seed))
 
     def describe(self) -> dict[str, Any]:
         """See ``Fitted``."""
@@ -263,17 +243,6 @@ class LevelSearch(nn.Module):
 def described(map_TChw: Tensor) -> Tensor:
     """The means of 3 x 3 windows, zeros beyond the edge: float32 [T, h, w, C]."""
     return F.avg_pool2d(map_TChw.float(), 3, stride=1, padding=1).permute(0, 2, 3, 1)
-
-
-def _views_of(key: str) -> list[str]:
-    """The keys of all tiles of a photograph, of one of them; of a photograph its own alone."""
-    photograph, tile, number = key.rpartition(VIEW)
-    return [f"{photograph}{VIEW}{other}" for other in range(MOST_VIEWS)] if tile and number.isdecimal() else [key]
-
-
-def _shares(masks_VHW: Tensor, side: int) -> Tensor:
-    """Of each position's pixels those that are marked, 0 to 1: [V, side, side]."""
-    return F.adaptive_avg_pool2d(masks_VHW[:, None].float(), side)[:, 0]
 
 
 def nearer_class(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:

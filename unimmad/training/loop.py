@@ -18,7 +18,8 @@ from torch import Tensor
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.data.reading.order import TrainingOrder
-from unimmad.data.reading.shard_set import SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.reading.skipping import SkipLog, summary
 from unimmad.data.reading.stream import training_batches
 from unimmad.data.sample import Batch

@@ -29,7 +29,8 @@ from unimmad.data.location import DataFolder
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.resized_cache import GB, ResizedCache, expected_bytes
 from unimmad.data.reading.shard_cache import ShardCache
-from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import CorruptSampleError, ShardSet
 from unimmad.data.reading.stream import expect_workers
 from unimmad.data.reading.view_draw import ViewDraw
 from unimmad.data.synthetic.default_set import ensure_synthetic_shards

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from unimmad.data.reading.counter_rng import Purpose, below, counter_rng
-from unimmad.data.reading.shard_set import SampleRef
+from unimmad.data.reading.shard_files import SampleRef
 
 T = TypeVar("T")
 

@@ -7,16 +7,13 @@ sha256 is not (it would be read whole): that is ``unimmad shards verify``.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
-import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from tarfile import BLOCKSIZE
 from typing import Any
 
 import numpy as np
@@ -25,42 +22,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unimmad.data.decode import check_same_size, decode, decode_image, marked_pixels
-from unimmad.data.decode_limits import check_encoded
 from unimmad.data.gc_pause import collector_paused
 from unimmad.data.index import (
-    INDEX_NAME,
-    MAX_INDEX_BYTES,
     DatasetEntry,
     Index,
     Member,
     Modality,
-    SampleEntry,
-    ShardEntry,
     Split,
-    load_index,
-    parse_index,
     rois_of,
     with_rois,
 )
 from unimmad.data.joined_slots import joined_by_name
-from unimmad.data.location import DataFolder, RemoteFolder, shown
+from unimmad.data.location import DataFolder
 from unimmad.data.look import look_at
 from unimmad.data.mask_resize import NOTHING_LOST, MaskLoss, MaskRule, mask_loss, resized_mask
 from unimmad.data.prepare import model_input, resized_pixels, stored_pixels
-from unimmad.data.reading.download import FetchError, fetch
+from unimmad.data.reading.download import FetchError
 from unimmad.data.reading.resized_cache import ResizedCache, ResizedImage
 from unimmad.data.reading.shard_cache import GB, ShardCache
+from unimmad.data.reading.shard_files import SampleRef, ShardFiles, checked_indexes
 from unimmad.data.reading.view_draw import ViewDraw
 from unimmad.data.roi import Roi, Rois
 from unimmad.data.sample import BatchBuffer, Sample, StoredImages
 from unimmad.data.views import Aspect, Resolution, View, whole
-from unimmad.data.writing.tar_headers import is_header_of
 from unimmad.serialization.text import one_line
 
 logger = logging.getLogger(__name__)
-
-MAX_OPEN_SHARDS = 128
-"""File handles a process keeps; the one opened first is closed beyond that."""
 
 
 class CorruptSampleError(ValueError):
@@ -74,20 +61,7 @@ class CorruptSampleError(ValueError):
         return type(self), (self.shard, str(self))
 
 
-@dataclass(frozen=True)
-class SampleRef:
-    """Where to find one sample: its folder's position in the ``ShardSet``, and its entry in that index."""
-
-    folder: int
-    entry: SampleEntry
-
-    @property
-    def class_name(self) -> str:
-        """``DATASET/CLASS``."""
-        return f"{self.entry.dataset}/{self.entry.class_name}"
-
-
-class ShardSet:
+class ShardSet(ShardFiles):
     """Shard folders joined; samples are read by offset. Picklable; safe in loader workers of any kind."""
 
     def __init__(
@@ -97,9 +71,7 @@ class ShardSet:
         cache: ShardCache,
         known: Mapping[str, DatasetEntry] | None = None,
     ) -> None:
-        self.folders = tuple(folders)
-        self.indexes = tuple(indexes)
-        self.cache = cache
+        super().__init__(folders, indexes, cache)
         self.resized: ResizedCache | None = None
         """Where images are kept that ``read`` has resized, and looked for first. Masks are always read again."""
         self.datasets: dict[str, DatasetEntry] = joined_by_name(_stored(indexes), known)
@@ -108,7 +80,6 @@ class ShardSet:
             if moved := [m for m in self.datasets[name].modalities if m not in entry.modalities]:
                 said = ", ".join(f"{modality.name} in {modality.slot}" for modality in moved)
                 logger.info("slots go by modalities' names: %s has %s", name, said)
-        self._open_shards: dict[tuple[int, int], io.FileIO] = {}
 
     @classmethod
     def open(
@@ -130,11 +101,7 @@ class ShardSet:
         """
         if not folders:
             raise ValueError("no data folder given; make one with unimmad shards")
-        indexes = [_index_of(folder) for folder in folders]
-        _check_names(folders, indexes)
-        for folder, index in zip(folders, indexes, strict=True):
-            if isinstance(folder, Path):
-                _check_shards(folder, index)
+        indexes = checked_indexes(folders)
         cache = cache or ShardCache.of()
         if not all(isinstance(folder, Path) for folder in folders):
             logger.info("shards from URLs are kept in %s, %g GB at most", cache.folder, cache.limit_bytes / GB)
@@ -222,7 +189,7 @@ class ShardSet:
         except (FetchError, CorruptSampleError):
             raise
         except ValueError as error:
-            raise CorruptSampleError(self._shard_name(ref), str(error)) from None
+            raise CorruptSampleError(self.shard_name(ref), str(error)) from None
         # Of a region that does not fit, no sample is to blame.
         return self._with_look(sample, ref) if with_mask else sample
 
@@ -248,14 +215,14 @@ class ShardSet:
         except (FetchError, CorruptSampleError):
             raise
         except ValueError as error:
-            raise CorruptSampleError(self._shard_name(ref), str(error)) from None
+            raise CorruptSampleError(self.shard_name(ref), str(error)) from None
 
     def _read_stored_images(self, ref: SampleRef) -> Sample:
         present = self._present(ref)
         pixels: list[np.ndarray] = []
         for modality in present:
             member = ref.entry.images[modality.name]
-            where = self._where(ref, member)
+            where = self.where(ref, member)
             array = decode_image(self.member_bytes(ref, member), os.path.splitext(member.name)[1], where)
             pixels.append(stored_pixels(array, modality, where))
             check_same_size(where, pixels[-1].shape, "the sample's first image", pixels[0].shape)
@@ -283,7 +250,7 @@ class ShardSet:
                 else self._seen(ref, member, modality, lambda size: draw.of(size, image_size))
             )
             size = size or image.stored_size
-            check_same_size(self._where(ref, member), image.stored_size, "the sample's first image", size)
+            check_same_size(self.where(ref, member), image.stored_size, "the sample's first image", size)
             model_input(image.pixels, modality.kind, out=image_CHW)
         assert size is not None, "a sample has an image"
         view = whole(size, image_size, aspect) if draw is None else draw.of(size, image_size)
@@ -293,7 +260,7 @@ class ShardSet:
         self, ref: SampleRef, member: Member, modality: Modality, image_size: int, aspect: Aspect
     ) -> ResizedImage:
         cache = self.resized if self.resized and self.resized.holds(image_size, aspect) else None
-        sha256 = self._shard(ref).sha256
+        sha256 = self.shard_of(ref).sha256
         if cache and (kept := cache.get(sha256, member, modality)):
             return kept
         image = self._seen(ref, member, modality, lambda size: whole(size, image_size, aspect))
@@ -305,7 +272,7 @@ class ShardSet:
         self, ref: SampleRef, member: Member, modality: Modality, view_of: Callable[[tuple[int, int]], View]
     ) -> ResizedImage:
         """What the view sees that ``view_of`` gives for the stored size."""
-        where = self._where(ref, member)
+        where = self.where(ref, member)
         array = decode_image(self.member_bytes(ref, member), os.path.splitext(member.name)[1], where)
         size = (array.shape[0], array.shape[1])
         return ResizedImage(resized_pixels(array, modality, view_of(size), where), size)
@@ -327,7 +294,7 @@ class ShardSet:
         member = ref.entry.mask
         if member is None:
             return None
-        where = self._where(ref, member)
+        where = self.where(ref, member)
         decoded = decode(self.member_bytes(ref, member), os.path.splitext(member.name)[1], where)
         marked_HW = marked_pixels(decoded, where)
         check_same_size(decoded.called(where), marked_HW.shape, "its image", size)
@@ -351,61 +318,7 @@ class ShardSet:
         return self.datasets[ref.entry.dataset].roi.get(ref.entry.class_name)
 
     def _sample_name(self, ref: SampleRef) -> str:
-        return f"{self._shard_name(ref)}: {one_line(ref.entry.key)}"
-
-    def _where(self, ref: SampleRef, member: Member) -> str:
-        return f"{self._shard_name(ref)}: {one_line(member.name)}"
-
-    def _shard_name(self, ref: SampleRef) -> str:
-        """For messages: the path, or the URL."""
-        folder, name = self.folders[ref.folder], self._shard(ref).name
-        return os.path.join(folder, name) if isinstance(folder, Path) else shown(folder.file(name))
-
-    def _shard(self, ref: SampleRef) -> ShardEntry:
-        return self.indexes[ref.folder].shards[ref.entry.shard]
-
-    def member_bytes(self, ref: SampleRef, member: Member) -> bytes:
-        """One file of a sample, as it is encoded.
-
-        Raises:
-            ValueError: it is too large, can't be read, or is not where the index says.
-        """
-        where = self._where(ref, member)
-        check_encoded(member.length, where)
-        try:
-            with self._shard_file(ref) as file:
-                header = os.pread(file.fileno(), BLOCKSIZE, max(0, member.offset - BLOCKSIZE))
-                data = os.pread(file.fileno(), member.length, member.offset)
-        except OSError as error:
-            raise ValueError(f"{where}: cannot be read ({error.strerror})") from None
-        if len(data) != member.length:
-            raise ValueError(f"{where}: the shard ends before it; write the shards again")
-        if not is_header_of(header, member.name, member.length):
-            raise ValueError(f"{where}: is not where the index says; was the shard replaced?")
-        return data
-
-    @contextlib.contextmanager
-    def _shard_file(self, ref: SampleRef) -> Iterator[io.FileIO]:
-        folder = self.folders[ref.folder]
-        if isinstance(folder, Path):
-            yield self._local_shard(folder, ref)
-            return
-        # Kept open, a shard would go on filling the disk after the cache has removed it.
-        shard = self._shard(ref)
-        with self.cache.open(shard, folder.file(shard.name)) as file:
-            yield file
-
-    def _local_shard(self, folder: Path, ref: SampleRef) -> io.FileIO:
-        # pread has no position of its own, so handles that a forked worker inherits can be shared.
-        key = (ref.folder, ref.entry.shard)
-        if key not in self._open_shards:
-            if len(self._open_shards) >= MAX_OPEN_SHARDS:
-                self._open_shards.pop(next(iter(self._open_shards))).close()
-            self._open_shards[key] = io.FileIO(folder / self._shard(ref).name)
-        return self._open_shards[key]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open_shards": {}}
+        return f"{self.shard_name(ref)}: {one_line(ref.entry.key)}"
 
 
 def _stored(indexes: Sequence[Index]) -> dict[str, DatasetEntry]:
@@ -437,35 +350,3 @@ def _loss(marked_HW: NDArray[np.bool_], mask_hw: NDArray[np.bool_], view: View, 
     if sees_all and (rule == "area" or view.shrinking <= 1):
         return NOTHING_LOST
     return mask_loss(marked_HW, mask_hw, view)
-
-
-def _index_of(folder: DataFolder) -> Index:
-    if isinstance(folder, RemoteFolder):
-        url = folder.file(INDEX_NAME)
-        return parse_index(fetch(url, MAX_INDEX_BYTES), shown(url))
-    return load_index(folder)
-
-
-def _check_names(folders: Sequence[DataFolder], indexes: Sequence[Index]) -> None:
-    first_folder: dict[str, DataFolder] = {}
-    for folder, index in zip(folders, indexes, strict=True):
-        for name in index.datasets:
-            if name in first_folder:
-                raise ValueError(
-                    f"dataset {name} is in both {first_folder[name]} and {folder}; give each folder once, "
-                    "or write one of them again with another --name"
-                )
-            first_folder[name] = folder
-
-
-def _check_shards(folder: Path, index: Index) -> None:
-    for shard in index.shards:
-        path = folder / shard.name
-        if not path.is_file():
-            raise ValueError(f"shard {path} is missing; copy it again or write the shards again")
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise ValueError(
-                f"shard {path} is {size} bytes, but the index says {shard.bytes}: it was cut short or changed"
-                "; copy it again or write the shards again"
-            )

@@ -21,7 +21,8 @@ from unimmad.data.mask_resize import MaskRule
 from unimmad.data.reading.modality_dropout import ModalityDropout
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.parcel import WAY_OUT
-from unimmad.data.reading.shard_set import CorruptSampleError, SampleRef, ShardSet
+from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.reading.shard_set import CorruptSampleError, ShardSet
 from unimmad.data.reading.skipping import OnError, SkipLog, Skipped
 from unimmad.data.reading.view_draw import ViewDraw
 from unimmad.data.reading.worker_pool import Pipeline, errors_as_items, load, start_worker_server
