@@ -134,7 +134,15 @@ def test_a_watch_follows_through_rotation_and_broken_lines_until_it_is_interrupt
     """The file is not there yet when it begins."""
     command = [sys.executable, "-m", "unimmad", "monitor", "--checkpoint", "runs/mine", "--watch", "a.jsonl"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Where the tests run in a shell's background, it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         (place / "a.jsonl").write_text("".join(line() for _ in range(40)) + "{broken\n")
         shutil.copy("a.jsonl", "b.jsonl")

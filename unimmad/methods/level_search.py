@@ -75,7 +75,7 @@ class LevelSearch(nn.Module):
         of_wholes = kept.model_copy(update={"neighbours": WHOLE_NEIGHBOURS})
         whole = [Banks(of_wholes, channels[self.middle], slots, "normal")] if settings.whole_image else []
         self.whole = nn.ModuleList(whole)
-        """Of mean features, one an image; empty where the whole image is no level."""
+        """Of mean features, one an image; empty where the whole image is not a level."""
         self.drawn_on = settings.drawn_on
         self.discriminators = nn.ModuleList()
         """One, once it is fitted."""

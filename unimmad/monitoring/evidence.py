@@ -52,7 +52,7 @@ class Bag:
             insort(self._values, value)
         self._counts[value] += 1
         self.total += 1
-        larger = sum(map(self._counts.__getitem__, self._values[bisect_left(self._values, value) + 1 :]))
+        larger = sum(self._counts[one] for one in self._values[bisect_left(self._values, value) + 1 :])
         return (larger + between * self._counts[value]) / self.total
 
     def quantile(self, share: float) -> float:
@@ -94,12 +94,12 @@ class Evidence(Generic[Place]):
     @property
     def best_bet(self) -> int:
         """The number of the bettor who has most."""
-        return max(range(len(self._betting)), key=self._betting.__getitem__)
+        return self._betting.index(max(self._betting))
 
     @property
     def since(self) -> Place | None:
         """From where on a bettor would have won most: the likely place of the change."""
-        best = max(range(len(self._runs)), key=self._runs.__getitem__)
+        best = self._runs.index(max(self._runs))
         return self._starts[best]
 
 
