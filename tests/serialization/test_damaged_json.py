@@ -46,6 +46,7 @@ from unimmad.launching.run_record import RunRecord
 from unimmad.methods.memory_bank import MemoryBank
 from unimmad.methods.registry import METHODS, build_method, settings_of
 from unimmad.metrics.metrics import METRIC_KEYS
+from unimmad.monitoring.lines import LARGEST, parse_line
 from unimmad.parallel.deepspeed_config import engine_config, read_deepspeed_config
 from unimmad.report.comparison import OtherReport, compare, difference_table, read_report
 from unimmad.report.report import ClassResult, PublishedRow, Report, class_entry, to_json
@@ -271,8 +272,17 @@ def _result_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         (folder / "cost.json").write_bytes(data)
         assert read_cost(folder / "cost.json").parameters >= 0
 
+    measured = {"reference": "r", "time": "2026-01-01T00:00:00+00:00", "images": {"rgb": {"noise": 0.1}}}
+    predicted = {"name": "a", "class": "food/bagel", "modalities": ["rgb"], "score": 0.5, "anomalous": False}
+
+    def read_prediction(data: bytes) -> None:
+        seen = parse_line(data, "a.jsonl line 1", "r")
+        assert abs(seen.score) <= LARGEST
+        assert all(abs(value) <= LARGEST for of_image in seen.images.values() for value in of_image.values())
+
     cell = json.loads((FORMATS / "result.json").read_text())
     return {
+        "line of predictions": Kind(predicted | {"monitor": measured}, read_prediction),
         "result of a cell": Kind(cell, read_cell),
         "cost of a cell": Kind(cell["cost"], read_cost_file),
         "thresholds": Kind(json.loads(thresholds.model_dump_json()), read_thresholds),
@@ -351,7 +361,7 @@ KINDS = (
     *("index of tensors", "state of a checkpoint", "latest", "digests", "what a method was fitted to"),
     *("thresholds", "report", "partial result", "result of a cell", "cost of a cell"),
     *("run record", "failure note", "DeepSpeed's configuration", "holder of a lock"),
-    *("metadata of an export", "recipe"),
+    *("metadata of an export", "recipe", "line of predictions"),
 )
 
 
