@@ -123,7 +123,7 @@ def test_sensors_without_edges_in_common_are_not_judged_by_what_is_usual() -> No
     apart = Overlap(in_place=0.05, best=0.25, margin=0.01, down=0.1, right=0.0)
     assert usual_gain([apart]) is None
     assert usual_gain([]) is None
-    assert not apart.ismisaligned(None)
+    assert not apart.is_misaligned(None)
     assert usual_gain(
         [apart._replace(in_place=0.4, best=0.42), apart._replace(in_place=0.3, down=0.0)]
     ) == pytest.approx(0.02)
