@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from unimmad.audit.alignment import compare_edges
 from unimmad.audit.facts import QUANTILES, ImageFacts, MaskFacts, Measured, PairFacts, SampleFacts
 from unimmad.audit.image_header import read_header
 from unimmad.audit.samples import AuditSample
@@ -20,7 +19,7 @@ from unimmad.data.decode import check_same_size, decode
 from unimmad.data.decoded import DecodedImage
 from unimmad.data.depth_image import DEPTH_FACTOR
 from unimmad.data.depth_range import check_dtype
-from unimmad.data.edges import SIDE, edges
+from unimmad.data.edges import SIDE, edges, overlap
 from unimmad.data.index import ModalityKind
 from unimmad.data.layouts.source_set import SourceFile
 from unimmad.data.prepare import check_fits, seen_pixels, stored_pixels
@@ -195,7 +194,8 @@ def _pairs(pixels: dict[str, NDArray]) -> Iterator[PairFacts]:
     edges_of = {name: edges(_small(image)) for name, image in pixels.items()}
     for first, second in itertools.combinations(edges_of, 2):
         if edges_of[first].any() and edges_of[second].any():
-            yield compare_edges(first, edges_of[first], second, edges_of[second])
+            found = overlap(edges_of[first], edges_of[second])
+            yield PairFacts(first=first, second=second, **found._asdict())
 
 
 def _small(pixels: NDArray) -> NDArray[np.float32]:
