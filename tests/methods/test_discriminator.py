@@ -6,7 +6,7 @@ import torch
 
 from unimmad.methods import discriminator
 from unimmad.methods.discriminator import DrawnExamples, fitted_discriminator, logarithms
-from unimmad.methods.drawn_anomalies import drawn_anomaly
+from unimmad.data.drawn_anomalies import drawn_anomaly
 from unimmad.methods.image_sample import ImageSample
 from unimmad.methods.patch_collection import BankName
 

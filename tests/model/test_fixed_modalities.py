@@ -12,8 +12,8 @@ from unimmad.model.leaders import convolve_tokens
 from unimmad.model.unimmad import UniMMAD
 
 
-def random_model(banks: int) -> UniMMAD:
-    model = UniMMAD(load_recipe("tiny", [f"model.banks={banks}"]).model)
+def random_model(banks: int, output: str = "whole") -> UniMMAD:
+    model = UniMMAD(load_recipe("tiny", [f"model.banks={banks}", f"model.decoder_output={output}"]).model)
     naive.randomise(model, seed=banks)
     return model.eval()
 
@@ -28,10 +28,12 @@ def test_products_over_shifted_maps_are_the_convolution(size, modalities):
     torch.testing.assert_close(convolve_by_products(x_BEhw, kernels_TEEkk, modalities), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("slots", "banks"), [((0,), 1), ((2, 0), 1), ((0, 1, 2, 3), 2)])
+@pytest.mark.parametrize(
+    ("slots", "banks", "output"), [((0,), 1, "whole"), ((2, 0), 1, "residual"), ((0, 1, 2, 3), 2, "whole")]
+)
 @torch.no_grad()
-def test_maps_are_those_of_the_model(slots, banks):
-    model, count = random_model(banks), len(slots)
+def test_maps_are_those_of_the_model(slots, banks, output):
+    model, count = random_model(banks, output), len(slots)
     images_BMCHW = torch.randn(3, count, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     output = model(images_BMCHW.flatten(0, 1), (count,) * 3, torch.tensor(slots * 3))
     expected = model.maps(output)

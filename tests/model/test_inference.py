@@ -26,8 +26,12 @@ COUNTS = (1, 4, 2)
 
 @pytest.fixture(scope="module")
 def model() -> UniMMAD:
+    return with_statistics()
+
+
+def with_statistics(*overrides: str) -> UniMMAD:
     """With statistics of its own, so that folding has something to fold."""
-    made, _ = new_model(load_recipe("tiny"), seed=0)
+    made, _ = new_model(load_recipe("tiny", list(overrides)), seed=0)
     with torch.no_grad():
         for _ in range(2):
             score(made.train(), seed=7)
@@ -67,6 +71,14 @@ def test_the_inference_form_gives_the_same_numbers_with_any_cache(model, cache_b
     for seed in range(3):
         assert_same(score(fast, seed=seed), score(model, seed=seed))
         assert products_of(fast).held_bytes <= cache_bytes
+
+
+def test_a_residual_output_is_added_in_the_inference_form_too():
+    model = with_statistics("model.decoder_output=residual")
+    for level in model.levels:
+        torch.nn.init.normal_(level.out[1].weight, generator=torch.Generator().manual_seed(3))
+    expected = score(model)
+    assert_same(score(for_inference(copy.deepcopy(model), 1 << 20)), expected)
 
 
 @pytest.fixture

@@ -73,3 +73,13 @@ def test_the_embedding_is_trained_and_images_pass_gradients():
     module(images_TCHW, torch.tensor([0, 0]), torch.tensor([0, 2]), 1).square().sum().backward()
     assert (module.embedding_CHW.grad.abs().sum(dim=(1, 2)) > 0).all()
     assert (images_TCHW.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_it_can_begin_as_the_sum_of_a_samples_images(training):
+    module = make(training=training)
+    module.begin_as_sum()
+    images_TCHW = images(3)
+    embedded_BCHW = module(images_TCHW, torch.tensor([0, 1, 1]), torch.tensor([2, 0, 3]), 2)
+    expected_BCHW = torch.stack([images_TCHW[0], images_TCHW[1] + images_TCHW[2]])
+    torch.testing.assert_close(embedded_BCHW, expected_BCHW)

@@ -123,3 +123,32 @@ def test_autocast_keeps_distances_and_gates_in_float32(model):
 def test_a_model_of_a_backbone_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="no_such_network"):
         UniMMAD(RECIPE.model.model_copy(update={"backbone": "no_such_network"}))
+
+
+def test_a_residual_model_begins_with_the_shared_features_as_every_reconstruction():
+    built, _ = new_model(load_recipe("tiny", ["model.decoder_output=residual", "model.initial_embedding=sum"]), seed=0)
+    images_TCHW = images()
+    with torch.no_grad():
+        output = run(built.eval(), images_TCHW)
+        embedded = torch.stack([part.sum(0) for part in images_TCHW.split(COUNTS)])
+        shared = built.compression(built.encoder(embedded))
+    for distance_Thw, shared_BChw, teacher_TChw in zip(
+        output.distances, shared, built.teacher_maps(images_TCHW), strict=True
+    ):
+        of_tokens = shared_BChw[torch.tensor([0, 1, 1, 1, 2, 2])]
+        torch.testing.assert_close(distance_Thw, 1 - F.cosine_similarity(teacher_TChw, of_tokens), atol=1e-5, rtol=1e-4)
+
+
+def test_drawn_images_are_the_encoders_and_the_teacher_sees_what_was_there(model):
+    clean_TCHW, drawn_TCHW = images(), images().flip(-1)
+    seen = {}
+    hooks = [
+        part.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+        for name, part in (("teacher", model.teacher), ("embedding", model.input_embedding))
+    ]
+    with torch.no_grad():
+        model(clean_TCHW, COUNTS, torch.tensor(SLOTS), drawn_TCHW=drawn_TCHW)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(seen["teacher"], clean_TCHW)
+    assert torch.equal(seen["embedding"], drawn_TCHW)

@@ -55,6 +55,13 @@ class ModelSettings(LevelSettings):
     """Shift of the reconstruction's last GroupNorm at the start (the paper: 0). Above 0 fewer values begin cut off by
     the ReLU behind it, which suits the dense features of a backbone without weights."""
 
+    initial_embedding: Literal["random", "sum"] = "random"
+    """What the input embedding gives at the start: a random mixture of a sample's images (the paper), or their ``sum``,
+    which an encoder that knows natural images can read."""
+    decoder_output: Literal["whole", "residual"] = "whole"
+    """What C-MoE gives: the reconstruction (``whole``, the paper), or what is added to the shared features
+    (``residual``), nothing but ``initial_output_bias`` at the start."""
+
     @property
     def expert_counts(self) -> tuple[int, ...]:
         """Several banks live with their leaders; a single one is dense, the same on every rank."""

@@ -27,6 +27,9 @@ class TrainingSettings(Section):
     """Tiles of images that are larger than one: training draws one of an image's tiles, which ``size`` (in pixels of
     the stored image; 0: none) and ``overlap`` decide, and with ``whole`` every second time the whole image. Score with
     the same by ``evaluation.tiles``."""
+    drawn_share: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """Share of samples onto whose images anomalies are drawn before the encoder sees them, not before the teacher does
+    (not in the paper): what was there has to be reconstructed. For methods that reconstruct a teacher's features."""
     learning_rate: Annotated[Real, Field(ge=1e-12, le=100)] = 1e-3
     """Learning rate at the top of the schedule, whatever the global batch and the number of ranks."""
     warmup_steps: NotNegative = 0

@@ -110,6 +110,8 @@ class Batch:
     """int64, not decreasing: which sample a token belongs to."""
     slot_of_token_T: Tensor
     """int64: the input slot of the token's modality."""
+    drawn_TCHW: Tensor | None = None
+    """The images with anomalies drawn onto some; None where none are asked for."""
 
     @property
     def size(self) -> int:
@@ -126,6 +128,7 @@ class Batch:
             images_TCHW=self.images_TCHW.to(device, non_blocking=True),
             sample_of_token_T=self.sample_of_token_T.to(device, non_blocking=True),
             slot_of_token_T=self.slot_of_token_T.to(device, non_blocking=True),
+            drawn_TCHW=None if self.drawn_TCHW is None else self.drawn_TCHW.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> Batch:
@@ -135,6 +138,7 @@ class Batch:
             images_TCHW=self.images_TCHW.pin_memory(),
             sample_of_token_T=self.sample_of_token_T.pin_memory(),
             slot_of_token_T=self.slot_of_token_T.pin_memory(),
+            drawn_TCHW=None if self.drawn_TCHW is None else self.drawn_TCHW.pin_memory(),
         )
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from unimmad.methods.banks import Banks
 from unimmad.methods.coreset import hash_of_key
 from unimmad.methods.discriminator import DrawnExamples, logarithms
-from unimmad.methods.drawn_anomalies import drawn_anomaly
+from unimmad.data.drawn_anomalies import drawn_anomaly
 from unimmad.methods.image_sample import KeptImage
 
 VIEW, MOST_VIEWS = " view ", 10_000

@@ -46,7 +46,10 @@ class CrossMoE(nn.Module):
         output_norm = self.out[1]
         assert isinstance(output_norm, nn.GroupNorm)
         nn.init.constant_(output_norm.bias, settings.initial_output_bias)
-        if settings.backbone_kind == "transformer":  # whose features have both signs
+        self.adds_to_shared = settings.decoder_output == "residual"
+        if self.adds_to_shared:
+            nn.init.zeros_(output_norm.weight)
+        if self.adds_to_shared or settings.backbone_kind == "transformer":  # both signs
             self.out[2] = nn.Identity()
         self.convolve_last: LastConvolution = over_joined_maps
 
@@ -59,7 +62,7 @@ class CrossMoE(nn.Module):
     ) -> tuple[Tensor, list[Routing]]:
         """Reconstruction [T, C_l, h, w] of the teacher's features, and each branch's routing."""
         key_BEhw, routings = self.route(shared_BChw, teacher_TChw, sample_of_token_T)
-        return self.reconstruct(key_BEhw, routings, tokens_per_sample, sample_of_token_T), routings
+        return self.reconstruct(shared_BChw, key_BEhw, routings, tokens_per_sample, sample_of_token_T), routings
 
     def route(
         self, shared_BChw: Tensor, teacher_TChw: Tensor, sample_of_token_T: Tensor
@@ -71,18 +74,20 @@ class CrossMoE(nn.Module):
 
     def reconstruct(
         self,
+        shared_BChw: Tensor,
         key_BEhw: Tensor,
         routings: Sequence[Routing],
         tokens_per_sample: Sequence[int],
         sample_of_token_T: Tensor,
     ) -> Tensor:
-        """What the routed experts make of the key: [T, C_l, h, w]."""
+        """What the routed experts make of the key, by itself or added to the shared features: [T, C_l, h, w]."""
         maps = (  # each made when it is asked for: at the finest level they are the largest there are
             branch(key_BEhw, routing, tokens_per_sample, sample_of_token_T)
             for branch, routing in zip(self.branches, routings, strict=True)
         )
         convolution, norm, activation = self.out
-        return activation(norm(self.convolve_last(maps, cast(nn.Conv2d, convolution))))
+        output_TChw: Tensor = activation(norm(self.convolve_last(maps, cast(nn.Conv2d, convolution))))
+        return output_TChw + shared_BChw.index_select(0, sample_of_token_T) if self.adds_to_shared else output_TChw
 
 
 def over_joined_maps(maps: Iterator[Tensor], convolution: nn.Conv2d) -> Tensor:

@@ -80,6 +80,9 @@ class Method(nn.Module, ABC):
     """Of the maps of convolutional networks."""
     own_tensors: tuple[str, ...] = ()
     """Of its state dict, those that the method which it extends does not have."""
+    sees_drawn: bool = False
+    """Whether ``forward`` takes ``drawn_TCHW`` besides in training: the same images with anomalies drawn onto some
+    (``training.drawn_share``), for the part that has to give back what was there."""
     looks_at_class: bool = False
     """Whether a sample's scores are others where its class is known: thresholds then hold for those alone."""
     modalities_joined: str = ROOT_OF_SQUARES

@@ -50,6 +50,15 @@ class InputEmbedding(nn.Module):
         )
         self.shortcut = nn.Conv2d(channels, 3, 1)
 
+    @torch.no_grad()
+    def begin_as_sum(self) -> None:
+        """Become the sum of a sample's images, whatever their slots."""
+        first, last = self.shortcut, self.stem[-1]
+        for parameter in (self.embedding_CHW, *first.parameters(), *last.parameters()):
+            parameter.zero_()
+        channels = torch.arange(3 * self.slots)
+        first.weight[channels % 3, channels] = 1.0
+
     def forward(self, images_TCHW: Tensor, sample_of_token_T: Tensor, slot_of_token_T: Tensor, batch: int) -> Tensor:
         """[T, 3, H, W] -> [B, 3, H, W]; a missing modality leaves zeros in its slot."""
         placed_BSCHW = images_TCHW.new_zeros(batch, self.slots, *images_TCHW.shape[1:])
@@ -92,6 +101,8 @@ def whole_batch(
 class UniMMAD(Method):
     """One model for all classes and modalities."""
 
+    sees_drawn = True
+
     keeps_teacher_maps = False
     """Whether a forward pass in scoring gives the teacher's maps, too."""
 
@@ -107,6 +118,8 @@ class UniMMAD(Method):
         self.teacher = new_level_network(settings)
         self.teacher.requires_grad_(False)
         self.input_embedding = InputEmbedding(settings.modality_slots, settings.image_size)
+        if settings.initial_embedding == "sum":
+            self.input_embedding.begin_as_sum()
         self.encoder = new_level_network(settings)
         self.encoder.requires_grad_(settings.encoder == "trained")
         channels = self.encoder.channels
@@ -162,16 +175,29 @@ class UniMMAD(Method):
         teacher = self.teacher if self.folded_teacher is None else self.folded_teacher.network
         return [teacher, self.input_embedding, self.encoder, self.compression]
 
-    def forward(self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor) -> Reconstruction:
+    def forward(
+        self,
+        images_TCHW: Tensor,
+        tokens_per_sample: Sequence[int],
+        slot_of_token_T: Tensor,
+        drawn_TCHW: Tensor | None = None,
+    ) -> Reconstruction:
         """Args:
         images_TCHW: float32, normalised, tokens listed sample by sample.
         tokens_per_sample: B counts, on the host, each 1 or more, summing to T.
         slot_of_token_T: int64, the input slot of each token's modality.
+        drawn_TCHW: what the encoder sees in place of ``images_TCHW``, in training.
         """
+        if drawn_TCHW is not None:
+            return self._reconstruct(images_TCHW, tokens_per_sample, slot_of_token_T, drawn_TCHW)
         return self.split_batch(self._reconstruct, images_TCHW, tokens_per_sample, slot_of_token_T)
 
     def _reconstruct(
-        self, images_TCHW: Tensor, tokens_per_sample: Sequence[int], slot_of_token_T: Tensor
+        self,
+        images_TCHW: Tensor,
+        tokens_per_sample: Sequence[int],
+        slot_of_token_T: Tensor,
+        drawn_TCHW: Tensor | None = None,
     ) -> Reconstruction:
         batch = len(tokens_per_sample)
         sample_of_token_T = sample_of_token(tokens_per_sample, images_TCHW.device)
@@ -179,7 +205,8 @@ class UniMMAD(Method):
         targets = [_unit_features(features) for features in teacher_maps]
         kept = tuple(teacher_maps) if self.keeps_teacher_maps and not self.training else ()
         del teacher_maps
-        embedded_BCHW = self.input_embedding(images_TCHW, sample_of_token_T, slot_of_token_T, batch)
+        encoded_TCHW = images_TCHW if drawn_TCHW is None else drawn_TCHW
+        embedded_BCHW = self.input_embedding(encoded_TCHW, sample_of_token_T, slot_of_token_T, batch)
         embedded_BCHW = embedded_BCHW.contiguous(memory_format=self.memory_format)
         shared_maps = [_unit_features(features) for features in self.compression(self.encoder(embedded_BCHW))]
         levels = cast(list[CrossMoE], self.levels)
@@ -191,9 +218,11 @@ class UniMMAD(Method):
         decided: Sequence[Routing] = [routing for of_level in routings for routing in of_level]
         of_branches = iter(decided if self.on_routed is None else self.on_routed(decided))
         distances = []
-        for level, key_BEhw, target_TChw in zip(levels, keys, targets, strict=True):
+        for level, shared_BChw, key_BEhw, target_TChw in zip(levels, shared_maps, keys, targets, strict=True):
             of_level = list(islice(of_branches, len(level.branches)))
-            reconstruction_TChw = level.reconstruct(key_BEhw, of_level, tokens_per_sample, sample_of_token_T)
+            reconstruction_TChw = level.reconstruct(
+                shared_BChw, key_BEhw, of_level, tokens_per_sample, sample_of_token_T
+            )
             distances.append(cosine_distance(target_TChw, reconstruction_TChw))
         return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch, kept)
 

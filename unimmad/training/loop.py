@@ -151,6 +151,7 @@ class Trainer:
             on_error=self.facts.recipe.data.on_error,
             skip_log=self.skip_log,
             modality_dropout=self.facts.recipe.data.modality_dropout,
+            drawn_share=self.settings.drawn_share,
             geometry=training_geometry(self.facts.recipe),
         )
         for _, batch in stream:

@@ -29,7 +29,8 @@ def micro_step(
     # All copies before the forward pass: one behind it would wait until the device is done with it.
     on_device, weight_of_token_T = batch.to(world.device), weight_of_token_T.to(world.device, non_blocking=True)
     facts = StepFacts(weight_of_token_T, settings, step, epoch, world.size, world.global_sum)
-    output = engine.deepspeed(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T)
+    drawn = {} if on_device.drawn_TCHW is None else {"drawn_TCHW": on_device.drawn_TCHW}
+    output = engine.deepspeed(on_device.images_TCHW, batch.tokens_per_sample, on_device.slot_of_token_T, **drawn)
     loss = engine.model.loss(output, facts)
     engine.deepspeed.backward(loss.total)
     engine.deepspeed.step()

@@ -112,6 +112,10 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     logger.info("backbone %s, weights: %s", recipe.model.backbone, backbone_weights)
     if world.size > 1:
         world.together(lambda: check_batchnorm(model))
+    if recipe.training.drawn_share and not model.sees_drawn:
+        raise ValueError(
+            f"training.drawn_share: {recipe.method} does not learn from anomalies drawn onto its images; set it to 0"
+        )
     if isinstance(model, FittedMethod):
         facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], 0, trained_on)
         fit(model, shards, facts, CheckpointFolder(run.path), world, lock)

@@ -14,10 +14,12 @@ from functools import partial
 from itertools import chain, islice, repeat, zip_longest
 from typing import TypeVar
 
+import torch
 from torch.utils.data import get_worker_info
 
 from unimmad.data.index import Split
 from unimmad.data.mask_resize import MaskRule
+from unimmad.data.reading.anomaly_draw import AnomalyDraw
 from unimmad.data.reading.modality_dropout import ModalityDropout
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.parcel import WAY_OUT
@@ -43,6 +45,8 @@ class _Request:
     places: Sequence[tuple[SampleRef, Iterable[SampleRef]]]
     views: Sequence[ViewDraw | None]
     """Of each place; None: the whole image."""
+    positions: Sequence[tuple[int, int]] = ()
+    """Epoch and position of each place, in training."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def training_batches(
     on_error: OnError = "stop",
     skip_log: SkipLog | None = None,
     modality_dropout: float = 0.0,
+    drawn_share: float = 0.0,
     geometry: Geometry = STRETCHED,
 ) -> Iterator[tuple[int, Batch]]:
     """One rank's part of the training steps ``start_step`` to ``end_step - 1``, in order.
@@ -93,6 +98,7 @@ def training_batches(
             position, so batches keep their size and the draw stays the same on any number of ranks.
         skip_log: counts what was skipped; None: a new one, which logs only.
         modality_dropout: probability that a modality of a sample is left out; see ``ModalityDropout``.
+        drawn_share: share of samples of which ``Batch.drawn_TCHW`` has anomalies; 0: there is no such tensor.
         geometry: by which views images are looked at; of several one is drawn (``ViewDraw``).
 
     Returns:
@@ -114,6 +120,7 @@ def training_batches(
             read=partial(shards.read, image_size=image_size, with_mask=False, aspect=geometry.aspect),
             image_size=image_size,
             on_error=on_error,
+            anomalies=AnomalyDraw(order.seed, drawn_share) if drawn_share else None,
         ),
         errors_as_items,
     )
@@ -272,6 +279,7 @@ def _draw(
                 None if geometry.tiles is None else ViewDraw(geometry, order.seed, *order.position(step, place))
                 for place, _ in drawn
             ],
+            [order.position(step, place) for place, _ in drawn],
         )
 
 
@@ -293,7 +301,11 @@ def _without_substitutes(numbered: Iterable[tuple[int, Sequence[SampleRef]]]) ->
 
 
 def _read(
-    requests: Iterable[_Request], read: Callable[..., Sample], image_size: int, on_error: OnError
+    requests: Iterable[_Request],
+    read: Callable[..., Sample],
+    image_size: int,
+    on_error: OnError,
+    anomalies: AnomalyDraw | None = None,
 ) -> Iterator[_Answer]:
     for request in requests:
         skipped: list[Skipped] = []
@@ -303,9 +315,15 @@ def _read(
             for (ref, others), view in zip(request.places, request.views, strict=True)
         )
         samples = [sample for sample in found if sample is not None]
-        yield _Answer(
-            request.number, collate(samples) if samples else None, tuple(skipped), len(request.places) - len(samples)
-        )
+        batch = collate(samples) if samples else None
+        if batch is not None and anomalies is not None:
+            batch = _with_anomalies(batch, anomalies, request.positions)
+        yield _Answer(request.number, batch, tuple(skipped), len(request.places) - len(samples))
+
+
+def _with_anomalies(batch: Batch, anomalies: AnomalyDraw, positions: Sequence[tuple[int, int]]) -> Batch:
+    of_samples = zip(batch.images_TCHW.split(batch.tokens_per_sample), positions, strict=True)
+    return replace(batch, drawn_TCHW=torch.cat([anomalies.drawn(images, *position) for images, position in of_samples]))
 
 
 def _reader(read: Callable[..., Sample], buffer: BatchBuffer, view: ViewDraw | None) -> Callable[[SampleRef], Sample]:
