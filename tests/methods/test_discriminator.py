@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from unimmad.data.drawn_anomalies import drawn_anomaly
 from unimmad.methods import discriminator
 from unimmad.methods.discriminator import DrawnExamples, fitted_discriminator, logarithms
-from unimmad.data.drawn_anomalies import drawn_anomaly
 from unimmad.methods.image_sample import ImageSample
 from unimmad.methods.patch_collection import BankName
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from unimmad.data.drawn_anomalies import drawn_anomaly
 from unimmad.methods.banks import Banks
 from unimmad.methods.coreset import hash_of_key
 from unimmad.methods.discriminator import DrawnExamples, logarithms
-from unimmad.data.drawn_anomalies import drawn_anomaly
 from unimmad.methods.image_sample import KeptImage
 
 VIEW, MOST_VIEWS = " view ", 10_000

@@ -99,9 +99,10 @@ class SearchingUniMMAD(FittedBySearch, UniMMAD):
         tokens_per_sample: Sequence[int],
         slot_of_token_T: Tensor,
         classes: Sequence[str | None] | None = None,
+        *,
         drawn_TCHW: Tensor | None = None,
     ) -> Reconstruction:
-        output = super().forward(images_TCHW, tokens_per_sample, slot_of_token_T, drawn_TCHW)
+        output = super().forward(images_TCHW, tokens_per_sample, slot_of_token_T, drawn_TCHW=drawn_TCHW)
         if self.training or not self.search.is_fitted:
             return replace(output, teacher_maps=())
         samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()

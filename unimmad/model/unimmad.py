@@ -180,6 +180,7 @@ class UniMMAD(Method):
         images_TCHW: Tensor,
         tokens_per_sample: Sequence[int],
         slot_of_token_T: Tensor,
+        *,
         drawn_TCHW: Tensor | None = None,
     ) -> Reconstruction:
         """Args:
