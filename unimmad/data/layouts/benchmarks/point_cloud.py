@@ -49,7 +49,7 @@ def read_cloud_header(path: Path) -> CloudHeader:
     """Only the first bytes of ``path`` are read.
 
     Raises:
-        ValueError: it is no PCD, or one that is not read.
+        ValueError: not a PCD, or one that is not read.
         OSError: it cannot be read.
     """
     with path.open("rb") as stream:
@@ -63,7 +63,7 @@ def read_cloud_depth(path: Path) -> np.ndarray:
     its own extent, of ``POINTS_PER_CELL`` points on average, have the mean of their points.
 
     Raises:
-        ValueError: no PCD, too large, cut off, or points that span no area.
+        ValueError: not a PCD, too large, cut off, or points that span no area.
         OSError: it cannot be read.
     """
     data = read_image_file(path)
@@ -92,7 +92,7 @@ def _header(data: bytes, path: Path) -> CloudHeader:
         if [int(count) for count in said.get("POINTS", [width * height])] != [width * height] or width * height < 1:
             raise ValueError
     except (KeyError, ValueError):
-        raise ValueError(f"{path}: its header is none of a point cloud (PCD); replace or remove it") from None
+        raise ValueError(f"{path}: its header is not that of a point cloud (PCD); replace or remove it") from None
     if encoding not in ("ascii", "binary"):
         raise ValueError(f"{path}: its points are stored as {encoding}; save it as ascii or binary")
     return CloudHeader(record, height, width, encoding, stream.tell())
