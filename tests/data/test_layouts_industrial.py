@@ -227,6 +227,11 @@ def _table(root: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def _d3_table(root: Path, before: str) -> None:
+    path = root / "realiad_d3_jsons" / "knob_cap.json"
+    path.write_text(path.read_text().replace('"OK/', f'"{before}OK/'))
+
+
 BAD: list[tuple[Callable[[Path], Path], str, Callable[[Path], object], str]] = [
     (make_real_iad, "real_iad", lambda root: shutil.rmtree(root / "realiad_1024"), "has none of realiad_1024, "),
     (make_real_iad, "real_iad", lambda root: (root / "realiad_jsons/usb.json").unlink(), r"has no CLASS\.json"),
@@ -235,6 +240,14 @@ BAD: list[tuple[Callable[[Path], Path], str, Callable[[Path], object], str]] = [
     (make_real_iad, "real_iad", lambda root: next(root.rglob("*NG*.png")).unlink(), r"test, record 1: .*not exist"),
     (make_real_iad_d3, "real_iad_d3", lambda root: None, r"S000\.tiff: .*does not say the unit"),
     (make_real_iad_d3, "real_iad_d3", lambda root: next(root.rglob("*L05*")).unlink(), "has 0 files .*L05"),
+    (make_real_iad_d3_tables, "real_iad_d3", lambda root: _d3_table(root, "../"), r"train, record 0: .*leads out"),
+    (make_real_iad_d3_tables, "real_iad_d3", lambda root: _d3_table(root, "gone/"), r"train, record 0: .*not exist"),
+    (
+        make_real_iad_d3_tables,
+        "real_iad_d3",
+        lambda root: shutil.rmtree(root / "realiad_d3_raw"),
+        "has no folder of a class",
+    ),
     (
         make_mvtec_ad_2,
         "mvtec_ad_2",
