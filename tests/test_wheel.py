@@ -133,7 +133,7 @@ def draw_images(folder: Path) -> Path:
     for part, count in (("train/good", 8), ("test/good", 2), ("test/hole", 2)):
         (folder / "nut" / part).mkdir(parents=True)
         for number in range(count):
-            image = np.random.default_rng(number).integers(90, 110, (64, 64, 3), dtype=np.uint8)
+            image = np.random.default_rng((len(part), number)).integers(90, 110, (64, 64, 3), dtype=np.uint8)
             image[20:40, 20:40] *= "hole" not in part
             Image.fromarray(image).save(folder / "nut" / part / f"{number}.png")
     return folder

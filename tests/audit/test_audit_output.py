@@ -13,7 +13,9 @@ from data.disk_sets import save
 from report.test_html_page import Page
 
 from unimmad.audit import run
+from unimmad.audit.brief import CHECKS
 from unimmad.audit.patches import FeatureSettings
+from unimmad.audit.samples import samples_of_shards
 from unimmad.audit.suspects import DIM, GRID
 from unimmad.cli import audit as command
 from unimmad.cli.shards import main as make_shards
@@ -128,5 +130,12 @@ def test_shards_are_audited_in_brief_once_written(tmp_path: Path, capsys) -> Non
     said = capsys.readouterr().out
     assert "the file type tells the label of 100%" in said
     assert f"unimmad audit {tmp_path / 'shards'}" in said
+    samples = samples_of_shards([tmp_path / "shards"])
+    in_brief, whole = (
+        [found for found in run.audit(samples, image_size=256, brief=brief).findings if found.check in CHECKS]
+        for brief in (True, False)
+    )
+    assert in_brief == whole
+    assert {"label", "size"} & {found.check for found in whole}
     assert make_shards([str(root), "--target", str(tmp_path / "more"), "--allow-duplicates", "--no-audit"]) == 0
     assert "tells the label" not in capsys.readouterr().out

@@ -103,3 +103,45 @@ def make_real_iad_d3(root: Path, class_name: str = "fuse_holder") -> Path:
             if part == "test/scratch":
                 save(folder / "gt" / "rgb" / f"S{number:03d}.png", mask())
     return root
+
+
+def write_cloud(path: Path, points_HW3: np.ndarray, encoding: str = "binary", organised: bool = True) -> None:
+    """A PCD file of x, y, z and a colour between them, in rows or without."""
+    height, width = points_HW3.shape[:2] if organised else (1, points_HW3[..., 0].size)
+    records = np.zeros(height * width, np.dtype([("x", "<f4"), ("rgb", "<u4", (2,)), ("y", "<f4"), ("z", "<f8")]))
+    for axis, name in enumerate("xyz"):
+        records[name] = points_HW3[..., axis].ravel()
+    lines = ("# .PCD v0.7", "VERSION 0.7", "FIELDS x rgb y z", "SIZE 4 4 4 8", "TYPE F U F F", "COUNT 1 2 1 1")
+    shape = (f"WIDTH {width}", f"HEIGHT {height}", "VIEWPOINT 0 0 0 1 0 0 0", f"POINTS {height * width}")
+    header = "\n".join((*lines, *shape, f"DATA {encoding}\n")).encode()
+    rows = "".join(f"{r['x']} {r['rgb'][0]} {r['rgb'][1]} {r['y']} {r['z']}\n" for r in records).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header + (rows if encoding == "ascii" else records.tobytes()))
+
+
+def make_real_iad_d3_tables(root: Path, class_name: str = "knob_cap") -> Path:
+    """As it is downloaded: a normal part to train and to validate, a defective one left out of both, two to test.
+
+    The third sample has a cloud in rows and no position map, the last a cloud without rows.
+    """
+    records: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
+    parts = (("train", "OK"), ("validation", "OK"), ("validation", "DK"), ("test", "OK"), ("test", "DK"))
+    positions = 1000 * positions_on_plane()
+    for number, (split, anomaly) in enumerate(parts):
+        name = f"{'OK' if anomaly == 'OK' else 'NG'}/S{number:04d}/{class_name}_S{number:04d}"
+        record = {"anomaly_class": anomaly, "image_path": f"{name}_L05_RGB.jpg", "ps_path": f"{name}_PS.jpg"}
+        folder = root / "realiad_d3_raw" / class_name
+        save(folder / record["image_path"], rgb(number))
+        save(folder / record["ps_path"], rgb(10 + number, 24, 32))
+        if number < 3:
+            save(folder / f"{name}_XYZ_0.tiff", positions)
+        else:
+            write_cloud(folder / f"{name}_PCD_0.pcd", positions, organised=number == 3)
+        if anomaly != "OK":
+            save(folder / f"{name}_MASK.png", mask())
+            record["mask_path"] = f"{name}_MASK.png"
+        records[split].append({**record, "xyz_path": f"{name}_XYZ_0.tiff"})
+    table = root / "realiad_d3_jsons" / f"{class_name}.json"
+    table.parent.mkdir()
+    table.write_text(json.dumps({"meta": {"prefix": f"{class_name}/"}, **records}))
+    return root

@@ -18,10 +18,13 @@ from data.industrial_sets import (
     make_mvtec_loco,
     make_real_iad,
     make_real_iad_d3,
+    make_real_iad_d3_tables,
+    write_cloud,
 )
 
 from unimmad.data.decode import decode_image, decode_mask_pixels
 from unimmad.data.layouts import LAYOUTS, find_set
+from unimmad.data.layouts.benchmarks.point_cloud import read_cloud_depth
 from unimmad.data.layouts.find import FoundSet
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import parse_modality
@@ -148,9 +151,85 @@ def test_depth_has_the_unit_that_was_said_and_the_size_of_rgb(tmp_path: Path) ->
         find_set(root, modalities=[parse_modality("depth=depth:0.001")])
 
 
+def test_real_iad_d3_as_it_is_downloaded_and_its_point_clouds(tmp_path: Path) -> None:
+    root = make_real_iad_d3_tables(tmp_path / "d3")
+    found = find_set(root, modalities=[parse_modality("depth=depth:mm")])
+    parts = Counter((sample.class_name, sample.split, sample.defect) for sample in found.source.samples)
+    expected = (("train", "good"), ("calibration", "good"), ("test", "good"), ("test", "DK"))
+    assert parts == {("knob-cap", split, defect): 1 for split, defect in expected}
+    assert any("1 validation images with defects left out" in notice for notice in found.notices)
+    assert any("points without rows, of 1 of 4 samples" in notice for notice in found.notices)
+    positions, cloud, scattered = (
+        array(first(found, split, defect).images["depth"])
+        for split, defect in (("train", "good"), ("test", "good"), ("test", "DK"))
+    )
+    np.testing.assert_array_equal(positions, cloud)
+    assert positions.shape == scattered.shape == SIZE
+    assert marked(first(found, "test", "DK")).any()
+    low, high = np.nanmin(positions), np.nanmax(positions)
+    assert low - 3 <= np.nanmin(scattered) <= np.nanmax(scattered) <= high + 3
+    measured = np.isfinite(positions)
+    for path in root.rglob("*XYZ*"):
+        changed = decode_image(path.read_bytes(), ".tiff", "", planes=True)
+        changed[..., :2] = 1e30  # what stands beside the height does not count
+        save(path, changed)
+    np.testing.assert_array_equal(array(first(found, "train").images["depth"])[measured], positions[measured])
+    for path in root.rglob("*XYZ*"):
+        path.unlink()
+    assert "depth" not in first(find_set(root, modalities=[parse_modality("depth=skip")]), "train").images
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "binary"])
+def test_a_point_cloud_seen_along_z(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "cloud.pcd"
+    rows, columns = np.indices((20, 40))
+    points = np.stack([columns * 0.5 - 7, rows * 0.5 + 3, 600 + columns + 0.25 * rows], axis=2)
+    write_cloud(path, points, encoding, organised=False)
+    depth = read_cloud_depth(path)
+    assert depth.shape == (10, 20)  # four points a pixel
+    means = points[..., 2].reshape(10, 2, 20, 2).mean(axis=(1, 3))
+    assert np.abs(depth - means).max() <= 1.25
+    points[3, 4] = np.nan
+    points[5, 6] = 0
+    write_cloud(path, points, encoding)
+    depth = read_cloud_depth(path)
+    points[[3, 5], [4, 6], 2] = np.nan
+    np.testing.assert_allclose(depth, points[..., 2].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"DATA binary", b"DATA binary_compressed", "stored as binary_compressed; save it as ascii or binary"),
+        (b"FIELDS x rgb", b"FIELDS u rgb", "not that of a point cloud"),
+        (b"FIELDS x rgb", b"FIELDS x x", "not that of a point cloud"),
+        (b"TYPE F U", b"TYPE F Q", "not that of a point cloud"),
+        (b"COUNT 1 2", b"COUNT 1 -2", "not that of a point cloud"),
+        (b"POINTS 800", b"POINTS 900", "not that of a point cloud"),
+        (b"WIDTH 40\nHEIGHT 20", b"WIDTH 40000\nHEIGHT 20000", "not that of a point cloud"),
+        (b"WIDTH 40\nHEIGHT 20\n", b"WIDTH 400000000\nHEIGHT 2\n", "not that of a point cloud"),
+        (b"COUNT 1 2", b"COUNT 1 3", "ends before its last point"),
+        (b"DATA binary", b"DATA ascii", r"cloud\.pcd: .*; replace or remove it"),
+    ],
+)
+def test_bad_point_clouds(old: bytes, new: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "cloud.pcd"
+    write_cloud(path, np.random.default_rng(0).random((20, 40, 3)))
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        read_cloud_depth(path)
+
+
 def _table(root: Path, **changes: object) -> None:
     path = root / "realiad_jsons" / "usb.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _d3_table(root: Path, before: str) -> None:
+    path = root / "realiad_d3_jsons" / "knob_cap.json"
+    path.write_text(path.read_text().replace('"OK/', f'"{before}OK/'))
 
 
 BAD: list[tuple[Callable[[Path], Path], str, Callable[[Path], object], str]] = [
@@ -161,6 +240,14 @@ BAD: list[tuple[Callable[[Path], Path], str, Callable[[Path], object], str]] = [
     (make_real_iad, "real_iad", lambda root: next(root.rglob("*NG*.png")).unlink(), r"test, record 1: .*not exist"),
     (make_real_iad_d3, "real_iad_d3", lambda root: None, r"S000\.tiff: .*does not say the unit"),
     (make_real_iad_d3, "real_iad_d3", lambda root: next(root.rglob("*L05*")).unlink(), "has 0 files .*L05"),
+    (make_real_iad_d3_tables, "real_iad_d3", lambda root: _d3_table(root, "../"), r"train, record 0: .*leads out"),
+    (make_real_iad_d3_tables, "real_iad_d3", lambda root: _d3_table(root, "gone/"), r"train, record 0: .*not exist"),
+    (
+        make_real_iad_d3_tables,
+        "real_iad_d3",
+        lambda root: shutil.rmtree(root / "realiad_d3_raw"),
+        "has no folder of a class",
+    ),
     (
         make_mvtec_ad_2,
         "mvtec_ad_2",

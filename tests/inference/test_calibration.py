@@ -96,6 +96,10 @@ def test_too_few_images_are_said(thresholds):
     assert "solids/rope" in lines[5]
     assert "50.000%" in lines[5]
     assert "needs 99 calibration images of a class" in lines[-1]
+    less = thresholds.model_copy(
+        update={"classes": {n: c for n, c in thresholds.classes.items() if n != "solids/rope"}}
+    )
+    assert "no calibration image is of solids/rope: decided by the threshold of all" in describe(less).splitlines()[-1]
 
 
 def test_without_the_split_it_says_what_to_do(checkpoint, calibration_shards, tmp_path):

@@ -130,7 +130,7 @@ def test_a_known_class_is_decided_by_its_own_threshold(detector, thresholds, coo
 def test_too_few_calibration_images_for_the_rate_are_said_with_each_decision(plain, thresholds, cookies):
     strict = Detector(plain.engine, plain.catalogue, thresholds.model_copy(update={"false_alarm_rate": 0.01}))
     found = strict.predict(cookies[0].images, class_name="cookie")
-    assert found.notes == ("1 calibration images promise a false-alarm rate of 0.5 only",)
+    assert found.notes == ("1 calibration image promises a false-alarm rate of 0.5 only",)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,8 @@ def test_no_class_or_an_unknown_one_is_decided_by_the_threshold_of_all(detector,
     assert found.class_name is None
     assert "decided by the threshold of all classes" in found.notes
     assert ("class spoon is not one that the model was trained on" in found.notes) is (class_name == "spoon")
+    assert found.threshold_promised is (class_name is None), "of a class that gave no calibration image none is known"
+    assert any("no calibration image was of class spoon" in note for note in found.notes) is (class_name == "spoon")
 
 
 def test_a_sample_without_one_of_its_modalities_is_scored_and_not_decided(detector, cookies):

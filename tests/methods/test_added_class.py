@@ -53,7 +53,7 @@ def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
     own = model.own_levels(samples[0].images_MCHW, (len(samples[0].slots),), torch.tensor(samples[0].slots))
     assert features is not None
     inside = bank.token_maps(features, own, list(samples[0].slots), SIZE)
-    bank.leave_out([samples[0].key])
+    bank.leave_out(samples[0].key)
     outside = bank.token_maps(features, own, list(samples[0].slots), SIZE)
     assert outside.mean() > 1.5 * inside.mean()
     for search, other, map_TChw in zip(bank.search.banks, without.search.banks, features, strict=True):

@@ -121,10 +121,36 @@ def test_the_whole_image_is_a_level_and_the_discriminator_a_factor() -> None:
     assert alone.maps(alone(*tokens([TEST[0]]))).isfinite().all()
 
 
-def test_tiles_of_one_photograph_are_left_out_together() -> None:
-    tiles = [Sample(f"photo view {number}", "b", (0,), sample(0).images_MCHW + 0.1 * number) for number in range(3)]
-    assert not fitted(tiles, **WITH_ALL).search.discriminators, "there is no other photograph to compare with"
-    assert fitted([*tiles, sample(2)], **WITH_ALL).search.discriminators
+def fitted_to_tiles(photographs: Sequence[Sequence[Sample]], **changes: object) -> LevelSearchMethod:
+    """Of each photograph its tiles, which have one key."""
+    method = method_with(**changes)
+    method.begin(0)
+    for tiles in photographs:
+        keys = [tiles[0].key] * len(tiles)
+        method.collect(*tokens(tiles), [one.class_name for one in tiles], keys, list(range(len(tiles))))
+    method.finish(lambda given: given)
+    return method
+
+
+def test_tiles_of_one_photograph_are_no_other_images() -> None:
+    images = [sample(0).images_MCHW + 0.01 * number for number in range(3)]
+    tiles = [Sample("photo", "b", (0,), image_MCHW) for image_MCHW in images]
+    assert not fitted_to_tiles([tiles], **WITH_ALL).search.discriminators, (
+        "there is no other photograph to compare with"
+    )
+    assert fitted_to_tiles([tiles, [sample(2)]], **WITH_ALL).search.discriminators
+    other = [Sample("other", "b", (0,), sample(2).images_MCHW + 0.01 * number) for number in range(3)]
+    method = fitted_to_tiles([tiles, other], patches=10**6)
+    for level in method.search.banks:
+        bank_ND, half = level.banks[0], len(level.banks[0]) // 2
+        assert level.owners[0].unique(return_counts=True)[1].tolist() == [half, half]
+        distances_NN = torch.cdist(bank_ND, bank_ND, compute_mode="donot_use_mm_for_euclid_dist")
+        of_other_N = torch.cat([distances_NN[:half, half:].amin(1), distances_NN[half:, :half].amin(1)])
+        assert of_other_N.mean() == pytest.approx(1, abs=1e-3), "usual is how far the other photograph is"
+    first, second = (fitted_to_tiles(each, patches=40) for each in ([tiles, other], [other, tiles]))
+    assert torch.equal(first.search.banks[0].banks[0], second.search.banks[0].banks[0])
+    with pytest.raises(ValueError, match="collected twice under one key"):
+        fitted_to_tiles([tiles, tiles], patches=10**6)
 
 
 def test_a_discriminator_of_other_levels_is_refused() -> None:

@@ -31,6 +31,6 @@ def brief_audit(folder: Path, workers: int | None = None) -> Iterator[str]:
     """
     samples = samples_of_shards([folder])
     workers = default_workers(len(samples)) if workers is None else workers
-    audited = audit(samples, image_size=IMAGE_SIZE, workers=workers, with_duplicates=False)
+    audited = audit(samples, image_size=IMAGE_SIZE, workers=workers, with_duplicates=False, brief=True)
     told = tuple(found for found in audited.findings if found.check in CHECKS)
     yield from screen_lines(replace(audited, findings=told), Severity.WARNING, MOST)

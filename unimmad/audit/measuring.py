@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from unimmad.data.index import ModalityKind
 from unimmad.data.layouts.source_set import SourceFile
 from unimmad.data.prepare import check_fits, seen_pixels, stored_pixels
 from unimmad.data.views import whole
-from unimmad.data.writing.duplicates import perceptual_hash, pixel_digest
+from unimmad.data.writing.duplicates import HASH_VALUES, perceptual_hash, pixel_digest
 from unimmad.data.writing.mask_checks import read_mask
 from unimmad.serialization.text import one_line
 
@@ -44,6 +44,8 @@ class Task:
     """Of the resized images."""
     with_pixels: bool
     """Whether its resized images are asked for."""
+    brief: bool = False
+    """Whether an audit in brief asks: of a sample's only image no values then, and no hashes."""
 
 
 def measure(task: Task) -> Measured:
@@ -62,10 +64,14 @@ def measure(task: Task) -> Measured:
             if given[modality.name] != modality:
                 check_fits(decoded.pixels, given[modality.name], file.name)
                 check_dtype(decoded.pixels.dtype, modality, file.name)
+            arrays[modality.name] = decoded.pixels
+            if task.brief and len(audited.sample.images) == 1:
+                images[modality.name] = form_facts(decoded, file.name, modality.kind)
+                continue
             stored = stored_pixels(decoded.pixels, modality, file.name)
             resized = seen_pixels(stored, modality.kind, whole(stored.shape, task.pixels_size))
             images[modality.name] = image_facts(decoded, stored, resized, data, file.name, modality.kind)
-            arrays[modality.name], pixels[modality.name] = decoded.pixels, resized
+            pixels[modality.name] = resized
         except (ValueError, OSError) as error:
             problems.append(_problem(file, error))
     mask = _mask(audited.sample.mask, audited.sample.anomalous, arrays, images, task.image_size, problems)
@@ -81,8 +87,33 @@ def measure(task: Task) -> Measured:
         pairs=tuple(_pairs(pixels)),
         problems=tuple(problems),
     )
-    hashes = {name: perceptual_hash(arrays[name]) for name in images}
+    nothing = np.zeros(HASH_VALUES, np.uint8)
+    hashes = {name: nothing if task.brief else perceptual_hash(arrays[name]) for name in images}
     return Measured(facts, hashes, pixels if task.with_pixels else {})
+
+
+def form_facts(decoded: DecodedImage, file: str, kind: ModalityKind) -> ImageFacts:
+    """Of one decoded image what its form tells, and nothing of its values."""
+    array = decoded.pixels
+    return ImageFacts(
+        file=file,
+        kind=kind,
+        file_type=decoded.file_type,
+        mode="",
+        orientation=decoded.orientation,
+        has_place=False,
+        height=array.shape[0],
+        width=array.shape[1],
+        channels=1 if array.ndim == 2 else array.shape[2],
+        dtype=str(array.dtype),
+        quantiles=(),
+        finite=1.0,
+        bits=None,
+        levels=0,
+        seen_high=1.0,
+        colour=False,
+        digest="",
+    )
 
 
 def image_facts(
@@ -98,17 +129,10 @@ def image_facts(
     span_m = measured = None
     if kind == "depth":
         span_m, measured = float(np.ptp(stored)) / DEPTH_FACTOR, float((stored != 0).mean())
-    return ImageFacts(
-        file=file,
-        kind=kind,
-        file_type=decoded.file_type,
+    return replace(
+        form_facts(decoded, file, kind),
         mode=header.mode,
-        orientation=decoded.orientation,
         has_place=header.has_place,
-        height=array.shape[0],
-        width=array.shape[1],
-        channels=1 if array.ndim == 2 else array.shape[2],
-        dtype=str(array.dtype),
         quantiles=_quantiles(values, array if share == 1 else array[finite]),
         finite=share,
         bits=_bits_used(array) if integer else None,

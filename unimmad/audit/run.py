@@ -101,6 +101,7 @@ def audit(
     describer: PatchDescriber | None = None,
     no_features: str = "",
     with_duplicates: bool = True,
+    brief: bool = False,
     output: Path | None = None,
     workers: int = 0,
     progress: Progress | None = None,
@@ -114,6 +115,7 @@ def audit(
         describer: finds suspicious training images; None: these are not looked for.
         no_features: why there is no ``describer``, where one was wanted.
         with_duplicates: look for samples that are there twice.
+        brief: leave out what the checks of ``audit.brief`` don't look at; the findings of others then mean nothing.
         output: where finished blocks are kept until it is done, for the next one after an interruption; None: nowhere.
         workers: processes that read and measure; 0: this one.
         progress: takes how far it got.
@@ -133,7 +135,7 @@ def audit(
     pool = _Pool()
     kept = 0
     with tqdm(total=len(samples), desc="audit", unit=" samples", disable=None if show_progress else True) as bar:
-        for block, was_kept in _measured(samples, image_size, describer, blocks, workers):
+        for block, was_kept in _measured(samples, image_size, describer, blocks, workers, brief):
             pool.add(block)
             kept += len(block.facts) * was_kept
             progress.done = len(pool.facts)
@@ -163,13 +165,14 @@ def _measured(
     describer: PatchDescriber | None,
     blocks: Blocks | None,
     workers: int,
+    brief: bool,
 ) -> Iterator[tuple[Block, bool]]:
     """All blocks in order, and whether each was kept by an earlier audit."""
     parts = [samples[start : start + BLOCK] for start in range(0, len(samples), BLOCK)]
     kept = [None if blocks is None else blocks.load(number, part) for number, part in enumerate(parts)]
     size = describer.settings.image_size if describer else image_size
     tasks = [
-        Task(sample, image_size, size, describer is not None and sample.sample.split != "test")
+        Task(sample, image_size, size, describer is not None and sample.sample.split != "test", brief)
         for part, block in zip(parts, kept, strict=True)
         if block is None
         for sample in part

@@ -142,6 +142,10 @@ class Thresholds(_Frozen):
             if any(part.fpr_bound > self.false_alarm_rate for part in (found, *found.sets))
         ]
 
+    def without_images(self) -> list[str]:
+        """The trained classes that no calibration image was of: the threshold of all promises them nothing."""
+        return [name for name in self.trained_classes if name not in self.classes]
+
     def with_pixel_values(self, spreads: Mapping[str, Mapping[Sensors, Spread]]) -> Thresholds:
         """The same with every ``pixel_value``, from the spreads of the normal images' maps.
 

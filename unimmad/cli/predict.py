@@ -179,7 +179,11 @@ def prediction_parser() -> argparse.ArgumentParser:
         help="at an image that can't be read or does not fit; skip: leave its sample out and say so (default: stop)",
     )
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="no heat maps")
-    parser.add_argument("--maps", action="store_true", help="also the anomaly maps, as float32 NPY")
+    parser.add_argument(
+        "--maps",
+        action="store_true",
+        help="also the anomaly maps, as float32 NPY of whole size (pictures have 512 pixels at most)",
+    )
     parser.add_argument(
         "--no-monitor",
         dest="monitor",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from unimmad.checkpoint.added_classes import AddedClass
@@ -10,6 +10,10 @@ from unimmad.checkpoint.thresholds import Threshold, Thresholds, highest_normal
 from unimmad.config import Precision
 from unimmad.data.index import DatasetEntry, rois_of
 from unimmad.data.sample import Sample
+from unimmad.serialization.text import listed
+
+MOST_NAMES = 5
+"""Classes that a report's header lists."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,19 @@ class HeldThresholds:
         """For a report's header."""
         if self.thresholds is None:
             return "of added classes alone, borrowed, without a promised false-alarm rate"
-        note = self.thresholds.precision_note(self.precision)
+        thresholds = self.thresholds
+        notes = [thresholds.precision_note(self.precision)]
+        if few := self._evaluated(thresholds.too_few()):
+            found = [thresholds.classes[name] for name in few]
+            worst = max(part.fpr_bound for of_class in found for part in (of_class, *of_class.sets))
+            notes.append(f"too few calibration images to promise it, only up to {worst:.2g}: {listed(few, MOST_NAMES)}")
+        if without := self._evaluated(thresholds.without_images()):
+            notes.append(f"by the threshold of all classes, which promises them none: {listed(without, MOST_NAMES)}")
         return (
-            f"images: calibrated for a false-alarm rate of {self.thresholds.false_alarm_rate:g}; pixels: mean + 3 "
-            f"standard deviations of the calibration maps{f'; {note}' if note else ''}"
+            f"images: calibrated for a false-alarm rate of {thresholds.false_alarm_rate:g}; pixels: mean + 3 "
+            f"standard deviations of the calibration maps{''.join(f'; {note}' for note in notes if note)}"
         )
+
+    def _evaluated(self, classes: Iterable[str]) -> list[str]:
+        """Those of the datasets that are evaluated."""
+        return [name for name in classes if name.partition("/")[0] in self.datasets]

@@ -116,11 +116,11 @@ class ClassAdder:
         bank = AddedBank(new.name, teacher_channels(self.model), self.model.modality_slots).to(self.engine.device)
         self.model.banks = torch.nn.ModuleList([bank])
         known = self.catalogue.with_classes({new.name: new.dataset})
-        keys = self._fill(bank, new, known, tell_done)
+        self._fill(bank, new, known, tell_done)
         detector = Detector(self.engine, known)
         found: dict[Sensors, list[Prediction]] = defaultdict(list)
         for sample in new.samples:
-            bank.leave_out(keys[sample.name])
+            bank.leave_out(_key(sample.name))
             prediction = detector.predict(sample.images, class_name=new.name, name=sample.name)
             found[prediction.modalities].append(prediction)
             tell_done()
@@ -137,25 +137,29 @@ class ClassAdder:
         )
         return AddedClass(entry, {name: tensor.detach().cpu() for name, tensor in bank.state_dict().items()})
 
-    def _fill(self, bank: AddedBank, new: NewClass, catalogue: Catalogue, tell_done: TellDone) -> dict[str, list[str]]:
-        """Make the bank; gives the keys of each image's own views."""
-        keys: dict[str, list[str]] = {}
+    def _fill(self, bank: AddedBank, new: NewClass, catalogue: Catalogue, tell_done: TellDone) -> None:
+        """Make the bank."""
         engine, copies = self.engine, MIRRORED if len(new.samples) == 1 else ()
         bank.begin()
         with without_tf32(), torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
             for sample in new.samples:
                 prepared = prepare_sample(sample, catalogue, new.name, engine.image_size, False, engine.geometry)
                 engine.check(prepared)
-                slots, keys[sample.name] = [modality.slot for modality in prepared.modalities], []
-                for number, images_MCHW in enumerate(_views(prepared)):
-                    on_device_MCHW, key = images_MCHW.to(engine.device), f"{sample.name}\n{number}"
-                    keys[sample.name].append(key)
-                    bank.add(self.model.base, on_device_MCHW, slots, key)
-                    for copy, axes in enumerate(copies):
-                        bank.add(self.model.base, on_device_MCHW.flip(axes), slots, f"{key}\n{copy}")
+                slots = [modality.slot for modality in prepared.modalities]
+                for view, images_MCHW in enumerate(_views(prepared)):
+                    on_device_MCHW = images_MCHW.to(engine.device)
+                    bank.add(self.model.base, on_device_MCHW, slots, _key(sample.name), view)
+                    for copy, axes in enumerate(copies):  # which count as photographs of their own
+                        bank.add(
+                            self.model.base, on_device_MCHW.flip(axes), slots, f"{_key(sample.name)}\n{copy}", view
+                        )
                 tell_done()
         bank.finish()
-        return keys
+
+
+def _key(name: str) -> str:
+    """The photograph's, by which a bank's patches are drawn; the same as ever, so that banks are."""
+    return f"{name}\n0"
 
 
 def _views(sample: PreparedSample) -> Iterator[Tensor]:

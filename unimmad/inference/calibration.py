@@ -253,6 +253,11 @@ def describe(thresholds: Thresholds) -> str:
             f"note: a false-alarm rate of {rate:g} needs {images_needed(rate)} calibration images of a class; with "
             f"fewer the threshold is their largest score and promises only the rate above: {_some(few)}"
         )
+    if without := thresholds.without_images():
+        lines.append(
+            f"note: no calibration image is of {_some(without)}: decided by the threshold of all classes, which "
+            "promises no rate for these; set more aside (unimmad shards --calibration-fraction)"
+        )
     return "\n".join(lines)
 
 

@@ -60,12 +60,21 @@ class Decider:
             return None, None, [*notes, self._calibrated_with(known if own else None, bool(missing))]
         if not own:
             notes.append("decided by the threshold of all classes")
+            if named:
+                notes.append(f"no calibration image was of class {asked}, so that no false-alarm rate is promised")
         if note := self.thresholds.precision_note(self.engine.precision):
             notes.append(note)
         if threshold.fpr_bound > self.thresholds.false_alarm_rate:
             rate = f"{threshold.fpr_bound:.3g}"
-            notes.append(f"{threshold.images} calibration images promise a false-alarm rate of {rate} only")
+            images = f"{threshold.images} calibration image{' promises' if threshold.images == 1 else 's promise'}"
+            notes.append(f"{images} a false-alarm rate of {rate} only")
         return threshold, known if own else ALL_CLASSES, notes
+
+    def promises(self, sample: PreparedSample, of: str) -> bool:
+        """Whether a sample's threshold, which is ``of`` a class or of all, promises a false-alarm rate for it: not that
+        of other classes where its own is named."""
+        own_is_named = sample.asked_class is not None and not sample.asked_class.endswith("/")
+        return not (own_is_named if of == ALL_CLASSES else self.is_borrowed(of))
 
     def is_borrowed(self, class_name: str) -> bool:
         """Whether the threshold of ``DATASET/CLASS``, one added after training, is borrowed from other classes."""

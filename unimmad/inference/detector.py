@@ -397,7 +397,7 @@ class Detector:
             weights_HW=None if sample.look is None else sample.look.stored().numpy(),
             roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
             precision=self.engine.precision,
-            threshold_promised=None if threshold is None else not (of is not None and decider.is_borrowed(of)),
+            threshold_promised=None if of is None else decider.promises(sample, of),
             limits=self._limits(sample, threshold),
             statistics=statistics,
             shares=parts.shares,

@@ -46,8 +46,8 @@ class Prediction:
     precision: Precision = "fp32"
     """What the score was computed in."""
     threshold_promised: bool | None = None
-    """Whether the threshold promises a false-alarm rate; those of classes added from a few images do not. None without
-    a threshold."""
+    """Whether the threshold promises a false-alarm rate; those of classes added from a few images do not, nor that of
+    all classes for one that gave no calibration image. None without a threshold."""
     limits: tuple[float, float] | None = None
     """Map values at the dark and the bright end of a picture's colours: from what normal maps usually have, with the
     threshold (without one: the highest score of known normal images) in the middle; None where nothing tells them."""

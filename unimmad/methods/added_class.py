@@ -57,15 +57,16 @@ class AddedBank(nn.Module):
         self._sums: dict[int, list[Tensor]] = {}
 
     @torch.no_grad()
-    def add(self, model: Method, images_MCHW: Tensor, slots: Sequence[int], key: str) -> None:
-        """Take in one image of the class, normalised; ``key`` tells it from all others.
+    def add(self, model: Method, images_MCHW: Tensor, slots: Sequence[int], key: str, view: int = 0) -> None:
+        """Take in one view of a photograph of the class, normalised; ``key`` tells that from all others.
 
         Raises:
             ValueError: too much would be kept.
         """
         slots_M = torch.tensor(slots, device=images_MCHW.device)
         maps = searched_levels(model, images_MCHW)
-        self.search.add(images_MCHW, maps, [self.class_name] * len(slots), slots, [key] * len(slots))
+        count = len(slots)
+        self.search.add(images_MCHW, maps, [self.class_name] * count, slots, [key] * count, [view] * count)
         own = model.own_levels(images_MCHW, (len(slots),), slots_M).distances
         for place, slot in enumerate(slots):
             self._sums.setdefault(slot, []).append(
@@ -83,9 +84,9 @@ class AddedBank(nn.Module):
             usual_SO[slot] = mean_O.clamp_min(LEAST_USUAL)
         self.usual_SO = usual_SO.to(self.usual_SO.device)
 
-    def leave_out(self, keys: Sequence[str]) -> None:
-        """Score from now on as if the images of these keys were in no bank; empty: all are."""
-        self.left_out = torch.tensor([hash_of_key(key) for key in keys]) if keys else None
+    def leave_out(self, key: str | None) -> None:
+        """Score from now on as if this photograph were in no bank; None: all are."""
+        self.left_out = None if key is None else torch.tensor([hash_of_key(key)])
 
     def token_maps(self, features: Sequence[Tensor], own: OwnLevels, slots_T: Sequence[int], image_size: int) -> Tensor:
         """[T, H, W], of tokens of this class.

@@ -99,7 +99,7 @@ class Banks(nn.Module):
         self.deviations = nn.ParameterList()
         """What each bank's features were divided by, [D] each; none where ``scaling`` is."""
         self.owners: list[Tensor] = []
-        """Which image each row of a bank is of, int64 [N] by ``hash_of_key``; known where they were made alone."""
+        """Which photograph each row of a bank is of, int64 [N] by ``hash_of_key``; known where they were made alone."""
         self._anchor: Tensor
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
         self.begin(0)
@@ -114,14 +114,22 @@ class Banks(nn.Module):
         self._seed = seed % 2**63
         self._collection = self._new_collection()
 
-    def add(self, names: Sequence[BankName], keys: Sequence[str], patches_TPD: Tensor) -> None:
-        """Take in the patches of T images, each of which ``names`` gives to a bank and ``keys`` tells from all others.
+    def add(
+        self, names: Sequence[BankName], keys: Sequence[str], patches_TPD: Tensor, views: Sequence[int] | None = None
+    ) -> None:
+        """Take in the patches of T images, each of which ``names`` gives to a bank.
+
+        Args:
+            names: whose.
+            keys: the photograph of each.
+            patches_TPD: their patches.
+            views: which view of its photograph each is; None: the only one.
 
         Raises:
             ValueError: what is kept would take more memory than the settings allow.
         """
-        for patches_PD, name, key in zip(patches_TPD, names, keys, strict=True):
-            self._collection.add(name, patches_PD, key)
+        for patches_PD, name, key, view in zip(patches_TPD, names, keys, views or [0] * len(keys), strict=True):
+            self._collection.add(name, patches_PD, key, view)
 
     @torch.no_grad()
     def finish(self, gather: Gather) -> None:
@@ -154,8 +162,8 @@ class Banks(nn.Module):
                 self.deviations.append(_frozen(deviation_D))
 
     def _normal_score(self, bank_ND: Tensor, image_of_N: Tensor) -> Tensor:
-        """What the bank's patches would score if they were of an image that is not in it, in the mean; where there is
-        but one image, each if it were not in it: a scalar. Where images are alike to the pixel that would be
+        """What the bank's patches would score if they were of a photograph that is not in it, in the mean; where there
+        is but one, each if it were not in it: a scalar. Where photographs are alike to the pixel that would be
         rounding."""
         same_image = bool((image_of_N == image_of_N[0]).all())
         owner_of_N = torch.arange(len(bank_ND), device=bank_ND.device) if same_image else image_of_N

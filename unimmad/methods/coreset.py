@@ -23,6 +23,12 @@ def hash_of_key(key: str) -> int:
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) >> 1
 
 
+def view_key(key: str, view: int) -> str:
+    """What tells a view of the photograph ``key`` from all others, and from those of other photographs; the first one
+    is told as the photograph is, which may have no other."""
+    return f"{key} view {view}" if view else key
+
+
 def random_order(key_hash: int, count: int, seed: int) -> Tensor:
     """One random number for each of a sample's ``count`` patches: int64 [count], from 0 to 2^63 - 1.
 

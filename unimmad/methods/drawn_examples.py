@@ -19,8 +19,6 @@ from unimmad.methods.coreset import hash_of_key
 from unimmad.methods.discriminator import DrawnExamples, logarithms
 from unimmad.methods.image_sample import KeptImage
 
-VIEW, MOST_VIEWS = " view ", 10_000
-"""What stands in a tile's key before its number, and how many tiles a photograph may have."""
 VARIANTS = 3
 """Anomalies that are drawn onto an image, one at a time."""
 
@@ -29,7 +27,8 @@ VARIANTS = 3
 def drawn_examples(
     images: Sequence[KeptImage], levels: Sequence[Banks], patches_of: Callable[[Tensor], list[Tensor]], seed: int
 ) -> DrawnExamples | None:
-    """Of each image, as it is and with anomalies drawn onto it, distances to the banks as if it were in none.
+    """Of each image, as it is and with anomalies drawn onto it, distances to the banks as if its photograph were in
+    none.
 
     Args:
         images: some of those that the banks were made of.
@@ -38,13 +37,13 @@ def drawn_examples(
         seed: of what is drawn.
 
     Returns:
-        The examples, on the banks' device; None where no class has two images.
+        The examples, on the banks' device; None where no class has two photographs.
     """
     random, device = np.random.default_rng(seed), levels[0].device
     found: list[tuple[Tensor, Tensor]] = []
     for kept in tqdm(images, desc="draw anomalies", unit="image"):
         number = levels[0].names.index(kept.bank)
-        left_out = torch.tensor([hash_of_key(key) for key in _views_of(kept.key)])
+        left_out = torch.tensor([hash_of_key(kept.key)])
         if levels[0].has_others(number, left_out):
             others = [images[place].image_CHW for place in random.integers(len(images), size=VARIANTS)]
             drawn = [drawn_anomaly(kept.image_CHW, other_CHW, random) for other_CHW in others]
@@ -57,12 +56,6 @@ def drawn_examples(
             masks_VHW = torch.stack([torch.zeros_like(drawn[0][1]), *(mask_HW for _, mask_HW in drawn)])
             found.append((logarithms(ratios), _shares(masks_VHW, ratios[0].shape[-1]).to(device)))
     return DrawnExamples(*map(torch.cat, zip(*found, strict=True))) if found else None
-
-
-def _views_of(key: str) -> list[str]:
-    """The keys of all tiles of a photograph, of one of them; of a photograph its own alone."""
-    photograph, tile, number = key.rpartition(VIEW)
-    return [f"{photograph}{VIEW}{other}" for other in range(MOST_VIEWS)] if tile and number.isdecimal() else [key]
 
 
 def _shares(masks_VHW: Tensor, side: int) -> Tensor:

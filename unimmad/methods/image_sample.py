@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unimmad.methods.coreset import hash_of_key, random_order
+from unimmad.methods.coreset import hash_of_key, random_order, view_key
 from unimmad.methods.patch_collection import BankName
 from unimmad.model.method import Gather
 
@@ -23,7 +23,7 @@ class KeptImage(NamedTuple):
     """Random; those with the smallest are kept."""
     bank: BankName
     key: str
-    """Of its sample."""
+    """Of its photograph."""
     image_CHW: Tensor
     """Normalised, float32, on the CPU."""
 
@@ -41,9 +41,9 @@ class ImageSample:
         self.seed = seed
         self._kept: list[KeptImage] = []
 
-    def add(self, bank: BankName, key: str, image_CHW: Tensor) -> None:
-        """Take in one image."""
-        number = int(random_order(hash_of_key(f"{bank.slot} {key}"), 1, self.seed))
+    def add(self, bank: BankName, key: str, image_CHW: Tensor, view: int = 0) -> None:
+        """Take in one view of the photograph ``key``."""
+        number = int(random_order(hash_of_key(f"{bank.slot} {view_key(key, view)}"), 1, self.seed))
         if len(self._kept) < self.limit or number < self._kept[-1].number:
             self._kept.append(KeptImage(number, bank, key, image_CHW.to("cpu", torch.float32, copy=True)))
             self._kept = sorted(self._kept, key=_place)[: self.limit]

@@ -113,8 +113,11 @@ class LevelSearch(nn.Module):
         classes_T: Sequence[str],
         slots_T: Sequence[int],
         keys_T: Sequence[str],
+        views_T: Sequence[int] | None = None,
     ) -> None:
         """Take in tokens by their images and the teacher's maps of them, [T, C_l, h, w] each.
+
+        ``keys_T`` and ``views_T`` as ``Banks.add`` takes them.
 
         Raises:
             ValueError: there can't be a bank for a slot, or too much would be kept.
@@ -122,10 +125,11 @@ class LevelSearch(nn.Module):
         tokens = zip(classes_T, slots_T, strict=True)
         names = [self.banks[0].bank_name(class_name, slot) for class_name, slot in tokens]
         for level, patches_ThwC in zip(self.all_banks, self._described(maps), strict=True):
-            level.add(names, keys_T, patches_ThwC.flatten(1, 2))
+            level.add(names, keys_T, patches_ThwC.flatten(1, 2), views_T)
         if self.drawn_on:
-            for name, key, image_CHW in zip(names, keys_T, images_TCHW, strict=True):
-                self._images.add(name, key, image_CHW)
+            views = views_T or [0] * len(keys_T)
+            for name, key, view, image_CHW in zip(names, keys_T, views, images_TCHW, strict=True):
+                self._images.add(name, key, image_CHW, view)
 
     def _described(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """What ``all_banks`` hold of the teacher's maps: [T, h, w, C_l] each, the whole image as 1 x 1."""
@@ -171,8 +175,8 @@ class LevelSearch(nn.Module):
 
     @torch.no_grad()
     def ratios_without(self, maps: Sequence[Tensor], class_name: str, slot: int, images: Tensor) -> list[Tensor]:
-        """As ``ratios``, of tokens of one slot, as if the images of these hashes (``hash_of_key``) were in no bank;
-        right after ``finish``."""
+        """As ``ratios``, of tokens of one slot, as if the photographs of these hashes (``hash_of_key``) were in no
+        bank; right after ``finish``."""
         number = self.banks[0].banks_to_search(class_name, slot)[0]
         levels = zip(self.all_banks, self._described(maps), strict=True)
         return [level.scores_without(patches_ThwC, number, images) for level, patches_ThwC in levels]
@@ -300,12 +304,14 @@ class FittedBySearch(Fitted):
         slot_of_token_T: Tensor,
         classes: Sequence[str],
         keys: Sequence[str],
+        views: Sequence[int] | None = None,
     ) -> None:
         samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()
         of_tokens = (
             [classes[sample] for sample in samples],
             slot_of_token_T.tolist(),
             [keys[sample] for sample in samples],
+            None if views is None else [views[sample] for sample in samples],
         )
         self.search.add(images_TCHW, self.maps_to_search(images_TCHW), *of_tokens)
 

@@ -151,13 +151,16 @@ class MemoryBank(Banks, FittedMethod):
         slot_of_token_T: Tensor,
         classes: Sequence[str],
         keys: Sequence[str],
+        views: Sequence[int] | None = None,
     ) -> None:
         self._check_length("classes", classes, len(tokens_per_sample))
         self._check_length("keys", keys, len(tokens_per_sample))
         samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()
         slots = slot_of_token_T.tolist()
         names = [self.bank_name(classes[sample], slot) for sample, slot in zip(samples, slots, strict=True)]
-        self.add(names, [keys[sample] for sample in samples], self.describe_patches(images_TCHW).flatten(1, 2))
+        views_T = None if views is None else [views[sample] for sample in samples]
+        patches_TPD = self.describe_patches(images_TCHW).flatten(1, 2)
+        self.add(names, [keys[sample] for sample in samples], patches_TPD, views_T)
 
     @torch.no_grad()
     def forward(

@@ -1,7 +1,7 @@
 """Patches of training images, kept bank by bank until the banks are made of them.
 
 What comes of it depends neither on the order in which samples came nor on the processes that saw them: every patch has
-a place (its sample's key, its position), and by it a random number.
+a place (its photograph's key, its view and position), and by it a random number.
 
 Letters: N patches of a bank, P patches of an image, D features of a patch.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimmad.methods.coreset import hash_of_key, random_order
+from unimmad.methods.coreset import hash_of_key, random_order, view_key
 from unimmad.model.method import Gather
 
 LARGEST = 2**63 - 1
@@ -47,7 +47,7 @@ class Patches(NamedTuple):
     rows_ND: Tensor
     """float32, on the CPU."""
     marks_N3: Tensor
-    """int64: hash of the sample's key, position in the image, random number."""
+    """int64: hash of the photograph's key, place in it (position, one view after the other), random number."""
 
     def take(self, chosen: Tensor) -> Patches:
         return Patches(self.rows_ND[chosen], self.marks_N3[chosen])
@@ -71,18 +71,18 @@ class PatchCollection:
         self._parts: dict[BankName, list[Patches]] = {}
         self._kept = 0
 
-    def add(self, name: BankName, rows_PD: Tensor, key: str) -> None:
-        """Take in one image.
+    def add(self, name: BankName, rows_PD: Tensor, key: str, view: int = 0) -> None:
+        """Take in one view of the photograph ``key``; all views of all have P patches.
 
         Raises:
             ValueError: too much would be kept.
         """
-        key_hash = hash_of_key(key)
+        patches = len(rows_PD)
         marks_P3 = torch.stack(
             [
-                torch.full((len(rows_PD),), key_hash),
-                torch.arange(len(rows_PD)),
-                random_order(key_hash, len(rows_PD), self.seed),
+                torch.full((patches,), hash_of_key(key)),
+                torch.arange(view * patches, (view + 1) * patches),
+                random_order(hash_of_key(view_key(key, view)), patches, self.seed),
             ],
             dim=1,
         )

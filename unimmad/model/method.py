@@ -210,16 +210,18 @@ class Fitted(ABC):
         slot_of_token_T: Tensor,
         classes: Sequence[str],
         keys: Sequence[str],
+        views: Sequence[int] | None = None,
     ) -> None:
-        """Take in B training samples.
+        """Take in B training samples, each a photograph (of one or several modalities) or a view of one.
 
         Args:
             images_TCHW: as for ``forward``.
             tokens_per_sample: as for ``forward``.
             slot_of_token_T: as for ``forward``.
             classes: the class of each sample, B.
-            keys: what tells each sample from all others, B; with it the result depends neither on the order in which
-                samples come nor on the ranks that see them.
+            keys: what tells each photograph from all others, B; with it the result depends neither on the order in
+                which samples come nor on the ranks that see them.
+            views: which view of its photograph each sample is, B, from 0; None: the only one.
 
         Raises:
             ValueError: what is kept of the samples would take more memory than the settings allow.

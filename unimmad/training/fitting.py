@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -95,27 +94,24 @@ def _show(model: Fitted, shards: ShardSet, recipe: Recipe, world: World) -> None
     with tqdm(total=samples, desc=f"fit {recipe.name}", unit="image", disable=not world.is_main) as bar:
         for batch in rounds:
             if batch is not None:
-                for of_views in _view_batches(batch, geometry, recipe):
-                    _collect(model, of_views, world.device)
+                for of_views, views in _view_batches(batch, geometry, recipe):
+                    _collect(model, of_views, views, world.device)
                 bar.update(min(len(batch.samples) * world.size, samples - bar.n))
 
 
-def _view_batches(batch: Batch, geometry: Geometry, recipe: Recipe) -> Iterator[Batch]:
-    """The batch itself, or all views of its samples, each a sample of its own."""
+def _view_batches(batch: Batch, geometry: Geometry, recipe: Recipe) -> Iterator[tuple[Batch, list[int]]]:
+    """The batch itself, or all views of its samples; and which view of its sample's each is."""
     if geometry.tiles is None:
-        yield batch
+        yield batch, [0] * len(batch.samples)
         return
     cuttings = (view_samples(sample, geometry, recipe.model.image_size) for sample in batch.samples)
-    views = (
-        replace(sample, key=f"{sample.key} view {number}")
-        for cutting in cuttings
-        for number, sample in enumerate(map(cutting.cut, cutting.views))
-    )
+    views = (view for cutting in cuttings for view in enumerate(map(cutting.cut, cutting.views)))
     while of_views := list(islice(views, recipe.evaluation.batch_size)):
-        yield collate(of_views)
+        numbers, samples = zip(*of_views, strict=True)
+        yield collate(samples), list(numbers)
 
 
-def _collect(model: Fitted, batch: Batch, device: torch.device) -> None:
+def _collect(model: Fitted, batch: Batch, views: list[int], device: torch.device) -> None:
     on_device = batch.to(device)
     model.collect(
         on_device.images_TCHW,
@@ -123,6 +119,7 @@ def _collect(model: Fitted, batch: Batch, device: torch.device) -> None:
         on_device.slot_of_token_T,
         [sample.class_name for sample in batch.samples],
         [f"{sample.class_name} {sample.key}" for sample in batch.samples],
+        views,
     )
 
 

@@ -31,14 +31,32 @@ def read_positions(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: the file holds something else.
     """
+    positions_HW3 = _positions(path)
+    near_HW = (np.abs(positions_HW3) <= MAX_DEPTH_METRES).all(axis=2)  # which NaN is not
+    return positions_HW3, (positions_HW3 != 0).any(axis=2) & near_HW
+
+
+def read_height(path: Path) -> np.ndarray:
+    """float32, H x W: the third channel alone, as stored, for files whose other two may be anything.
+
+    NaN where it was not measured: not finite, farther than anything, or 0 beside two zeros.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    positions_HW3 = _positions(path)
+    measured_HW = (np.abs(positions_HW3[:, :, 2]) <= MAX_DEPTH_METRES) & (positions_HW3 != 0).any(axis=2)
+    return np.where(measured_HW, positions_HW3[:, :, 2], np.nan).astype(np.float32)
+
+
+def _positions(path: Path) -> np.ndarray:
     positions_HW3 = decode_image(read_image_file(path), path.suffix.lower(), str(path), planes=True)
     if positions_HW3.ndim != 3 or positions_HW3.shape[2] != 3 or positions_HW3.dtype.kind != "f":
         raise ValueError(
             f"{path}: {positions_HW3.dtype} of shape {positions_HW3.shape}; wanted H x W x 3, real numbers. "
             "Rename the folder if it holds something else than positions"
         )
-    near_HW = (np.abs(positions_HW3) <= MAX_DEPTH_METRES).all(axis=2)  # which NaN is not
-    return positions_HW3, (positions_HW3 != 0).any(axis=2) & near_HW
+    return positions_HW3
 
 
 def object_mask(positions_HW3: np.ndarray, measured_HW: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ defect. Each view is a sample of its own. The tables for one view (realiad_jsons
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -34,6 +35,9 @@ CLASSES = (
 TABLES = "realiad_jsons"
 IMAGE_FOLDERS = ("realiad_1024", "realiad_512", "realiad_256", "realiad_raw")
 """The first that is there is read: 1024 pixels, as the authors' experiments, before the others."""
+
+
+Table = TypeVar("Table", bound=BaseModel)
 
 
 class _Meta(BaseModel):
@@ -77,23 +81,34 @@ class RealIADLayout:
         if len(images) > 1:
             others = " and ".join(path.name for path in images[1:])
             notices.add(f"{root}: {images[0].name} is read, {others} left out; move it away to read another")
-        samples = [sample for path in _tables(root) for sample in _read_table(path, images[0], notices)]
+        tables = published_tables(root, TABLES)
+        samples = [sample for path in tables for sample in _read_table(path, images[0], notices)]
         return [ReadSet(samples)]
 
 
-def _tables(root: Path) -> list[Path]:
-    folders = (root / TABLES, root / TABLES / TABLES)
-    tables = next((found for folder in folders if (found := sorted(folder.glob("*.json")))), [])
+def published_tables(root: Path, folder: str) -> list[Path]:
+    """``ROOT/FOLDER/CLASS.json``, also where the archive was unpacked into a folder of its own name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folders = (root / folder, root / folder / folder)
+    tables = next((found for place in folders if (found := sorted(place.glob("[!.]*.json")))), [])
     if not tables:
-        raise ValueError(f"{root / TABLES} has no CLASS.json; unpack {TABLES}.zip there")
+        raise ValueError(f"{root / folder} has no CLASS.json; unpack {folder}.zip there")
     return tables
 
 
-def _read_table(path: Path, images: Path, notices: Notices) -> list[SourceSample]:
+def read_table(path: Path, model: type[Table]) -> Table:
+    """A table; ValueError where it is something else."""
     try:
-        table = _Table.model_validate_json(read_limited(path, MAX_INDEX_BYTES))
+        return model.model_validate_json(read_limited(path, MAX_INDEX_BYTES))
     except ValidationError as error:
         raise ValueError(f"{path}: {first_problem(error)}; is it a table of Real-IAD?") from None
+
+
+def _read_table(path: Path, images: Path, notices: Notices) -> list[SourceSample]:
+    table = read_table(path, _Table)
     normal = [record for record in table.train if record.anomaly_class == table.meta.normal_class]
     if len(normal) < len(table.train):
         defective = len(table.train) - len(normal)
