@@ -32,10 +32,11 @@ from unimmad.serialization.validation import Entry, validated
 
 MONITORING_NAME = "monitoring.safetensors"
 FORMAT: Literal[1] = 1
-STATISTICS = ("brightness", "contrast", "sharpness", "noise", "shift_down", "shift_right", "features")
-"""Of an image, see ``evaluation.image_statistics``; the last three are found by what is usual of its class."""
+STATISTICS = ("brightness", "contrast", "sharpness", "noise", "moved_down", "moved_right", "features")
+"""Of an image, see ``evaluation.image_statistics``; the last three are found by what is usual of its class. A statistic
+that is found in another way gets another name, so that it is not compared with what an older calibration kept."""
 SMALL = 64
-"""S: a shift is found in steps of 1/64 of the image."""
+"""S."""
 _ID_DIGITS = 16
 
 
