@@ -39,6 +39,8 @@ FORMAT: Literal[1] = 1
 _ENTRY = "unimmad"
 """Key of the JSON in the file's header."""
 _REMEDY = "add the class again (--replace), or remove the file"
+_LATER = ("discriminated", "pictures")
+"""Fields that files of older versions lack; where they say nothing the digest is as it was without them."""
 _MOST_LETTERS = 80
 """Of a class's name in its file's."""
 
@@ -63,6 +65,10 @@ class AddedEntry(BaseModel):
     """In words, where their height comes from."""
     weights: str
     """Digest of the checkpoint's weights."""
+    discriminated: bool = False
+    """Whether the model's discriminator judges what the bank says. False in files of older versions."""
+    pictures: tuple[str, ...] = ()
+    """Digests of the images that it was made from, in the order of their names; none in files of older versions."""
     sha256: str = ""
     """Of the tensors and of all the rest of the entry."""
 
@@ -159,7 +165,9 @@ def with_classes(checkpoint: LoadedCheckpoint, classes: Iterable[AddedClass]) ->
     banks, digest = [], hashlib.sha256(checkpoint.weights_digest.encode())
     by_name = {added.name: added for added in classes}
     for added in by_name.values():
-        description = {"class_name": added.name, "banks": [list(bank) for bank in added.entry.banks]}
+        entry = added.entry
+        banks_of = [list(bank) for bank in entry.banks]
+        description = {"class_name": added.name, "banks": banks_of, "discriminated": entry.discriminated}
         try:
             banks.append(AddedBank.of(checkpoint.model, description, added.tensors))
         except ValueError as error:
@@ -191,7 +199,8 @@ def _read(path: Path, weights: str) -> AddedClass:
 
 
 def _digest(entry: AddedEntry, tensors: Mapping[str, Tensor]) -> str:
-    values: dict[str, Any] = entry.model_dump(mode="json", exclude={"sha256"})
+    later = {name for name in _LATER if getattr(entry, name) == AddedEntry.model_fields[name].default}
+    values: dict[str, Any] = entry.model_dump(mode="json", exclude={"sha256", *later})
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
