@@ -21,8 +21,8 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from unimmad.checkpoint.monitoring import MONITORING_NAME
-from unimmad.checkpoint.thresholds import SensorThreshold, load_thresholds, save_thresholds
+from unimmad.checkpoint.monitoring import MONITORING_NAME, load_reference, save_reference
+from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, SensorThreshold, load_thresholds, save_thresholds
 from unimmad.data.index import ClassName, DatasetEntry
 from unimmad.methods.added_class import AddedBank, WithAddedClasses
 from unimmad.model.finite import check_finite
@@ -209,10 +209,15 @@ def _digest(entry: AddedEntry, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _forget_calibrated(checkpoint: Path, class_name: str) -> None:
-    """A calibrated threshold holds for the bank that it was made with."""
+    """A calibrated threshold holds for the bank that it was made with, and so does what a monitor compares with."""
     thresholds = load_thresholds(checkpoint)
-    if thresholds is not None and class_name in {*thresholds.classes, *thresholds.trained_classes}:
-        classes = {name: found for name, found in thresholds.classes.items() if name != class_name}
-        trained = tuple(name for name in thresholds.trained_classes if name != class_name)
-        save_thresholds(thresholds.model_copy(update={"classes": classes, "trained_classes": trained}), checkpoint)
-        (checkpoint / MONITORING_NAME).unlink(missing_ok=True)  # of the scores that the bank gave
+    if thresholds is None or class_name not in {*thresholds.classes, *thresholds.trained_classes}:
+        return
+    left, reference = thresholds.without(class_name), load_reference(checkpoint)
+    if left is None:
+        (checkpoint / THRESHOLDS_NAME).unlink()
+        (checkpoint / MONITORING_NAME).unlink(missing_ok=True)
+        return
+    save_thresholds(left, checkpoint)
+    if reference is not None and class_name in reference.classes:
+        save_reference(reference.without(class_name), checkpoint)

@@ -117,6 +117,16 @@ class MonitoringReference:
             found.update(f"{name} {array.shape}".encode() + array.tobytes())
         return found.hexdigest()[:_ID_DIGITS]
 
+    def without(self, class_name: str) -> MonitoringReference:
+        """The same without one class."""
+        described = self.described
+        kept: dict[str, list[ScoreSet] | list[ImageSet]] = {
+            "scores": [one for one in described.scores if one.class_name != class_name],
+            "images": [one for one in described.images if one.class_name != class_name],
+        }
+        usual = {key: found for key, found in self.usual.items() if key[0] != class_name}
+        return MonitoringReference(described.model_copy(update=kept), usual)
+
     @cached_property
     def classes(self) -> frozenset[str]:
         """``DATASET/CLASS`` of all that were calibrated."""

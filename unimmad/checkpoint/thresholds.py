@@ -193,12 +193,24 @@ class Thresholds(_Frozen):
                 "trained_classes": tuple(name for name in self.trained_classes if name in left),
             }
         )
-        if len(classes) == len(self.classes):
-            return kept
-        parts = [part for found in classes.values() for part in (found, *found.sets)]
+        return kept if len(classes) == len(self.classes) else kept._pooled_again()
+
+    def without(self, name: str) -> Thresholds | None:
+        """Those of all classes but ``DATASET/CLASS``; None where none that is left is calibrated. Where the class was
+        calibrated, the threshold of all classes becomes one that no score of its own is in, as ``only`` makes it."""
+        classes = {other: found for other, found in self.classes.items() if other != name}
+        if not classes:
+            return None
+        trained = tuple(other for other in self.trained_classes if other != name)
+        kept = self.model_copy(update={"classes": classes, "trained_classes": trained})
+        return kept if name not in self.classes else kept._pooled_again()
+
+    def _pooled_again(self) -> Thresholds:
+        """With a threshold of all classes that calls normal what any class's own does."""
+        parts = [part for found in self.classes.values() for part in (found, *found.sets)]
         sets = dict.fromkeys(tuple(sorted(part.modalities)) for part in parts) if self.sensor_sets else {}
         of_sets = [[part for part in parts if tuple(sorted(part.modalities)) == sensors] for sensors in sets]
-        return kept.model_copy(
+        return self.model_copy(
             update={
                 "all_classes": Threshold(**_largest(parts)),
                 "sensor_sets": tuple(_largest_of_sensors(alike) for alike in of_sets),

@@ -93,8 +93,8 @@ def shared_images(new: AddedClass, others: Iterable[AddedClass]) -> list[str]:
         count = len(set(new.entry.pictures) & set(other.entry.pictures))
         if count and other.name != new.name:
             notes.append(
-                f"{count} of the {new.entry.images} images of {new.name} are images of {other.name}, too: of the two "
-                "each image is scored by the class that is named with it"
+                f"of the images of {new.name} {count} of {new.entry.images} are those of {other.name}, too: an image is "
+                "scored by the one of them that is named with it"
             )
     return notes
 
@@ -143,7 +143,8 @@ class ClassAdder:
         if repeated := [sample.name for sample in new.samples if sample.name not in pictures]:
             new = replace(new, samples=tuple(sample for sample in new.samples if sample.name in pictures))
             if notices is not None:
-                notices.add(f"{new.name}: {len(repeated)} images are there twice and count once: {listed(repeated, 5)}")
+                are = "images are" if len(repeated) > 1 else "image is"
+                notices.add(f"{new.name}: {len(repeated)} {are} there twice and count once: {listed(repeated, 5)}")
         keys = self._fill(bank, new, known, tell_done)
         detector = Detector(self.engine, known)
         found: dict[Sensors, list[Prediction]] = defaultdict(list)
