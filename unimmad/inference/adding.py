@@ -5,8 +5,8 @@ single image mirrored copies go into the bank beside it, which stand for the oth
 
 So few scores say what is usual, and not how far a normal image may lie above it. That is borrowed: the median, over the
 known classes with as many modalities, of their threshold over their typical score, times the new class's typical score;
-and no less than the highest score of its own images. Nobody can promise a false-alarm rate by it. An image that is given
-twice counts once, since its twin would be in the bank when it is left out.
+and no less than the highest score of its own images. Nobody can promise a false-alarm rate by it. An image that is
+given twice counts once, since its twin would be in the bank when it is left out.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def shared_images(new: AddedClass, others: Iterable[AddedClass]) -> list[str]:
         count = len(set(new.entry.pictures) & set(other.entry.pictures))
         if count and other.name != new.name:
             notes.append(
-                f"of the images of {new.name} {count} of {new.entry.images} are those of {other.name}, too: an image is "
-                "scored by the one of them that is named with it"
+                f"of the images of {new.name} {count} of {new.entry.images} are those of {other.name}, too: an image "
+                "is scored by the one of them that is named with it"
             )
     return notes
 
@@ -127,9 +127,7 @@ class ClassAdder:
         self.model = WithAddedClasses(checkpoint.model, [])
         self.engine = ModelEngine(self.model, recipe.evaluation, device, precision, scoring_geometry(recipe))
 
-    def add(
-        self, new: NewClass, tell_done: TellDone = lambda: None, notices: Notices | None = None
-    ) -> AddedClass:
+    def add(self, new: NewClass, tell_done: TellDone = lambda: None, notices: Notices | None = None) -> AddedClass:
         """What is to be kept of a class; ``tell_done`` is called twice for each image, ``notices`` takes what the user
         should know.
 

@@ -38,7 +38,12 @@ class AddedBank(nn.Module):
     """What a model knows of one added class."""
 
     def __init__(
-        self, class_name: str, channels: Sequence[int], slots: int, whole_image: bool = False, discriminated: bool = False
+        self,
+        class_name: str,
+        channels: Sequence[int],
+        slots: int,
+        whole_image: bool = False,
+        discriminated: bool = False,
     ) -> None:
         """Nothing yet; ``empty_bank`` makes the one that suits a model.
 
