@@ -25,7 +25,7 @@ from unimmad.checkpoint.monitoring import MONITORING_NAME, load_reference, save_
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, SensorThreshold, load_thresholds, save_thresholds
 from unimmad.data.index import ClassName, DatasetEntry
 from unimmad.methods.added_class import AddedBank, WithAddedClasses
-from unimmad.model.finite import check_finite
+from unimmad.model.finite import all_finite
 from unimmad.serialization.atomic_write import write_aside
 from unimmad.serialization.documents import parse_json
 from unimmad.serialization.text import one_line
@@ -194,7 +194,8 @@ def _read(path: Path, weights: str) -> AddedClass:
         raise ValueError(f"{path} is not what add-class wrote: damaged, or altered; {_REMEDY}")
     if entry.weights != weights:
         raise ValueError(f"{path} was made for other weights than those in {path.parent.parent}; {_REMEDY}")
-    check_finite(tensors, str(path))
+    if broken := [name for name, tensor in tensors.items() if not all_finite(tensor)]:
+        raise ValueError(f"{path}: {broken[0]} holds values that are NaN or infinite; {_REMEDY}")
     return AddedClass(entry, tensors)
 
 
