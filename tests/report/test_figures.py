@@ -77,7 +77,7 @@ def test_a_modalitys_part_of_the_map_has_a_column_of_its_own_and_a_doubt_of_its_
     assert with_parts.title.endswith(", rgb 25%, depth 75%, depth perhaps misaligned")
     figure = class_figure([with_parts, sample(2, ("rgb",))])
     heads = [ax.get_title() for part in figure.subfigs for row in part.subfigs for ax in row.axes if ax.get_title()]
-    assert heads == ["rgb", "depth", "map", "map on image", "mask", "by rgb", "by depth"]
+    assert heads == ["rgb", "depth", "map", "map on image", "mask", "by rgb, x 2", "by depth, x 2"]
     save_figure(figure, tmp_path / "parts.png")
     assert opened(tmp_path / "parts.png").shape[1] > 200 * 7
 

@@ -116,7 +116,10 @@ def class_figure(rows: Sequence[SamplePicture], threshold: float | None = None) 
     for number, (part, row) in enumerate(zip(parts, rows, strict=True)):
         pictures = dict(row.images)
         columns = [(name, pictures.get(name)) for name in names]
-        of_modalities = [(f"by {name}", row.part_of.get(name)) for name in added]
+        # A modality that adds as much as the others has the map's colours.
+        times = np.float32(len(added))
+        of_modalities = [(f"by {name}, x {len(added)}", row.part_of.get(name)) for name in added]
+        of_modalities = [(head, None if part_HW is None else times * part_HW) for head, part_HW in of_modalities]
         maps = (row.map_HW, of_modalities)
         _draw_row(part, columns, maps, row.mask_HW, row.title, limits, number == 0, threshold)
     return figure
