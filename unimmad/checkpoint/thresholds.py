@@ -174,6 +174,20 @@ class Thresholds(_Frozen):
         sensor_sets = tuple(_with_gain(part, pooled) for part in self.sensor_sets)
         return self.model_copy(update={"classes": classes, "sensor_sets": sensor_sets})
 
+    def with_sets_of(self, other: Thresholds) -> Thresholds:
+        """The same, and besides those of ``other`` for sets of modalities that a class, or all together, has none
+        for."""
+        classes = {
+            name: found.model_copy(
+                update={"sets": (*found.sets, *_new_sets((found, *found.sets), other.classes[name]))}
+            )
+            if name in other.classes
+            else found
+            for name, found in self.classes.items()
+        }
+        new = [one for one in other.sensor_sets if _of_sensors(self.sensor_sets, one.modalities) is None]
+        return self.model_copy(update={"classes": classes, "sensor_sets": (*self.sensor_sets, *new)})
+
     def only(self, dataset: str, without: Collection[str] = ()) -> Thresholds | None:
         """Those of one dataset, without some classes; None where none that is left is calibrated.
 
@@ -226,6 +240,11 @@ def is_above(score: float, threshold: float, precision: Precision) -> bool:
 def highest_normal(threshold: float, precision: Precision) -> float:
     """The largest score that is called normal: the threshold, and beyond it what another batch size may change."""
     return threshold + TIES[precision] * abs(threshold)
+
+
+def _new_sets(known: Sequence[SensorThreshold], other: ClassThreshold) -> list[SensorThreshold]:
+    of_other = [SensorThreshold(**part.model_dump(exclude={"sets"})) for part in (other, *other.sets)]
+    return [part for part in of_other if _of_sensors(known, part.modalities) is None]
 
 
 def _of_sensors(found: Iterable[SensorThreshold], modalities: Sequence[str]) -> SensorThreshold | None:
