@@ -16,7 +16,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -120,11 +120,18 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=200, help="of each class and disturbance (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=10_000, help="without disturbance (default: %(default)s)")
     parser.add_argument("--images", type=int, default=400, help="of a draw without disturbance (default: %(default)s)")
+    parser.add_argument(
+        "--images-alone",
+        action="store_true",
+        help="watch no scores: of classes whose test normals score unlike calibration's without any disturbance",
+    )
     options = parser.parse_args()
     reference = load_reference(find_checkpoint(options.checkpoint))
     if reference is None:
         parser.error(f"{options.checkpoint} is not calibrated")
     records = _records(options)
+    if options.images_alone:
+        records = [replace(one, seen=[replace(seen, anomalous=None) for seen in one.seen]) for one in records]
     tables = [
         _detection(reference, records, options.orders),
         _false_alarms(records, options.draws, options.images),

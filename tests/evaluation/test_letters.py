@@ -65,14 +65,18 @@ def test_a_class_and_its_pictures(checkpoint, small_shards):
     assert scored_entry(found) == scored_entry(sent)
     refs = shards.classes("test")["solids/cookie"]
     draw = partial(sample_picture, checkpoint.model, shards, settings=settings, device=CPU)
-    drawn = draw_class(sent, chosen_samples(sent, refs, 2, draw))
+    first, *others = chosen_samples(sent, refs, 2, draw)
+    assert len(first.parts) == len(first.images) == len(first.shares) == 2
+    np.testing.assert_allclose(sum(first.parts), first.map_HW, rtol=1e-4, atol=1e-6)
+    drawn = draw_class(sent, [replace(first, misaligned=("depth",)), *others])
     read = read_drawn(drawn_letter(drawn))
     assert replace(read, typical=None) == replace(drawn, typical=None)
     assert drawn.heat_maps.startswith(b"\x89PNG")
-    no_arrays = {"images": (), "map_HW": None, "mask_HW": None}
+    no_arrays = {"images": (), "map_HW": None, "mask_HW": None, "parts": ()}
     ours, theirs = read.typical, drawn.typical
     assert replace(ours, **no_arrays) == replace(theirs, **no_arrays)
     assert ours.map_HW.tobytes() == theirs.map_HW.tobytes()
+    assert [part_HW.tobytes() for part_HW in ours.parts] == [part_HW.tobytes() for part_HW in theirs.parts]
     np.testing.assert_array_equal(ours.mask_HW, theirs.mask_HW)
     for (our_name, our_HW3), (their_name, their_HW3) in zip(ours.images, theirs.images, strict=True):
         assert our_name == their_name

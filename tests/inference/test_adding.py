@@ -12,6 +12,7 @@ import torch
 
 from unimmad.checkpoint.added_classes import FOLDER, load_added, with_added_classes
 from unimmad.checkpoint.loading import load_checkpoint
+from unimmad.checkpoint.monitoring import Described, ImageSet, MonitoringReference, load_reference, save_reference
 from unimmad.checkpoint.thresholds import load_thresholds, save_thresholds, thresholds_by_sensors
 from unimmad.cli.add_class import main
 from unimmad.cli.calibrate import main as calibrate
@@ -88,6 +89,14 @@ def test_a_class_is_added_scored_replaced_and_removed(checkpoint, images, capsys
     assert known.score == unknown.score
     assert known.threshold_promised is True
     np.testing.assert_array_equal(known.map_HW, unknown.map_HW)
+    twice = with_copies(images, moved)
+    assert add(moved, "--class", "twin", twice) == 0
+    said = capsys.readouterr().out
+    assert "note: added/twin: 3 images are there twice and count once: twice/z-" in said
+    assert "note: of the images of added/twin 3 of 3 are those of added/bolt, too" in said
+    twin = Detector.from_checkpoint(moved, device="cpu").added["added/twin"]
+    assert [one.value for one in twin.entry.thresholds] == pytest.approx([threshold.value], rel=1e-4)
+    assert add(moved, "--remove", "twin") == 0
     first = detector.added[BOLT].entry.sha256
     assert add(moved, "--class", "bolt", "--replace", "--images", "1", images) == 0
     assert load_added(moved, load_checkpoint(moved).weights_digest)[0].entry.sha256 != first
@@ -96,6 +105,16 @@ def test_a_class_is_added_scored_replaced_and_removed(checkpoint, images, capsys
     assert (
         Detector.from_checkpoint(moved, device="cpu").predict(sample_of(images), class_name="bolt").class_name is None
     )
+
+
+def with_copies(images: Path, beside: Path) -> Path:
+    """All images, and each once more under another name."""
+    twice = beside.with_name("twice")
+    for path in images.glob("*/*"):
+        for name in (path.name, f"z-{path.name}"):
+            (twice / path.parent.name).mkdir(parents=True, exist_ok=True)
+            (twice / path.parent.name / name).write_bytes(path.read_bytes())
+    return twice
 
 
 def _arrays(images: Path) -> dict[str, np.ndarray]:
@@ -130,12 +149,19 @@ def test_evaluation_knows_added_classes_and_says_what_their_thresholds_are(
     assert with_added_classes(known) is known
     thresholds = load_thresholds(checkpoint)
     assert thresholds is not None
-    calibrated = thresholds.model_copy(update={"classes": {"mine/cookie": thresholds.classes["solids/rope"]}})
-    save_thresholds(calibrated, checkpoint)
+    scores = {"solids/rope": {MODALITIES: [0.4, 0.2, 0.1]}, "mine/cookie": {MODALITIES: [9.0, 8.0, 7.0]}}
+    save_thresholds(thresholds_by_sensors(scores, thresholds.datasets, thresholds.trained_classes, 0.1), checkpoint)
+    images = [ImageSet(class_name=name, modality="rgb", images=3, usual_of=0, statistics={}) for name in scores]
+    reference = MonitoringReference(Described(weights=loaded.weights_digest, scores=[], images=images))
+    save_reference(reference, checkpoint)
     assert add(checkpoint, "--remove", "cookie") == 0
-    after = load_thresholds(checkpoint)
+    after, watched = load_thresholds(checkpoint), load_reference(checkpoint)
     assert after is not None
-    assert "mine/cookie" not in after.classes, "it held for the bank that is gone"
+    assert watched is not None
+    assert set(after.classes) == watched.classes == {"solids/rope"}, "the other's held for the bank that is gone"
+    assert after.all_classes.value == after.sensor_sets[0].value == after.classes["solids/rope"].value
+    only = thresholds_by_sensors({"mine/cookie": scores["mine/cookie"]}, thresholds.datasets, (), 0.1)
+    assert only.without("mine/cookie") is None
 
 
 def test_what_cannot_be_added_is_refused_in_one_line(checkpoint, images, tmp_path, capsys):

@@ -13,10 +13,15 @@ from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.checkpoint.thresholds import Thresholds
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.cli.shards import shards_parser
+from unimmad.data.decode import decode_image
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
-from unimmad.inference.calibration import calibrate, describe
+from unimmad.inference.calibration import KeptSensors, calibrate, describe
+from unimmad.inference.catalogue import Catalogue
+from unimmad.inference.detector import Detector
+from unimmad.inference.engines import ModelEngine
+from unimmad.inference.missing_sensors import kept_sensors, with_missing_sensors
 
 CPU = torch.device("cpu")
 CLASSES = ["materials/cloth", "materials/nut", "materials/tiles", "solids/cookie", "solids/rope"]
@@ -53,6 +58,36 @@ def test_each_class_has_the_score_of_its_calibration_image(checkpoint, calibrati
         assert set(thresholds.classes[name].modalities) == set(ref.entry.images)
     assert thresholds.all_classes.value == max(found.value for found in thresholds.classes.values())
     assert thresholds.all_classes.images == 5
+
+
+def test_without_a_sensor_the_same_images_are_scored_again_and_decide(
+    checkpoint_folder, calibration_shards, thresholds
+):
+    shards, cookie = ShardSet.open([calibration_shards]), "solids/cookie"
+    wanted = [one for one in kept_sensors(shards) if cookie in one.classes]
+    assert {one.modalities for one in wanted} == {("rgb",), ("depth",)}
+
+    def calibrated(kept: KeptSensors) -> Thresholds:
+        again = load_checkpoint(checkpoint_folder)
+        return calibrate(again, [calibration_shards], 0.01, device=CPU, progress=False, kept=kept)
+
+    rgb = KeptSensors(("rgb",), (cookie,))
+    found = thresholds.with_sets_of(calibrated(rgb))
+    assert found.classes[cookie].model_copy(update={"sets": ()}) == thresholds.classes[cookie]
+    assert found.with_sets_of(calibrated(rgb)) == found
+    alone = load_checkpoint(checkpoint_folder)
+    engine = ModelEngine(alone.model, alone.recipe.evaluation, CPU)
+    (ref,) = shards.classes("calibration")[cookie]
+    image = decode_image(shards.member_bytes(ref, ref.entry.images["rgb"]), ".png", "rgb")
+    catalogue = Catalogue(found.datasets, found.trained_classes)
+    undecided, decided = (
+        Detector(engine, catalogue, held).predict({"rgb": image}, class_name=cookie) for held in (thresholds, found)
+    )
+    assert undecided.threshold is None
+    assert decided.threshold == pytest.approx(decided.score, rel=1e-5), "its own image, scored without depth"
+    assert decided.anomalous is False
+    assert decided.threshold_of == cookie
+    assert with_missing_sensors(thresholds, shards, lambda _: found) == found
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.monitoring import STATISTICS, load_reference, save_reference
@@ -60,9 +61,9 @@ def test_a_detector_measures_what_calibration_did_and_tells_its_monitor(
             found = both.statistics[one.modality]
             assert set(found) == set(STATISTICS)
             kept = {name: values.values for name, values in one.statistics.items()}
-            plain = [name for name in STATISTICS if "shift" not in name and name != "features"]
+            plain = [name for name in STATISTICS if "moved" not in name and name != "features"]
             assert {name: [on_grid(found[name])] for name in plain} == {name: kept[name] for name in plain}
-            assert (found["shift_down"], found["shift_right"]) == (0, 0)
+            assert (found["moved_down"], found["moved_right"]) == (0, 0)
             assert found["features"] < 0.1
     assert alone.statistics == {"rgb": both.statistics["rgb"]}
     assert detector.predict(images["rgb"], class_name="materials/other").statistics is None
@@ -96,4 +97,22 @@ def test_each_statistic_is_of_one_thing():
     picture_SS = np.random.default_rng(1).normal(0, 1, (64, 64)).astype(np.float32)
     for _ in range(3):
         picture_SS = (picture_SS + np.roll(picture_SS, 1, 0) + np.roll(picture_SS, 1, 1)) / 3
-    assert shift_of(np.roll(picture_SS, (3, -5), (0, 1)), picture_SS) == (3 / 64, -5 / 64)
+    moved = shift_of(0.5 * np.roll(picture_SS, (3, -5), (0, 1)), picture_SS)
+    assert moved == pytest.approx((3 / 64, -5 / 64), abs=0.5 / 64)
+    assert shift_of(np.full((64, 64), 0.3, np.float32), picture_SS) == (0, 0), "nothing is there to be moved"
+
+
+def test_a_shift_is_seen_where_images_share_an_outline_alone():
+    """Discs of different size and inner structure, as slices of a head are."""
+    draw = np.random.default_rng(0)
+    down_SS, right_SS = np.mgrid[:64, :64] - 32.0
+
+    def disc(right: float) -> np.ndarray:
+        inside_SS = np.hypot(down_SS, right_SS - right) < draw.uniform(10, 16)
+        structure_SS = ndimage.gaussian_filter(draw.normal(0, 0.25, (64, 64)), 2)
+        return np.where(inside_SS, 0.5 + structure_SS, 0).astype(np.float32)
+
+    usual_SS = np.mean([disc(0) for _ in range(8)], axis=0).astype(np.float32)
+    normal, moved = ([shift_of(disc(right), usual_SS)[1] for _ in range(20)] for right in (0, 5))
+    assert max(normal) < 2 / 64 < min(moved)
+    assert np.median(moved) == pytest.approx(5 / 64, abs=0.5 / 64)

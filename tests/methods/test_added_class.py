@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from methods.test_level_search import TEST, TRAIN, fitted
+from methods.test_level_search import TEST, TRAIN, WITH_ALL, fitted, short_training  # noqa: F401 (a fixture)
 from methods.test_memory_bank import SIZE, Sample, tokens
 
-from unimmad.methods.added_class import AddedBank, WithAddedClasses, teacher_channels
+from unimmad.methods.added_class import AddedBank, WithAddedClasses, empty_bank
 from unimmad.methods.level_search import harmonic_mean
 from unimmad.methods.rd import RD, RDSettings
 from unimmad.model.method import Method
@@ -19,7 +19,7 @@ def reconstructing() -> Method:
 
 
 def bank_of(model: Method, samples: list[Sample]) -> AddedBank:
-    bank = AddedBank(NEW, teacher_channels(model), model.modality_slots)
+    bank = empty_bank(model, NEW)
     bank.begin()
     for one in samples:
         bank.add(model, one.images_MCHW, one.slots, one.key)
@@ -52,9 +52,9 @@ def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
     features = model.teacher_levels(samples[0].images_MCHW)
     own = model.own_levels(samples[0].images_MCHW, (len(samples[0].slots),), torch.tensor(samples[0].slots))
     assert features is not None
-    inside = bank.token_maps(features, own, list(samples[0].slots), SIZE)
+    inside = bank.token_maps(model, features, own, list(samples[0].slots))
     bank.leave_out(samples[0].key)
-    outside = bank.token_maps(features, own, list(samples[0].slots), SIZE)
+    outside = bank.token_maps(model, features, own, list(samples[0].slots))
     assert outside.mean() > 1.5 * inside.mean()
     for search, other, map_TChw in zip(bank.search.banks, without.search.banks, features, strict=True):
         kept = torch.isin(search.owners[0], other.owners[0])
@@ -65,3 +65,24 @@ def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
         for level, map_TChw in zip(bank.search.banks, features, strict=True)
     ]
     assert harmonic_mean(ratios, SIZE).isfinite().all()
+
+
+def test_what_the_method_has_beside_its_levels_an_added_class_has_too() -> None:
+    model = fitted(**WITH_ALL)
+    bank = bank_of(model, TRAIN[:2])
+    images_TCHW, counts, slots_T = tokens([TEST[0]])
+    features, own, slots = model.teacher_levels(images_TCHW), model.own_levels(images_TCHW, counts, slots_T), [0, 1]
+    ratios = bank.search.ratios(features, [NEW, NEW], slots)
+    assert len(ratios) == len(features) + 1, "the whole image"
+    found_THW = bank.token_maps(model, features, own, slots)
+    torch.testing.assert_close(found_THW, model.search.joined(ratios, SIZE))
+    assert not found_THW.allclose(harmonic_mean(ratios, SIZE)), "the discriminator is told of it"
+    described, tensors = bank.description(), bank.state_dict()
+    kept = AddedBank.of(model, described, tensors)
+    torch.testing.assert_close(kept.token_maps(model, features, own, slots), found_THW)
+    with pytest.raises(ValueError, match="made for a model with a discriminator, and this one has none"):
+        AddedBank.of(fitted(whole_image=True), described, tensors)
+    older = {name: tensor for name, tensor in tensors.items() if "whole" not in name}
+    alone = AddedBank.of(model, described | {"discriminated": False}, older)
+    expected_THW = harmonic_mean(ratios[:-1], SIZE)
+    torch.testing.assert_close(alone.token_maps(model, features, own, slots), expected_THW)

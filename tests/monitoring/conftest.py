@@ -14,7 +14,7 @@ from unimmad.monitoring.monitor import Seen
 
 CLASSES = ("solids/cookie", "solids/rope")
 SENSORS = ("rgb", "depth")
-USUAL = {"brightness": (0.5, 0.02), "sharpness": (0.2, 0.01), "noise": (0.05, 0.002), "shift_right": (0.0, 0.01)}
+USUAL = {"brightness": (0.5, 0.02), "sharpness": (0.2, 0.01), "noise": (0.05, 0.002), "moved_right": (0.0, 0.01)}
 """Mean and deviation of each statistic."""
 
 

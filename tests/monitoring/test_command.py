@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from browser import needs_browser, shown
 from monitoring.conftest import CLASSES
+from PIL import Image
 
 from unimmad.checkpoint.folder import STATE_NAME
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, save_reference
@@ -63,6 +65,32 @@ def typed(place, capsys):
         return code, printed.out, printed.err
 
     return call
+
+
+@needs_browser
+def test_the_page_in_a_browser(typed, place, line):
+    """A shift of one class, whose images have hostile names; the other class is as ever."""
+    moved = [line(CLASSES[0], {"moved_right": -6} if number >= 40 else None) for number in range(80)]
+    other = [line(CLASSES[1]) for _ in range(40)]
+    hostile = [json.dumps({**json.loads(one), "name": "<img src=x onerror=alert(1)>"}) + "\n" for one in moved]
+    (place / "a & <b>.jsonl").write_text("".join([*hostile, *other]))
+    code, _, _ = typed("a & <b>.jsonl", "--output-dir", "seen")
+    page = place / "seen" / "monitor.html"
+    found = shown(page, place)
+    assert code == 3
+    assert found.console == []
+    assert found.wide <= 0
+    assert all(found.anchors.values())
+    assert set(found.anchors) == {"#drift", "#curves", "#statistics"}
+    assert len(found.pictures) == 6, "of two classes the scores, and images of two modalities"
+    for name, size in found.pictures.items():
+        with Image.open(page.parent / name) as picture:
+            assert picture.size == size
+    first = next(iter(found.pictures))
+    assert "cookie" in first, "what changed stands before what did not"
+    assert "image drift · solids/cookie rgb · shift: left" in found.text
+    assert "(<img src=x onerror=alert(1)>, 2026-01-02T03:04:05+00:00), noticed at image" in found.text
+    assert "a & <b>.jsonl" in found.text
 
 
 def test_without_a_change_it_ends_with_0_and_with_one_with_3(typed, place, line):

@@ -20,7 +20,8 @@ from unimmad.monitoring.streams import SCORE, SHARE
         ({"brightness": -6}, "exposure: darker"),
         ({"sharpness": -6, "noise": -6}, "blur"),
         ({"noise": 6, "sharpness": 6}, "noise: more"),
-        ({"shift_right": 6}, "shift: right"),
+        ({"moved_right": 6}, "shift: right"),
+        ({"moved_right": -6}, "shift: left"),
         ({"sharpness": 6}, "sharper"),
     ],
 )

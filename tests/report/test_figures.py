@@ -69,6 +69,19 @@ def test_class_figure_takes_missing_modalities_and_other_sizes(tmp_path):
     assert ragged.shape[0] > second.shape[0]
 
 
+def test_a_modalitys_part_of_the_map_has_a_column_of_its_own_and_a_doubt_of_its_place_is_said(tmp_path):
+    plain = sample(1, ("rgb", "depth"))
+    with_parts = dataclasses.replace(
+        plain, parts=(0.25 * plain.map_HW, 0.75 * plain.map_HW), shares=(0.25, 0.75), misaligned=("depth",)
+    )
+    assert with_parts.title.endswith(", rgb 25%, depth 75%, depth perhaps misaligned")
+    figure = class_figure([with_parts, sample(2, ("rgb",))])
+    heads = [ax.get_title() for part in figure.subfigs for row in part.subfigs for ax in row.axes if ax.get_title()]
+    assert heads == ["rgb", "depth", "map", "map on image", "mask", "by rgb, x 2", "by depth, x 2"]
+    save_figure(figure, tmp_path / "parts.png")
+    assert opened(tmp_path / "parts.png").shape[1] > 200 * 7
+
+
 def on_scale(row: SamplePicture, low: float, high: float) -> SamplePicture:
     """The same with its map's values brought to this range, half of them to its lower end."""
     upper_HW = np.maximum(row.map_HW - np.median(row.map_HW), 0).astype(np.float64)

@@ -21,11 +21,11 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from unimmad.checkpoint.monitoring import MONITORING_NAME
-from unimmad.checkpoint.thresholds import SensorThreshold, load_thresholds, save_thresholds
+from unimmad.checkpoint.monitoring import MONITORING_NAME, load_reference, save_reference
+from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, SensorThreshold, load_thresholds, save_thresholds
 from unimmad.data.index import ClassName, DatasetEntry
 from unimmad.methods.added_class import AddedBank, WithAddedClasses
-from unimmad.model.finite import check_finite
+from unimmad.model.finite import all_finite
 from unimmad.serialization.atomic_write import write_aside
 from unimmad.serialization.documents import parse_json
 from unimmad.serialization.text import one_line
@@ -39,6 +39,8 @@ FORMAT: Literal[1] = 1
 _ENTRY = "unimmad"
 """Key of the JSON in the file's header."""
 _REMEDY = "add the class again (--replace), or remove the file"
+_LATER = ("discriminated", "pictures")
+"""Fields that files of older versions lack; where they say nothing the digest is as it was without them."""
 _MOST_LETTERS = 80
 """Of a class's name in its file's."""
 
@@ -63,6 +65,10 @@ class AddedEntry(BaseModel):
     """In words, where their height comes from."""
     weights: str
     """Digest of the checkpoint's weights."""
+    discriminated: bool = False
+    """Whether the model's discriminator judges what the bank says. False in files of older versions."""
+    pictures: tuple[str, ...] = ()
+    """Digests of the images that it was made from, in the order of their names; none in files of older versions."""
     sha256: str = ""
     """Of the tensors and of all the rest of the entry."""
 
@@ -159,7 +165,9 @@ def with_classes(checkpoint: LoadedCheckpoint, classes: Iterable[AddedClass]) ->
     banks, digest = [], hashlib.sha256(checkpoint.weights_digest.encode())
     by_name = {added.name: added for added in classes}
     for added in by_name.values():
-        description = {"class_name": added.name, "banks": [list(bank) for bank in added.entry.banks]}
+        entry = added.entry
+        banks_of = [list(bank) for bank in entry.banks]
+        description = {"class_name": added.name, "banks": banks_of, "discriminated": entry.discriminated}
         try:
             banks.append(AddedBank.of(checkpoint.model, description, added.tensors))
         except ValueError as error:
@@ -186,12 +194,14 @@ def _read(path: Path, weights: str) -> AddedClass:
         raise ValueError(f"{path} is not what add-class wrote: damaged, or altered; {_REMEDY}")
     if entry.weights != weights:
         raise ValueError(f"{path} was made for other weights than those in {path.parent.parent}; {_REMEDY}")
-    check_finite(tensors, str(path))
+    if broken := [name for name, tensor in tensors.items() if not all_finite(tensor)]:
+        raise ValueError(f"{path}: {broken[0]} holds values that are NaN or infinite; {_REMEDY}")
     return AddedClass(entry, tensors)
 
 
 def _digest(entry: AddedEntry, tensors: Mapping[str, Tensor]) -> str:
-    values: dict[str, Any] = entry.model_dump(mode="json", exclude={"sha256"})
+    later = {name for name in _LATER if getattr(entry, name) == AddedEntry.model_fields[name].default}
+    values: dict[str, Any] = entry.model_dump(mode="json", exclude={"sha256", *later})
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -200,10 +210,15 @@ def _digest(entry: AddedEntry, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _forget_calibrated(checkpoint: Path, class_name: str) -> None:
-    """A calibrated threshold holds for the bank that it was made with."""
+    """A calibrated threshold holds for the bank that it was made with, and so does what a monitor compares with."""
     thresholds = load_thresholds(checkpoint)
-    if thresholds is not None and class_name in {*thresholds.classes, *thresholds.trained_classes}:
-        classes = {name: found for name, found in thresholds.classes.items() if name != class_name}
-        trained = tuple(name for name in thresholds.trained_classes if name != class_name)
-        save_thresholds(thresholds.model_copy(update={"classes": classes, "trained_classes": trained}), checkpoint)
-        (checkpoint / MONITORING_NAME).unlink(missing_ok=True)  # of the scores that the bank gave
+    if thresholds is None or class_name not in {*thresholds.classes, *thresholds.trained_classes}:
+        return
+    left, reference = thresholds.without(class_name), load_reference(checkpoint)
+    if left is None:
+        (checkpoint / THRESHOLDS_NAME).unlink()
+        (checkpoint / MONITORING_NAME).unlink(missing_ok=True)
+        return
+    save_thresholds(left, checkpoint)
+    if reference is not None and class_name in reference.classes:
+        save_reference(reference.without(class_name), checkpoint)

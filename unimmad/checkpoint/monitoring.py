@@ -32,10 +32,11 @@ from unimmad.serialization.validation import Entry, validated
 
 MONITORING_NAME = "monitoring.safetensors"
 FORMAT: Literal[1] = 1
-STATISTICS = ("brightness", "contrast", "sharpness", "noise", "shift_down", "shift_right", "features")
-"""Of an image, see ``evaluation.image_statistics``; the last three are found by what is usual of its class."""
+STATISTICS = ("brightness", "contrast", "sharpness", "noise", "moved_down", "moved_right", "features")
+"""Of an image, see ``evaluation.image_statistics``; the last three are found by what is usual of its class. A statistic
+that is found in another way gets another name, so that it is not compared with what an older calibration kept."""
 SMALL = 64
-"""S: a shift is found in steps of 1/64 of the image."""
+"""S."""
 _ID_DIGITS = 16
 
 
@@ -115,6 +116,16 @@ class MonitoringReference:
         for name, array in sorted(_arrays(self.usual).items()):
             found.update(f"{name} {array.shape}".encode() + array.tobytes())
         return found.hexdigest()[:_ID_DIGITS]
+
+    def without(self, class_name: str) -> MonitoringReference:
+        """The same without one class."""
+        described = self.described
+        kept: dict[str, list[ScoreSet] | list[ImageSet]] = {
+            "scores": [one for one in described.scores if one.class_name != class_name],
+            "images": [one for one in described.images if one.class_name != class_name],
+        }
+        usual = {key: found for key, found in self.usual.items() if key[0] != class_name}
+        return MonitoringReference(described.model_copy(update=kept), usual)
 
     @cached_property
     def classes(self) -> frozenset[str]:

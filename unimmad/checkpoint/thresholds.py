@@ -178,6 +178,20 @@ class Thresholds(_Frozen):
         sensor_sets = tuple(_with_gain(part, pooled) for part in self.sensor_sets)
         return self.model_copy(update={"classes": classes, "sensor_sets": sensor_sets})
 
+    def with_sets_of(self, other: Thresholds) -> Thresholds:
+        """The same, and besides those of ``other`` for sets of modalities that a class, or all together, has none
+        for."""
+        classes = {
+            name: found.model_copy(
+                update={"sets": (*found.sets, *_new_sets((found, *found.sets), other.classes[name]))}
+            )
+            if name in other.classes
+            else found
+            for name, found in self.classes.items()
+        }
+        new = [one for one in other.sensor_sets if _of_sensors(self.sensor_sets, one.modalities) is None]
+        return self.model_copy(update={"classes": classes, "sensor_sets": (*self.sensor_sets, *new)})
+
     def only(self, dataset: str, without: Collection[str] = ()) -> Thresholds | None:
         """Those of one dataset, without some classes; None where none that is left is calibrated.
 
@@ -197,12 +211,24 @@ class Thresholds(_Frozen):
                 "trained_classes": tuple(name for name in self.trained_classes if name in left),
             }
         )
-        if len(classes) == len(self.classes):
-            return kept
-        parts = [part for found in classes.values() for part in (found, *found.sets)]
+        return kept if len(classes) == len(self.classes) else kept._pooled_again()
+
+    def without(self, name: str) -> Thresholds | None:
+        """Those of all classes but ``DATASET/CLASS``; None where none that is left is calibrated. Where the class was
+        calibrated, the threshold of all classes becomes one that no score of its own is in, as ``only`` makes it."""
+        classes = {other: found for other, found in self.classes.items() if other != name}
+        if not classes:
+            return None
+        trained = tuple(other for other in self.trained_classes if other != name)
+        kept = self.model_copy(update={"classes": classes, "trained_classes": trained})
+        return kept if name not in self.classes else kept._pooled_again()
+
+    def _pooled_again(self) -> Thresholds:
+        """With a threshold of all classes that calls normal what any class's own does."""
+        parts = [part for found in self.classes.values() for part in (found, *found.sets)]
         sets = dict.fromkeys(tuple(sorted(part.modalities)) for part in parts) if self.sensor_sets else {}
         of_sets = [[part for part in parts if tuple(sorted(part.modalities)) == sensors] for sensors in sets]
-        return kept.model_copy(
+        return self.model_copy(
             update={
                 "all_classes": Threshold(**_largest(parts)),
                 "sensor_sets": tuple(_largest_of_sensors(alike) for alike in of_sets),
@@ -218,6 +244,11 @@ def is_above(score: float, threshold: float, precision: Precision) -> bool:
 def highest_normal(threshold: float, precision: Precision) -> float:
     """The largest score that is called normal: the threshold, and beyond it what another batch size may change."""
     return threshold + TIES[precision] * abs(threshold)
+
+
+def _new_sets(known: Sequence[SensorThreshold], other: ClassThreshold) -> list[SensorThreshold]:
+    of_other = [SensorThreshold(**part.model_dump(exclude={"sets"})) for part in (other, *other.sets)]
+    return [part for part in of_other if _of_sensors(known, part.modalities) is None]
 
 
 def _of_sensors(found: Iterable[SensorThreshold], modalities: Sequence[str]) -> SensorThreshold | None:

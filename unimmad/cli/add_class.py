@@ -27,7 +27,7 @@ from unimmad.checkpoint.thresholds import load_thresholds
 from unimmad.cli.console import print_any_name, sigterm_as_interrupt
 from unimmad.data.layouts.scan import Notices
 from unimmad.evaluation.scoring import named_device
-from unimmad.inference.adding import MOST_IMAGES, ClassAdder, check_new, chosen_images
+from unimmad.inference.adding import MOST_IMAGES, ClassAdder, check_new, chosen_images, shared_images
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
 from unimmad.inference.new_class import new_classes
 from unimmad.serialization.text import error_lines, one_line
@@ -133,10 +133,14 @@ def _add(options: argparse.Namespace, checkpoint: LoadedCheckpoint, added: Seque
         device=named_device(options.device),
         precision=options.precision,
     )
+    others = {known.name: known for known in added}
     with tqdm(total=total, desc="add-class", unit="image", disable=None) as bar:
         for one in chosen:
-            done = adder.add(one, bar.update)
+            done = adder.add(one, bar.update, notices)
             save_added(done, checkpoint.folder)
+            for note in shared_images(done, others.values()):
+                notices.add(note)
+            others[done.name] = done
             tqdm.write(f"{one_line(done.name)}: {done.in_words()}")
     for note in notices.lines:
         print(f"note: {one_line(note)}")

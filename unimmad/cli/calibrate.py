@@ -18,9 +18,11 @@ from unimmad.cli.evaluate_arguments import (
 )
 from unimmad.cli.on_ranks import on_ranks
 from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation.scoring import named_device
 from unimmad.inference.calibration import calibrate, describe
 from unimmad.inference.measuring import CalibrationFacts, made_reference
+from unimmad.inference.missing_sensors import with_missing_sensors
 from unimmad.ranks.exchange import Ranks
 
 
@@ -40,20 +42,30 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
     """
     checkpoint = chosen_checkpoint(arguments, ranks)
     facts: list[CalibrationFacts] = []
-    thresholds = calibrate(
-        checkpoint,
+    data, cache = (
         chosen_data(arguments, checkpoint),
-        arguments.false_alarm_rate,
+        ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
+    )
+    calibrated = partial(
+        calibrate,
+        data=data,
+        false_alarm_rate=arguments.false_alarm_rate,
         device=named_device(arguments.device),
         precision=arguments.precision,
         workers=chosen_workers(arguments, checkpoint),
-        cache=ShardCache.of(arguments.cache_dir, checkpoint.recipe.data.cache_gb),
+        cache=cache,
         on_error=arguments.on_error,
         roi=arguments.roi,
-        facts=facts,
         tiles=chosen_tiles(arguments.tiles),
         ranks=ranks,
     )
+    thresholds = calibrated(checkpoint, facts=facts)
+    if arguments.missing_sensors:
+        shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
+        # Loaded again each time, since scoring changes a model's form.
+        thresholds = with_missing_sensors(
+            thresholds, shards, lambda kept: calibrated(chosen_checkpoint(arguments, ranks), kept=kept)
+        )
     if ranks.is_main:
         (checkpoint.folder / MONITORING_NAME).unlink(missing_ok=True)  # of other thresholds, should this be interrupted
         path = save_thresholds(thresholds, checkpoint.folder)

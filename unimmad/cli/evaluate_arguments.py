@@ -75,6 +75,7 @@ def evaluation_parser() -> argparse.ArgumentParser:
         "--calibrate", action="store_true", help="instead of a report: thresholds, as unimmad calibrate writes them"
     )
     _add_false_alarm_rate(thresholds, "with --calibrate: ")
+    parser.set_defaults(missing_sensors=False)
     return parser
 
 
@@ -85,6 +86,12 @@ def calibration_parser() -> argparse.ArgumentParser:
     )
     _add_what(parser)
     _add_false_alarm_rate(parser)
+    parser.add_argument(
+        "--missing-sensors",
+        action="store_true",
+        help="also score each class without each of its modalities in turn, so that a sample that lacks one is "
+        "decided; takes as many times longer as a class has modalities",
+    )
     _add_computing(parser.add_argument_group(_COMPUTING))
     parser.set_defaults(compile=None, resolution=None)
     return parser

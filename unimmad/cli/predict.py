@@ -20,9 +20,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unimmad.checkpoint.folder import NO_VERIFY_HELP, newest_run
+from unimmad.checkpoint.folder import newest_run
 from unimmad.cli.console import print_any_name, sigterm_as_interrupt
-from unimmad.cli.evaluate_arguments import TILES_HELP
+from unimmad.cli.opening import add_detector_options, open_detector
 from unimmad.data.layouts.scan import Notices
 from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector, OnSkip
 from unimmad.inference.inputs import InputSample, find_samples, sample_of_modalities
@@ -56,15 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _predict(options: argparse.Namespace, program: str) -> None:
     _check(options)
-    detector = Detector.open(
-        _checkpoint(options.checkpoint),
-        data=options.data,
-        device=options.device,
-        precision=options.precision,
-        verify=not options.no_verify,
-        roi=options.roi,
-        tiles=options.tiles,
-    )
+    detector = open_detector(_checkpoint(options.checkpoint), options)
     detector.measures = options.monitor
     notices = Notices()
     samples = _samples(options, detector, notices)
@@ -138,7 +130,7 @@ def prediction_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", type=Path, help="run folder, checkpoint folder or .onnx file; default: the newest of runs/"
     )
-    parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
+    add_detector_options(parser)
     parser.add_argument(
         "--modality", action="append", default=[], metavar="NAME=FILE", help="one image of one sample; instead of PATH"
     )
@@ -150,27 +142,6 @@ def prediction_parser() -> argparse.ArgumentParser:
         "all classes",
     )
     parser.add_argument("--output-dir", type=Path, default=Path("predictions"), help="default: %(default)s")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        action="append",
-        metavar="DIR",
-        help="shard folder that tells the modalities, once for each; default: those it was trained on",
-    )
-    parser.add_argument(
-        "--roi",
-        type=Path,
-        metavar="FILE|DIR|none",
-        help="where to look, in place of the regions of interest that go with the thresholds or the trained data: a "
-        "PNG or JSON of all classes, a folder of CLASS.png or CLASS.json, or none",
-    )
-    parser.add_argument("--tiles", metavar="SIZE[:OVERLAP[:whole]]|none", help=TILES_HELP)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
-    parser.add_argument(
-        "--precision",
-        choices=["fp32", "bf16"],
-        help="default: as in evaluation, bf16 on a GPU that has it, else fp32; an .onnx file computes in fp32",
-    )
     parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="default: %(default)s")
     parser.add_argument(
         "--on-error",

@@ -17,10 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unimmad.checkpoint.folder import NO_VERIFY_HELP
 from unimmad.cli.console import print_any_name
-from unimmad.cli.evaluate_arguments import TILES_HELP
-from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector
+from unimmad.cli.opening import add_detector_options, open_detector
+from unimmad.inference.detector import DEFAULT_BATCH_SIZE
 from unimmad.serialization.text import one_line
 
 MIB = 2**20
@@ -50,18 +49,7 @@ def serve_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what is served")
     what.add_argument("--checkpoint", type=Path, required=True, help="run folder, checkpoint folder or .onnx file")
-    what.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
-    what.add_argument(
-        "--data",
-        type=Path,
-        action="append",
-        metavar="DIR",
-        help="shard folder that tells the modalities, once for each; default: those it was trained on",
-    )
-    what.add_argument("--roi", type=Path, metavar="FILE|DIR|none", help="where to look, as for unimmad predict")
-    what.add_argument("--tiles", metavar="SIZE[:OVERLAP[:whole]]|none", help=TILES_HELP)
-    what.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
-    what.add_argument("--precision", choices=["fp32", "bf16"], help="as for unimmad predict")
+    add_detector_options(what)
     where = parser.add_argument_group("where")
     where.add_argument(
         "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all, for anybody (default: %(default)s)"
@@ -114,15 +102,7 @@ def _serve(options: argparse.Namespace) -> None:
         raise ValueError(f"--max-request {options.max_request:g} can't be a limit for a request: give MiB, above 0")
     limits = UploadLimits(int(options.max_request * MIB), options.upload_timeout)
     with listening_socket(options.host, options.port) as listening:
-        detector = Detector.open(
-            options.checkpoint,
-            data=options.data,
-            device=options.device,
-            precision=options.precision,
-            verify=not options.no_verify,
-            roi=options.roi,
-            tiles=options.tiles,
-        )
+        detector = open_detector(options.checkpoint, options)
         alone = is_loopback(listening)
         title = f"UniMMAD: {options.checkpoint}"
         settings = ServingSettings(title, batching, limits, (*LOOPBACK_NAMES, options.host) if alone else None)

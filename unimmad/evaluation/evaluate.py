@@ -196,6 +196,7 @@ def evaluate_checkpoint(
             device=device,
             precision=precision,
             geometry=geometry,
+            thresholds=thresholds,
         )
         return chosen_samples(scored, refs_of[scored.class_name], settings.pictures_per_class, draw)
 

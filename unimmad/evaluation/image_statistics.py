@@ -20,8 +20,14 @@ from unimmad.model.backends.tf32 import without_tf32
 from unimmad.model.method import Method
 
 _DIGITS = 6
-_LOW_PASS = 0.12
-"""Cycles a pixel of a small picture beyond which its phases count less and less: they are noise."""
+_LOW_PASS = 0.3
+"""Cycles a pixel of a small picture beyond which what it shows counts less and less: it is noise."""
+_FARTHEST = 0.2
+"""Share of a picture's side that it is looked for at."""
+_PLACES = 4
+"""Decimal places of a shift, in sides of the picture."""
+_FLAT = 1e-3
+"""Of a picture's spectrum: with less it shows nothing that could lie elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class ImageFacts:
         """All statistics that there are, rounded; those by what is usual of the class where that is known."""
         found = dict(self.statistics)
         if usual is not None:
-            found["shift_down"], found["shift_right"] = shift_of(self.picture_SS, usual.picture_SS)
+            found["moved_down"], found["moved_right"] = shift_of(self.picture_SS, usual.picture_SS)
             if len(self.features_F) and len(self.features_F) == len(usual.mean_F):
                 deviations_F = (self.features_F - usual.mean_F) / usual.deviation_F
                 found["features"] = math.sqrt(float(np.mean(np.square(deviations_F, dtype=np.float64))))
@@ -72,20 +78,38 @@ def plain_statistics(gray_HW: NDArray[np.float32]) -> dict[str, float]:
 
 
 def shift_of(picture_SS: NDArray[np.float32], usual_SS: NDArray[np.float32]) -> tuple[float, float]:
-    """How far a picture lies below and right of the usual one, as shares of its side: where their phases correlate."""
-    product_SS = _spectrum(picture_SS) * np.conj(_spectrum(usual_SS))
-    frequency_S = np.fft.fftfreq(len(picture_SS))
+    """How far a picture lies below and right of the usual one, as shares of its side, both without their borders,
+    which would hold it in place: where they correlate most within ``_FARTHEST``, between pixels by a parabola.
+
+    All of a picture counts, and large shapes most; its phases alone, or its edges, say less of images that are alike
+    in their outline only.
+    """
+    spectra = [np.fft.fft2(_without_borders(each_SS)) for each_SS in (picture_SS, usual_SS)]
+    if not all(np.abs(spectrum_SS).max() > _FLAT for spectrum_SS in spectra):
+        return 0.0, 0.0
+    frequency_S = np.fft.fftfreq(SMALL)
     weight_SS = np.exp(-(frequency_S[:, None] ** 2 + frequency_S**2) / (2 * _LOW_PASS**2))
-    found_SS = np.fft.ifft2(weight_SS * product_SS / np.maximum(np.abs(product_SS), 1e-12)).real
-    place = np.unravel_index(int(found_SS.argmax()), found_SS.shape)
-    down, right = (float((step + SMALL // 2) % SMALL - SMALL // 2) / SMALL for step in place)
-    return down, right
+    found_SS = np.fft.ifft2(weight_SS * spectra[0] * np.conj(spectra[1])).real
+    steps = np.arange(-round(_FARTHEST * SMALL), round(_FARTHEST * SMALL) + 1)
+    near_RR = found_SS[np.ix_(steps, steps)]
+    row, column = np.unravel_index(int(near_RR.argmax()), near_RR.shape)
+    down, right = steps[row] + _beside(near_RR[:, column], int(row)), steps[column] + _beside(near_RR[row], int(column))
+    # Else rounding would give images that lie in place an order.
+    return round(float(down) / SMALL, _PLACES) + 0.0, round(float(right) / SMALL, _PLACES) + 0.0
 
 
-def _spectrum(picture_SS: NDArray[np.float32]) -> NDArray[np.complex128]:
-    """Without the picture's borders, which would hold it in place."""
-    window_S = np.hanning(len(picture_SS))
-    return np.fft.fft2((picture_SS - picture_SS.mean()) * window_S * window_S[:, None])
+def _without_borders(picture_SS: NDArray[np.float32]) -> NDArray[np.float64]:
+    window_S = np.minimum(1.0, 2.0 * np.hanning(len(picture_SS)))  # the middle half as it is
+    return (picture_SS - picture_SS.mean(dtype=np.float64)) * window_S * window_S[:, None]
+
+
+def _beside(values_R: NDArray[np.float64], place: int) -> float:
+    """How far beside the largest value, at ``place``, the top of a parabola through it and its neighbours lies."""
+    if not 0 < place < len(values_R) - 1:
+        return 0.0
+    before, top, after = values_R[place - 1 : place + 2]
+    bend = before - 2 * top + after
+    return float((before - after) / (2 * bend)) if bend < 0 else 0.0
 
 
 @torch.inference_mode()

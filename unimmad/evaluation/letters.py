@@ -87,9 +87,13 @@ def read_drawn(content: bytes) -> DrawnClass:
 
 
 def _picture_parts(picture: SamplePicture) -> tuple[dict[str, Any], dict[str, NDArray]]:
-    facts = {name: getattr(picture, name) for name in ("class_name", "key", "defect", "score", "note", "shares")}
+    facts = {
+        name: getattr(picture, name)
+        for name in ("class_name", "key", "defect", "score", "note", "shares", "misaligned")
+    }
     facts["images"] = [name for name, _ in picture.images]
     arrays: dict[str, NDArray] = {f"image {place}": image for place, (_, image) in enumerate(picture.images)}
+    arrays |= {f"part {place}": part_HW for place, part_HW in enumerate(picture.parts)}
     arrays["map"] = picture.map_HW
     if picture.mask_HW is not None:
         arrays["mask"] = picture.mask_HW
@@ -98,8 +102,9 @@ def _picture_parts(picture: SamplePicture) -> tuple[dict[str, Any], dict[str, ND
 
 def _read_picture(facts: dict[str, Any], arrays: Mapping[str, NDArray]) -> SamplePicture:
     images = tuple((name, arrays[f"image {place}"]) for place, name in enumerate(facts.pop("images")))
-    facts["shares"] = tuple(facts["shares"])
-    return SamplePicture(images=images, map_HW=arrays["map"], mask_HW=arrays.get("mask"), **facts)
+    facts |= {name: tuple(facts[name]) for name in ("shares", "misaligned")}
+    parts = tuple(arrays[f"part {place}"] for place in range(len(images)) if f"part {place}" in arrays)
+    return SamplePicture(images=images, parts=parts, map_HW=arrays["map"], mask_HW=arrays.get("mask"), **facts)
 
 
 def _sample_entry(sample: Sample) -> dict[str, Any]:

@@ -15,12 +15,17 @@ from itertools import zip_longest
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from unimmad.checkpoint.thresholds import SensorThreshold
 from unimmad.config import EvaluationSettings, Precision
+from unimmad.data.edges import overlaps
 from unimmad.data.reading.shard_files import SampleRef
 from unimmad.data.reading.shard_set import ShardSet
-from unimmad.data.views import STRETCHED, Geometry, whole
+from unimmad.data.sample import Sample
+from unimmad.data.views import STRETCHED, Geometry, View, whole
+from unimmad.evaluation.held_thresholds import HeldThresholds
 from unimmad.evaluation.letters import class_letter, drawn_letter, read_class_letter, read_drawn
 from unimmad.evaluation.tiling import at_size, score_stored
 from unimmad.model.method import Method
@@ -79,10 +84,12 @@ def sample_picture(
     *,
     precision: Precision = "fp32",
     geometry: Geometry = STRETCHED,
+    thresholds: HeldThresholds | None = None,
 ) -> SamplePicture:
     """Read one sample, score it alone, and give what is drawn of it, in the aspect that it is stored in.
 
-    The model must be in eval mode, on ``device``.
+    The model must be in eval mode, on ``device``; ``thresholds`` say how far apart edges of normal images' modalities
+    may lie.
 
     Raises:
         ValueError: the sample can't be read, or its class's region of interest does not fit it.
@@ -90,8 +97,9 @@ def sample_picture(
     sample = shards.read_stored(ref, picture_size)
     assert sample.stored is not None
     size = picture_size(sample.stored_size)
-    stored_map_HW, score, look, shares = score_stored(model, sample, settings, device, precision, geometry)
-    map_HW, weights_HW = at_size(stored_map_HW, look, size)
+    scored = score_stored(model, sample, settings, device, precision, geometry)
+    map_HW, weights_HW = at_size(scored.map_HW, scored.look, size)
+    shares, parts = scored.shares, [] if scored.parts_MHW is None else list(scored.parts_MHW)
     seen_MCHW = sample.stored.seen(whole(sample.stored_size, size))
     images = tuple(
         (name, denormalise(image_CHW, kind))
@@ -101,13 +109,29 @@ def sample_picture(
         class_name=sample.class_name,
         key=sample.key,
         defect=sample.defect,
-        score=score,
+        score=scored.score,
         images=images,
-        # Pictures leave NaN blank.
-        map_HW=map_HW if weights_HW is None else np.where(weights_HW > 0, map_HW, np.float32(np.nan)),
+        map_HW=_blank_outside(map_HW, weights_HW),
         mask_HW=None if sample.mask_HW is None else sample.mask_HW.numpy(),
         shares=shares if shares is not None and len(shares) > 1 else (),
+        parts=tuple(_blank_outside(at_size(part_HW, scored.look, size)[0], weights_HW) for part_HW in parts),
+        misaligned=_misaligned(sample, geometry.outline(sample.stored_size, model.image_size), thresholds),
     )
+
+
+def _blank_outside(map_HW: NDArray[np.float32], weights_HW: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Pictures leave NaN blank."""
+    return map_HW if weights_HW is None else np.where(weights_HW > 0, map_HW, np.float32(np.nan))
+
+
+def _misaligned(sample: Sample, outline: View, thresholds: HeldThresholds | None) -> tuple[str, ...]:
+    """As ``Prediction.misaligned``."""
+    assert sample.stored is not None
+    held = None if thresholds is None else thresholds.of(sample)
+    usual = held.edge_gain if isinstance(held, SensorThreshold) else None
+    seen_MCHW = sample.stored.seen(outline)[(..., *outline.target.pixels)]
+    found = overlaps(seen_MCHW, sample.modalities)
+    return tuple(name for name, overlap in found.items() if overlap.is_misaligned(usual))
 
 
 def picture_size(stored: tuple[int, int]) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from unimmad.config import EvaluationSettings, Precision
 from unimmad.data.look import Look
@@ -203,6 +204,8 @@ class _Scorer:
     routings: list[Sequence[Sequence[Routing]]] = field(default_factory=list)
     shares: list[Shares | None] | None = None
     """Takes each view's shares of its score by modality, where it is a list."""
+    parts: list[Tensor | None] = field(default_factory=list)
+    """What each modality adds to a view's map, [M, h, w], where ``shares`` are taken; None where nobody says."""
 
     def __call__(self, samples: list[Sample], _: list[View]) -> tuple[Map, Sequence[float]]:
         with_parts = self.shares is not None
@@ -217,12 +220,27 @@ class _Scorer:
 
     def _shares(self, samples: list[Sample], scored: BatchScores) -> list[Shares | None]:
         if scored.parts_THW is None:
+            self.parts += [None] * len(samples)
             return [None] * len(samples)
         parts = scored.parts_THW.split([len(sample.slots) for sample in samples])
+        self.parts += parts
         return [
             shares_of_score(map_HW, parts_MHW, self.settings, sample.weights_HW, sample.view)
             for sample, map_HW, parts_MHW in zip(samples, scored.maps_BHW, parts, strict=True)
         ]
+
+
+class StoredScores(NamedTuple):
+    """What the model says of one image, in the size that it is stored in."""
+
+    map_HW: Map
+    score: float
+    look: Look | None
+    """Where it was looked."""
+    shares: Shares | None
+    """Each modality's share of the score; None where the method can't say it."""
+    parts_MHW: Map | None
+    """What each modality adds to the map; None of one modality, of several views, and where the method can't say it."""
 
 
 def score_stored(
@@ -232,9 +250,8 @@ def score_stored(
     device: torch.device,
     precision: Precision,
     geometry: Geometry,
-) -> tuple[Map, float, Look | None, Shares | None]:
-    """The map [H, W] of one sample with ``stored`` images, in their size, its score, where it was looked, and each
-    modality's share of the score; None where the method can't say it."""
+) -> StoredScores:
+    """Score one sample with ``stored`` images, by as many views as it takes."""
     cutting, shares = view_samples(sample, geometry, model.image_size), list[Shares | None]()
     scores: list[float] = []
     scorer = _Scorer(model, settings, device, precision, shares=shares)
@@ -245,7 +262,12 @@ def score_stored(
         return maps_Bhw, scores_B
 
     found = next(scored_by_views([cutting], score, settings.batch_size))
-    return *found, cutting.look, joined_shares(scores, shares, cutting.views, cutting.shape)
+    of_score = joined_shares(scores, shares, cutting.views, cutting.shape)
+    parts_MHW = None
+    if len(cutting.views) == 1 and len(sample.slots) > 1 and (parts_Mhw := scorer.parts[0]) is not None:
+        stored = [put_back(part_hw.cpu().numpy(), cutting.views[0], cutting.shape) for part_hw in parts_Mhw]
+        parts_MHW = np.stack(stored) * (1 if cutting.look is None else cutting.look.stored().numpy())
+    return StoredScores(*found, cutting.look, of_score, parts_MHW)
 
 
 class OriginalScores(NamedTuple):

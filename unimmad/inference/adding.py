@@ -5,11 +5,13 @@ single image mirrored copies go into the bank beside it, which stand for the oth
 
 So few scores say what is usual, and not how far a normal image may lie above it. That is borrowed: the median, over the
 known classes with as many modalities, of their threshold over their typical score, times the new class's typical score;
-and no less than the highest score of its own images. Nobody can promise a false-alarm rate by it.
+and no less than the highest score of its own images. Nobody can promise a false-alarm rate by it. An image that is
+given twice counts once, since its twin would be in the bank when it is left out.
 """
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,21 +28,26 @@ from unimmad.checkpoint.thresholds import Sensors, SensorThreshold, Thresholds
 from unimmad.config import Precision
 from unimmad.data.edges import usual_gain
 from unimmad.data.layouts.calibration import shuffled
+from unimmad.data.layouts.scan import Notices
 from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.detector import Detector
 from unimmad.inference.engines import ModelEngine, normalised
+from unimmad.inference.inputs import InputSample
 from unimmad.inference.new_class import NewClass
 from unimmad.inference.prediction import Prediction
 from unimmad.inference.reading import PreparedSample, prepare_sample
-from unimmad.methods.added_class import AddedBank, WithAddedClasses, teacher_channels
+from unimmad.methods.added_class import AddedBank, WithAddedClasses, empty_bank
 from unimmad.metrics.at_threshold import Spread
 from unimmad.model.backends.tf32 import without_tf32
+from unimmad.serialization.text import listed
 
 MOST_IMAGES = 50
 """Of a class, unless more are asked for: a model is better trained with so many, and each is scored once more."""
 MIRRORED: tuple[tuple[int, ...], ...] = ((-1,), (-2,), (-2, -1))
 """Axes along which the copies of a single image are mirrored."""
+_DIGITS = 16
+"""Of an image's digest."""
 TellDone = Callable[[], object]
 
 
@@ -79,6 +86,19 @@ def chosen_images(found: NewClass, wanted: int | None, seed: int) -> NewClass:
     return replace(found, samples=tuple(sample for sample in found.samples if sample.name in names))
 
 
+def shared_images(new: AddedClass, others: Iterable[AddedClass]) -> list[str]:
+    """What to say of classes that were made from some of the same images."""
+    notes = []
+    for other in others:
+        count = len(set(new.entry.pictures) & set(other.entry.pictures))
+        if count and other.name != new.name:
+            notes.append(
+                f"of the images of {new.name} {count} of {new.entry.images} are those of {other.name}, too: an image "
+                "is scored by the one of them that is named with it"
+            )
+    return notes
+
+
 class ClassAdder:
     """Makes banks and thresholds of new classes for one checkpoint, one class after the other."""
 
@@ -107,15 +127,22 @@ class ClassAdder:
         self.model = WithAddedClasses(checkpoint.model, [])
         self.engine = ModelEngine(self.model, recipe.evaluation, device, precision, scoring_geometry(recipe))
 
-    def add(self, new: NewClass, tell_done: TellDone = lambda: None) -> AddedClass:
-        """What is to be kept of a class; ``tell_done`` is called twice for each image.
+    def add(self, new: NewClass, tell_done: TellDone = lambda: None, notices: Notices | None = None) -> AddedClass:
+        """What is to be kept of a class; ``tell_done`` is called twice for each image, ``notices`` takes what the user
+        should know.
 
         Raises:
             ValueError: an image can't be read or does not fit, the method has no features to search, or a score is NaN.
         """
-        bank = AddedBank(new.name, teacher_channels(self.model), self.model.modality_slots).to(self.engine.device)
+        bank = empty_bank(self.model.base, new.name)
         self.model.banks = torch.nn.ModuleList([bank])
         known = self.catalogue.with_classes({new.name: new.dataset})
+        pictures = self._pictures(new, known)
+        if repeated := [sample.name for sample in new.samples if sample.name not in pictures]:
+            new = replace(new, samples=tuple(sample for sample in new.samples if sample.name in pictures))
+            if notices is not None:
+                are = "images are" if len(repeated) > 1 else "image is"
+                notices.add(f"{new.name}: {len(repeated)} {are} there twice and count once: {listed(repeated, 5)}")
         self._fill(bank, new, known, tell_done)
         detector = Detector(self.engine, known)
         found: dict[Sensors, list[Prediction]] = defaultdict(list)
@@ -134,8 +161,23 @@ class ClassAdder:
             thresholds=tuple(_threshold(sensors, of_set, borrowed[sensors][0]) for sensors, of_set in by_count),
             borrowed_from=borrowed[by_count[0][0]][1],
             weights=self.weights,
+            discriminated=bank.discriminated,
+            pictures=tuple(pictures.values()),
         )
         return AddedClass(entry, {name: tensor.detach().cpu() for name, tensor in bank.state_dict().items()})
+
+    def _pictures(self, new: NewClass, catalogue: Catalogue) -> dict[str, str]:
+        """By the names of all images that differ, a digest of what the model is shown of each."""
+        names: dict[str, str] = {}
+        for sample in new.samples:
+            names.setdefault(_digest(self._prepared(sample, catalogue, new.name)), sample.name)
+        return {name: digest for digest, name in names.items()}
+
+    def _prepared(self, sample: InputSample, catalogue: Catalogue, class_name: str) -> PreparedSample:
+        engine = self.engine
+        prepared = prepare_sample(sample, catalogue, class_name, engine.image_size, False, engine.geometry)
+        engine.check(prepared)
+        return prepared
 
     def _fill(self, bank: AddedBank, new: NewClass, catalogue: Catalogue, tell_done: TellDone) -> None:
         """Make the bank."""
@@ -143,16 +185,13 @@ class ClassAdder:
         bank.begin()
         with without_tf32(), torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
             for sample in new.samples:
-                prepared = prepare_sample(sample, catalogue, new.name, engine.image_size, False, engine.geometry)
-                engine.check(prepared)
+                prepared, key = self._prepared(sample, catalogue, new.name), _key(sample.name)
                 slots = [modality.slot for modality in prepared.modalities]
                 for view, images_MCHW in enumerate(_views(prepared)):
                     on_device_MCHW = images_MCHW.to(engine.device)
-                    bank.add(self.model.base, on_device_MCHW, slots, _key(sample.name), view)
+                    bank.add(self.model.base, on_device_MCHW, slots, key, view)
                     for copy, axes in enumerate(copies):  # which count as photographs of their own
-                        bank.add(
-                            self.model.base, on_device_MCHW.flip(axes), slots, f"{_key(sample.name)}\n{copy}", view
-                        )
+                        bank.add(self.model.base, on_device_MCHW.flip(axes), slots, f"{key}\n{copy}", view)
                 tell_done()
         bank.finish()
 
@@ -160,6 +199,13 @@ class ClassAdder:
 def _key(name: str) -> str:
     """The photograph's, by which a bank's patches are drawn; the same as ever, so that banks are."""
     return f"{name}\n0"
+
+
+def _digest(sample: PreparedSample) -> str:
+    digest = hashlib.sha256(",".join(sample.modality_names).encode())
+    for array in sample.pixels or (sample.images_MCHW.numpy(),):
+        digest.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:_DIGITS]
 
 
 def _views(sample: PreparedSample) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -32,6 +33,7 @@ from unimmad.data.roi import given_rois
 from unimmad.data.sample import Batch
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
 from unimmad.evaluation.geometry import scoring_geometry, with_tiles
+from unimmad.evaluation.modalities import keep_modalities
 from unimmad.evaluation.normal_maps import looked_at, usual_value
 from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
@@ -48,6 +50,14 @@ MOST_NAMES = 3
 """Classes that a note lists."""
 
 
+class KeptSensors(NamedTuple):
+    """Which modalities are scored of which classes."""
+
+    modalities: Sensors
+    classes: tuple[str, ...]
+    """``DATASET/CLASS``."""
+
+
 def calibrate(
     checkpoint: LoadedCheckpoint,
     data: Sequence[DataFolder],
@@ -62,6 +72,7 @@ def calibrate(
     roi: Path | None = None,
     facts: list[CalibrationFacts] | None = None,
     tiles: TileSettings | None = None,
+    kept: KeptSensors | None = None,
     ranks: Ranks = ALONE,
 ) -> Thresholds:
     """Thresholds of every class at ``false_alarm_rate``; the same on every rank.
@@ -79,6 +90,7 @@ def calibrate(
         roi: where to look, in place of the data's own regions of interest; see ``data.roi.given_rois``.
         facts: filled with what ``measuring.made_reference`` takes, the same on every rank; None: it is not measured.
         tiles: to score by, in place of the recipe's.
+        kept: score some classes by some of their modalities alone.
         ranks: those that share the work, all with the same arguments.
 
     Raises:
@@ -92,7 +104,10 @@ def calibrate(
     if roi is not None:
         shards = shards.with_rois(given_rois(roi, references))
     _check_split(references, data)
-    _check_unseen(checkpoint, shards, data, warn=ranks.is_main)
+    _check_unseen(checkpoint, shards, data, warn=ranks.is_main and kept is None)
+    if kept is not None:
+        shards = keep_modalities(shards, "calibration", kept.modalities, kept.classes)
+        references = shards.classes("calibration")
     recipe = with_tiles(checkpoint.recipe, tiles)
     geometry = scoring_geometry(recipe)
     engine = ModelEngine(checkpoint.model, recipe.evaluation, device, precision, geometry)

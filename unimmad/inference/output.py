@@ -298,9 +298,11 @@ def picture_limits(prediction: Prediction, scale: float | None = None) -> tuple[
 
 
 def picture_parts(prediction: Prediction) -> list[tuple[str, NDArray[np.float32]]]:
-    """What each modality adds to the map, under its share of the score."""
-    shares = prediction.shares or {}
-    return [(f"{name}: {shares[name]:.0%}", part_HW) for name, part_HW in prediction.modality_maps.items()]
+    """What each modality adds to the map, under its share of the score, times the number of modalities: one that adds
+    as much as the others has the map's colours."""
+    shares, times = prediction.shares or {}, len(prediction.modality_maps)
+    parts = prediction.modality_maps.items()
+    return [(f"{name}: {shares[name]:.0%} (x {times})", part_HW * np.float32(times)) for name, part_HW in parts]
 
 
 def picture_title(prediction: Prediction, scale: float | None = None) -> tuple[str, str]:

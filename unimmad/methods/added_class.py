@@ -2,7 +2,9 @@
 
 Beside the model's own weights a class has a bank: a search level by level (level_search.py) over the frozen teacher's
 features. What the trained network alone says of a token, divided by what is usual on the class's images, joins the
-search's levels as in searching.py: by the harmonic mean. So any method has it that has a frozen teacher.
+search's levels as in searching.py: by the harmonic mean. So any method has it that has a frozen teacher. Where the
+method's own search has the whole image as a level, so has the bank; and where it has a discriminator, which knows
+distances over usual ones and no class, that judges the bank's, too.
 
 Letters: B samples, T tokens (sample, modality), L levels of the search, O levels of the model's own, h x w positions of
 a level, H x W pixels.
@@ -18,7 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from unimmad.methods.coreset import hash_of_key
-from unimmad.methods.level_search import LevelSearch, LevelSearchSettings, harmonic_mean, sum_of_tokens
+from unimmad.methods.level_search import (
+    FittedBySearch,
+    LevelSearch,
+    LevelSearchSettings,
+    harmonic_mean,
+    sum_of_tokens,
+)
 from unimmad.model.method import Fitted, Loss, Method, OwnLevels, StepFacts, sample_of_token
 from unimmad.model.routing import Routing
 
@@ -29,17 +37,27 @@ LEAST_USUAL = 1e-6
 class AddedBank(nn.Module):
     """What a model knows of one added class."""
 
-    def __init__(self, class_name: str, channels: Sequence[int], slots: int) -> None:
-        """Nothing yet.
+    def __init__(
+        self,
+        class_name: str,
+        channels: Sequence[int],
+        slots: int,
+        whole_image: bool = False,
+        discriminated: bool = False,
+    ) -> None:
+        """Nothing yet; ``empty_bank`` makes the one that suits a model.
 
         Args:
             class_name: ``DATASET/CLASS``.
             channels: C_l of the teacher's levels, finest first.
             slots: how many modality slots the model has.
+            whole_image: whether the whole image is a level, too.
+            discriminated: whether the model's own discriminator judges what the bank says.
         """
         super().__init__()
         self.class_name = class_name
-        self.search = LevelSearch(LevelSearchSettings(), channels, slots)
+        self.discriminated = discriminated
+        self.search = LevelSearch(LevelSearchSettings(whole_image=whole_image), channels, slots)
         self.usual_SO: Tensor
         """The mean of the model's own distances on the class's images, by slot and level; 0 of a slot without any."""
         self.register_buffer("usual_SO", torch.zeros(slots, 0))
@@ -88,8 +106,14 @@ class AddedBank(nn.Module):
         """Score from now on as if this photograph were in no bank; None: all are."""
         self.left_out = None if key is None else torch.tensor([hash_of_key(key)])
 
-    def token_maps(self, features: Sequence[Tensor], own: OwnLevels, slots_T: Sequence[int], image_size: int) -> Tensor:
+    def token_maps(self, model: Method, features: Sequence[Tensor], own: OwnLevels, slots_T: Sequence[int]) -> Tensor:
         """[T, H, W], of tokens of this class.
+
+        Args:
+            model: what the bank was added to.
+            features: its ``teacher_levels`` of the tokens.
+            own: its ``own_levels`` of them.
+            slots_T: of each token's modality.
 
         Raises:
             ValueError: the class's images had no modality of a slot.
@@ -108,11 +132,14 @@ class AddedBank(nn.Module):
             distance_Thw / usual_TO[:, level, None, None].to(distance_Thw.device)
             for level, distance_Thw in enumerate(own.distances)
         ]
-        return harmonic_mean([*ratios, *rebuilt], image_size)
+        maps_THW = harmonic_mean([*ratios, *rebuilt], model.image_size)
+        search = own_search(model)
+        return maps_THW if search is None or not self.discriminated else search.discriminated(maps_THW, ratios)
 
     def description(self) -> dict[str, Any]:
         """What its tensors do not say, as JSON can hold it."""
-        return {"class_name": self.class_name, "banks": self.search.describe()["banks"]}
+        banks = self.search.describe()["banks"]
+        return {"class_name": self.class_name, "banks": banks, "discriminated": self.discriminated}
 
     @classmethod
     def of(cls, model: Method, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> AddedBank:
@@ -121,9 +148,14 @@ class AddedBank(nn.Module):
         Raises:
             ValueError: they are of another model or do not fit each other.
         """
-        bank = cls(str(description["class_name"]), teacher_channels(model), model.modality_slots)
-        bank.search.restore({"banks": description["banks"]})
         shapes = {name.removeprefix("search."): tuple(tensor.shape) for name, tensor in tensors.items()}
+        whole_image, discriminated = any(name.startswith("whole.") for name in shapes), description["discriminated"]
+        search = own_search(model)
+        if discriminated and not (search is not None and search.is_discriminated):
+            raise ValueError("it was made for a model with a discriminator, and this one has none")
+        name, channels = str(description["class_name"]), teacher_channels(model)
+        bank = cls(name, channels, model.modality_slots, whole_image, discriminated)
+        bank.search.restore({"banks": description["banks"]})
         bank.search.resize({name: shape for name, shape in shapes.items() if name != "usual_SO"})
         bank.usual_SO = torch.zeros(shapes.get("usual_SO", (0, 0)))
         try:
@@ -131,6 +163,23 @@ class AddedBank(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"its tensors are not those of a class's bank ({str(error).splitlines()[0]})") from None
         return bank
+
+
+def empty_bank(model: Method, class_name: str) -> AddedBank:
+    """One for ``DATASET/CLASS`` that has what the method's own search has, on the model's device.
+
+    Raises:
+        ValueError: as ``searched_levels``.
+    """
+    search, device = own_search(model), next(model.parameters()).device
+    whole_image, discriminated = (False, False) if search is None else (bool(search.whole), search.is_discriminated)
+    channels = teacher_channels(model)
+    return AddedBank(class_name, channels, model.modality_slots, whole_image, discriminated).to(device)
+
+
+def own_search(model: Method) -> LevelSearch | None:
+    """That of a method which searches level by level itself, None of others."""
+    return model.search if isinstance(model, FittedBySearch) else None
 
 
 def searched_levels(model: Method, images_TCHW: Tensor) -> list[Tensor]:
@@ -268,7 +317,7 @@ class WithAddedClasses(Method):
             slots_t = [slots_T[token] for token in chosen_t.tolist()]
             bank = self.added[name]
             maps_THW[chosen_t] = bank.token_maps(
-                [level_TC[chosen_t] for level_TC in features], of_class, slots_t, self.image_size
+                self.base, [level_TC[chosen_t] for level_TC in features], of_class, slots_t
             )
         return maps_THW
 

@@ -97,6 +97,11 @@ class LevelSearch(nn.Module):
         """Whether there are banks."""
         return self.banks[0].is_fitted
 
+    @property
+    def is_discriminated(self) -> bool:
+        """Whether there is a discriminator."""
+        return len(self.discriminators) > 0
+
     def begin(self, seed: int) -> None:
         """See ``Fitted``."""
         for level in self.all_banks:
@@ -237,10 +242,14 @@ class LevelSearch(nn.Module):
         weights_L = ratios[0].new_ones(len(ratios))
         if weights_of_others is not None:
             weights_L = torch.cat([weights_L, weights_of_others])
-        maps_THW = harmonic_mean([*ratios, *others], image_size, weights_L)
+        return self.discriminated(harmonic_mean([*ratios, *others], image_size, weights_L), ratios)
+
+    def discriminated(self, maps_THW: Tensor, ratios: Sequence[Tensor]) -> Tensor:
+        """Maps times what the discriminator says of ``ratios``, perhaps of other banks; as they are where there is
+        none."""
         for discriminator in self.discriminators:
             factors_Thw = discriminator(ratios[: len(self.levels)])
-            maps_THW = maps_THW * at_image_size(factors_Thw, image_size)
+            maps_THW = maps_THW * at_image_size(factors_Thw, maps_THW.shape[-1])
         return maps_THW
 
 

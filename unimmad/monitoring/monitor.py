@@ -25,6 +25,12 @@ _CAUSES: Mapping[tuple[str, Direction], str] = {
     ("sharpness", "lower"): "blur",
     ("noise", "lower"): "blur",
 }
+_TOWARDS: Mapping[tuple[str, Direction], str] = {
+    ("moved_down", "higher"): "down",
+    ("moved_down", "lower"): "up",
+    ("moved_right", "higher"): "right",
+    ("moved_right", "lower"): "left",
+}
 _LEFT_OVER: Mapping[tuple[str, Direction], str] = {
     ("contrast", "higher"): "contrast: more",
     ("contrast", "lower"): "contrast: less",
@@ -180,7 +186,7 @@ class DriftMonitor:
 def image_causes(alarms: list[Alarm]) -> tuple[str, ...]:
     """What the changes of one modality's images point to."""
     found = {(alarm.stream.statistic, alarm.direction): alarm for alarm in alarms}
-    shifted = [alarm.stream.statistic.removeprefix("shift_") for alarm in alarms if "shift_" in alarm.stream.statistic]
+    shifted = [_TOWARDS[key] for key in found if key in _TOWARDS]
     causes = [f"shift: {' and '.join(shifted)}"] if shifted else []
     causes += dict.fromkeys(cause for key, cause in _CAUSES.items() if key in found)
     if not causes:

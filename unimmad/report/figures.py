@@ -70,6 +70,10 @@ class SamplePicture:
     """Why the sample is shown."""
     shares: tuple[float, ...] = ()
     """Each modality's share of the score, adding up to 1; empty of one modality, and where nobody says."""
+    parts: tuple[Image, ...] = ()
+    """What each modality adds to ``map_HW``; empty as ``shares``, and where images are cut into tiles."""
+    misaligned: tuple[str, ...] = ()
+    """The modalities that seem to lie elsewhere than the first."""
 
     @property
     def title(self) -> str:
@@ -77,13 +81,20 @@ class SamplePicture:
         if self.shares:
             names = [name for name, _ in self.images]
             what += f", {', '.join(f'{name} {share:.0%}' for name, share in zip(names, self.shares, strict=True))}"
+        if self.misaligned:
+            what += f", {', '.join(self.misaligned)} perhaps misaligned"
         return f"{what}   ({self.note})" if self.note else what
+
+    @property
+    def part_of(self) -> dict[str, Image]:
+        """``parts`` by the modality's name."""
+        return dict(zip([name for name, _ in self.images], self.parts, strict=bool(self.parts)))
 
 
 def class_figure(rows: Sequence[SamplePicture], threshold: float | None = None) -> Figure:
-    """A few samples of one class, one a row, on a common colour scale.
+    """A few samples of one class, one a row, on a common colour scale; last what each modality adds to the map.
 
-    Images, map and mask of a sample have one size; samples may differ in size and modalities.
+    Images, maps and mask of a sample have one size; samples may differ in size and modalities.
 
     Args:
         rows: from top to bottom.
@@ -99,12 +110,18 @@ def class_figure(rows: Sequence[SamplePicture], threshold: float | None = None) 
     names = list(dict.fromkeys(name for row in fullest_first for name, _ in row.images))
     heights = [_row_inches(row.images[0][1]) for row in rows]
     heights[0] += _HEAD_INCHES
-    figure, parts = _figure_of_rows(len(names) + 3, heights, limits, heading=rows[0].class_name)
+    added = [name for name in names if any(name in row.part_of for row in rows)]
+    figure, parts = _figure_of_rows(len(names) + 3 + len(added), heights, limits, heading=rows[0].class_name)
     _explain_contours(figure, threshold)
     for number, (part, row) in enumerate(zip(parts, rows, strict=True)):
         pictures = dict(row.images)
         columns = [(name, pictures.get(name)) for name in names]
-        _draw_row(part, columns, row.map_HW, row.mask_HW, row.title, limits, number == 0, threshold)
+        # A modality that adds as much as the others has the map's colours.
+        times = np.float32(len(added))
+        of_modalities = [(f"by {name}, x {len(added)}", row.part_of.get(name)) for name in added]
+        of_modalities = [(head, None if part_HW is None else times * part_HW) for head, part_HW in of_modalities]
+        maps = (row.map_HW, of_modalities)
+        _draw_row(part, columns, maps, row.mask_HW, row.title, limits, number == 0, threshold)
     return figure
 
 
@@ -225,22 +242,24 @@ def _explain_contours(figure: Figure, threshold: float | None) -> None:
 def _draw_row(
     part: SubFigure,
     columns: Sequence[tuple[str, Image | None]],
-    map_HW: Image,
+    maps: tuple[Image, Sequence[tuple[str, Image | None]]],
     mask_HW: NDArray[np.bool_] | None,
     title: str,
     limits: Limits,
     heads: bool,
     threshold: float | None = None,
 ) -> None:
-    """Draw the modalities (None: this sample lacks it), then map, overlay and mask."""
-    part.suptitle(fitted(title, (len(columns) + 3) * _CELL_INCHES), x=0.005, ha="left", fontsize=FONT_SIZE)
-    axes = list(part.subplots(1, len(columns) + 3, squeeze=False)[0])
+    """Draw the modalities (None: this sample lacks it), then map, overlay and mask, then the maps of modalities."""
+    map_HW, of_modalities = maps
+    count = len(columns) + 3 + len(of_modalities)
+    part.suptitle(fitted(title, count * _CELL_INCHES), x=0.005, ha="left", fontsize=FONT_SIZE)
+    axes = list(part.subplots(1, count, squeeze=False)[0])
     for ax, (name, image) in zip(axes, columns, strict=False):
         if image is None:
             show_blank(ax, map_HW.shape, f"no {name}")
         else:
             show_image(ax, image)
-    map_ax, overlay_ax, mask_ax = axes[-3:]
+    map_ax, overlay_ax, mask_ax = axes[len(columns) : len(columns) + 3]
     show_map(map_ax, map_HW, limits)
     first_image = next(image for _, image in columns if image is not None)
     show_image(overlay_ax, laid_over(first_image, map_HW, limits))
@@ -251,9 +270,14 @@ def _draw_row(
         show_blank(mask_ax, map_HW.shape, "no mask")
     else:
         show_image(mask_ax, mask_HW.astype(np.float32), cmap="gray", vmin=0, vmax=1)
+    for ax, (_, of_modality_HW) in zip(axes[len(columns) + 3 :], of_modalities, strict=True):
+        if of_modality_HW is None:
+            show_blank(ax, map_HW.shape, "")
+        else:
+            show_map(ax, of_modality_HW, limits)
     if heads:
-        names = [name for name, _ in columns]
-        for ax, head in zip(axes, [*names, "map", "map on image", "mask"], strict=True):
+        heads_of_maps = ["map", "map on image", "mask", *(name for name, _ in of_modalities)]
+        for ax, head in zip(axes, [*(name for name, _ in columns), *heads_of_maps], strict=True):
             ax.set_title(fitted(head, _CELL_INCHES), fontsize=FONT_SIZE)
 
 
