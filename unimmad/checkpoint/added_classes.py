@@ -166,7 +166,8 @@ def with_classes(checkpoint: LoadedCheckpoint, classes: Iterable[AddedClass]) ->
             raise ValueError(f"{added_file(checkpoint.folder, added.name)}: {error}; {_REMEDY}") from None
         digest.update(_digest(added.entry, added.tensors).encode())
     model = WithAddedClasses(checkpoint.model, banks)
-    return replace(checkpoint, model=model, weights_digest=digest.hexdigest(), added=by_name)
+    own = checkpoint.weights_digest
+    return replace(checkpoint, model=model, weights_digest=digest.hexdigest(), added=by_name, own_weights=own)
 
 
 def _read(path: Path, weights: str) -> AddedClass:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimmad.checkpoint.added_classes import AddedClass, with_added_classes
+from unimmad.checkpoint.feedback import with_feedback
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, load_reference
@@ -152,7 +153,7 @@ class Detector:
         """
         chosen = named_device(device)
         loaded = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
-        checkpoint = with_added_classes(loaded)
+        checkpoint = with_feedback(with_added_classes(loaded))
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
         catalogue = catalogue.with_classes({name: one.entry.dataset for name, one in checkpoint.added.items()})
