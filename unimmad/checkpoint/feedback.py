@@ -41,6 +41,7 @@ LOCK_NAME = "writing"
 Decision = Literal["normal", "anomalous"]
 _REMEDY = "remove the folder and calibrate again"
 _CHECKED = "sha256"
+_VERSIONS = "[0-9]*.json"
 
 
 class _Frozen(BaseModel):
@@ -128,7 +129,7 @@ def changing(checkpoint: Path) -> Iterator[None]:
     Raises:
         ValueError: one does, or the folder can't be written to.
     """
-    with FolderLock(LOCK_NAME, "feedback") as lock:
+    with FolderLock(LOCK_NAME, "feedback", "stop it") as lock:
         lock.take(checkpoint / FOLDER)
         yield
 
@@ -144,7 +145,7 @@ def load_feedback(checkpoint: Path, weights: str, thresholds: Thresholds | None)
     Raises:
         ValueError: a file is damaged, missing or of other weights; names it.
     """
-    paths = sorted((checkpoint / FOLDER).glob("[0-9]*.json"))
+    paths = sorted((checkpoint / FOLDER).glob(_VERSIONS))
     versions = tuple(_read(path, number, weights) for number, path in enumerate(paths, start=1))
     counted: list[FeedbackVersion] = []
     wanted = thresholds
@@ -154,6 +155,11 @@ def load_feedback(checkpoint: Path, weights: str, thresholds: Thresholds | None)
         counted.insert(0, version)
         wanted = version.before
     return Feedback(versions, tuple(counted))
+
+
+def has_feedback(checkpoint: Path) -> bool:
+    """Whether a checkpoint has any."""
+    return any((checkpoint / FOLDER).glob(_VERSIONS))
 
 
 def settle(checkpoint: Path, weights: str) -> None:

@@ -59,12 +59,19 @@ def feedback_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--checkpoint", "--run", type=Path, help="run or checkpoint folder that made the predictions; default: the newest of runs/"
+        "--checkpoint",
+        "--run",
+        type=Path,
+        help="run or checkpoint folder that made the predictions; default: the newest of runs/",
     )
     parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
     said = parser.add_argument_group("what was said")
     said.add_argument(
-        "--predictions", type=Path, default=Path("predictions"), metavar="DIR", help="that were looked at; default: %(default)s"
+        "--predictions",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="that were looked at; default: %(default)s",
     )
     said.add_argument("--normal", nargs="+", default=[], metavar="ID", help="names of predictions that are normal")
     said.add_argument("--anomalous", nargs="+", default=[], metavar="ID", help="names of those that are anomalous")
@@ -133,7 +140,7 @@ def _list(folder: Path, weights: str) -> None:
     for version in feedback.versions:
         print(version_line(version, version in feedback.counted))
     if not feedback.versions:
-        print(f"{folder} has no feedback yet; --normal, --anomalous or --csv give some, unimmad review shows a page for it")
+        print(f"{folder} has no feedback yet; --normal, --anomalous or --csv give some, and unimmad review has a page")
 
 
 def _undo(folder: Path, weights: str) -> None:

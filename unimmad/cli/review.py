@@ -63,7 +63,10 @@ def _review(options: argparse.Namespace) -> None:
         raise ValueError(f'the page needs FastAPI and others ({error}): pip install "unimmad[serve]"') from None
     review = Review(options.predictions)
     command = _command(options, review.file)
-    with listening_socket(options.host, options.port) as listening, FolderLock(LOCK_NAME, "review") as lock:
+    with (
+        listening_socket(options.host, options.port) as listening,
+        FolderLock(LOCK_NAME, "review", "use its page") as lock,
+    ):
         lock.take(options.predictions)
         alone = is_loopback(listening)
         if not alone:

@@ -106,8 +106,8 @@ class FeedbackTaker:
             tell_done: called for each image that is scored.
 
         Raises:
-            ValueError: a sample can't be read, or is of another checkpoint, or of no class; ``complete`` is not true; or
-                a sample was called normal before.
+            ValueError: a sample can't be read, or is of another checkpoint, or of no class; ``complete`` is not true;
+                or a sample was called normal before.
         """
         left = [name for name in predictions if name not in decisions]
         if complete and left:
@@ -169,9 +169,7 @@ class FeedbackTaker:
             )
         return None
 
-    def _scored(
-        self, samples: Sequence[Predicted], class_name: str | None, tell_done: TellDone
-    ) -> list[Prediction]:
+    def _scored(self, samples: Sequence[Predicted], class_name: str | None, tell_done: TellDone) -> list[Prediction]:
         """By the banks as they are.
 
         Raises:
@@ -203,8 +201,8 @@ class FeedbackTaker:
     def _class_of(self, one: Predicted, prediction: Prediction) -> str:
         if prediction.class_name is None:
             raise ValueError(
-                f"{one_line(one.name)} was predicted without a class that the model knows, and thresholds are by class: "
-                "name one with --class, of " + listed(self.detector.catalogue.classes, 5)
+                f"{one_line(one.name)} was predicted without a class that the model knows, and thresholds are by "
+                "class: name one with --class, of " + listed(self.detector.catalogue.classes, 5)
             )
         return prediction.class_name
 
@@ -320,4 +318,3 @@ def _digest(one: Predicted) -> str:
             ) from None
         digest.update(f"{modality} {len(data)}\n".encode() + data)
     return digest.hexdigest()
-

@@ -26,6 +26,8 @@ def change_lines(change: Change, counted: Sequence[CalledImage]) -> list[str]:
     for name in sorted(concerned | _changed(version)):
         lines += [f"{one_line(name)}: {line}" for line in _of_class(name, change, counted)]
     lines.append(f"{ALL_CLASSES}: {_threshold(version.before.all_classes, version.after.all_classes)}")
+    if rows := sum(map(len, change.rows.values())):
+        lines.append(f"banks grew by {rows} patches: later scores of their classes are lower, never higher")
     return [*lines, *(f"note: {note}" for note in _notes(version))]
 
 
@@ -72,20 +74,9 @@ def _of_class(name: str, change: Change, counted: Sequence[CalledImage]) -> Iter
         picked = sum(image.decision == "normal" and not image.as_they_came for image in of_set)
         also = f" and {picked} picked" if picked else ""
         yield f"{_threshold(before, after)} by {after.images} normal images as they came{also}{where}"
-    yield from _bank(name, change)
-    yield from _missed([one for one in change.anomalies if one.image.class_name == name])
-
-
-def _bank(name: str, change: Change) -> Iterator[str]:
-    taken = sum(image.in_bank and image.decision == "normal" for image in _of(name, change.version))
     if note := change.bank_notes.get(name):
         yield f"calibration alone: {note}"
-    elif taken and (rows := sum(len(rows_nD) for place, rows_nD in change.rows.items() if name in _owners(place))):
-        yield f"banks grew by {rows} patches of {taken} images"
-
-
-def _owners(place: object) -> tuple[str, ...]:
-    return (getattr(place, "added", ""), getattr(place, "class_name", ""))
+    yield from _missed([one for one in change.anomalies if one.image.class_name == name])
 
 
 def _of(name: str, version: FeedbackVersion) -> list[CalledImage]:
@@ -134,7 +125,9 @@ def _notes(version: FeedbackVersion) -> Iterator[str]:
             "images picked out of others can raise thresholds and never lower them, so that the rate stays promised; "
             "where every image of the folder was called, as they came, --complete counts them in full"
         )
-    few = version.after.too_few()
+    called = {image.class_name for image in version.images}
+    few = [name for name in version.after.too_few() if name in called]
     if few:
         rate = version.after.false_alarm_rate
-        yield f"a rate of {rate:g} needs {images_needed(rate)} normal images of a class as they came; fewer have {some(few)}"
+        needed = images_needed(rate)
+        yield f"a rate of {rate:g} needs {needed} normal images of a class as they came; fewer have {some(few)}"

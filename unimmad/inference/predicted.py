@@ -37,7 +37,7 @@ class Predicted(Entry):
     threshold: float | None
     anomalous: bool | None
     files: dict[str, str]
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     picture: str | None = None
 
 
@@ -61,7 +61,9 @@ def read_predictions(folder: Path) -> dict[str, Predicted]:
         try:
             one = Predicted.model_validate_json(line)
         except ValidationError as error:
-            raise ValueError(f"{path} line {number}: not a prediction ({first_problem(error)}); predict again") from None
+            raise ValueError(
+                f"{path} line {number}: not a prediction ({first_problem(error)}); predict again"
+            ) from None
         if one.name in found:
             raise ValueError(f"{path} line {number}: {shown(one.name)} is there twice; predict again")
         found[one.name] = one
@@ -92,9 +94,7 @@ def read_decisions(path: Path) -> dict[str, Decision]:
     for number, row in enumerate(rows[1:], start=2):
         decision = next((known for known in DECISIONS if [known] == [cell.strip() for cell in row[1:]]), None)
         if decision is None:
-            raise ValueError(
-                f"{path}, row {number}: {shown(','.join(row))} is not a name and {' or '.join(DECISIONS)}"
-            )
+            raise ValueError(f"{path}, row {number}: {shown(','.join(row))} is not a name and {' or '.join(DECISIONS)}")
         if found.setdefault(row[0], decision) != decision:
             raise ValueError(f"{path}, row {number}: {shown(row[0])} is called both {' and '.join(DECISIONS)}")
     return found
@@ -121,8 +121,8 @@ def check_known(names: Iterable[str], predictions: Mapping[str, Predicted], fold
         near = get_close_matches(unknown[0], predictions, n=1) or list(predictions)[:1]
         others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise ValueError(
-            f"{one_line(unknown[0])}{others} is none of the {len(predictions)} predictions in {folder}: names are those "
-            f"of {LINES_NAME}, such as {one_line(near[0])}"
+            f"{one_line(unknown[0])}{others} is none of the {len(predictions)} predictions in {folder}: names are "
+            f"those of {LINES_NAME}, such as {one_line(near[0])}"
         )
 
 

@@ -46,7 +46,9 @@ def renewed(old: Thresholds, as_they_came: Scores, picked: Scores) -> Thresholds
     for name, own in promised.classes.items():
         before = old.classes.get(name)
         parts = [
-            _as_before(_raised(part, both.of_class(name, part.modalities)), () if before is None else (before, *before.sets))
+            _as_before(
+                _raised(part, both.of_class(name, part.modalities)), () if before is None else (before, *before.sets)
+            )
             for part in (own, *own.sets)
         ]
         most = {key: value for key, value in vars(parts[0]).items() if key in SensorThreshold.model_fields}

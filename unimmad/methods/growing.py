@@ -124,5 +124,3 @@ def _holder(model: Method, class_name: str, of_added: bool = True) -> LevelSearc
     if isinstance(own, MemoryBank):
         return own
     return own.search if isinstance(own, FittedBySearch) else None
-
-

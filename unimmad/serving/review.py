@@ -158,7 +158,7 @@ class _Paths:
 
     def __init__(self, review: Review, command: str) -> None:
         self._review = review
-        self._page = render_page("review.html.j2", Path("page.html"), folder=str(review.folder), command=command)
+        self._page = render_page("review.html.j2", Path("page.html"), folder=review.folder.resolve(), command=command)
         self._script = files("unimmad.report").joinpath("templates", SCRIPT).read_text(encoding="utf-8")
 
     async def page(self) -> Response:
