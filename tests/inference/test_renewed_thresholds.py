@@ -13,8 +13,7 @@ RGB, BOTH = ("rgb",), ("rgb", "depth")
 
 
 def thresholds(scores: dict[str, dict[tuple[str, ...], list[float]]], rate: float) -> Thresholds:
-    usual = {name: {sensors: of_set for sensors, of_set in by_set.items()} for name, by_set in scores.items()}
-    return thresholds_by_sensors(scores, {}, tuple(scores), rate, "fp32", usual)
+    return thresholds_by_sensors(scores, {}, tuple(scores), rate, "fp32", scores)
 
 
 PICKS = {

@@ -63,6 +63,8 @@ class AddedEntry(BaseModel):
     """In words, where their height comes from."""
     weights: str
     """Digest of the checkpoint's weights."""
+    digests: tuple[str, ...] = ()
+    """Of its images' pixels; none where an earlier version did not write them."""
     sha256: str = ""
     """Of the tensors and of all the rest of the entry."""
 
@@ -193,6 +195,8 @@ def _read(path: Path, weights: str) -> AddedClass:
 
 def _digest(entry: AddedEntry, tensors: Mapping[str, Tensor]) -> str:
     values: dict[str, Any] = entry.model_dump(mode="json", exclude={"sha256"})
+    if not entry.digests:
+        del values["digests"]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

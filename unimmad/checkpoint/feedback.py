@@ -59,7 +59,7 @@ class CalledImage(_Frozen):
     files: dict[str, str]
     """Where its images were, by modality."""
     digest: str
-    """Of its images' bytes: a copy under another name has the same."""
+    """Of its images' pixels: a copy under another name has the same."""
     decision: Decision
     score: float
     """By banks that did not hold it, none of them larger than it was after this version."""
@@ -134,12 +134,12 @@ def changing(checkpoint: Path) -> Iterator[None]:
         yield
 
 
-def load_feedback(checkpoint: Path, weights: str, thresholds: Thresholds | None) -> Feedback:
+def load_feedback(checkpoint: Path, weights: str | None, thresholds: Thresholds | None) -> Feedback:
     """All versions, held against the thresholds of today.
 
     Args:
         checkpoint: its folder.
-        weights: digest of its weights.
+        weights: digest of its weights; None: they are not compared.
         thresholds: those beside it.
 
     Raises:
@@ -162,14 +162,14 @@ def has_feedback(checkpoint: Path) -> bool:
     return any((checkpoint / FOLDER).glob(_VERSIONS))
 
 
-def settle(checkpoint: Path, weights: str) -> None:
+def settle(checkpoint: Path) -> None:
     """Finish what was interrupted: a version whose thresholds were not written yet.
 
     Raises:
         ValueError: as ``load_feedback``.
     """
     thresholds = load_thresholds(checkpoint)
-    versions = load_feedback(checkpoint, weights, thresholds).versions
+    versions = load_feedback(checkpoint, None, thresholds).versions
     if versions and thresholds == versions[-1].before != versions[-1].after:
         save_thresholds(versions[-1].after, checkpoint)
 
@@ -278,7 +278,7 @@ def _version_file(checkpoint: Path, number: int) -> Path:
     return checkpoint / FOLDER / f"{number:04d}.json"
 
 
-def _read(path: Path, number: int, weights: str) -> FeedbackVersion:
+def _read(path: Path, number: int, weights: str | None) -> FeedbackVersion:
     try:
         values = read_json(path)
     except (ValueError, OSError) as error:
@@ -292,7 +292,7 @@ def _read(path: Path, number: int, weights: str) -> FeedbackVersion:
         raise ValueError(f"{path} is not what unimmad feedback wrote: damaged, or altered; {_REMEDY}")
     if version.number != number or path != _version_file(path.parent.parent, number):
         raise ValueError(f"{path}: version {number} is missing before it; {_REMEDY}")
-    if version.weights != weights:
+    if weights not in (None, version.weights):
         raise ValueError(f"{path} is of other weights than those in {path.parent.parent}; {_REMEDY}")
     return version
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,14 +26,14 @@ from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.monitoring import MONITORING_NAME, save_reference
 from unimmad.checkpoint.thresholds import Thresholds, load_thresholds
 from unimmad.cli.console import print_any_name, sigterm_as_interrupt
+from unimmad.evaluation.scoring import named_device
 from unimmad.inference.detector import Detector
 from unimmad.inference.feedback import Change, FeedbackTaker
 from unimmad.inference.feedback_report import change_lines, version_line
-from unimmad.inference.predicted import check_known, read_decisions, read_predictions
+from unimmad.inference.predicted import Predicted, check_known, read_decisions, read_predictions, some
 from unimmad.serialization.text import one_line
 
 RUNS = Path("runs")
-UNDONE = "undone"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,16 +100,18 @@ def _run(options: argparse.Namespace) -> None:
     if options.complete and not decisions:
         raise ValueError("--complete says that all was looked at, but nothing was called: give --csv, or names")
     folder = _checkpoint(options.checkpoint)
-    weights = load_checkpoint(folder, verify=not options.no_verify).weights_digest
-    if not decisions and not options.undo:
-        _list(folder, weights)
-        return
-    with changing(folder):
-        settle(folder, weights)
-        if options.undo:
-            _undo(folder, weights)
-        else:
-            _take(options, folder, weights, decisions)
+    if options.undo:
+        with changing(folder):
+            settle(folder)
+            undone = undo(folder, load_feedback(folder, None, load_thresholds(folder)))
+        print(f"undone   {version_line(undone, True)}")
+    elif decisions:
+        predictions = _predictions(options, decisions)
+        with changing(folder):
+            settle(folder)
+            _take(options, folder, predictions, decisions)
+    else:
+        _list(folder)
 
 
 def _decisions(options: argparse.Namespace) -> dict[str, Decision]:
@@ -128,6 +130,22 @@ def _decisions(options: argparse.Namespace) -> dict[str, Decision]:
     return found
 
 
+def _predictions(options: argparse.Namespace, decisions: Mapping[str, Decision]) -> dict[str, Predicted]:
+    """
+    Raises:
+        ValueError: there are none, or not those that something is said of.
+    """
+    predictions = read_predictions(options.predictions)
+    check_known(decisions, predictions, options.predictions)
+    left = [name for name in predictions if name not in decisions]
+    if options.complete and left:
+        raise ValueError(
+            f"--complete: {len(left)} of {len(predictions)} predictions were not called normal or anomalous: "
+            f"{some(left)}; call them, too, or leave --complete out"
+        )
+    return predictions
+
+
 def _checkpoint(given: Path | None) -> Path:
     run = given or newest_run(RUNS)
     if run is None:
@@ -135,28 +153,24 @@ def _checkpoint(given: Path | None) -> Path:
     return find_checkpoint(run)
 
 
-def _list(folder: Path, weights: str) -> None:
-    feedback = load_feedback(folder, weights, load_thresholds(folder))
+def _list(folder: Path) -> None:
+    feedback = load_feedback(folder, None, load_thresholds(folder))
     for version in feedback.versions:
         print(version_line(version, version in feedback.counted))
     if not feedback.versions:
         print(f"{folder} has no feedback yet; --normal, --anomalous or --csv give some, and unimmad review has a page")
 
 
-def _undo(folder: Path, weights: str) -> None:
-    undone = undo(folder, load_feedback(folder, weights, load_thresholds(folder)))
-    print(f"{UNDONE}   {version_line(undone, True)}")
-
-
-def _take(options: argparse.Namespace, folder: Path, weights: str, decisions: dict[str, Decision]) -> None:
-    predictions = read_predictions(options.predictions)
-    check_known(decisions, predictions, options.predictions)
+def _take(
+    options: argparse.Namespace, folder: Path, predictions: Mapping[str, Predicted], decisions: Mapping[str, Decision]
+) -> None:
     thresholds = load_thresholds(folder)
-    detector = Detector.from_checkpoint(
-        folder,
-        device=options.device,
+    loaded = load_checkpoint(folder, verify=not options.no_verify)
+    weights = loaded.weights_digest
+    detector = Detector.of_loaded(
+        loaded,
+        device=named_device(options.device),
         precision=None if thresholds is None else thresholds.precision,
-        verify=False,  # was done
         tiles=_tiles(thresholds),
     )
     taker = FeedbackTaker(folder, detector, weights)

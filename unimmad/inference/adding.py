@@ -32,7 +32,7 @@ from unimmad.inference.detector import Detector
 from unimmad.inference.engines import ModelEngine, normalised
 from unimmad.inference.new_class import NewClass
 from unimmad.inference.prediction import Prediction
-from unimmad.inference.reading import PreparedSample, prepare_sample
+from unimmad.inference.reading import PreparedSample, pixels_digest, prepare_sample
 from unimmad.methods.added_class import AddedBank, WithAddedClasses, teacher_channels
 from unimmad.metrics.at_threshold import Spread
 from unimmad.model.backends.tf32 import without_tf32
@@ -134,6 +134,7 @@ class ClassAdder:
             thresholds=tuple(_threshold(sensors, of_set, borrowed[sensors][0]) for sensors, of_set in by_count),
             borrowed_from=borrowed[by_count[0][0]][1],
             weights=self.weights,
+            digests=tuple(map(pixels_digest, new.samples)),
         )
         return AddedClass(entry, {name: tensor.detach().cpu() for name, tensor in bank.state_dict().items()})
 

@@ -7,7 +7,6 @@ smaller and never larger: a threshold taken from earlier scores keeps its promis
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,12 +18,12 @@ from torch import Tensor
 from unimmad.checkpoint.calibration_scores import load_scores, scores_by_class
 from unimmad.checkpoint.feedback import CalledImage, Decision, FeedbackVersion, load_feedback
 from unimmad.checkpoint.thresholds import Thresholds, is_above
-from unimmad.data.decode_limits import read_image_file
 from unimmad.inference.detector import Detector
 from unimmad.inference.engines import ModelEngine, normalised
 from unimmad.inference.inputs import InputSample
-from unimmad.inference.predicted import Predicted, some
+from unimmad.inference.predicted import Predicted
 from unimmad.inference.prediction import Prediction
+from unimmad.inference.reading import pixels_digest
 from unimmad.inference.renewed_thresholds import joined, renewed
 from unimmad.methods.growing import BankPlace, append_rows, bank_digest, lacking_rows, why_fixed
 from unimmad.model.backends.tf32 import without_tf32
@@ -85,6 +84,9 @@ class FeedbackTaker:
         self.thresholds = detector.thresholds
         self.feedback = load_feedback(folder, weights, detector.thresholds)
         counted = self.feedback.counted
+        self.in_banks = self.feedback.in_banks | {
+            digest for added in detector.added.values() for digest in added.entry.digests
+        }
         self.calibrated = load_scores(folder, counted[0].before if counted else detector.thresholds)
 
     def take(
@@ -102,19 +104,13 @@ class FeedbackTaker:
             predictions: those that were looked at.
             decisions: of some of them, by name.
             class_name: of those that were predicted without a class.
-            complete: each of them was looked at, and they are images as they came.
+            complete: each of the predictions is among the decisions, and they are images as they came.
             tell_done: called for each image that is scored.
 
         Raises:
-            ValueError: a sample can't be read, or is of another checkpoint, or of no class; ``complete`` is not true;
-                or a sample was called normal before.
+            ValueError: a sample can't be read, or is of another checkpoint, or of no class; or it was
+                called normal before.
         """
-        left = [name for name in predictions if name not in decisions]
-        if complete and left:
-            raise ValueError(
-                f"--complete: {len(left)} of {len(predictions)} predictions were not called normal or anomalous: "
-                f"{some(left)}; call them, too, or leave --complete out"
-            )
         called: list[CalledImage] = []
         new: dict[str, Predicted] = {}
         known = 0
@@ -149,8 +145,8 @@ class FeedbackTaker:
         """What was said of these images before, if it counts today; None: nothing.
 
         Raises:
-            ValueError: they were called normal, and are called anomalous now; or they are in a bank since before the
-                last calibration, and no score of theirs is known that holds today.
+            ValueError: they were called normal, and are called anomalous now; or they are in a bank, and no score of
+                theirs is known from before that and from after the last calibration.
         """
         image = self.feedback.images.get(digest)
         if image is not None:
@@ -161,11 +157,11 @@ class FeedbackTaker:
                     "back, the newest first; then call it anomalous"
                 )
             return image
-        if digest in self.feedback.in_banks:
+        if digest in self.in_banks:
             what = "leave --complete out, or predict images that it does not hold" if complete else "leave it out"
             raise ValueError(
-                f"{one_line(one.name)} is in a bank since before the last calibration, so that its score says "
-                f"nothing: {what}"
+                f"{one_line(one.name)} is in its class's bank already, so that its score says nothing of other normal "
+                f"images: {what}"
             )
         return None
 
@@ -242,7 +238,7 @@ class FeedbackTaker:
         notes: dict[str, str] = {}
         images = []
         for image in called:
-            held = image.in_bank or image.digest in self.feedback.in_banks
+            held = image.in_bank or image.digest in self.in_banks
             if image.decision == "normal" and not held:
                 notes[image.class_name] = why_fixed(model, image.class_name)
                 if not notes[image.class_name]:
@@ -300,21 +296,17 @@ def _without_copies(samples: Sequence[Predicted], decisions: Mapping[str, Decisi
 
 
 def _digest(one: Predicted) -> str:
-    """Of the bytes of a sample's images.
+    """Of the pixels of a sample's images.
 
     Raises:
         ValueError: one can't be read.
     """
-    digest = hashlib.sha256()
     if not one.files:
         raise ValueError(f"{one_line(one.name)} names no files: feedback is for predictions of image files")
-    for modality, file in sorted(one.files.items()):
-        try:
-            data = read_image_file(Path(file))
-        except OSError as error:
-            raise ValueError(
-                f"{one_line(one.name)}: {one_line(file)} can't be read ({error.strerror}): feedback reads the images "
-                "again, where they were when predicted; run it in the same folder, or leave this one out"
-            ) from None
-        digest.update(f"{modality} {len(data)}\n".encode() + data)
-    return digest.hexdigest()
+    try:
+        return pixels_digest(InputSample(one.name, dict(one.files)))
+    except ValueError as error:
+        raise ValueError(
+            f"{one_line(one.name)}: {error}; feedback reads the images again, where they were when predicted: run it "
+            "in the same folder, or leave this one out"
+        ) from None

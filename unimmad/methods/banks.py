@@ -222,7 +222,10 @@ class Banks(nn.Module):
     def lacking_rows(self, patches_PD: Tensor, number: int, most: int) -> Tensor:
         """The patches of an image that one bank lacks most: the farthest from it and from those chosen before, again
         and again, as the greedy choice goes; ``most`` at most, and none that it has already: float32 [n, D], as its
-        rows are."""
+        rows are. None for a bank of fewer patches than ``neighbours``: with more of them in the mean a distance could
+        get larger."""
+        if len(self.banks[number]) < self.bank_settings.neighbours:
+            return self.banks[number][:0]
         with torch.autocast(patches_PD.device.type, enabled=False):
             rows_PD = self._queries(patches_PD[None, None].float(), number)
             nearest_P = nearest_neighbours(rows_PD, self.banks[number], 1)[0][:, 0]

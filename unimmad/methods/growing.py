@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -25,8 +25,7 @@ ROWS_OF_IMAGE = 128
 """Patches of an image that a bank takes at most."""
 
 
-@dataclass(frozen=True)
-class BankPlace:
+class BankPlace(NamedTuple):
     """One of a model's banks."""
 
     added: str
@@ -76,7 +75,8 @@ def lacking_rows(
         for patches_hwD, slot in zip(patches_ThwD, slots, strict=True):
             (number,) = banks.banks_to_search(class_name, slot)
             rows_nD = banks.lacking_rows(patches_hwD.flatten(0, 1), number, ROWS_OF_IMAGE)
-            found.append((BankPlace(added, level, *banks.names[number]), rows_nD))
+            if len(rows_nD):
+                found.append((BankPlace(added, level, *banks.names[number]), rows_nD))
     return found
 
 
