@@ -211,7 +211,7 @@ def test_calibration_made_anew_begins_anew_and_damage_is_said(place, capsys):
     )
     save_scores(scores, new, checkpoint)
     assert give(place, "--undo") == 2
-    assert "can't be undone: the thresholds were made anew since" in capsys.readouterr().err
+    assert "can't be undone: the thresholds were made again since" in capsys.readouterr().err
     assert give(place, "--normal", "set/3", of="bolt") == 2
     assert "set/3 is in its class's bank already" in capsys.readouterr().err
     assert give(place, "--normal", "set/1") == 0

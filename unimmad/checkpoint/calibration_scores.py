@@ -1,6 +1,6 @@
 """The scores that thresholds were taken from: ``calibration_scores.json``, beside them in the checkpoint's folder.
 
-Feedback needs them to take thresholds anew with the scores of further images. They hold for one ``thresholds.json``,
+Feedback needs them to take thresholds again with the scores of further images. They hold for one ``thresholds.json``,
 which the file names by a digest.
 """
 

@@ -222,7 +222,7 @@ def undo(checkpoint: Path, feedback: Feedback) -> FeedbackVersion:
     """Take the newest version back; gives it.
 
     Raises:
-        ValueError: there is none, the thresholds were made anew since, or a file can't be removed.
+        ValueError: there is none, the thresholds were made again since, or a file can't be removed.
     """
     if not feedback.versions:
         raise ValueError(f"{checkpoint} has no feedback that could be undone")
@@ -230,7 +230,7 @@ def undo(checkpoint: Path, feedback: Feedback) -> FeedbackVersion:
     path = _version_file(checkpoint, newest.number)
     if not feedback.counted:
         raise ValueError(
-            f"version {newest.number} can't be undone: the thresholds were made anew since, with the banks that it let "
+            f"version {newest.number} can't be undone: the thresholds were made again since, with the banks that it let "
             f"grow; to be rid of all feedback, remove {path.parent} and calibrate again"
         )
     kept = path.with_suffix(".monitoring.safetensors")

@@ -1,4 +1,4 @@
-"""Tell a checkpoint which of its predictions were right: its thresholds are made anew, and its banks grow.
+"""Tell a checkpoint which of its predictions were right: its thresholds are made again, and its banks grow.
 
     unimmad feedback --checkpoint runs/mine --normal parts/07 parts/12 --anomalous parts/31
     unimmad feedback --checkpoint runs/mine --csv predictions/decisions.csv      as unimmad review writes it

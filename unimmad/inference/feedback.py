@@ -78,7 +78,9 @@ class FeedbackTaker:
             ValueError: it was not calibrated, or by a version that kept no scores; its feedback is damaged.
         """
         if detector.thresholds is None:
-            raise ValueError(f"{folder} is not calibrated: run unimmad calibrate first, feedback makes thresholds anew")
+            raise ValueError(
+                f"{folder} is not calibrated: run unimmad calibrate first, feedback makes its thresholds again"
+            )
         assert isinstance(detector.engine, ModelEngine), "a checkpoint, no exported file"
         self.detector, self.engine, self.weights = detector, detector.engine, weights
         self.thresholds = detector.thresholds

@@ -65,7 +65,7 @@ def lacking_rows(
     assert holder is not None, "asked before"
     own = _base(model)
     if isinstance(holder, MemoryBank):
-        levels = [(holder, holder.describe_patches(images_TCHW))]
+        levels: list[tuple[Banks, Tensor]] = [(holder, holder.describe_patches(images_TCHW))]
     else:
         maps = own.maps_to_search(images_TCHW) if isinstance(own, FittedBySearch) else searched_levels(own, images_TCHW)
         levels = list(zip(holder.all_banks, holder.described_levels(maps), strict=True))

@@ -35,7 +35,7 @@ from unimmad.serialization.text import one_line
 from unimmad.serialization.validation import Entry, first_problem
 
 FROM_HERE_ALONE = (
-    "default-src 'none'; img-src 'self'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; "
+    "default-src 'none'; img-src 'self' data:; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Content security policy of the page."""
