@@ -6,6 +6,7 @@ which the file names by a digest.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,6 +36,12 @@ class _Content(Entry):
     thresholds: str
     """Digest of the thresholds that were taken from them."""
     classes: dict[ClassName, list[_ScoresOfSet]]
+    sha256: str = ""
+    """Of all the rest."""
+
+    def digest(self) -> str:
+        values = self.model_dump(mode="json", exclude={"sha256"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def scores_by_class(found: Iterable[tuple[str, Sensors, float]]) -> dict[str, dict[Sensors, list[float]]]:
@@ -57,7 +64,8 @@ def save_scores(scores: Scores, thresholds: Thresholds, checkpoint: Path) -> Pat
         for name, by_sensors in scores.items()
     }
     content = _Content(thresholds=thresholds_digest(thresholds), classes=classes)
-    write_text_aside(path, json.dumps(content.model_dump(mode="json")) + "\n")
+    whole = content.model_copy(update={"sha256": content.digest()})
+    write_text_aside(path, json.dumps(whole.model_dump(mode="json")) + "\n")
     return path
 
 
@@ -71,6 +79,8 @@ def load_scores(checkpoint: Path, thresholds: Thresholds) -> dict[str, dict[Sens
     if not path.is_file():
         raise ValueError(f"{path} is not there: an earlier version calibrated, and kept no scores; {remedy}")
     content = validated(_SCHEMA, read_json(path), str(path), remedy)
+    if content.sha256 != content.digest():
+        raise ValueError(f"{path}: it is not what calibration wrote: damaged, or altered; {remedy}")
     if content.thresholds != thresholds_digest(thresholds):
         raise ValueError(f"{path}: it is of other thresholds than those beside it; {remedy}")
     return {

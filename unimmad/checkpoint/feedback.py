@@ -230,8 +230,8 @@ def undo(checkpoint: Path, feedback: Feedback) -> FeedbackVersion:
     path = _version_file(checkpoint, newest.number)
     if not feedback.counted:
         raise ValueError(
-            f"version {newest.number} can't be undone: the thresholds were made again since, with the banks that it let "
-            f"grow; to be rid of all feedback, remove {path.parent} and calibrate again"
+            f"version {newest.number} can't be undone: the thresholds were made again since, with the banks that it "
+            f"let grow; to be rid of all feedback, remove {path.parent} and calibrate again"
         )
     kept = path.with_suffix(".monitoring.safetensors")
     if newest.after != newest.before:
