@@ -38,6 +38,9 @@ def made(tmp_path_factory, checkpoint_folder, calibration_shards) -> Path:
     checkpoint = folder / "checkpoint"
     shutil.copytree(checkpoint_folder, checkpoint)
     assert calibrate(["--checkpoint", str(checkpoint), "--data", str(calibration_shards), "--device", "cpu"]) == 0
+    calibrated = load_thresholds(checkpoint)
+    assert calibrated is not None
+    assert set(load_scores(checkpoint, calibrated)) == set(calibrated.classes)
     shards = ShardSet.open([calibration_shards])
     refs = [ref for name in ("solids/cookie", ROPE) for ref in shards.classes("test")[name]]
     for number, ref in enumerate(refs, start=1):

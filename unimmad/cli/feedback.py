@@ -23,7 +23,7 @@ from tqdm import tqdm
 from unimmad.checkpoint.feedback import Decision, changing, load_feedback, save_version, settle, undo
 from unimmad.checkpoint.folder import NO_VERIFY_HELP, find_checkpoint, newest_run
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.monitoring import MONITORING_NAME, save_reference
+from unimmad.checkpoint.monitoring import save_reference
 from unimmad.checkpoint.thresholds import Thresholds, load_thresholds
 from unimmad.cli.console import print_any_name, sigterm_as_interrupt
 from unimmad.evaluation.scoring import named_device
@@ -190,8 +190,7 @@ def _take(
         print("\n".join(["this would change (--dry-run):", *lines]))
     else:
         save_version(change.version, change.rows, change.digests, folder)
-        _forget_scores(detector, change, folder)
-        print("\n".join(lines))
+        print("\n".join([*lines, *_forgotten_scores(detector, change, folder)]))
         print(f"version {change.version.number} of {folder / 'feedback'}; --undo takes it back")
 
 
@@ -203,11 +202,14 @@ def _tiles(thresholds: Thresholds | None) -> str | None:
     return f"{tiles.size}:{tiles.overlap}{':whole' if tiles.whole else ''}" if tiles.size else "none"
 
 
-def _forget_scores(detector: Detector, change: Change, folder: Path) -> None:
-    """Monitoring compares later scores with calibration's of the same banks and below the same threshold."""
+def _forgotten_scores(detector: Detector, change: Change, folder: Path) -> list[str]:
+    """Monitoring compares later scores with calibration's of the same banks and below the same threshold: of other
+    classes from now on; what to say of it."""
     before, after = change.version.before.classes, change.version.after.classes
     moved = {name for name, found in after.items() if name not in before or before[name].value != found.value}
     moved |= {image.class_name for image in change.version.images if image.in_bank}
-    if detector.reference is not None and moved & detector.reference.classes:
-        save_reference(detector.reference.without_scores(moved), folder)
-        print(f"note: {MONITORING_NAME} no longer has scores of {', '.join(sorted(moved))}: they are others now")
+    watched = moved & detector.reference.classes if detector.reference is not None else frozenset()
+    if detector.reference is None or not watched:
+        return []
+    save_reference(detector.reference.without_scores(watched), folder)
+    return [f"note: unimmad monitor compares later scores of {some(sorted(watched))} among themselves from now on"]

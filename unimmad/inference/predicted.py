@@ -76,7 +76,7 @@ def read_decisions(path: Path) -> dict[str, Decision]:
     """What a table says of each name.
 
     Raises:
-        ValueError: it is no such table, or says two things of one name.
+        ValueError: it is another table, or says two things of one name.
     """
     try:
         text = read_limited(path).decode("utf-8-sig")
