@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-import safetensors
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -24,22 +23,18 @@ from torch import Tensor
 from unimmad.checkpoint.monitoring import MONITORING_NAME
 from unimmad.checkpoint.thresholds import Thresholds, load_thresholds, save_thresholds
 from unimmad.data.index import ClassName
-from unimmad.methods.growing import BankPlace, append_rows, bank_digest
-from unimmad.model.finite import check_finite
+from unimmad.methods.growing import BankPlace
 from unimmad.serialization.atomic_write import write_aside, write_text_aside
 from unimmad.serialization.documents import read_json
 from unimmad.serialization.folder_lock import FolderLock
 from unimmad.serialization.text import one_line
 from unimmad.serialization.validation import first_problem
 
-if TYPE_CHECKING:
-    from unimmad.checkpoint.loading import LoadedCheckpoint
-
 FOLDER = "feedback"
 FORMAT: Literal[1] = 1
 LOCK_NAME = "writing"
 Decision = Literal["normal", "anomalous"]
-_REMEDY = "remove the folder and calibrate again"
+REMEDY = "remove the folder and calibrate again"
 _CHECKED = "sha256"
 _VERSIONS = "[0-9]*.json"
 
@@ -188,7 +183,7 @@ def save_version(
     Raises:
         ValueError: the folder can't be written to.
     """
-    path = _version_file(checkpoint, version.number)
+    path = version_file(checkpoint, version.number)
     places, rows_file, kept = list(rows), path.with_suffix(".safetensors"), path.with_suffix(".monitoring.safetensors")
     grown = tuple(
         GrownBank(
@@ -227,7 +222,7 @@ def undo(checkpoint: Path, feedback: Feedback) -> FeedbackVersion:
     if not feedback.versions:
         raise ValueError(f"{checkpoint} has no feedback that could be undone")
     newest = feedback.versions[-1]
-    path = _version_file(checkpoint, newest.number)
+    path = version_file(checkpoint, newest.number)
     if not feedback.counted:
         raise ValueError(
             f"version {newest.number} can't be undone: the thresholds were made again since, with the banks that it "
@@ -248,33 +243,8 @@ def undo(checkpoint: Path, feedback: Feedback) -> FeedbackVersion:
     return newest
 
 
-def with_feedback(checkpoint: LoadedCheckpoint) -> LoadedCheckpoint:
-    """The checkpoint, its added classes included, with the banks grown by what was called normal; the same one where
-    none grew. Its model's banks are replaced.
-
-    Raises:
-        ValueError: as ``load_feedback``, or rows do not fit their bank.
-    """
-    if checkpoint.grown:
-        return checkpoint
-    folder, digest = checkpoint.folder, hashlib.sha256(checkpoint.weights_digest.encode())
-    weights = checkpoint.own_weights or checkpoint.weights_digest
-    grew = False
-    for version in load_feedback(folder, weights, None).versions:
-        path = _version_file(folder, version.number).with_suffix(".safetensors")
-        for bank, rows_nD in zip(version.grown, _rows(path, version), strict=True):
-            if bank.added and bank.of_bank != bank_digest(checkpoint.model, bank.place):
-                continue  # the class was removed or put in another's place since
-            try:
-                append_rows(checkpoint.model, bank.place, rows_nD)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}; {_REMEDY}") from None
-            grew = True
-        digest.update(version.rows_sha256.encode())
-    return replace(checkpoint, weights_digest=digest.hexdigest(), grown=True) if grew else checkpoint
-
-
-def _version_file(checkpoint: Path, number: int) -> Path:
+def version_file(checkpoint: Path, number: int) -> Path:
+    """Where a version is; rows of banks lie beside it with another suffix."""
     return checkpoint / FOLDER / f"{number:04d}.json"
 
 
@@ -282,33 +252,19 @@ def _read(path: Path, number: int, weights: str | None) -> FeedbackVersion:
     try:
         values = read_json(path)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: {one_line(error)}; {_REMEDY}") from None
+        raise ValueError(f"{path}: {one_line(error)}; {REMEDY}") from None
     digest = values.pop(_CHECKED, None) if isinstance(values, dict) else None
     try:
         version = FeedbackVersion.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise ValueError(f"{path}: {first_problem(error)}; {_REMEDY}") from None
+        raise ValueError(f"{path}: {first_problem(error)}; {REMEDY}") from None
     if digest != _digest(values):
-        raise ValueError(f"{path} is not what unimmad feedback wrote: damaged, or altered; {_REMEDY}")
-    if version.number != number or path != _version_file(path.parent.parent, number):
-        raise ValueError(f"{path}: version {number} is missing before it; {_REMEDY}")
+        raise ValueError(f"{path} is not what unimmad feedback wrote: damaged, or altered; {REMEDY}")
+    if version.number != number or path != version_file(path.parent.parent, number):
+        raise ValueError(f"{path}: version {number} is missing before it; {REMEDY}")
     if weights not in (None, version.weights):
-        raise ValueError(f"{path} is of other weights than those in {path.parent.parent}; {_REMEDY}")
+        raise ValueError(f"{path} is of other weights than those in {path.parent.parent}; {REMEDY}")
     return version
-
-
-def _rows(path: Path, version: FeedbackVersion) -> Sequence[Tensor]:
-    if not version.grown:
-        return []
-    try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != version.rows_sha256:
-            raise ValueError("it is damaged, or altered")
-        tensors = safetensors.torch.load(data)
-        check_finite(tensors, str(path))
-        return [tensors[str(number)] for number in range(len(version.grown))]
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: {one_line(error)}; {_REMEDY}") from None
 
 
 def _digest(values: object) -> str:

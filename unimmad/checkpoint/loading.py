@@ -49,7 +49,7 @@ class LoadedCheckpoint:
     own_weights: str = ""
     """``weights_digest`` as it was before classes were added; empty: none were."""
     grown: bool = False
-    """Whether the model's banks hold what feedback added: see ``with_feedback``."""
+    """Whether the model's banks hold what feedback added: see ``grown_banks.with_feedback``."""
 
     @property
     def step(self) -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import unimmad
 from unimmad.checkpoint.added_classes import load_added
-from unimmad.checkpoint.feedback import with_feedback
 from unimmad.checkpoint.folder import NO_VERIFY_HELP, find_checkpoint
+from unimmad.checkpoint.grown_banks import with_feedback
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.thresholds import load_thresholds
 from unimmad.cli.console import print_any_name

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from unimmad import __version__
 from unimmad.checkpoint.added_classes import with_added_classes
-from unimmad.checkpoint.feedback import with_feedback
+from unimmad.checkpoint.grown_banks import with_feedback
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.state import package_version
 from unimmad.checkpoint.thresholds import load_thresholds

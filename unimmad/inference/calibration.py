@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from unimmad.checkpoint.added_classes import with_added_classes
-from unimmad.checkpoint.feedback import with_feedback
+from unimmad.checkpoint.grown_banks import with_feedback
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.thresholds import (
     Sensors,

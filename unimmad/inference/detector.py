@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from unimmad.checkpoint.added_classes import AddedClass, with_added_classes
-from unimmad.checkpoint.feedback import with_feedback
 from unimmad.checkpoint.folder import find_checkpoint
+from unimmad.checkpoint.grown_banks import with_feedback
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, load_reference
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps

@@ -12,21 +12,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from unimmad.checkpoint.calibration_scores import load_scores, scores_by_class
 from unimmad.checkpoint.feedback import CalledImage, Decision, FeedbackVersion, load_feedback
 from unimmad.checkpoint.thresholds import Thresholds, is_above
 from unimmad.inference.detector import Detector
-from unimmad.inference.engines import ModelEngine, normalised
+from unimmad.inference.engines import ModelEngine
 from unimmad.inference.inputs import InputSample
 from unimmad.inference.predicted import Predicted
 from unimmad.inference.prediction import Prediction
 from unimmad.inference.reading import pixels_digest
 from unimmad.inference.renewed_thresholds import joined, renewed
-from unimmad.methods.growing import BankPlace, append_rows, bank_digest, lacking_rows, why_fixed
-from unimmad.model.backends.tf32 import without_tf32
+from unimmad.inference.taking_in import taken_in
+from unimmad.methods.growing import BankPlace, bank_digest
 from unimmad.serialization.text import listed, one_line
 
 SAME_SCORE = 0.02
@@ -141,7 +140,7 @@ class FeedbackTaker:
                     as_they_came=complete,
                 )
             )
-        return self._change(called, known, len(decisions) - len(once), tell_done)
+        return self._change(called, known, len(decisions) - len(once))
 
     def _before(self, one: Predicted, digest: str, decision: Decision, complete: bool) -> CalledImage | None:
         """What was said of these images before, if it counts today; None: nothing.
@@ -204,8 +203,8 @@ class FeedbackTaker:
             )
         return prediction.class_name
 
-    def _change(self, called: Sequence[CalledImage], known: int, copies: int, tell_done: TellDone) -> Change:
-        images, rows, notes = self._grown(called, tell_done)
+    def _change(self, called: Sequence[CalledImage], known: int, copies: int) -> Change:
+        images, rows, notes = taken_in(self.detector, called, self.in_banks)
         all_images = {**self.feedback.images, **{image.digest: image for image in images}}
         after = self._renewed(all_images)
         version = FeedbackVersion(
@@ -217,7 +216,7 @@ class FeedbackTaker:
             after=after,
         )
         anomalies = [image for image in all_images.values() if image.decision == "anomalous"]
-        checked = tuple(self._checked(one, after, bool(rows), tell_done) for one in anomalies)
+        checked = tuple(self._checked(one, after, bool(rows)) for one in anomalies)
         digests = {place: bank_digest(self.engine.model, place) for place in rows}
         return Change(version, rows, digests, notes, checked, known, copies)
 
@@ -231,39 +230,7 @@ class FeedbackTaker:
         )
         return renewed(self.thresholds, joined(self.calibrated, whole), picked)
 
-    def _grown(
-        self, called: Sequence[CalledImage], tell_done: TellDone
-    ) -> tuple[list[CalledImage], dict[BankPlace, Tensor], dict[str, str]]:
-        """The images, marked where a bank took them in; the rows of each bank; by class, why none did."""
-        model = self.engine.model
-        rows: dict[BankPlace, list[Tensor]] = {}
-        notes: dict[str, str] = {}
-        images = []
-        for image in called:
-            held = image.in_bank or image.digest in self.in_banks
-            if image.decision == "normal" and not held:
-                notes[image.class_name] = why_fixed(model, image.class_name)
-                if not notes[image.class_name]:
-                    for place, rows_nD in self._rows_of(image):
-                        append_rows(model, place, rows_nD)
-                        rows.setdefault(place, []).append(rows_nD.cpu())
-                    held = True
-            images.append(image.model_copy(update={"in_bank": held}))
-        joined_rows = {place: torch.cat(parts) for place, parts in rows.items()}
-        return images, joined_rows, {name: note for name, note in notes.items() if note}
-
-    def _rows_of(self, image: CalledImage) -> list[tuple[BankPlace, Tensor]]:
-        engine = self.engine
-        sample = self.detector.prepare(InputSample(image.name, dict(image.files)), class_name=image.class_name)
-        slots = [modality.slot for modality in sample.modalities]
-        found = []
-        with without_tf32(), torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
-            for view in sample.views:
-                images_MCHW = normalised(sample.cut(view)).to(engine.device)
-                found += lacking_rows(engine.model, image.class_name, images_MCHW, slots)
-        return found
-
-    def _checked(self, image: CalledImage, after: Thresholds, grew: bool, tell_done: TellDone) -> CheckedAnomaly:
+    def _checked(self, image: CalledImage, after: Thresholds, grew: bool) -> CheckedAnomaly:
         score = image.score
         if grew:
             try:
