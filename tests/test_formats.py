@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from unimmad.checkpoint import added_classes, monitoring, normal_maps, thresholds
+from unimmad.checkpoint import added_classes, calibration_scores, feedback, monitoring, normal_maps, thresholds
 from unimmad.checkpoint import folder as checkpoint_folder
 from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds
@@ -138,6 +138,8 @@ def test_the_page_has_the_codes_numbers() -> None:
         "normal": normal_maps.FORMAT,
         "what": monitoring.FORMAT,
         "added": added_classes.FORMAT,
+        "scores": calibration_scores.FORMAT,
+        "feedback": feedback.FORMAT,
         "report": report.FORMAT,
         "result": results.FORMAT,
         "exported": metadata.FORMAT,

@@ -27,9 +27,11 @@ from unimmad.cli.compare import compare_parser
 from unimmad.cli.convert import conversion_parser
 from unimmad.cli.evaluate_arguments import calibration_parser, evaluation_parser
 from unimmad.cli.export import export_parser
+from unimmad.cli.feedback import feedback_parser
 from unimmad.cli.main import COMMANDS
 from unimmad.cli.monitor import monitor_parser
 from unimmad.cli.predict import prediction_parser
+from unimmad.cli.review import review_parser
 from unimmad.cli.serve import serve_parser
 from unimmad.cli.shards import shards_parser
 from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, parse_recipe
@@ -54,6 +56,8 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "calibrate": calibration_parser,
     "add-class": adding_parser,
     "predict": prediction_parser,
+    "review": review_parser,
+    "feedback": feedback_parser,
     "monitor": monitor_parser,
     "serve": serve_parser,
     "export": export_parser,

@@ -18,6 +18,7 @@ from data.disk_sets import make_multimodal
 from hypothesis import HealthCheck, given, settings
 from mutations import damaged
 
+from unimmad.checkpoint.calibration_scores import SCORES_NAME, load_scores, save_scores
 from unimmad.checkpoint.digests import DIGESTS_NAME, file_digest, verify_checkpoint
 from unimmad.checkpoint.folder import LATEST, STATE_NAME, CheckpointFolder, read_state
 from unimmad.checkpoint.loading import load_checkpoint
@@ -41,6 +42,7 @@ from unimmad.data.writing.verify import verify_folder
 from unimmad.evaluation.resume import PartialResults
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.export.metadata import ExportMetadata
+from unimmad.inference.renewed_thresholds import renewed
 from unimmad.launching.failure_notes import first_failure, note_failures
 from unimmad.launching.run_record import RunRecord
 from unimmad.methods.memory_bank import MemoryBank
@@ -52,6 +54,7 @@ from unimmad.report.comparison import OtherReport, compare, difference_table, re
 from unimmad.report.report import ClassResult, PublishedRow, Report, class_entry, to_json
 from unimmad.report.tables import screen_table
 from unimmad.serialization.lock_holder import Holder, find_lock
+from unimmad.serving.review import Review
 
 SHORT, LONG = 40, 20_000
 """Cases of each kind of file, and of all together."""
@@ -280,9 +283,25 @@ def _result_kinds(shards: Path, folder: Path) -> dict[str, Kind]:
         assert abs(seen.score) <= LARGEST
         assert all(abs(value) <= LARGEST for of_image in seen.images.values() for value in of_image.values())
 
+    def read_looked_at(data: bytes) -> None:
+        (folder / "predictions.jsonl").write_bytes(data)
+        review = Review(folder)
+        assert all(abs(line["score"]) < np.inf for line in review.listed())
+        assert {review.picture(number) for number in range(len(review.samples))} == {None}, "there is no picture"
+
+    save_scores({"food/bagel": {("rgb",): [0.1, 0.2]}}, thresholds, folder)
+    behind = json.loads((folder / SCORES_NAME).read_text())
+
+    def read_scores(data: bytes) -> None:
+        (folder / SCORES_NAME).write_bytes(data)
+        renewed(thresholds, load_scores(folder, thresholds), {})
+
+    looked_at = predicted | {"threshold": 0.4, "files": {"rgb": "a.png"}, "notes": ["n"], "picture": "pictures/a.png"}
     cell = json.loads((FORMATS / "result.json").read_text())
     return {
         "line of predictions": Kind(predicted | {"monitor": measured}, read_prediction),
+        "prediction looked at": Kind(looked_at, read_looked_at),
+        "scores behind thresholds": Kind(behind, read_scores),
         "result of a cell": Kind(cell, read_cell),
         "cost of a cell": Kind(cell["cost"], read_cost_file),
         "thresholds": Kind(json.loads(thresholds.model_dump_json()), read_thresholds),
@@ -361,7 +380,7 @@ KINDS = (
     *("index of tensors", "state of a checkpoint", "latest", "digests", "what a method was fitted to"),
     *("thresholds", "report", "partial result", "result of a cell", "cost of a cell"),
     *("run record", "failure note", "DeepSpeed's configuration", "holder of a lock"),
-    *("metadata of an export", "recipe", "line of predictions"),
+    *("metadata of an export", "recipe", "line of predictions", "prediction looked at", "scores behind thresholds"),
 )
 
 

@@ -39,7 +39,7 @@ FORMAT: Literal[1] = 1
 _ENTRY = "unimmad"
 """Key of the JSON in the file's header."""
 _REMEDY = "add the class again (--replace), or remove the file"
-_LATER = ("discriminated", "pictures")
+_LATER = ("discriminated", "digests")
 """Fields that files of older versions lack; where they say nothing the digest is as it was without them."""
 _MOST_LETTERS = 80
 """Of a class's name in its file's."""
@@ -67,8 +67,8 @@ class AddedEntry(BaseModel):
     """Digest of the checkpoint's weights."""
     discriminated: bool = False
     """Whether the model's discriminator judges what the bank says. False in files of older versions."""
-    pictures: tuple[str, ...] = ()
-    """Digests of the images that it was made from, in the order of their names; none in files of older versions."""
+    digests: tuple[str, ...] = ()
+    """Of its images' pixels, in the order of their names; none in files of older versions."""
     sha256: str = ""
     """Of the tensors and of all the rest of the entry."""
 
@@ -174,7 +174,8 @@ def with_classes(checkpoint: LoadedCheckpoint, classes: Iterable[AddedClass]) ->
             raise ValueError(f"{added_file(checkpoint.folder, added.name)}: {error}; {_REMEDY}") from None
         digest.update(_digest(added.entry, added.tensors).encode())
     model = WithAddedClasses(checkpoint.model, banks)
-    return replace(checkpoint, model=model, weights_digest=digest.hexdigest(), added=by_name)
+    own = checkpoint.weights_digest
+    return replace(checkpoint, model=model, weights_digest=digest.hexdigest(), added=by_name, own_weights=own)
 
 
 def _read(path: Path, weights: str) -> AddedClass:

@@ -46,6 +46,10 @@ class LoadedCheckpoint:
     """SHA-256 of all the model's tensors as they were read; an inference form has others."""
     added: Mapping[str, AddedClass] = field(default_factory=dict)
     """Classes added after training that the model knows, by ``DATASET/CLASS``: see ``with_added_classes``."""
+    own_weights: str = ""
+    """``weights_digest`` as it was before classes were added; empty: none were."""
+    grown: bool = False
+    """Whether the model's banks hold what feedback added: see ``grown_banks.with_feedback``."""
 
     @property
     def step(self) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -126,6 +126,15 @@ class MonitoringReference:
         }
         usual = {key: found for key, found in self.usual.items() if key[0] != class_name}
         return MonitoringReference(described.model_copy(update=kept), usual)
+
+    def without_scores(self, classes: Collection[str]) -> MonitoringReference:
+        """The same without the scores of some classes, whose later ones are then compared with each other alone."""
+        nothing = Values(values=[], counts=[])
+        scores = [
+            one.model_copy(update={"scores": nothing}) if one.class_name in classes else one
+            for one in self.described.scores
+        ]
+        return MonitoringReference(self.described.model_copy(update={"scores": scores}), self.usual)
 
     @cached_property
     def classes(self) -> frozenset[str]:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
+from unimmad.checkpoint.calibration_scores import save_scores, scores_by_class
+from unimmad.checkpoint.feedback import has_feedback
 from unimmad.checkpoint.monitoring import MONITORING_NAME, save_reference
 from unimmad.checkpoint.thresholds import save_thresholds
 from unimmad.cli.console import print_any_name
@@ -67,8 +69,12 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
             thresholds, shards, lambda kept: calibrated(chosen_checkpoint(arguments, ranks), kept=kept)
         )
     if ranks.is_main:
-        (checkpoint.folder / MONITORING_NAME).unlink(missing_ok=True)  # of other thresholds, should this be interrupted
-        path = save_thresholds(thresholds, checkpoint.folder)
-        save_reference(made_reference(facts, thresholds, checkpoint.weights_digest), checkpoint.folder)
+        folder = checkpoint.folder
+        (folder / MONITORING_NAME).unlink(missing_ok=True)  # of other thresholds, should this be interrupted
+        path = save_thresholds(thresholds, folder)
+        save_scores(scores_by_class((one.class_name, one.modalities, one.score) for one in facts), thresholds, folder)
+        save_reference(made_reference(facts, thresholds, checkpoint.weights_digest), folder)
         print(describe(thresholds))
+        if has_feedback(folder):
+            print("note: banks keep what feedback added to them; its scores no longer count (docs/feedback.md)")
         print(f"thresholds {path}")

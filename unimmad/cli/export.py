@@ -16,6 +16,7 @@ from pathlib import Path
 import unimmad
 from unimmad.checkpoint.added_classes import load_added
 from unimmad.checkpoint.folder import NO_VERIFY_HELP, find_checkpoint
+from unimmad.checkpoint.grown_banks import with_feedback
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.thresholds import load_thresholds
 from unimmad.cli.console import print_any_name
@@ -67,6 +68,7 @@ def _export(options: argparse.Namespace) -> tuple[ExportMetadata, list[str]]:
     checkpoint = load_checkpoint(find_checkpoint(options.checkpoint), verify=not options.no_verify)
     thresholds = load_thresholds(checkpoint.folder)
     added = [one.name for one in load_added(checkpoint.folder, checkpoint.weights_digest)]
+    checkpoint = with_feedback(checkpoint)
     program, metadata = build_program(
         checkpoint,
         checkpoint_catalogue(checkpoint, options.data, thresholds),

@@ -21,6 +21,8 @@ COMMANDS = {
     "calibrate": "thresholds at a false-alarm rate, from normal images set aside",
     "add-class": "a class more from 1 to 50 normal images, without training",
     "predict": "score one's own images: scores, decisions, heat maps",
+    "review": "a page on this machine to call predictions normal or anomalous",
+    "feedback": "what was called normal or anomalous becomes thresholds and banks",
     "monitor": "whether later images are still like those of calibration: drift, and since when",
     "serve": "score images that come over HTTP",
     "export": "a checkpoint as one ONNX or torch.export file",

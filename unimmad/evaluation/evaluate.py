@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from unimmad import __version__
 from unimmad.checkpoint.added_classes import with_added_classes
+from unimmad.checkpoint.grown_banks import with_feedback
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.state import package_version
 from unimmad.checkpoint.thresholds import load_thresholds
@@ -121,7 +122,7 @@ def evaluate_checkpoint(
         ValueError: the data can't be read or don't fit the model, ``output`` can't be written, nothing is published
             for any of the datasets, ``other`` has none of their classes, or a report is not to be replaced.
     """
-    checkpoint = with_added_classes(checkpoint)
+    checkpoint = with_feedback(with_added_classes(checkpoint))
     shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
     if only_same_data and ranks.is_main:
         _check_same(output, "data", data_fact(data, split))

@@ -11,7 +11,6 @@ given twice counts once, since its twin would be in the bank when it is left out
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ from unimmad.inference.engines import ModelEngine, normalised
 from unimmad.inference.inputs import InputSample
 from unimmad.inference.new_class import NewClass
 from unimmad.inference.prediction import Prediction
-from unimmad.inference.reading import PreparedSample, prepare_sample
+from unimmad.inference.reading import PreparedSample, pixels_digest, prepare_sample
 from unimmad.methods.added_class import AddedBank, WithAddedClasses, empty_bank
 from unimmad.metrics.at_threshold import Spread
 from unimmad.model.backends.tf32 import without_tf32
@@ -90,7 +89,7 @@ def shared_images(new: AddedClass, others: Iterable[AddedClass]) -> list[str]:
     """What to say of classes that were made from some of the same images."""
     notes = []
     for other in others:
-        count = len(set(new.entry.pictures) & set(other.entry.pictures))
+        count = len(set(new.entry.digests) & set(other.entry.digests))
         if count and other.name != new.name:
             notes.append(
                 f"of the images of {new.name} {count} of {new.entry.images} are those of {other.name}, too: an image "
@@ -137,7 +136,7 @@ class ClassAdder:
         bank = empty_bank(self.model.base, new.name)
         self.model.banks = torch.nn.ModuleList([bank])
         known = self.catalogue.with_classes({new.name: new.dataset})
-        pictures = self._pictures(new, known)
+        pictures = _pictures(new)
         if repeated := [sample.name for sample in new.samples if sample.name not in pictures]:
             new = replace(new, samples=tuple(sample for sample in new.samples if sample.name in pictures))
             if notices is not None:
@@ -162,16 +161,9 @@ class ClassAdder:
             borrowed_from=borrowed[by_count[0][0]][1],
             weights=self.weights,
             discriminated=bank.discriminated,
-            pictures=tuple(pictures.values()),
+            digests=tuple(pictures.values()),
         )
         return AddedClass(entry, {name: tensor.detach().cpu() for name, tensor in bank.state_dict().items()})
-
-    def _pictures(self, new: NewClass, catalogue: Catalogue) -> dict[str, str]:
-        """By the names of all images that differ, a digest of what the model is shown of each."""
-        names: dict[str, str] = {}
-        for sample in new.samples:
-            names.setdefault(_digest(self._prepared(sample, catalogue, new.name)), sample.name)
-        return {name: digest for digest, name in names.items()}
 
     def _prepared(self, sample: InputSample, catalogue: Catalogue, class_name: str) -> PreparedSample:
         engine = self.engine
@@ -196,16 +188,17 @@ class ClassAdder:
         bank.finish()
 
 
+def _pictures(new: NewClass) -> dict[str, str]:
+    """By the names of all images that differ, the digest of their pixels."""
+    names: dict[str, str] = {}
+    for sample in new.samples:
+        names.setdefault(pixels_digest(sample), sample.name)
+    return {name: digest for digest, name in names.items()}
+
+
 def _key(name: str) -> str:
     """The photograph's, by which a bank's patches are drawn; the same as ever, so that banks are."""
     return f"{name}\n0"
-
-
-def _digest(sample: PreparedSample) -> str:
-    digest = hashlib.sha256(",".join(sample.modality_names).encode())
-    for array in sample.pixels or (sample.images_MCHW.numpy(),):
-        digest.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:_DIGITS]
 
 
 def _views(sample: PreparedSample) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from unimmad.checkpoint.added_classes import with_added_classes
+from unimmad.checkpoint.grown_banks import with_feedback
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.thresholds import (
     Sensors,
@@ -98,7 +99,7 @@ def calibrate(
             score that is NaN or infinite.
     """
     check_rate(false_alarm_rate)
-    checkpoint = with_added_classes(checkpoint)
+    checkpoint = with_feedback(with_added_classes(checkpoint))
     shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
     references = shards.classes("calibration")
     if roi is not None:

@@ -11,11 +11,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from unimmad.checkpoint.added_classes import AddedClass, with_added_classes
 from unimmad.checkpoint.folder import find_checkpoint
-from unimmad.checkpoint.loading import load_checkpoint
+from unimmad.checkpoint.grown_banks import with_feedback
+from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, load_reference
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
 from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, load_thresholds
@@ -152,13 +154,31 @@ class Detector:
         """
         chosen = named_device(device)
         loaded = load_checkpoint(find_checkpoint(Path(path)), verify=verify)
-        checkpoint = with_added_classes(loaded)
+        return cls.of_loaded(loaded, data=data, device=chosen, precision=precision, roi=roi, tiles=tiles)
+
+    @classmethod
+    def of_loaded(
+        cls,
+        loaded: LoadedCheckpoint,
+        *,
+        device: torch.device,
+        data: Sequence[Path] | None = None,
+        precision: Precision | None = None,
+        roi: Path | None = None,
+        tiles: str | None = None,
+    ) -> Detector:
+        """``from_checkpoint``, of one that is loaded; its model becomes the detector's.
+
+        Raises:
+            ValueError: as ``from_checkpoint``.
+        """
+        checkpoint = with_feedback(with_added_classes(loaded))
         thresholds = load_thresholds(checkpoint.folder)
         catalogue = checkpoint_catalogue(checkpoint, data, thresholds)
         catalogue = catalogue.with_classes({name: one.entry.dataset for name, one in checkpoint.added.items()})
         own = checkpoint.recipe.evaluation.tiles
         recipe = with_tiles(checkpoint.recipe, None if tiles is None else TileSettings.parse(tiles))
-        engine = ModelEngine(checkpoint.model, recipe.evaluation, chosen, precision, scoring_geometry(recipe))
+        engine = ModelEngine(checkpoint.model, recipe.evaluation, device, precision, scoring_geometry(recipe))
         catalogue = catalogue if roi is None else catalogue.with_rois(roi)
         digest = checkpoint.weights_digest + recipe.evaluation.model_dump_json() + recipe.data.aspect
         reference = load_reference(checkpoint.folder)

@@ -5,6 +5,7 @@ Letters: M modalities of a sample, C = 3 channels, H x W the model's image size.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -192,6 +193,21 @@ def _check_given(sample: InputSample) -> None:
                 f"{', '.join(filter(None, (sample.name, name)))}: an image is a file's path or a NumPy array, not "
                 f"{type(source).__name__} {shown(source)}"
             )
+
+
+def pixels_digest(sample: InputSample) -> str:
+    """Of a sample's decoded images, whatever they are called and wherever they come from.
+
+    Raises:
+        ValueError: one can't be read.
+    """
+    digests = []
+    for source in sample.images.values() if isinstance(sample.images, Mapping) else [sample.images]:
+        pixels, _, _ = _decoded(source, sample.name)
+        digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype.name}\n".encode())
+        digest.update(np.ascontiguousarray(pixels).data)
+        digests.append(digest.hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
 def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str, tuple[str, ...]]:

@@ -226,6 +226,36 @@ class Banks(nn.Module):
             distances_nk, _ = nearest_neighbours(queries_nD, bank_MD, min(len(bank_MD), self._neighbours(number)))
         return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
 
+    @torch.no_grad()
+    def lacking_rows(self, patches_PD: Tensor, number: int, most: int) -> Tensor:
+        """The patches of an image that one bank lacks most: the farthest from it and from those chosen before, again
+        and again, as the greedy choice goes; ``most`` at most, and none that it has already: float32 [n, D], as its
+        rows are. None for a bank of fewer patches than ``neighbours``: with more of them in the mean a distance could
+        get larger."""
+        if len(self.banks[number]) < self.bank_settings.neighbours:
+            return self.banks[number][:0]
+        with torch.autocast(patches_PD.device.type, enabled=False):
+            rows_PD = self._queries(patches_PD[None, None].float(), number)
+            nearest_P = nearest_neighbours(rows_PD, self.banks[number], 1)[0][:, 0]
+            chosen: list[int] = []
+            while len(chosen) < min(most, len(rows_PD)) and nearest_P.max() > 0:
+                chosen.append(int(nearest_P.argmax()))
+                nearest_P = torch.minimum(nearest_P, (rows_PD - rows_PD[chosen[-1]]).square().sum(1))
+                nearest_P[chosen[-1]] = 0
+        return rows_PD[chosen]
+
+    def append(self, number: int, rows_nD: Tensor) -> None:
+        """More rows for one bank, as ``lacking_rows`` gives them. What features are divided by stays, so that no patch
+        is farther from the bank than before.
+
+        Raises:
+            ValueError: they are of other features.
+        """
+        if rows_nD.ndim != 2 or rows_nD.shape[1] != self.features:
+            raise ValueError(f"rows of the shape {list(rows_nD.shape)} are none of {self.features} features")
+        check_size(len(self.banks[number]) + len(rows_nD), self.features, self.bank_settings.max_bank_gb)
+        self.banks[number] = _frozen(torch.cat([self.banks[number], rows_nD.to(self.banks[number])]))
+
     def _neighbours(self, number: int) -> int:
         """How many patches of a bank are asked for; all where it has fewer and its scores are over usual ones."""
         return min(self.bank_settings.neighbours, len(self.banks[number]))

@@ -129,14 +129,14 @@ class LevelSearch(nn.Module):
         """
         tokens = zip(classes_T, slots_T, strict=True)
         names = [self.banks[0].bank_name(class_name, slot) for class_name, slot in tokens]
-        for level, patches_ThwC in zip(self.all_banks, self._described(maps), strict=True):
+        for level, patches_ThwC in zip(self.all_banks, self.described_levels(maps), strict=True):
             level.add(names, keys_T, patches_ThwC.flatten(1, 2), views_T)
         if self.drawn_on:
             views = views_T or [0] * len(keys_T)
             for name, key, view, image_CHW in zip(names, keys_T, views, images_TCHW, strict=True):
                 self._images.add(name, key, image_CHW, view)
 
-    def _described(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def described_levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """What ``all_banks`` hold of the teacher's maps: [T, h, w, C_l] each, the whole image as 1 x 1."""
         wholes = [maps[self.middle].float().mean((2, 3))[:, None, None] for _ in self.whole]
         return [*map(described, maps), *wholes]
@@ -183,7 +183,7 @@ class LevelSearch(nn.Module):
         """As ``ratios``, of tokens of one slot, as if the photographs of these hashes (``hash_of_key``) were in no
         bank; right after ``finish``."""
         number = self.banks[0].banks_to_search(class_name, slot)[0]
-        levels = zip(self.all_banks, self._described(maps), strict=True)
+        levels = zip(self.all_banks, self.described_levels(maps), strict=True)
         return [level.scores_without(patches_ThwC, number, images) for level, patches_ThwC in levels]
 
     @torch.no_grad()
@@ -201,7 +201,7 @@ class LevelSearch(nn.Module):
         """
         first = self.banks[0]
         numbers_T = [first.banks_to_search(*token) for token in zip(classes_T, slots_T, strict=True)]
-        patches = self._described(maps)
+        patches = self.described_levels(maps)
         best = [torch.full_like(patches_ThwC[..., 0], torch.inf) for patches_ThwC in patches]
         for number in sorted({number for numbers in numbers_T for number in numbers}):
             tokens = [token for token, numbers in enumerate(numbers_T) if number in numbers]
@@ -215,7 +215,7 @@ class LevelSearch(nn.Module):
 
     def traced_ratios(self, maps: Sequence[Tensor], slot: int) -> list[Tensor]:
         """As ``ratios``, of images [B, C_l, h, w] of one slot and unknown class, in operations that can be traced."""
-        patches = self._described(maps)
+        patches = self.described_levels(maps)
         best: list[Tensor] | None = None
         for number in self.banks[0].banks_to_search(None, slot):
             levels = zip(self.all_banks, patches, strict=True)

@@ -32,11 +32,13 @@ class FolderLock:
     Args:
         name: of the file.
         activity: what its holder does, for messages: ``training``.
+        otherwise: what to do beside waiting for the end of that.
     """
 
-    def __init__(self, name: str, activity: str) -> None:
+    def __init__(self, name: str, activity: str, otherwise: str = "choose another --output-dir") -> None:
         self.name = name
         self.activity = activity
+        self.otherwise = otherwise
         self._path: Path | None = None
         """Where it is held."""
         self._holder = Holder.this_process()
@@ -93,7 +95,7 @@ class FolderLock:
             if not own_job or (give_up is not None and time.monotonic() > give_up):
                 raise ValueError(
                     f"{path.parent} is in use: {path.name} is held by {found}; wait for the end of that "
-                    f"{self.activity}, or choose another --output-dir"
+                    f"{self.activity}, or {self.otherwise}"
                 )
             if give_up is None:
                 give_up = time.monotonic() + STALE_S + 2 * BEAT_S

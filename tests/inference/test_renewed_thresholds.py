@@ -1,0 +1,76 @@
+"""Thresholds with called images: the false-alarm rate stays as promised, whoever picks the images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unimmad.checkpoint.thresholds import Thresholds, conformal_threshold, thresholds_by_sensors
+from unimmad.inference.renewed_thresholds import renewed
+
+CUP, SAW = "set/cup", "set/saw"
+RGB, BOTH = ("rgb",), ("rgb", "depth")
+
+
+def thresholds(scores: dict[str, dict[tuple[str, ...], list[float]]], rate: float) -> Thresholds:
+    return thresholds_by_sensors(scores, {}, tuple(scores), rate, "fp32", scores)
+
+
+PICKS = {
+    "false alarms": lambda later, value: later[later > value],
+    "easy ones": lambda later, value: later[later < np.median(later)],
+    "those just below": lambda later, value: later[(later <= value) & (later > 0.8 * value)],
+    "all": lambda later, value: later,
+}
+
+
+@pytest.mark.parametrize("whose", PICKS)
+def test_a_simulated_line_never_has_more_false_alarms_than_promised(whose):
+    """Over many lines: calibration, a first run of images of which some are picked, and the share of all later ones
+    above the threshold, which for uniform scores is known."""
+    rng, rate, lines = np.random.default_rng(0), 0.1, 400
+    kept, plain = [], []
+    for _ in range(lines):
+        calibrated, later = rng.random(39), rng.random(100)
+        old = thresholds({CUP: {RGB: calibrated.tolist()}}, rate)
+        picked = PICKS[whose](later, old.classes[CUP].value)
+        new = renewed(old, {CUP: {RGB: calibrated.tolist()}}, {CUP: {RGB: picked.tolist()}})
+        assert new.classes[CUP].value >= old.classes[CUP].value
+        kept.append(1 - new.classes[CUP].value)
+        plain.append(1 - conformal_threshold([*calibrated, *picked], rate).value)
+    error = 3 * np.std(kept) / lines**0.5
+    assert np.mean(kept) <= rate + error
+    if whose == "easy ones":
+        assert np.mean(plain) > 1.5 * rate, "what a plain pool of both would come to"
+
+
+def test_whole_runs_count_in_full_and_bring_the_promise_down():
+    rng, rate, lines = np.random.default_rng(1), 0.02, 400
+    above = []
+    for _ in range(lines):
+        calibrated, whole = rng.random(9).tolist(), rng.random(90).tolist()
+        old = thresholds({CUP: {RGB: calibrated}}, rate)
+        new = renewed(old, {CUP: {RGB: [*calibrated, *whole]}}, {})
+        above.append(1 - new.classes[CUP].value)
+    assert old.classes[CUP].fpr_bound == 0.1
+    assert new.classes[CUP].fpr_bound == 0.02
+    assert np.mean(above) == pytest.approx(0.02, abs=3 * np.std(above) / lines**0.5)
+
+
+def test_only_what_is_concerned_changes():
+    scores = {CUP: {RGB: [0.1, 0.2, 0.3], BOTH: [1.0]}, SAW: {RGB: [0.5, 0.6]}}
+    old = thresholds(scores, 0.3)
+    old = old.model_copy(
+        update={"classes": {name: found.model_copy(update={"pixel_value": 7.0}) for name, found in old.classes.items()}}
+    )
+    assert renewed(old, scores, {}) == old
+    new = renewed(old, scores, {CUP: {("depth", "rgb"): [3.0], RGB: [0.0]}, "set/unknown": {RGB: [9.0]}})
+    assert new.classes[SAW] == old.classes[SAW]
+    assert new.classes[CUP].value == old.classes[CUP].value == 0.3
+    assert new.of_class(CUP, BOTH).value == 3.0
+    assert new.of_class(CUP, BOTH).fpr_bound == old.of_class(CUP, BOTH).fpr_bound
+    assert new.classes[CUP].pixel_value == 7.0
+    assert new.of_all(RGB) == old.of_all(RGB), "a class without a threshold is not in that of all"
+    grown = renewed(old, {**scores, "set/new": {RGB: [0.4]}}, {})
+    assert grown.classes["set/new"].value == 0.4
+    assert grown.classes["set/new"].images == 1

@@ -1,0 +1,170 @@
+"""The page for looking at predictions: asked over HTTP by anybody, and used by keys and mouse in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from browser import Driven, needs_browser
+from PIL import Image
+from serving.conftest import Client
+
+from unimmad.cli.review import main
+from unimmad.serving.review import Review, create_review_app
+from unimmad.serving.server import listening_socket
+
+SCORES = {"a/1": 0.5, "a/<b>2</b>": 0.9, "a/3": 0.7}
+COMMAND = "unimmad feedback --csv decisions.csv"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three predictions; the last one's picture is said to lie elsewhere."""
+    found = tmp_path / "predictions"
+    (found / "pictures").mkdir(parents=True)
+    lines = []
+    for number, (name, score) in enumerate(SCORES.items()):
+        Image.new("RGB", (40 + number, 30), (0, 90 * number, 0)).save(found / "pictures" / f"{number}.png")
+        line = {"name": name, "class": "solids/cookie", "modalities": ["rgb"], "score": score, "threshold": 0.6}
+        line |= {"anomalous": score > 0.6, "files": {"rgb": "1.png"}, "notes": ["a <i>note</i>"], "more": 1}
+        lines.append(json.dumps({**line, "picture": f"pictures/{number}.png"}))
+    (found / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
+    return found
+
+
+@pytest.fixture
+def client(folder) -> Iterator[Client]:
+    with listening_socket("127.0.0.1", 0) as listening:
+        app = create_review_app(Review(folder), COMMAND, ("127.0.0.1",))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield Client(listening.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def decide(client: Client, body: bytes, **headers: str) -> int:
+    return client.raw("POST", "/decisions", body, {"Content-Type": "application/json", **headers})[0]
+
+
+@needs_browser
+def test_a_person_calls_predictions_by_keys_and_buttons(folder, client, tmp_path):
+    decisions = folder / "decisions.csv"
+    origin = f"http://127.0.0.1:{client.port}/"
+    with Driven(origin, tmp_path / "browser") as page:
+        page.wait_for("document.querySelector('#name').textContent === 'a/<b>2</b>'")  # the highest score first
+        page.wait_for("document.querySelector('#picture').naturalWidth === 41")
+        assert page.value("document.querySelectorAll('main b, main i').length") == 0, "names and notes are text"
+        page.press("a")
+        page.wait_for("document.querySelector('#name').textContent === 'a/3'")
+        page.click("#normal")
+        page.wait_for("document.querySelector('#called').textContent === '2 of 3 called'")
+        page.press("ArrowLeft")
+        assert page.value("document.querySelector('#normal').getAttribute('aria-pressed')") == "true"
+        page.press("u")
+        page.press("n")
+        assert page.value("document.querySelector('#complete').hidden") is True
+        page.press("n")
+        page.wait_for("!document.querySelector('#complete').hidden")
+        page.value("sending")  # all are sent
+        assert decisions.read_text() == "name,decision\na/<b>2</b>,anomalous\na/3,normal\na/1,normal\n"
+        assert page.value("document.querySelector('#command').textContent") == COMMAND
+        decisions.unlink()
+        decisions.mkdir()  # what can't be written is said, and does not count
+        page.press("a")
+        page.wait_for("document.querySelector('#error').textContent.includes('could not be saved')")
+        assert page.value("document.querySelector('#normal').getAttribute('aria-pressed')") == "true"
+        assert page.value("document.documentElement.scrollWidth <= innerWidth") is True
+        assert [url for url in page.asked_for if not url.startswith((origin, "data:"))] == []
+        assert [said for said in page.said if "500 (Internal Server Error)" not in said] == []
+        if where := os.environ.get("UNIMMAD_TEST_PICTURES"):
+            Path(where).write_bytes(page.picture())
+
+
+def test_nothing_but_decisions_and_pictures_is_had_from_outside(folder, client, tmp_path):
+    lines = folder / "predictions.jsonl"
+    for place in ("../secret.png", "pictures/../../secret.png", str(tmp_path / "secret.png"), "pictures/link.png"):
+        (folder / "pictures" / "link.png").unlink(missing_ok=True)
+        (folder / "pictures" / "link.png").symlink_to(tmp_path / "secret.png")
+        lines.write_text(lines.read_text().replace("pictures/2.png", place))
+        assert Review(folder).picture(2) is None
+        lines.write_text(lines.read_text().replace(place, "pictures/2.png"))
+    status, headers, body = client.raw("GET", "/pictures/1.png")
+    assert (status, headers["content-type"], body[:4]) == (200, "image/png", b"\x89PNG")
+    assert "default-src 'none'" in headers["content-security-policy"]
+    for path in (
+        "/pictures/3.png",
+        "/pictures/-1.png",
+        "/pictures/..%2f..%2fsecret.png",
+        "/decisions.csv",
+        "/openapi.json",
+    ):
+        assert client.raw("GET", path)[0] == 404, path
+    good = b'{"number": 1, "decision": "normal"}'
+    assert decide(client, good, Host="evil.example") == 400
+    assert client.raw("POST", "/decisions", good, {"Content-Type": "text/plain"})[0] == 415
+    bad = {b'{"number": 3, "decision": "normal"}': 404, b'{"number": 1, "decision": "odd"}': 422, b"{": 422}
+    assert {body: decide(client, body) for body in bad} == bad
+    assert decide(client, b"[" * 5000) == 413
+    assert not (folder / "decisions.csv").exists()
+    assert decide(client, good) == 200
+    assert Review(folder).decisions == {"a/<b>2</b>": "normal"}, "a review goes on where one left off"
+    assert [path.name for path in folder.glob(".decisions*")] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("predictions.jsonl", "", "is empty"),
+        ("predictions.jsonl", '{"name": 1}\n', "line 1: not a prediction"),
+        ("decisions.csv", "name,decision\nb,normal\n", "is of other predictions, move it away: b is none of the 3"),
+        ("decisions.csv", "name,decision\na/1,good\n", "row 2: 'a/1,good' is not a name and normal or anomalous"),
+        ("decisions.csv", "name,decision\na/1,normal\na/1,anomalous\n", "row 3: 'a/1' is called both"),
+        ("decisions.csv", "", "its first line must be name,decision"),
+    ],
+)
+def test_what_is_wrong_is_one_line(file, content, words, folder, capsys):
+    (folder / file).write_text(content)
+    assert main([str(folder), "--port", "0"]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert (printed.err.count("\n"), printed.out) == (1, "")
+
+
+def test_a_folder_without_predictions_and_a_missing_extra_are_said(tmp_path, folder, capsys, monkeypatch):
+    assert main([str(tmp_path)]) == 2
+    assert "name the folder that unimmad predict wrote" in capsys.readouterr().err
+    (tmp_path / "predictions.partial.jsonl").touch()
+    assert main([str(tmp_path)]) == 2
+    assert "interrupted prediction" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "unimmad.serving.review", None)
+    assert main([str(folder)]) == 2
+    assert 'pip install "unimmad[serve]"' in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_the_command_ends_with_what_to_type_next(folder):
+    (folder / "decisions.csv").write_text("name,decision\na/1,normal\n")
+    command = [sys.executable, "-m", "unimmad", "review", str(folder), "--port", "0", "--checkpoint", "runs/my run"]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as review:
+        said = review.stdout.readline()
+        assert "3 predictions at http://127.0.0.1:" in said
+        assert Client(int(said.partition("127.0.0.1:")[2].partition(",")[0])).raw("GET", "/samples")[0] == 200
+        review.send_signal(signal.SIGINT)
+        said, _ = review.communicate(timeout=60)
+    assert review.returncode == 0
+    assert (
+        f"next: unimmad feedback --checkpoint 'runs/my run' --predictions {folder} --csv {folder}/decisions.csv" in said
+    )

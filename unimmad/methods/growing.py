@@ -1,0 +1,126 @@
+"""Banks that grow after training: patches of images that somebody called normal are added to those of their class.
+
+Rows are only ever added, and what distances are divided by stays, so that no token's distances, and with them no
+score of an image of the class, get larger. Where a drawn anomalies' discriminator multiplies the map that does not
+follow, and such banks are left as they are.
+
+Letters: T tokens (modalities of an image), P patches of an image, D features of a patch, n rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from unimmad.methods.added_class import AddedBank, WithAddedClasses, searched_levels
+from unimmad.methods.banks import Banks
+from unimmad.methods.level_search import FittedBySearch, LevelSearch
+from unimmad.methods.memory_bank import MemoryBank
+from unimmad.model.method import Method
+
+ROWS_OF_IMAGE = 128
+"""Patches of an image that a bank takes at most."""
+
+
+class BankPlace(NamedTuple):
+    """One of a model's banks."""
+
+    added: str
+    """``DATASET/CLASS`` of the added class that it belongs to; empty: the model's own."""
+    level: int
+    """Of the search's banks; 0 where there is one."""
+    class_name: str
+    """As in ``BankName``."""
+    slot: int
+
+
+def why_fixed(model: Method, class_name: str) -> str:
+    """Why a class's banks can't grow, in words; empty where they can."""
+    holder = _holder(model, class_name)
+    if holder is None:
+        return "the method has no memory bank"
+    if isinstance(holder, LevelSearch) and len(holder.discriminators):
+        return "its bank's distances are judged by a discriminator, which holds for the bank as it is"
+    return ""
+
+
+def lacking_rows(
+    model: Method, class_name: str, images_TCHW: Tensor, slots: Sequence[int]
+) -> list[tuple[BankPlace, Tensor]]:
+    """What an image's views add to the banks of its class: rows [n, D] for each bank that its tokens are compared with.
+
+    Args:
+        model: whose ``why_fixed`` is empty.
+        class_name: ``DATASET/CLASS``.
+        images_TCHW: normalised, on the model's device.
+        slots: of each token's modality.
+
+    Raises:
+        ValueError: there is no bank for a slot.
+    """
+    holder = _holder(model, class_name)
+    assert holder is not None, "asked before"
+    own = _base(model)
+    if isinstance(holder, MemoryBank):
+        levels: list[tuple[Banks, Tensor]] = [(holder, holder.describe_patches(images_TCHW))]
+    else:
+        maps = own.maps_to_search(images_TCHW) if isinstance(own, FittedBySearch) else searched_levels(own, images_TCHW)
+        levels = list(zip(holder.all_banks, holder.described_levels(maps), strict=True))
+    added = class_name if _added(model, class_name) else ""
+    found = []
+    for level, (banks, patches_ThwD) in enumerate(levels):
+        for patches_hwD, slot in zip(patches_ThwD, slots, strict=True):
+            (number,) = banks.banks_to_search(class_name, slot)
+            rows_nD = banks.lacking_rows(patches_hwD.flatten(0, 1), number, ROWS_OF_IMAGE)
+            if len(rows_nD):
+                found.append((BankPlace(added, level, *banks.names[number]), rows_nD))
+    return found
+
+
+def append_rows(model: Method, place: BankPlace, rows_nD: Tensor) -> None:
+    """Let one bank grow.
+
+    Raises:
+        ValueError: there is no such bank, or the rows do not fit it.
+    """
+    holder = _holder(model, place.added or place.class_name, of_added=bool(place.added))
+    levels = [] if holder is None else [holder] if isinstance(holder, Banks) else holder.all_banks
+    found = levels[place.level : place.level + 1]
+    names = [] if not found else [tuple(name) for name in found[0].names]
+    if (place.class_name, place.slot) not in names:
+        raise ValueError(f"the model has no bank of {place.class_name or 'all classes'} at level {place.level}")
+    found[0].append(names.index((place.class_name, place.slot)), rows_nD)
+
+
+def bank_digest(model: Method, place: BankPlace) -> str:
+    """Of an added class's bank, by which rows know what they were made for; empty of the model's own, whose weights
+    are known."""
+    bank = _added(model, place.added)
+    if bank is None:
+        return ""
+    digest = hashlib.sha256()
+    for deviations_D in bank.search.banks[0].deviations:
+        digest.update(deviations_D.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _base(model: Method) -> Method:
+    return model.base if isinstance(model, WithAddedClasses) else model
+
+
+def _added(model: Method, class_name: str) -> AddedBank | None:
+    return model.added.get(class_name) if isinstance(model, WithAddedClasses) else None
+
+
+def _holder(model: Method, class_name: str, of_added: bool = True) -> LevelSearch | MemoryBank | None:
+    """What has the banks that images of a class are compared with."""
+    bank = _added(model, class_name) if of_added else None
+    if bank is not None:
+        return bank.search
+    own = _base(model)
+    if isinstance(own, MemoryBank):
+        return own
+    return own.search if isinstance(own, FittedBySearch) else None
