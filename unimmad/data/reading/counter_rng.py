@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     SUBSTITUTE = 3
     MODALITY_DROPOUT = 4
     VIEW = 5
+    REPLAY = 6
 
 
 def counter_rng(seed: int, purpose: Purpose, epoch: int, number: int, count: int) -> NDArray[np.uint64]:
