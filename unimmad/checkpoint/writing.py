@@ -1,4 +1,5 @@
-"""What one process writes of checkpoints: a whole model, of a conversion or a method that is fitted; that one is finished."""
+"""What one process writes of checkpoints: a whole model, of a conversion or of a method that is fitted, not trained;
+and that a run has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``unimmad grow``: a training that begins with a checkpoint, and in which gates and leaders alone learn."""
+"""The command ``unimmad grow``: a training that begins with a checkpoint; gates and leaders alone learn."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def unimmad_loss(
     global_sum: Callable[[Tensor], Tensor] = alone,
     distillation: float = 0.0,
 ) -> Loss:
-    """Reconstruction plus balance loss over the global batch, plus ``distillation`` times ``distilled`` where the output
-    has what was said before.
+    """Reconstruction plus balance loss over the global batch, plus ``distillation`` times ``distilled`` where the
+    output has what was said before.
 
     Ranks hold different numbers of tokens, so each rank divides its sums by the global count over the world size:
     the average that data parallelism takes of the gradients is then that of one process with all tokens.
@@ -49,9 +49,9 @@ def unimmad_loss(
 
 
 def distilled(output: Reconstruction, weight_of_token_T: Tensor, gamma: float) -> Tensor:
-    """Sum over tokens of how far reconstructions are from those before, as ``focal_reconstruction`` has it, plus, summed
-    over gates and averaged over levels, the divergence of the gate's probabilities from those before; leaders that came
-    in since are left out of them."""
+    """Sum over tokens of how far reconstructions are from those before, as ``focal_reconstruction`` has it, plus,
+    summed over gates and averaged over levels, the divergence of the gate's probabilities from those before; leaders
+    that came in since are left out of them."""
     assert output.before is not None
     apart = focal_reconstruction(output.before.distances, weight_of_token_T, gamma)
     diverged_T = torch.zeros_like(weight_of_token_T)

@@ -141,8 +141,8 @@ class UniMMAD(Method):
         self.train()
 
     def train(self, mode: bool = True) -> UniMMAD:
-        """Training mode never reaches the teacher, nor a frozen encoder or its frozen BatchNorm; where experts alone are
-        trained, no part at all."""
+        """Training mode never reaches the teacher, nor a frozen encoder or its frozen BatchNorm; where experts alone
+        are trained, no part at all."""
         super().train(mode)
         if self.experts_alone:
             for part in self.children():

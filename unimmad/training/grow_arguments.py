@@ -114,8 +114,8 @@ def growing_parser(prog: str = GROWER) -> argparse.ArgumentParser:
         "--replay-fraction",
         type=float,
         metavar="SHARE",
-        help=f"share of the old training images that are seen again, one a class at least (default: {REPLAY_FRACTION}); "
-        "0: none",
+        help="share of the old training images that are seen again, one a class at least; 0: none (default: "
+        f"{REPLAY_FRACTION})",
     )
     parser.add_argument(
         "--distillation",

@@ -32,7 +32,6 @@ LOOKED_AT = 32
 """New images, and as many old ones, that say where new leaders begin."""
 BYTES_A_VALUE = 16
 """Of a weight with its gradient and two moments, float32."""
-EXPERTS_ALONE = "unimmad grow trains gates and leaders alone"
 
 
 def check_can_grow(recipe: Recipe, growth: Growth, methods: Registry = METHODS) -> None:
@@ -45,8 +44,8 @@ def check_can_grow(recipe: Recipe, growth: Growth, methods: Registry = METHODS) 
     if not recipe.model.expert_counts:
         if not methods[recipe.method].is_fitted:
             raise ValueError(
-                f"{EXPERTS_ALONE}, and {recipe.method} has none: unimmad add-class gives it a class by a bank, or train "
-                "it on all data together"
+                f"unimmad grow trains gates and leaders alone, and {recipe.method} has none: unimmad add-class gives "
+                "it a class by a bank, or train it on all data together"
             )
         if growth.new_leaders:
             raise ValueError(f"--new-leaders: {recipe.method} has no leaders; leave it out")

@@ -130,9 +130,7 @@ def open_growing_data(growth: Growth, data: Sequence[DataFolder], cache: ShardCa
     fresh = ShardSet.open(data, cache, growth.datasets)
     new = tuple(fresh.classes("train"))
     if not new:
-        raise ValueError(
-            "--data: the new data have no training sample; growing needs normal samples in the split 'train'"
-        )
+        raise ValueError("--data: no training sample is new; growing needs normal samples in the split 'train'")
     known = () if growth.trained_on is None else growth.trained_on.classes
     if not growth.replace and (again := [name for name in new if name in known]):
         raise ValueError(
@@ -156,9 +154,11 @@ def open_growing_data(growth: Growth, data: Sequence[DataFolder], cache: ShardCa
     )
     if growth.replay_fraction and not replayed:
         raise ValueError(
-            f"there is no old training sample to replay ({growth.source} was trained on {_listed(known)}): give shards of "
-            "these with --old-data DIR, or --replay-fraction 0"
+            f"there is no old training sample to replay ({growth.source} was trained on {_listed(known)}): give shards "
+            "of these with --old-data DIR, or --replay-fraction 0"
         )
+    if growth.max_forgetting is not None:
+        _check_measurable(shards, old)
 
     def wanted(ref: SampleRef) -> bool:
         if ref.folder >= first_new:
@@ -183,6 +183,19 @@ def replayed_samples(classes: Mapping[str, Sequence[SampleRef]], fraction: float
         count = min(len(refs), max(1, math.floor(fraction * len(refs) + 0.5)))
         chosen |= {(refs[place].entry.dataset, refs[place].entry.key) for place in ranks_N[:count]}
     return chosen
+
+
+def _check_measurable(shards: ShardSet, old: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: no old class has test images by which it could be seen to be forgotten.
+    """
+    tested = shards.classes("test")
+    if not any(len({ref.entry.anomalous for ref in tested.get(name, ())}) == 2 for name in old):
+        raise ValueError(
+            "--max-forgetting: there are no test images, normal and anomalous, of any class that the checkpoint knows; "
+            "give shards with some by --old-data, or leave it out"
+        )
 
 
 def _joined(
