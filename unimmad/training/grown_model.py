@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
@@ -72,17 +73,22 @@ def grown_recipe(recipe: Recipe, new_leaders: int, own_bank: bool) -> tuple[Reci
     return recipe.model_copy(update={"model": model.model_copy(update=changes)}), banks
 
 
-def check_placement(recipe: Recipe, growth: Growth, ep_size: int) -> None:
+def check_placement(recipe: Recipe, growth: Growth, ep_size: int, world_size: int) -> None:
     """
+    Args:
+        recipe: the grown one.
+        growth: what comes in.
+        ep_size: as it is asked for.
+        world_size: ranks.
+
     Raises:
-        ValueError: the ranks of an expert-parallel group can't have as many of the new leaders each.
+        ValueError: the ranks that would share the old leaders can't have as many of the new ones each.
     """
-    parts = growth.new_leaders if not growth.new_banks else recipe.model.banks
-    if growth.new_leaders and parts % ep_size:
-        what = f"--new-leaders {growth.new_leaders}" if not growth.new_banks else f"{parts} banks with the new ones"
+    sharing = math.gcd(ep_size, world_size, recipe.model.leaders - growth.new_leaders) if growth.new_leaders else 1
+    if growth.new_leaders % sharing:
         raise ValueError(
-            f"{what} can't be placed evenly on the {ep_size} ranks of an expert-parallel group: give a multiple of "
-            f"{ep_size}, or another ep_size"
+            f"--new-leaders {growth.new_leaders} can't be placed evenly on the {sharing} ranks of an expert-parallel "
+            f"group: give a multiple of {sharing}, or another ep_size"
         )
 
 
@@ -204,5 +210,5 @@ def _use(model: UniMMAD, samples: Iterator[Sample], recipe: Recipe) -> Sequence[
     with watched_gates(model) as used:
         for start in range(0, len(found), size):
             batch = collate(found[start : start + size])
-            model(batch.images_TCHW, batch.tokens_per_sample, batch.slot_of_token_T)
+            UniMMAD.forward(model, batch.images_TCHW, batch.tokens_per_sample, batch.slot_of_token_T)
         return used() if found else None

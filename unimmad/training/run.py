@@ -107,8 +107,6 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     found = world.together(lambda: _open_data(arguments, data, run, world))
     shards, order, trained_on, growing = found.shards, found.order, found.trained_on, found.growing
     world.ranks.check_same(shards.digest(), "other data")
-    if growth is not None:
-        check_placement(recipe, growth, ep_size)
     run = world.on_main(partial(claim_run_folder, run, arguments, trained_on, lock))
     if arguments.methods[recipe.method].is_fitted and run.resume_from is not None and growing is None:
         logger.info("%s is fitted already: nothing to do", run.path)
@@ -230,6 +228,8 @@ def _read_settings(arguments: TrainArguments, world: World) -> tuple[TrainArgume
     )
     if recipe.data.workers:
         expect_workers()
+    if arguments.growth is not None:
+        check_placement(recipe, arguments.growth, settings.ep_size, world.size)
     return arguments, settings, effective_ep_size(settings.ep_size, world.size, recipe.model)
 
 
