@@ -96,7 +96,7 @@ def test_a_class_of_a_dataset_that_is_known_may_come_in_shards_of_its_own(growth
     data = open_growing_data(growth, [folders["cookie"]], ShardCache.of(), seed=0)
     assert set(data.shards.classes("test")) == {ROPE, COOKIE}
     assert data.trained_on.classes == (ROPE, COOKIE)
-    with pytest.raises(ValueError, match="dataset solids is in both .*, with the class cookie in each"):
+    with pytest.raises(ValueError, match=r"dataset solids is in both .*, with the class cookie in each"):
         ShardSet.open([folders["solids"], folders["cookie"]])
 
 

@@ -36,9 +36,10 @@ class Forgetting:
     """Of a growing run."""
 
     before: Mapping[str, Metrics]
-    """Of each old class that has test images, by ``DATASET/CLASS``."""
+    """Of each class that has test images, by ``DATASET/CLASS``; of new ones where the old checkpoint could score
+    them."""
     after: Mapping[str, Metrics]
-    """Of these, and of the new classes that have some."""
+    """Of each class that has test images."""
     new: tuple[str, ...]
     unmeasured: tuple[str, ...]
     """Old and new classes without a test image."""
@@ -55,6 +56,8 @@ class Forgetting:
         """What each old class lost; less than 0 where it gained. Classes without both values are left out."""
         found = {}
         for name, metrics in self.before.items():
+            if name in self.new:
+                continue
             then, now = metrics[measure], self.after.get(name, {}).get(measure)
             if then is not None and now is not None:
                 found[name] = then - now
@@ -84,7 +87,8 @@ class Forgetting:
     def table(self) -> Table:
         """A row a class: image and pixel measures before and after, and what the image measure lost."""
         rows: list[Row] = []
-        for group, names in (("old", list(self.before)), ("new", [name for name in self.new if name in self.after])):
+        for group in ("old", "new"):
+            names = [name for name in self.after if (name in self.new) == (group == "new")]
             rows += [[group, name, *self._cells([name])] for name in names]
             if len(names) > 1:
                 rows.append([group, Strong("mean"), *self._cells(names)])

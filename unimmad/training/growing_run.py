@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -13,15 +13,15 @@ from unimmad.checkpoint.state import SECONDS
 from unimmad.checkpoint.writing import mark_finished
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.shard_files import SampleRef
-from unimmad.model.method import FittedMethod, Method
+from unimmad.metrics.metrics import Metrics
+from unimmad.model.method import Fitted, FittedMethod, Method
 from unimmad.parallel.world import World
+from unimmad.ranks.exchange import Ranks
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.forgetting import Forgetting, class_metrics
 from unimmad.training.grown_model import begin_leaders, freeze_all_but_experts, grown_model, load_source
 from unimmad.training.growth import GrowingData, Growth
 from unimmad.training.stop_request import StopRequest
-
-logger = logging.getLogger(__name__)
 
 
 def starting_model(
@@ -91,18 +91,10 @@ def review(
         StoppedError: a signal came.
     """
     ranks = replace(world.ranks, should_stop=lambda: stop is not None and stop.first != 0)
-    newest = world.on_main(lambda: str(folder.newest()))
-    checkpoint = folder.root / newest.rpartition("/")[2]
-    of_old = data.shards.those(lambda ref: ref.class_name in data.old)
-    before, after = (
-        class_metrics(
-            world.together(lambda path=path: load_checkpoint(path, verify=False, methods=arguments.methods)),
-            shards,
-            world.device,
-            ranks,
-        )
-        for path, shards in ((growth.source, of_old), (checkpoint, data.shards))
-    )
+    checkpoint = world.on_main(folder.newest)
+    assert checkpoint is not None, "the last step has one"
+    before = _measured(growth.source, data, arguments, world, ranks)
+    after = _measured(checkpoint, data, arguments, world, ranks)
 
     def conclude() -> None:
         classes = data.shards.classes("train")
@@ -122,3 +114,15 @@ def review(
         mark_finished(folder, checkpoint, arguments.recipe.training.keep_checkpoints)
 
     world.on_main(conclude)
+
+
+def _measured(
+    checkpoint: Path, data: GrowingData, arguments: TrainArguments, world: World, ranks: Ranks
+) -> dict[str, Metrics]:
+    """The metrics of each class of the test split that the checkpoint can score, on rank 0. Collective."""
+    loaded = world.together(lambda: load_checkpoint(checkpoint, verify=False, methods=arguments.methods))
+    model, shards = loaded.model, data.shards
+    lacks_bank = isinstance(model, Fitted) and model.looks_at_class and not all(map(model.is_fitted_to, data.new))
+    if lacks_bank or shards.max_slot >= model.modality_slots:
+        shards = shards.those(lambda ref: ref.class_name in data.old)
+    return class_metrics(loaded, shards, world.device, ranks)
