@@ -133,7 +133,9 @@ def growing_parser(prog: str = GROWER) -> argparse.ArgumentParser:
         help="finish no checkpoint in which an old class lost more of its I-AUROC (0.02)",
     )
     parser.add_argument(
-        "--replace", action="store_true", help="classes that the checkpoint knows are trained anew, from these images"
+        "--replace",
+        action="store_true",
+        help="classes that the checkpoint knows are trained again, on these images alone",
     )
     parser.add_argument(
         "--set",

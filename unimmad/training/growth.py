@@ -135,7 +135,7 @@ def open_growing_data(growth: Growth, data: Sequence[DataFolder], cache: ShardCa
     if not growth.replace and (again := [name for name in new if name in known]):
         raise ValueError(
             f"--data: {growth.source} knows class {again[0]}{_more(again)} already: leave it out, or say --replace to "
-            "train it anew from these images"
+            "train it on these images alone"
         )
     _check_kinds(growth.datasets, fresh.datasets)
     old_data = [folder for folder in growth.old_data if folder not in data]
