@@ -39,6 +39,7 @@ from unimmad.config.recipe import DEFAULT_METHOD
 from unimmad.launching.options import launch_parser
 from unimmad.methods.registry import METHOD_SETTINGS, METHODS
 from unimmad.training.arguments import training_parser
+from unimmad.training.grow_arguments import growing_parser
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -51,6 +52,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "shards": shards_parser,
     "audit": audit_parser,
     "train": training_parser,
+    "grow": growing_parser,
     "evaluate": evaluation_parser,
     "compare": compare_parser,
     "calibrate": calibration_parser,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unimmad.config import ModelSettings, load_recipe
 from unimmad.methods.registry import new_model
+from unimmad.model.growing import train_experts_alone
 from unimmad.model.unimmad import UniMMAD
 from unimmad.parallel.moe import LeaderMoE
 from unimmad.parallel.placement import effective_ep_size, fqn, place_leaders, placed_parameters
@@ -124,3 +125,24 @@ def test_leaders_are_expert_parallel_and_banks_only_where_there_are_several(loca
         assert piece.expert_parallel == of_experts, piece.name
         if of_experts:
             assert piece.parameter.group_name == "ep_size_2"
+
+
+def test_where_experts_alone_learn_frozen_banks_stay_with_their_ranks_and_old_ones_as_they_are(local):
+    growing = copy.deepcopy(local)
+    banks = growing.settings.banks
+    train_experts_alone(growing, new_banks=[banks - 1] if banks > 1 else [])
+    _, _, gradients = step(placed(growing, ep_size=1, rank=0))
+    of_banks = [gradient.flatten(1).any(1) for name, gradient in gradients.items() if name.endswith("kernels_GNEEkk")]
+    if banks > 1:  # to the new one of some branch a token is routed
+        assert torch.stack(of_banks).any(0).tolist() == [False, False, False, True]
+    else:
+        assert not of_banks
+    frozen = copy.deepcopy(local)
+    train_experts_alone(frozen)
+    parallel = placed(frozen, ep_size=2, rank=1)
+    assert {piece.name.split(".")[4] for piece in placed_parameters(parallel, 2, 1)} == {"routed"}
+    for piece in placed_parameters(parallel, 2, 1, with_frozen=True):
+        if ".bank." in piece.name and banks > 1:
+            assert not piece.parameter.requires_grad
+            assert piece.expert_parallel
+            assert (piece.shape[0], piece.offset) == (banks, piece.parameter.numel())

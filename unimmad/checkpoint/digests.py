@@ -74,7 +74,7 @@ def verify_checkpoint(folder: Path, without: str | None = None, part: tuple[int,
     Raises:
         ValueError: a file has another digest, or none; names it. Or the index is damaged, or lists a missing file.
     """
-    digests = _read_digests(folder)
+    digests = known_digests(folder)
     if digests is None:
         if part[0] == 0:
             logger.warning(
@@ -87,7 +87,12 @@ def verify_checkpoint(folder: Path, without: str | None = None, part: tuple[int,
     _check(folder, files[rank::size], digests)
 
 
-def _read_digests(folder: Path) -> Mapping[str, str] | None:
+def known_digests(folder: Path) -> Mapping[str, str] | None:
+    """SHA-256 of a checkpoint's files as they were saved, by name; None where it holds none.
+
+    Raises:
+        ValueError: they can't be read.
+    """
     path = folder / DIGESTS_NAME
     try:
         values = read_json(path)

@@ -23,6 +23,8 @@ SECONDS = "training_seconds"
 """Key of the time that training took, its evaluations and checkpoints included."""
 FITTED = "fitted"
 """Key of what a fitted method's tensors do not say."""
+GROWTH = "growth"
+"""Key of how a run of ``unimmad grow`` was begun (training/growth.py)."""
 _PACKAGES = ("torch", "deepspeed", "timm")
 
 
@@ -47,6 +49,7 @@ def build_state(
     composing: Sequence[Sequence[bool]] | None = None,
     fitted: Mapping[str, Any] | None = None,
     seconds: float | None = None,
+    growth: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of state.json.
 
@@ -60,6 +63,7 @@ def build_state(
         composing: whether each level's and kernel size's branch composes its kernels in training; None: by the rule.
         fitted: what a fitted method's tensors do not say.
         seconds: of training, over all starts of the run; None where nobody took the time.
+        growth: how it grew out of another checkpoint; None where it did not.
     """
     samples = step * recipe.training.global_batch
     return {
@@ -75,6 +79,7 @@ def build_state(
         **({} if trained_on is None else {KEY: trained_on.entry()}),
         **({} if composing is None else {COMPOSING: [list(of_level) for of_level in composing]}),
         **({} if fitted is None else {FITTED: dict(fitted)}),
+        **({} if growth is None else {GROWTH: dict(growth)}),
         "layout": asdict(layout),
         "versions": {
             "python": platform.python_version(),

@@ -16,6 +16,7 @@ COMMANDS = {
     "shards": "make a folder of shards from datasets on disk, and verify one",
     "audit": "what is wrong or odd in a dataset, before it is trained on",
     "train": "train a model on shards; on several GPUs by deepspeed or torchrun",
+    "grow": "new classes for a trained checkpoint: gates and leaders learn, old classes are kept",
     "evaluate": "a checkpoint's metrics: tables, pictures and a page",
     "compare": "several methods trained and scored on the same data, in one table",
     "calibrate": "thresholds at a false-alarm rate, from normal images set aside",

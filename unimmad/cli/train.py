@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from unimmad.ranks.launcher import log_from_main, program, rank_and_size
@@ -14,13 +15,24 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Parse, join the other ranks, train, leave; a signal lets the step end, saves and stops."""
+    """Train as the command line says; a signal lets the step end, saves and stops."""
+
+    def parse() -> TrainArguments:
+        from unimmad.training.arguments import parse_arguments
+
+        return parse_arguments(prog=program())
+
+    return train_on_ranks(parse)
+
+
+def train_on_ranks(parse: Callable[[], TrainArguments]) -> int:
+    """Join the other ranks, train as ``parse`` says, leave; the exit status."""
     from unimmad.ranks.errors import exit_status, tell
     from unimmad.training.stop_request import TerminalStop
 
     stop = TerminalStop().listen()
     try:
-        arguments, world = arguments_and_world()
+        arguments, world = arguments_and_world(parse)
         log_from_main(world.is_main)
         stop.has_failed_rank = world.has_failed_rank
         from unimmad.training.run import train
@@ -46,16 +58,14 @@ def main() -> int:
     return 0
 
 
-def arguments_and_world() -> tuple[TrainArguments, World]:
+def arguments_and_world(parse: Callable[[], TrainArguments]) -> tuple[TrainArguments, World]:
     """Several ranks join first, so that each is heard; one that is alone says at once what is wrong."""
-    from unimmad.training.arguments import parse_arguments
-
     if rank_and_size()[1] == 1:
-        arguments = parse_arguments(prog=program())
+        arguments = parse()
         from unimmad.parallel.world import join_world
 
         return arguments, join_world()
     from unimmad.parallel.world import join_world
 
     world = join_world()
-    return world.together(lambda: parse_arguments(prog=program())), world
+    return world.together(parse), world

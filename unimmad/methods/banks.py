@@ -109,9 +109,19 @@ class Banks(nn.Module):
         """Whether there are banks."""
         return bool(self.names)
 
-    def begin(self, seed: int) -> None:
-        """Forget what was added; what is chosen at random from now on follows from ``seed``."""
+    def begin(self, seed: int, adding: bool = False) -> None:
+        """Forget what was added; what is chosen at random from now on follows from ``seed``. With ``adding`` the banks
+        that are there stay, and those of other classes come to them.
+
+        Raises:
+            ValueError: one bank holds all classes, so that none can be added.
+        """
+        if adding and self.bank_settings.bank_per == "all":
+            raise ValueError(
+                "one bank holds all classes (bank_per: all), so that none can be added: fit to all data again"
+            )
         self._seed = seed % 2**63
+        self._adding = adding
         self._collection = self._new_collection()
 
     def add(
@@ -140,8 +150,13 @@ class Banks(nn.Module):
         """
         collected = self._collection.gathered(gather)
         self._collection = self._new_collection()
-        self._name_banks(list(collected))
-        for name in self.names:
+        new_names = list(collected)
+        if self._adding:
+            self.owners = [torch.empty(0, dtype=torch.int64, device=self.device) for _ in self.names]
+            self.names += new_names
+        else:
+            self._name_banks(new_names)
+        for name in new_names:
             patches = collected.pop(name)
             rows_ND = patches.rows_ND.to(self.device)
             self._check_rows(name, len(rows_ND))
@@ -205,6 +220,18 @@ class Banks(nn.Module):
         check_size(sum(shape[0] for shape in bank_shapes), self.features, self.bank_settings.max_bank_gb)
         self.banks = nn.ParameterList(_frozen(torch.zeros(shape, device=self.device)) for shape in bank_shapes)
         self.deviations = nn.ParameterList(_frozen(torch.ones(shape, device=self.device)) for shape in deviation_shapes)
+
+    def forget(self, classes: Sequence[str]) -> None:
+        """See ``Fitted``."""
+        kept = [number for number, name in enumerate(self.names) if name.class_name not in classes]
+        self.names, self.owners = [self.names[number] for number in kept], []
+        self.banks = nn.ParameterList(self.banks[number] for number in kept)
+        if len(self.deviations):
+            self.deviations = nn.ParameterList(self.deviations[number] for number in kept)
+
+    def is_fitted_to(self, class_name: str) -> bool:
+        """See ``Fitted``."""
+        return any(name.class_name == class_name for name in self.names)
 
     def scores(self, patches_thwD: Tensor, number: int) -> Tensor:
         """How far patches are from those of one bank: [t, h, w]."""

@@ -80,6 +80,7 @@ class LevelSearch(nn.Module):
         self.discriminators = nn.ModuleList()
         """One, once it is fitted."""
         self._seed = 0
+        self._draws = bool(self.drawn_on)
         self._images = ImageSample(self.drawn_on, self._seed)
 
     @property
@@ -102,13 +103,15 @@ class LevelSearch(nn.Module):
         """Whether there is a discriminator."""
         return len(self.discriminators) > 0
 
-    def begin(self, seed: int) -> None:
-        """See ``Fitted``."""
+    def begin(self, seed: int, adding: bool = False) -> None:
+        """See ``Fitted``; a discriminator stays as well, and learns from no new image."""
         for level in self.all_banks:
-            level.begin(seed)
+            level.begin(seed, adding)
         self._seed = seed
+        self._draws = bool(self.drawn_on) and not adding
         self._images = ImageSample(self.drawn_on, seed)
-        self.discriminators = nn.ModuleList()
+        if not adding:
+            self.discriminators = nn.ModuleList()
 
     @torch.no_grad()
     def add(
@@ -131,7 +134,7 @@ class LevelSearch(nn.Module):
         names = [self.banks[0].bank_name(class_name, slot) for class_name, slot in tokens]
         for level, patches_ThwC in zip(self.all_banks, self.described_levels(maps), strict=True):
             level.add(names, keys_T, patches_ThwC.flatten(1, 2), views_T)
-        if self.drawn_on:
+        if self._draws:
             views = views_T or [0] * len(keys_T)
             for name, key, view, image_CHW in zip(names, keys_T, views, images_TCHW, strict=True):
                 self._images.add(name, key, image_CHW, view)
@@ -146,7 +149,7 @@ class LevelSearch(nn.Module):
         anomalies are to be drawn."""
         for level in self.all_banks:
             level.finish(gather)
-        images = self._images.gathered(gather) if self.drawn_on else []
+        images = self._images.gathered(gather) if self._draws else []
         if not images or maps_of is None:
             return
 
@@ -303,8 +306,8 @@ class FittedBySearch(Fitted):
     def is_fitted(self) -> bool:
         return self.search.is_fitted
 
-    def begin(self, seed: int) -> None:
-        self.search.begin(seed)
+    def begin(self, seed: int, adding: bool = False) -> None:
+        self.search.begin(seed, adding)
 
     def collect(
         self,
@@ -326,6 +329,13 @@ class FittedBySearch(Fitted):
 
     def finish(self, gather: Gather) -> None:
         self.search.finish(gather, self.maps_to_search)
+
+    def forget(self, classes: Sequence[str]) -> None:
+        for level in self.search.all_banks:
+            level.forget(classes)
+
+    def is_fitted_to(self, class_name: str) -> bool:
+        return self.search.banks[0].is_fitted_to(class_name)
 
     def describe(self) -> dict[str, Any]:
         return self.search.describe()

@@ -30,6 +30,8 @@ class BaseKernelBank(nn.Module):
         super().__init__()
         shape = (banks, base_experts, embed_dim, embed_dim, kernel_size, kernel_size)
         self.kernels_GNEEkk = nn.Parameter(torch.randn(shape) * 0.05)
+        self.trained_G: tuple[bool, ...] | None = None
+        """Which banks learn, where they require a gradient; None: all."""
 
 
 class LocalLeaders(nn.Module):

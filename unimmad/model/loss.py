@@ -28,8 +28,10 @@ def unimmad_loss(
     focal_gamma: float,
     world_size: int = 1,
     global_sum: Callable[[Tensor], Tensor] = alone,
+    distillation: float = 0.0,
 ) -> Loss:
-    """Reconstruction plus balance loss over the global batch.
+    """Reconstruction plus balance loss over the global batch, plus ``distillation`` times ``distilled`` where the
+    output has what was said before.
 
     Ranks hold different numbers of tokens, so each rank divides its sums by the global count over the world size:
     the average that data parallelism takes of the gradients is then that of one process with all tokens.
@@ -39,7 +41,29 @@ def unimmad_loss(
     reconstruction = focal_reconstruction(output.distances, weight_of_token_T, focal_gamma) * share
     balance = balance_losses(gates, mean_GL, share).sum() / len(output.routings)
     total = reconstruction + balance_scale * balance
-    return Loss(total, {"reconstruction": reconstruction, "balance": balance})
+    parts = {"reconstruction": reconstruction, "balance": balance}
+    if output.before is not None:
+        parts["distillation"] = distilled(output, weight_of_token_T, focal_gamma) * share
+        total = total + distillation * parts["distillation"]
+    return Loss(total, parts)
+
+
+def distilled(output: Reconstruction, weight_of_token_T: Tensor, gamma: float) -> Tensor:
+    """Sum over tokens of how far reconstructions are from those before, as ``focal_reconstruction`` has it, plus,
+    summed over gates and averaged over levels, the divergence of the gate's probabilities from those before; leaders
+    that came in since are left out of them."""
+    assert output.before is not None
+    apart = focal_reconstruction(output.before.distances, weight_of_token_T, gamma)
+    diverged_T = torch.zeros_like(weight_of_token_T)
+    for now, then in zip(_gates(output.routings), _gates(output.before.routings), strict=True):
+        logits_TL = now.logits_TL[:, list(output.before.leaders)]
+        log_ratio_TL = then.logits_TL.log_softmax(1) - logits_TL.log_softmax(1)
+        diverged_T = diverged_T + (then.probabilities_TL * log_ratio_TL).sum(1)
+    return apart + (diverged_T * weight_of_token_T).sum() / len(output.routings)
+
+
+def _gates(routings: Sequence[Sequence[Routing]]) -> list[Routing]:
+    return [routing for branches in routings for routing in branches]
 
 
 def focal_reconstruction(distances: Sequence[Tensor], weight_of_token_T: Tensor, gamma: float) -> Tensor:

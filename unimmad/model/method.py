@@ -199,8 +199,9 @@ class Fitted(ABC):
         """Whether it is; after ``finish`` on rank 0 alone."""
 
     @abstractmethod
-    def begin(self, seed: int) -> None:
-        """Forget what was collected; what is chosen at random from now on follows from ``seed``."""
+    def begin(self, seed: int, adding: bool = False) -> None:
+        """Forget what was collected; what is chosen at random from now on follows from ``seed``. With ``adding`` what
+        the method is fitted to stays, and ``finish`` adds to it."""
 
     @abstractmethod
     def collect(
@@ -235,6 +236,14 @@ class Fitted(ABC):
             ValueError: on rank 0, perhaps between two calls of ``gather``: there are no samples, too few, too many, or
                 one came twice.
         """
+
+    @abstractmethod
+    def forget(self, classes: Sequence[str]) -> None:
+        """Be no longer fitted to these classes, where each class has what is its own."""
+
+    @abstractmethod
+    def is_fitted_to(self, class_name: str) -> bool:
+        """Whether there is something of this class's own."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -85,6 +85,20 @@ class Reconstruction:
     """Number of samples."""
     teacher_maps: tuple[Tensor, ...] = ()
     """The teacher's features of each level, finest first, [T, C_l, h, w]; for whom ``keeps_teacher_maps`` is set."""
+    before: Before | None = None
+    """What was said before, in training that distils."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the levels said before they learnt on, of the same tokens."""
+
+    distances: tuple[Tensor, ...]
+    """Of each level, finest first, between reconstructions then and now: float32 [T, h, w]."""
+    routings: tuple[tuple[Routing, ...], ...]
+    """By level, then branch."""
+    leaders: tuple[int, ...]
+    """Where those leaders are among the ones there are now."""
 
 
 ForwardPass = Callable[[Tensor, Sequence[int], Tensor], Reconstruction]
@@ -105,6 +119,14 @@ class UniMMAD(Method):
 
     keeps_teacher_maps = False
     """Whether a forward pass in scoring gives the teacher's maps, too."""
+    experts_alone = False
+    """Whether gates and leaders alone are trained: see ``unimmad.model.growing``."""
+    before: Sequence[CrossMoE] = ()
+    """Of training that distils: the levels as they were before it, which see what these see."""
+    old_leaders: tuple[int, ...] = ()
+    """Where the leaders of ``before`` are among these."""
+    distillation = 0.0
+    """Weight of staying with ``before`` in the loss."""
 
     def __init__(self, settings: ModelSettings) -> None:
         """The model with random weights, to be filled from a checkpoint.
@@ -132,8 +154,12 @@ class UniMMAD(Method):
         self.train()
 
     def train(self, mode: bool = True) -> UniMMAD:
-        """Training mode never reaches the teacher, nor a frozen encoder or its frozen BatchNorm."""
+        """Training mode never reaches the teacher, nor a frozen encoder or its frozen BatchNorm; where experts alone
+        are trained, no part at all."""
         super().train(mode)
+        if self.experts_alone:
+            for part in self.children():
+                part.eval()
         self.teacher.eval()
         if self.settings.encoder == "frozen":
             self.encoder.eval()
@@ -218,14 +244,23 @@ class UniMMAD(Method):
             routings.append(tuple(routing))
         decided: Sequence[Routing] = [routing for of_level in routings for routing in of_level]
         of_branches = iter(decided if self.on_routed is None else self.on_routed(decided))
-        distances = []
-        for level, shared_BChw, key_BEhw, target_TChw in zip(levels, shared_maps, keys, targets, strict=True):
+        distances, apart, routings_before = [], [], []
+        per_level = zip(levels, shared_maps, keys, targets, strict=True)
+        for number, (level, shared_BChw, key_BEhw, target_TChw) in enumerate(per_level):
             of_level = list(islice(of_branches, len(level.branches)))
             reconstruction_TChw = level.reconstruct(
                 shared_BChw, key_BEhw, of_level, tokens_per_sample, sample_of_token_T
             )
             distances.append(cosine_distance(target_TChw, reconstruction_TChw))
-        return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch, kept)
+            if self.training and self.before:
+                with torch.no_grad():
+                    then_TChw, routing = self.before[number](
+                        shared_BChw, target_TChw, tokens_per_sample, sample_of_token_T
+                    )
+                apart.append(cosine_distance(then_TChw, reconstruction_TChw))
+                routings_before.append(tuple(routing))
+        before = Before(tuple(apart), tuple(routings_before), self.old_leaders) if apart else None
+        return Reconstruction(tuple(distances), tuple(routings), sample_of_token_T, batch, kept, before)
 
     def teacher_maps(self, images_TCHW: Tensor) -> list[Tensor]:
         """The teacher's features of every level, made in inference mode, so that no backward pass can save them:
@@ -247,7 +282,13 @@ class UniMMAD(Method):
         settings = facts.settings
         scale = balance_scale(facts.epoch, settings.balance_epochs, settings.balance_floor)
         return unimmad_loss(
-            output, facts.weight_of_token_T, scale, settings.focal_gamma, facts.world_size, facts.global_sum
+            output,
+            facts.weight_of_token_T,
+            scale,
+            settings.focal_gamma,
+            facts.world_size,
+            facts.global_sum,
+            self.distillation,
         )
 
     def maps(self, output: Reconstruction) -> Tensor:

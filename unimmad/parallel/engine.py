@@ -52,9 +52,9 @@ class Engine:
             layer.comm_stats = CommStats()
         return total
 
-    def parameters(self) -> Iterator[PlacedParameter]:
-        """This rank's trainable parameters as pieces of portable tensors."""
-        return placed_parameters(self.model, self.ep_size, self.world.rank)
+    def parameters(self, with_frozen: bool = False) -> Iterator[PlacedParameter]:
+        """This rank's trainable parameters (``with_frozen``: all) as pieces of portable tensors."""
+        return placed_parameters(self.model, self.ep_size, self.world.rank, with_frozen)
 
     def optimizer_pieces(self) -> Iterator[OptimizerPiece]:
         """Where this rank holds optimizer state, parameter by parameter; under ZeRO only its own partition's."""

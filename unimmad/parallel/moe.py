@@ -121,7 +121,7 @@ def plan_all(layers: Sequence[LeaderMOELayer], routings: Sequence[Routing]) -> S
 
 def expert_parallel_slice(whole: Tensor, ep_size: int, ep_rank: int, group_name: str) -> nn.Parameter:
     """This rank's share of a tensor's leading dimension, as a parameter that DeepSpeed treats as an expert's."""
-    share = nn.Parameter(whole.detach().chunk(ep_size)[ep_rank].clone())
+    share = nn.Parameter(whole.detach().chunk(ep_size)[ep_rank].clone(), requires_grad=whole.requires_grad)
     # What DeepSpeed's own Experts sets: reduce its gradient over the ranks that hold the same share.
     share.allreduce = False  # type: ignore[attr-defined]
     share.group_name = group_name  # type: ignore[attr-defined]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import nn
 
 from unimmad.config import MethodSettings
@@ -76,8 +77,16 @@ def place_leaders(model: Method, ep_size: int, rank: int) -> None:
                 module.bank.kernels_GNEEkk = expert_parallel_slice(
                     banks_GNEEkk, ep_size, rank % ep_size, moe.expert_group_name
                 )
+                if module.bank.trained_G is not None:
+                    _train_banks(module.bank.kernels_GNEEkk, module.bank.trained_G, ep_size, rank % ep_size)
     if ep_size > 1:
         model.on_routed = partial(plan_all, layers)
+
+
+def _train_banks(kernels_GNEEkk: nn.Parameter, trained_G: Sequence[bool], ep_size: int, ep_rank: int) -> None:
+    """Let gradients reach some of this rank's banks alone: the optimizer then leaves the others as they are."""
+    of_rank = torch.tensor(trained_G).chunk(ep_size)[ep_rank].view(-1, *[1] * (kernels_GNEEkk.dim() - 1))
+    kernels_GNEEkk.register_hook(lambda gradient: gradient * of_rank.to(gradient))
 
 
 def fqn(name: str) -> str:
@@ -87,10 +96,10 @@ def fqn(name: str) -> str:
     return name
 
 
-def placed_parameters(model: Method, ep_size: int, rank: int) -> Iterator[PlacedParameter]:
-    """Every trainable parameter of this rank, in the model's order."""
+def placed_parameters(model: Method, ep_size: int, rank: int, with_frozen: bool = False) -> Iterator[PlacedParameter]:
+    """Every trainable parameter of this rank, in the model's order; ``with_frozen`` all."""
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not (with_frozen or parameter.requires_grad):
             continue
         expert_parallel = not getattr(parameter, "allreduce", True)
         shape = tuple(parameter.shape)

@@ -7,13 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from unimmad.checkpoint.folder import CHECKPOINTS, NO_VERIFY_HELP, STATE_NAME
 from unimmad.config import DEFAULT_RECIPE, Recipe, load_recipe
 from unimmad.data.location import DataFolder, parse_data_folder
 from unimmad.methods.registry import METHODS, Registry, settings_of
 from unimmad.parallel.deepspeed_config import default_deepspeed_config, find_deepspeed_config
+from unimmad.training.growth import Growth
 
 TRAINER = "unimmad train"
 """The command that takes these options."""
@@ -46,12 +47,20 @@ class TrainArguments:
     """Steps to record a trace of, counted from 1."""
     methods: Registry = field(default_factory=lambda: METHODS)
     """The recipe's among them."""
+    growth: Growth | None = None
+    """Of ``unimmad grow``: ``data`` are then of new classes."""
 
 
-class _Parser(argparse.ArgumentParser):
+class ArgumentParser(argparse.ArgumentParser):
+    """One whose errors are ValueErrors."""
+
+    def __init__(self, *arguments: Any, command: str = TRAINER, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._command = command
+
     def error(self, message: str) -> NoReturn:
         """Each of many ranks would print the usage."""
-        raise ValueError(f"{message}; {TRAINER} --help lists the options")
+        raise ValueError(f"{message}; {self._command} --help lists the options")
 
 
 def parse_arguments(
@@ -69,7 +78,7 @@ def parse_arguments(
     given = training_parser(prog).parse_args(argv)
     overrides = [*given.overrides, *([f"data.on_error={given.on_error}"] if given.on_error else [])]
     recipe = load_recipe(given.recipe, overrides, settings_of(methods))
-    _check_one_folder(given.resume, given.output_dir)
+    check_one_folder(given.resume, given.output_dir)
     least = 0 if methods[recipe.method].sees_samples_once_more else 1  # fitting alone gives something to score with
     if given.max_steps is not None and given.max_steps < least:
         raise ValueError(f"--max-steps {given.max_steps} must be {least} or more")
@@ -90,19 +99,12 @@ def parse_arguments(
 
 def training_parser(prog: str = TRAINER) -> argparse.ArgumentParser:
     """All options."""
-    parser = _Parser(prog=prog, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog=prog, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--recipe", default=DEFAULT_RECIPE, help="a shipped recipe's name or a YAML file (default: demo)"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one setting"
-    )
-    parser.add_argument(
-        "--deepspeed_config",
-        "--deepspeed-config",
-        type=find_deepspeed_config,
-        metavar="FILE",
-        help="DeepSpeed's JSON, or the name of a shipped one (default: ep1, or zero0 where ZeRO can't be)",
     )
     parser.add_argument(
         "--data",
@@ -111,25 +113,37 @@ def training_parser(prog: str = TRAINER) -> argparse.ArgumentParser:
         metavar="DIR|URL",
         help="shard folders, or their URLs (s3://..., https://..., 'pipe:COMMAND {}'); default: the synthetic set",
     )
+    add_run_options(parser, "default: runs/RECIPE")
+    parser.add_argument("--init-from", type=Path, metavar="DIR", help="take weights only from this checkpoint")
+    parser.add_argument(
+        "--profile", metavar="STEPS", help="write a trace of this step, or of these (10:13), counted from 1"
+    )
+    return parser
+
+
+def add_run_options(parser: argparse.ArgumentParser, default_folder: str) -> None:
+    """Those of every command that trains: where and how, but not what."""
+    parser.add_argument(
+        "--deepspeed_config",
+        "--deepspeed-config",
+        type=find_deepspeed_config,
+        metavar="FILE",
+        help="DeepSpeed's JSON, or the name of a shipped one (default: ep1, or zero0 where ZeRO can't be)",
+    )
     parser.add_argument(
         "--on-error", choices=["stop", "skip"], help="at a corrupt sample; short for --set data.on_error=... (stop)"
     )
-    parser.add_argument("--output-dir", type=Path, help="default: runs/RECIPE")
+    parser.add_argument("--output-dir", type=Path, help=default_folder)
     parser.add_argument("--max-steps", type=int, help="stop after this step, with a checkpoint to continue from")
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="which run to continue")
-    parser.add_argument("--init-from", type=Path, metavar="DIR", help="take weights only from this checkpoint")
     parser.add_argument("--no-verify", action="store_true", help=NO_VERIFY_HELP)
     parser.add_argument(
         "--deterministic", action="store_true", help="on GPUs: slower kernels that give the same bits in every run"
     )
-    parser.add_argument(
-        "--profile", metavar="STEPS", help="write a trace of this step, or of these (10:13), counted from 1"
-    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
-    return parser
 
 
-def _check_one_folder(resume: str, output_dir: Path | None) -> None:
+def check_one_folder(resume: str, output_dir: Path | None) -> None:
     """
     Raises:
         ValueError: a run is to be continued in another folder than its own.

@@ -23,6 +23,7 @@ from unimmad.model.method import Fitted
 from unimmad.parallel.engine import Engine, OptimizerPiece
 from unimmad.parallel.placement import fqn
 from unimmad.training.composing import Composing
+from unimmad.training.growth import Growth
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class RunFacts:
     """Of training before this start."""
     methods: Registry = field(default_factory=lambda: METHODS)
     """The recipe's among them."""
+    growth: Growth | None = None
+    """Of a run that grows out of another checkpoint."""
 
 
 def save_checkpoint(
@@ -139,7 +142,7 @@ def _write_tensors(partial: Path, engine: Engine) -> dict[str, str]:
 def weight_pieces(engine: Engine) -> Iterator[TensorSlice]:
     """Experts from the first rank that holds them, everything else (buffers and teacher too) from rank 0."""
     rank = engine.world.rank
-    placed = {piece.name: piece for piece in engine.parameters()}
+    placed = {piece.name: piece for piece in engine.parameters(with_frozen=True)}
     for raw_name, tensor in engine.model.state_dict().items():
         name = fqn(raw_name)
         expert_parallel = name in placed and placed[name].expert_parallel
@@ -201,6 +204,7 @@ def _finish(
         composing=facts.composing,
         fitted=engine.model.describe() if isinstance(engine.model, Fitted) else None,
         seconds=seconds,
+        growth=None if facts.growth is None else facts.growth.facts(),
     )
     write_index_and_state(partial, state, digests)
     return folder.commit(partial, step, facts.recipe.training.keep_checkpoints)

@@ -56,20 +56,27 @@ def fit(
     )
     started = time.monotonic()
     model.to(world.device).eval()
-    show_samples(model, shards, facts.recipe, world)
+    show_samples(model, shards, facts.recipe, world, adding=facts.growth is not None)
     world.on_main(lock.check)
     path = world.on_main(lambda: _write(model, facts, checkpoints, world, time.monotonic() - started))
     if world.is_main:
         tqdm.write(f"fitted: checkpoint {path}")
 
 
-def show_samples(model: Fitted, shards: ShardSet, recipe: Recipe, world: World) -> None:
+def show_samples(model: Fitted, shards: ShardSet, recipe: Recipe, world: World, adding: bool = False) -> None:
     """Fit ``model`` to every training sample, each shown to one rank; rank 0's is fitted then. Collective.
+
+    Args:
+        model: a new one; with ``adding`` one that is fitted, and stays so to what it was fitted to.
+        shards: the training samples.
+        recipe: how they are read.
+        world: all ranks.
+        adding: whether the samples are of classes that come in.
 
     Raises:
         ValueError: a sample can't be read, or there are too few or too many.
     """
-    model.begin(recipe.training.seed)
+    model.begin(recipe.training.seed, adding)
     with world.ranks.together(), without_tf32():
         _show(model, shards, recipe, world)
         model.finish(lambda tensors: _gather(tensors, world))
@@ -139,12 +146,13 @@ def _write(model: FittedMethod, facts: RunFacts, checkpoints: CheckpointFolder, 
     state = build_state(
         facts.recipe,
         step=STEP,
-        finished=True,
+        finished=facts.growth is None,  # that of a run that grows is yet to be reviewed
         backbone_weights=facts.backbone_weights,
         data=facts.data,
         layout=Layout(world.size),
         trained_on=facts.trained_on,
         fitted=model.describe(),
         seconds=seconds,
+        growth=None if facts.growth is None else facts.growth.facts(),
     )
     return write_model(checkpoints, model, state)

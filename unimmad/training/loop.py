@@ -32,6 +32,7 @@ from unimmad.serialization.folder_lock import FolderLock
 from unimmad.training.checkpointing import RunFacts, save_checkpoint
 from unimmad.training.feature_cache import FeatureCache
 from unimmad.training.fitting import show_samples
+from unimmad.training.growth import GrowingData
 from unimmad.training.micro_step import LossGuard, micro_step
 from unimmad.training.profiling import profiling
 from unimmad.training.run_log import RunLog
@@ -56,6 +57,7 @@ class Trainer:
         stop: StopRequest | None = None,
         profile: range | None = None,
         features: FeatureCache | None = None,
+        growing: GrowingData | None = None,
     ) -> None:
         self.engine = engine
         self.shards = shards
@@ -71,6 +73,8 @@ class Trainer:
         """Steps whose trace is written, counted from 1."""
         self.features = features
         """Where the teacher's are kept; it is attached to the model."""
+        self.growing = growing
+        """Where the run grows out of another checkpoint: it is not finished by its last step, but by a review."""
         self.settings = facts.recipe.training
         self.skip_log = SkipLog("another sample takes its place")
         self._started = time.monotonic()
@@ -214,16 +218,22 @@ class Trainer:
     def _save(self, step: int, total: int) -> Path:
         self.engine.world.on_main(self.lock.check)
         seconds = self.facts.seconds + time.monotonic() - self._started
-        return save_checkpoint(self.checkpoints, self.engine, self.facts, step, step == total, seconds)
+        finished = step == total and self.growing is None
+        return save_checkpoint(self.checkpoints, self.engine, self.facts, step, finished, seconds)
 
     def _is_to_be_fitted(self) -> bool:
         """On every rank alike: whatever it is fitted to already, in a run that is continued, is the same data."""
         model = self.engine.model
-        return isinstance(model, Fitted) and not model.is_fitted
+        if not isinstance(model, Fitted):
+            return False
+        new = () if self.growing is None else self.growing.new
+        return not (model.is_fitted and all(map(model.is_fitted_to, new)))
 
     def _fit(self, step: int, total: int) -> Path:
         """The checkpoint of ``step`` is there already, where there are steps: whatever stops the fitting loses none."""
-        show_samples(cast(Fitted, self.engine.model), self.shards, self.facts.recipe, self.engine.world)
+        shards = self.shards if self.growing is None else self.growing.of_new()
+        adding = self.growing is not None
+        show_samples(cast(Fitted, self.engine.model), shards, self.facts.recipe, self.engine.world, adding)
         return self._save(step, total)
 
     def _evaluate(self, checkpoint: Path, step: int, log: RunLog) -> bool:

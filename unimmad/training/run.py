@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -40,12 +40,14 @@ from unimmad.methods.registry import build_method, new_model
 from unimmad.model.backbone import RANDOM_WEIGHTS
 from unimmad.model.backends.execution import check_compiling
 from unimmad.model.backends.tf32 import choose_for_training
+from unimmad.model.growing import trained_parameters
 from unimmad.model.method import FittedMethod, Method
 from unimmad.parallel.batchnorm import check_batchnorm
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config, read_deepspeed_config
 from unimmad.parallel.engine import Engine, build_engine
 from unimmad.parallel.placement import effective_ep_size
 from unimmad.parallel.world import World
+from unimmad.ranks.errors import StoppedError
 from unimmad.ranks.processes import ranks_here
 from unimmad.serialization.folder_lock import FolderLock
 from unimmad.serialization.text import one_line
@@ -54,6 +56,9 @@ from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.composing import Composing, described, follow_composing, kept_composing, new_composing
 from unimmad.training.feature_cache import FeatureCache, fingerprint
 from unimmad.training.fitting import fit
+from unimmad.training.growing_run import broadcast_model, freeze_continued, review, starting_model
+from unimmad.training.grown_model import check_placement
+from unimmad.training.growth import GrowingData, check_same_growth, open_growing_data
 from unimmad.training.loop import Trainer
 from unimmad.training.run_folder import (
     LOCK_NAME,
@@ -98,17 +103,18 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     )
     run = world.on_main(lambda: choose_run_folder(arguments.output_dir, arguments.resume, recipe))
     data = list(arguments.data) or [world.on_main(ensure_synthetic_shards)]
-    shards, order, trained_on = world.together(lambda: _open_data(arguments, data, run, world))
+    growth = arguments.growth
+    found = world.together(lambda: _open_data(arguments, data, run, world))
+    shards, order, trained_on, growing = found.shards, found.order, found.trained_on, found.growing
     world.ranks.check_same(shards.digest(), "other data")
     run = world.on_main(partial(claim_run_folder, run, arguments, trained_on, lock))
-    if arguments.methods[recipe.method].is_fitted and run.resume_from is not None:
+    if arguments.methods[recipe.method].is_fitted and run.resume_from is not None and growing is None:
         logger.info("%s is fitted already: nothing to do", run.path)
         _say_next(run, world)
         return True
     schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
-    model, backbone_weights = _starting_model(
-        arguments, run, world, lambda: _calibration_images(arguments, shards, order)
-    )
+    model, backbone_weights = _starting_model(arguments, run, world, found)
+    sizes = trained_parameters(model)
     logger.info("backbone %s, weights: %s", recipe.model.backbone, backbone_weights)
     if world.size > 1:
         world.together(lambda: check_batchnorm(model))
@@ -116,12 +122,12 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
         raise ValueError(
             f"training.drawn_share: {recipe.method} does not learn from anomalies drawn onto its images; set it to 0"
         )
+    folders = [str(folder) for folder in (*(() if growth is None else growth.old_data), *data)]
+    checkpoints = CheckpointFolder(run.path)
     if isinstance(model, FittedMethod):
-        facts = RunFacts(recipe, backbone_weights, [str(folder) for folder in data], 0, trained_on)
-        fit(model, shards, facts, CheckpointFolder(run.path), world, lock)
-        world.on_main(lambda: _keep_normal_maps(arguments, run, shards, world))
-        _say_next(run, world)
-        return True
+        facts = RunFacts(recipe, backbone_weights, folders, 0, trained_on, growth=growth)
+        fit(model, shards if growing is None else growing.of_new(), facts, checkpoints, world, lock)
+        return _conclude(arguments, run, shards, growing, world, sizes, stop)
     composing = _composing(arguments, run, world, ep_size, shards.classes("train"))
     if model.kernel_sizes:
         logger.info("C-MoE %s", described(composing, model.kernel_sizes))
@@ -135,20 +141,60 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     facts = RunFacts(
         recipe,
         backbone_weights,
-        [str(folder) for folder in data],
+        folders,
         settings.zero_stage,
         trained_on,
         composing,
         _seconds_before(run),
         arguments.methods,
+        growth,
     )
-    checkpoints = CheckpointFolder(run.path)
-    trainer = Trainer(engine, shards, order, schedule, checkpoints, facts, lock, stop, arguments.profile, features)
+    trainer = Trainer(
+        engine, shards, order, schedule, checkpoints, facts, lock, stop, arguments.profile, features, growing
+    )
     complete = trainer.run(start, arguments.max_steps)
     if complete:
-        world.on_main(lambda: _keep_normal_maps(arguments, run, shards, world))
-        _say_next(run, world)
+        at_end = arguments.max_steps is None or arguments.max_steps >= schedule.total_steps
+        complete = _conclude(arguments, run, shards, growing if at_end else None, world, sizes, stop)
     return complete
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a run draws from."""
+
+    shards: ShardSet
+    order: TrainingOrder[SampleRef]
+    trained_on: TrainedOn
+    growing: GrowingData | None
+    """Where the run grows out of another checkpoint."""
+
+
+def _conclude(
+    arguments: TrainArguments,
+    run: RunFolder,
+    shards: ShardSet,
+    growing: GrowingData | None,
+    world: World,
+    sizes: tuple[int, int],
+    stop: StopRequest | None,
+) -> bool:
+    """What follows the last step.
+
+    Returns:
+        Whether no signal stopped it.
+
+    Raises:
+        ValueError: a run that grows forgot more than it may.
+    """
+    world.on_main(lambda: _keep_normal_maps(arguments, run, shards, world))
+    if growing is not None and arguments.growth is not None:
+        try:
+            review(arguments, arguments.growth, growing, CheckpointFolder(run.path), world, sizes, stop)
+        except StoppedError:
+            return False
+    _say_next(run, world)
+    return True
 
 
 def _keep_normal_maps(arguments: TrainArguments, run: RunFolder, shards: ShardSet, world: World) -> None:
@@ -186,19 +232,27 @@ def _read_settings(arguments: TrainArguments, world: World) -> tuple[TrainArgume
     )
     if recipe.data.workers:
         expect_workers()
+    if arguments.growth is not None:
+        check_placement(recipe, arguments.growth, settings.ep_size, world.size)
     return arguments, settings, effective_ep_size(settings.ep_size, world.size, recipe.model)
 
 
-def _open_data(
-    arguments: TrainArguments, data: list[DataFolder], run: RunFolder, world: World
-) -> tuple[ShardSet, TrainingOrder[SampleRef], TrainedOn]:
+def _open_data(arguments: TrainArguments, data: list[DataFolder], run: RunFolder, world: World) -> _Data:
     """The samples as this rank's node sees them, and the order in which they come."""
     recipe = arguments.recipe
     cache = ShardCache.of(recipe.data.cache_folder, recipe.data.cache_gb)
-    shards = ShardSet.open(data, cache, _slots_before(run.resume_from or arguments.init_from))
-    classes = shards.classes("train")
-    trained_on = TrainedOn.of(shards.datasets, {name: [ref.entry for ref in refs] for name, refs in classes.items()})
-    check_dataset_weights(recipe.data.dataset_weights, shards.datasets)
+    if run.resume_from is not None:
+        check_same_growth(run.resume_from, arguments.growth)
+    growing = None
+    if arguments.growth is not None:
+        growing = open_growing_data(arguments.growth, data, cache, recipe.training.seed)
+        shards, trained_on = growing.shards, growing.trained_on
+    else:
+        shards = ShardSet.open(data, cache, _slots_before(run.resume_from or arguments.init_from))
+        trained_on = TrainedOn.of(
+            shards.datasets, {name: [ref.entry for ref in refs] for name, refs in shards.classes("train").items()}
+        )
+    check_dataset_weights(recipe.data.dataset_weights, trained_on.datasets if growing else shards.datasets)
     if run.resume_from is not None:
         check_same_data(run.resume_from, trained_on)
     if recipe.training.evaluate_every and not shards.has("test"):
@@ -214,14 +268,15 @@ def _open_data(
     if recipe.data.resized_cache_gb:
         shards.resized = _resized_cache(recipe, shards, world)
     order = TrainingOrder(
-        classes,
+        shards.classes("train"),
         lambda ref: (ref.folder, ref.entry.shard),
         recipe.training.seed,
         recipe.training.global_batch // recipe.training.accumulation,
         recipe.training.accumulation,
         recipe.data.sampling,
+        None if growing is None else growing.weights,
     )
-    return shards, order, trained_on
+    return _Data(shards, order, trained_on, growing)
 
 
 def _slots_before(source: Path | None) -> dict[str, DatasetEntry] | None:
@@ -305,15 +360,20 @@ def _composing(
     return new_composing(recipe, world, (modalities,) * samples)
 
 
-def _starting_model(
-    arguments: TrainArguments, run: RunFolder, world: World, calibration_images: Callable[[], Iterator[Tensor]]
-) -> tuple[Method, str]:
+def _starting_model(arguments: TrainArguments, run: RunFolder, world: World, data: _Data) -> tuple[Method, str]:
     """The model in its local form, the same on every rank: rank 0's weights go to all when DeepSpeed takes it over."""
+    growth, growing = arguments.growth, data.growing
+    if growth is not None and growing is not None:
+        if run.resume_from is None or arguments.methods[arguments.recipe.method].is_fitted:
+            return starting_model(arguments, growth, world, growing, data.order)
+        model, origin = world.together(lambda: _stored_model(arguments, run, world))
+        freeze_continued(model, arguments, growth, world)
+        return model, origin
     method = arguments.recipe.method
     if arguments.init_from is not None and arguments.methods[method].is_fitted:
         raise ValueError(f"--init-from: {method} is fitted to the data, not trained from weights: leave it out")
     if run.resume_from is None and arguments.init_from is None:
-        return _from_main_first(arguments, world, calibration_images)
+        return _from_main_first(arguments, world, lambda: _calibration_images(arguments, data.shards, data.order))
     return world.together(lambda: _stored_model(arguments, run, world))
 
 
@@ -387,8 +447,5 @@ def _from_main_first(
 
     model, origin = world.together(fresh)
     if world.size > 1:
-        for tensor in model.state_dict().values():
-            on_device = tensor.to(world.device)
-            torch.distributed.broadcast(on_device, src=0)
-            tensor.copy_(on_device)
+        broadcast_model(model, world)
     return model, world.on_main(lambda: origin)

@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     MODALITY_DROPOUT = 4
     VIEW = 5
     ANOMALY = 6
+    REPLAY = 7
 
 
 def counter_rng(seed: int, purpose: Purpose, epoch: int, number: int, count: int) -> NDArray[np.uint64]:

@@ -58,9 +58,10 @@ class TrainingOrder(Generic[T]):
         accumulation: steps that make one optimizer step; an epoch holds whole optimizer steps, so that
             ``accumulation`` steps of ``batch`` samples see what one step of ``accumulation * batch`` sees.
         sampling: ``balanced`` or ``natural``.
+        weights: in balanced sampling, how likely each class is, by its name; None: all alike.
 
     Raises:
-        ValueError: no class, a class without samples, or a seed, batch or accumulation out of range.
+        ValueError: no class, a class without samples, or a seed, batch, accumulation or weight out of range.
     """
 
     def __init__(
@@ -71,8 +72,12 @@ class TrainingOrder(Generic[T]):
         batch: int,
         accumulation: int = 1,
         sampling: Sampling = "balanced",
+        weights: Mapping[str, int] | None = None,
     ) -> None:
         _check(classes, seed, batch, accumulation)
+        self._weights = [1 if weights is None else weights[name] for name in sorted(classes)]
+        if min(self._weights) < 1:
+            raise ValueError("a class's weight must be 1 or more")
         self.batch = batch
         self.seed = seed
         self.sampling = sampling
@@ -141,7 +146,7 @@ class TrainingOrder(Generic[T]):
     def _draw_epoch(self, epoch: int) -> NDArray[np.int64]:
         positions = self._steps_per_epoch * self.batch
         if self.sampling == "balanced":
-            class_P = _draw_classes(self.seed, epoch, positions, len(self._classes))
+            class_P = _draw_classes(self.seed, epoch, positions, self._weights)
         else:
             sizes = [len(described.shard_of_sample) for described in self._classes]
             class_P = _permute_classes(self.seed, epoch, positions, sizes)
@@ -176,9 +181,10 @@ def _describe(samples: Sequence[T], shard_of: Callable[[T], Hashable], first: in
     return _Class(first, shard_of_sample_N, np.bincount(shard_of_sample_N))
 
 
-def _draw_classes(seed: int, epoch: int, positions: int, classes: int) -> NDArray[np.int64]:
+def _draw_classes(seed: int, epoch: int, positions: int, weights: Sequence[int]) -> NDArray[np.int64]:
     raw_P = counter_rng(seed, Purpose.CLASS_OF_POSITION, epoch, 0, positions)
-    return below(raw_P, classes).astype(np.int64)
+    share_P = below(raw_P, sum(weights)).astype(np.int64)
+    return np.searchsorted(np.cumsum(weights), share_P, side="right")
 
 
 def _permute_classes(seed: int, epoch: int, positions: int, sizes: Sequence[int]) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from unimmad.data.decode_limits import check_encoded
 from unimmad.data.index import (
     INDEX_NAME,
     MAX_INDEX_BYTES,
+    DatasetEntry,
     Index,
     Member,
     SampleEntry,
@@ -116,7 +117,7 @@ def checked_indexes(folders: Sequence[DataFolder]) -> list[Index]:
     """The index of each folder.
 
     Raises:
-        ValueError: no or a broken index, a shard missing or cut short, one dataset's name in two folders.
+        ValueError: no or a broken index, a shard missing or cut short, one dataset in two folders.
     """
     indexes = [_index_of(folder) for folder in folders]
     _check_names(folders, indexes)
@@ -134,15 +135,30 @@ def _index_of(folder: DataFolder) -> Index:
 
 
 def _check_names(folders: Sequence[DataFolder], indexes: Sequence[Index]) -> None:
-    first_folder: dict[str, DataFolder] = {}
-    for folder, index in zip(folders, indexes, strict=True):
-        for name in index.datasets:
-            if name in first_folder:
-                raise ValueError(
-                    f"dataset {name} is in both {first_folder[name]} and {folder}; give each folder once, "
-                    "or write one of them again with another --name"
-                )
-            first_folder[name] = folder
+    """Folders may share a dataset's name, as where a class came later: with the same modalities, and other classes and
+    keys."""
+    places: dict[str, list[int]] = {}
+    for number, index in enumerate(indexes):
+        for name, entry in index.datasets.items():
+            for earlier in places.setdefault(name, []):
+                if why := _not_one_dataset(name, entry, indexes[earlier], index):
+                    raise ValueError(
+                        f"dataset {name} is in both {folders[earlier]} and {folders[number]}, {why}; give each folder "
+                        "once, or write one of them again with another --name"
+                    )
+            places[name].append(number)
+
+
+def _not_one_dataset(name: str, entry: DatasetEntry, earlier: Index, later: Index) -> str:
+    """Why two folders' datasets of one name can't be joined; empty where they can."""
+    if earlier.datasets[name].modalities != entry.modalities:
+        return "with different modalities"
+    both = [{(s.class_name, s.key) for s in index.samples if s.dataset == name} for index in (earlier, later)]
+    for place, what in enumerate(("class", "key")):
+        ours, theirs = ({pair[place] for pair in pairs} for pairs in both)
+        if shared := sorted(ours & theirs):
+            return f"with the {what} {one_line(shared[0])} in each"
+    return ""
 
 
 def _check_shards(folder: Path, index: Index) -> None:

@@ -141,6 +141,19 @@ class ShardSet(ShardFiles):
         changed.datasets = with_rois(self.datasets, rois, names)  # whose slots need not be the indexes'
         return changed
 
+    def those(self, wanted: Callable[[SampleRef], bool]) -> ShardSet:
+        """The ``wanted`` samples alone; of datasets without any nothing is left."""
+        changed = copy.copy(self)
+        changed.indexes = tuple(
+            index.model_copy(
+                update={"samples": tuple(entry for entry in index.samples if wanted(SampleRef(number, entry)))}
+            )
+            for number, index in enumerate(self.indexes)
+        )
+        left = {entry.dataset for index in changed.indexes for entry in index.samples}
+        changed.datasets = {name: entry for name, entry in self.datasets.items() if name in left}
+        return changed
+
     def digest(self) -> str:
         """SHA-256 of the indexes, and by the sums in them of the shards."""
         digest = hashlib.sha256()
@@ -322,7 +335,13 @@ class ShardSet(ShardFiles):
 
 
 def _stored(indexes: Sequence[Index]) -> dict[str, DatasetEntry]:
-    return {name: entry for index in indexes for name, entry in index.datasets.items()}
+    """Of a dataset in several folders the regions of interest are joined; all else is the same in each."""
+    stored: dict[str, DatasetEntry] = {}
+    for index in indexes:
+        for name, entry in index.datasets.items():
+            roi = {**stored[name].roi, **entry.roi} if name in stored else entry.roi
+            stored[name] = entry.model_copy(update={"roi": roi})
+    return stored
 
 
 def _sample(

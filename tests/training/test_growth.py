@@ -1,0 +1,182 @@
+"""Which samples a growing run sees, and what it refuses before it trains."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hand_made import hand_made_checkpoint, hand_made_shards
+
+from unimmad.checkpoint.folder import find_checkpoint
+from unimmad.checkpoint.trained_on import TrainedOn
+from unimmad.config import load_recipe
+from unimmad.data.reading.order import TrainingOrder
+from unimmad.data.reading.shard_cache import ShardCache
+from unimmad.data.reading.shard_set import ShardSet
+from unimmad.training.arguments import parse_arguments
+from unimmad.training.grow_arguments import parse_grow_arguments
+from unimmad.training.growth import Growth, check_same_growth, open_growing_data, replayed_samples
+
+ROPE, COOKIE = "solids/rope", "solids/cookie"
+
+
+def part_of(folder: Path, target: Path, class_name: str | None = None, **modality: str) -> Path:
+    """A copy of shards with one of the classes, or with something else said of a modality."""
+    shutil.copytree(folder, target)
+    index: dict[str, Any] = json.loads((target / "index.json").read_text())
+    if class_name is not None:
+        index["samples"] = [sample for sample in index["samples"] if sample["class_name"] == class_name]
+    for entry in index["datasets"].values():
+        entry["modalities"] = [
+            {**known, **(modality if known["name"] == "depth" else {})} for known in entry["modalities"]
+        ]
+    (target / "index.json").write_text(json.dumps(index))
+    return target
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("shards")
+    both = hand_made_shards(folder / "solids", ["solids"])
+    return {
+        "solids": both,
+        "materials": hand_made_shards(folder / "materials", ["materials"]),
+        "rope": part_of(both, folder / "rope", "rope"),
+        "cookie": part_of(both, folder / "cookie", "cookie"),
+    }
+
+
+def checkpoint(run: Path, data: Path, *overrides: str) -> Path:
+    shards = ShardSet.open([data])
+    classes = {name: [ref.entry for ref in refs] for name, refs in shards.classes("train").items()}
+    recipe = load_recipe("tiny", ["model.image_size=32", *overrides])
+    return hand_made_checkpoint(run, recipe, [data], trained_on=TrainedOn.of(shards.datasets, classes))[0]
+
+
+@pytest.fixture(scope="module")
+def knows_rope(tmp_path_factory, folders) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("run") / "mine", folders["rope"])
+
+
+@pytest.fixture
+def growth(knows_rope, folders) -> Growth:
+    return Growth(knows_rope, (folders["rope"],), replay_fraction=0.01, distillation=0.0)
+
+
+def test_half_of_the_draws_are_new_and_a_share_of_the_old_images_is_seen_again(growth, folders):
+    data = open_growing_data(growth, [folders["materials"]], ShardCache.of(), seed=0)
+    assert data.old == (ROPE,)
+    classes = data.shards.classes("train")
+    assert {name: len(refs) for name, refs in classes.items() if name == ROPE} == {ROPE: 1}
+    assert len(data.shards.classes("test")[ROPE]) == 3, "to measure by"
+    assert data.trained_on.classes == (ROPE, *data.new)
+    assert len(data.new) == 3
+    order = TrainingOrder(classes, lambda ref: ref.folder, 0, batch=1000, weights=data.weights)
+    old = sum(ref.class_name == ROPE for ref in order.at(0))
+    assert 450 < old < 550
+
+
+def test_what_is_seen_again_follows_from_the_seed_and_the_class_alone(folders):
+    refs = ShardSet.open([folders["materials"]]).classes("train")
+    name = next(iter(refs))
+    many = {name: [replace(ref, entry=replace(ref.entry, key=f"{k}")) for k in range(50) for ref in refs[name][:1]]}
+    chosen = replayed_samples(many, 0.1, seed=0)
+    assert len(chosen) == 5
+    assert chosen == replayed_samples({**refs, **many}, 0.1, seed=0) - replayed_samples(refs, 0.1, seed=0)
+    assert chosen != replayed_samples(many, 0.1, seed=1)
+    assert len(replayed_samples(many, 1, seed=0)) == 50
+    assert replayed_samples(many, 0, seed=0) == set()
+
+
+def test_a_class_of_a_dataset_that_is_known_may_come_in_shards_of_its_own(growth, folders):
+    data = open_growing_data(growth, [folders["cookie"]], ShardCache.of(), seed=0)
+    assert set(data.shards.classes("test")) == {ROPE, COOKIE}
+    assert data.trained_on.classes == (ROPE, COOKIE)
+    with pytest.raises(ValueError, match=r"dataset solids is in both .*, with the class cookie in each"):
+        ShardSet.open([folders["solids"], folders["cookie"]])
+
+
+def test_a_class_that_is_known_is_refused_unless_it_is_replaced(growth, folders):
+    with pytest.raises(ValueError, match="knows class solids/rope already: leave it out, or say --replace"):
+        open_growing_data(growth, [folders["solids"]], ShardCache.of(), seed=0)
+    replacing = replace(growth, replace=True, replay_fraction=0.0)
+    data = open_growing_data(replacing, [folders["solids"]], ShardCache.of(), seed=0)
+    assert (data.new, data.old) == ((COOKIE, ROPE), ())
+    assert len(data.shards.classes("train")[ROPE]) == len(ShardSet.open([folders["solids"]]).classes("train")[ROPE])
+
+
+def test_what_can_t_be_grown_from_these_data_is_said_before_a_step(growth, folders, tmp_path):
+    def refused(match: str, growth: Growth, data: Path) -> None:
+        with pytest.raises(ValueError, match=match):
+            open_growing_data(growth, [data], ShardCache.of(), seed=0)
+
+    other = part_of(folders["cookie"], tmp_path / "other", kind="gray")
+    refused("has depth as gray, and the checkpoint knows depth as depth .dataset solids", growth, other)
+    nothing_old = replace(growth, old_data=())
+    refused(
+        "no old training sample to replay .* was trained on solids/rope.*--old-data", nothing_old, folders["materials"]
+    )
+    promised = replace(nothing_old, replay_fraction=0.0, max_forgetting=0.02)
+    refused("--max-forgetting: there are no test images", promised, folders["materials"])
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--new-leaders", "3", "--own-bank"], "a bank of their own has 8 leaders; give 8 or a multiple of it"),
+        (["--new-leaders", "100000000"], "--new-leaders 100000000 would take .* GB in training, and this machine has"),
+        (["--own-bank"], "--own-bank is for --new-leaders N"),
+        (["--replay-fraction", "2"], "--replay-fraction 2 must be from 0 to 1"),
+        (["--max-forgetting", "nan"], "--max-forgetting nan must be"),
+        (["--set", "model.leaders=4"], "--set model.leaders: the checkpoint's network stays as it is"),
+        (["--bogus"], "unrecognized arguments: --bogus; unimmad grow --help"),
+    ],
+)
+def test_options_that_do_not_go_are_refused_in_a_line(knows_rope, folders, words, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        parse_grow_arguments(["--checkpoint", str(knows_rope), "--data", str(folders["materials"]), *words])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_said_is_the_checkpoint_s(knows_rope, folders):
+    words = ["--checkpoint", str(knows_rope.parent.parent), "--data", str(folders["materials"])]
+    given = parse_grow_arguments([*words, "--set", "training.steps=7", "--set", "model.modality_slots=5"])
+    assert given.growth is not None
+    assert given.growth.old_data == (folders["rope"],)
+    assert given.output_dir.name == "mine-grown"
+    assert (given.recipe.training.steps, given.recipe.model.modality_slots) == (7, 5)
+    assert given.growth.distillation == 0
+    without = parse_grow_arguments([*words, "--replay-fraction", "0"])
+    assert without.growth is not None
+    assert without.growth.distillation == 1
+
+
+def test_methods_without_experts_are_pointed_elsewhere(tmp_path, folders):
+    recipe = load_recipe_of("rd")
+    run, _ = hand_made_checkpoint(tmp_path / "run", recipe, [folders["rope"]])
+    with pytest.raises(ValueError, match="and rd has none: unimmad add-class gives it a class by a bank"):
+        parse_grow_arguments(["--checkpoint", str(run), "--data", str(folders["materials"])])
+
+
+def load_recipe_of(name: str) -> Any:
+    words = ["--recipe", name, "--set", "model.backbone=resnet18", "--set", "model.backbone_weights=none"]
+    return parse_arguments([*words, "--set", "model.image_size=64"]).recipe
+
+
+def test_a_run_is_continued_by_the_command_that_began_it(growth, knows_rope, tmp_path):
+    with pytest.raises(ValueError, match="was begun by unimmad train, not by unimmad grow"):
+        check_same_growth(knows_rope, growth)
+    check_same_growth(knows_rope, None)
+    grown = tmp_path / "grown"
+    shutil.copytree(find_checkpoint(knows_rope), grown)
+    state = json.loads((grown / "state.json").read_text())
+    (grown / "state.json").write_text(json.dumps({**state, "growth": growth.facts()}))
+    check_same_growth(grown, growth)
+    with pytest.raises(ValueError, match="was begun by unimmad grow, not by unimmad train"):
+        check_same_growth(grown, None)
+    with pytest.raises(ValueError, match=r"was begun with --replay-fraction 0\.01; use it again"):
+        check_same_growth(grown, replace(growth, replay_fraction=0.5))
