@@ -169,14 +169,17 @@ def load_recipe_of(name: str) -> Any:
 
 def test_a_run_is_continued_by_the_command_that_began_it(growth, knows_rope, tmp_path):
     with pytest.raises(ValueError, match="was begun by unimmad train, not by unimmad grow"):
-        check_same_growth(knows_rope, growth)
+        check_same_growth(knows_rope, growth.facts(""))
     check_same_growth(knows_rope, None)
+    facts = growth.facts("some images")
     grown = tmp_path / "grown"
     shutil.copytree(find_checkpoint(knows_rope), grown)
     state = json.loads((grown / "state.json").read_text())
-    (grown / "state.json").write_text(json.dumps({**state, "growth": growth.facts()}))
-    check_same_growth(grown, growth)
+    (grown / "state.json").write_text(json.dumps({**state, "growth": facts}))
+    check_same_growth(grown, facts)
     with pytest.raises(ValueError, match="was begun by unimmad grow, not by unimmad train"):
         check_same_growth(grown, None)
     with pytest.raises(ValueError, match=r"was begun with --replay-fraction 0\.01; use it again"):
-        check_same_growth(grown, replace(growth, replay_fraction=0.5))
+        check_same_growth(grown, replace(growth, replay_fraction=0.5).facts("others"))
+    with pytest.raises(ValueError, match="was begun with other old images to see again: give the same --old-data"):
+        check_same_growth(grown, growth.facts("others"))

@@ -86,9 +86,10 @@ class CheckpointFolder:
         """Make a hidden folder the newest checkpoint, of ``step``; beside it the ``keep - 1`` of highest step stay."""
         final = self.root / f"{_STEP}{step:08d}"
         _sync_files(partial)
-        if final.exists():
-            self._remove(final)
+        replaced = self._out_of_sight(final) if final.exists() else None
         partial.rename(final)
+        if replaced is not None:
+            shutil.rmtree(replaced, ignore_errors=True)
         write_text_aside(self.root / LATEST, final.name + "\n")
         # A run continued from an older checkpoint saves steps below those that are there.
         others = [path for path in self.steps() if path != final]
@@ -98,9 +99,12 @@ class CheckpointFolder:
 
     def _remove(self, checkpoint: Path) -> None:
         """Out of sight at once, then off the disk: a run killed half-way leaves no torn checkpoint in sight."""
+        shutil.rmtree(self._out_of_sight(checkpoint), ignore_errors=True)
+
+    def _out_of_sight(self, checkpoint: Path) -> Path:
         going = temporary_beside(self.root / f"{_GOING}{checkpoint.name}")
         checkpoint.rename(going)
-        shutil.rmtree(going, ignore_errors=True)
+        return going
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint; None where there is none yet."""

@@ -43,6 +43,29 @@ def joined_by_name(
     return joined
 
 
+def named_apart(
+    datasets: Mapping[str, DatasetEntry], known: Mapping[str, DatasetEntry]
+) -> dict[str, DatasetEntry]:
+    """Those of the datasets that ``known`` lacks, in which each name that ``known`` lacks has a slot of its own: the
+    lowest one that no other name has. Where nothing is known, none: the datasets' own slots serve.
+
+    A model that learns on must not take a new sensor for one that it knows.
+    """
+    slot_of = {modality.name: modality.slot for entry in known.values() for modality in entry.modalities}
+    taken = {modality.slot for entry in known.values() for modality in entry.modalities}
+    if not known:
+        return {}
+    apart = {}
+    for dataset, entry in datasets.items():
+        for modality in entry.modalities:
+            if modality.name not in slot_of:
+                slot_of[modality.name] = min(set(range(len(taken) + 1)) - taken)
+                taken.add(slot_of[modality.name])
+        if dataset not in known:
+            apart[dataset] = _with_slots(entry, None, slot_of)
+    return apart
+
+
 def _free_slot(name: str, wanted: int, slot_of: Mapping[str, int], datasets: Iterable[DatasetEntry]) -> int:
     beside = {
         other.name

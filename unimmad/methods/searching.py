@@ -116,6 +116,8 @@ class SearchingUniMMAD(FittedBySearch, UniMMAD):
         return super().loss(output, facts)
 
     def _take_in(self, of_levels: Sequence[Tensor], facts: StepFacts) -> None:
+        if self.experts_alone:
+            return  # every class is divided by it, old ones too
         sums = facts.global_sum(
             torch.stack([*(mean_T.sum() for mean_T in of_levels), torch.ones_like(of_levels[0]).sum()])
         )

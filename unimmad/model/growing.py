@@ -27,6 +27,8 @@ LOGIT_NOISE = 0.02
 """Standard deviation of what sets a new leader's logits apart from those that it begins with."""
 LEAST_APART = 0.05
 """Conditions of new and old images count as at least so far apart, as a share of their length."""
+STANDS_BACK = 1.0
+"""How far a new leader's logit is below that of the one that it begins as, where nothing says what old images are."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def begin_new_leaders(
         grown: after ``take_over``.
         old: what it grows from.
         of_new: what the gates of ``old`` said of new images.
-        of_old: the same of old images; None: there are none, and nothing is tilted.
+        of_old: the same of old images; None: there are none, and new leaders stand back everywhere.
         seed: of the noise that tells leaders apart that begin alike.
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
@@ -169,17 +171,17 @@ def _unit(ours: MiMoEBranch, theirs: MiMoEBranch) -> int:
     return cast(LocalRouting, theirs.routed).leaders.leaders_per_bank if more_banks else 1
 
 
-def _places(ours: MiMoEBranch, theirs: MiMoEBranch) -> tuple[Tensor, Tensor, Tensor]:
+def _places(ours: MiMoEBranch, theirs: MiMoEBranch) -> tuple[Tensor, Tensor]:
     """Where the new leaders are, bool [L]; the new banks, bool [G]."""
     (_, our_logits, our_banks), (_, their_logits, their_banks) = _experts(ours), _experts(theirs)
     old, banks = len(their_logits), len(their_banks)
     new_L = torch.tensor(is_new(old, len(our_logits) - old, _unit(ours, theirs)))
     new_G = torch.tensor(is_new(banks, len(our_banks) - banks))
-    return new_L, new_G, our_logits
+    return new_L, new_G
 
 
 def _take_over_experts(ours: MiMoEBranch, theirs: MiMoEBranch) -> None:
-    new_L, new_G, _ = _places(ours, theirs)
+    new_L, new_G = _places(ours, theirs)
     (gate, logits_LNE, kernels), (old_gate, old_logits, old_kernels) = _experts(ours), _experts(theirs)
     gate.linear.weight[~new_L] = old_gate.linear.weight
     gate.linear.bias[~new_L] = old_gate.linear.bias
@@ -194,7 +196,7 @@ def _begin_experts(
     tilt: tuple[Tensor, Tensor] | None,
     generator: torch.Generator,
 ) -> None:
-    new_L, new_G, _ = _places(ours, theirs)
+    new_L, new_G = _places(ours, theirs)
     (gate, logits_LNE, kernels), (old_gate, old_logits, old_kernels) = _experts(ours), _experts(theirs)
     places = new_L.nonzero().flatten().tolist()
     use_GC = use_L.view(len(old_kernels), -1)  # of each bank's leaders
@@ -211,7 +213,7 @@ def _begin_experts(
         sources = of_banks[:, torch.arange(a_bank) % use_GC.shape[1]].flatten()
     logits_LNE[new_L] = old_logits[sources]
     logits_LNE[new_L] += LOGIT_NOISE * torch.randn(logits_LNE[new_L].shape, generator=generator)
-    towards_E, back = (0.0, 0.0) if tilt is None else tilt
+    towards_E, back = (0.0, -STANDS_BACK) if tilt is None else tilt
     gate.linear.weight[new_L] = old_gate.linear.weight[sources] + towards_E
     gate.linear.bias[new_L] = old_gate.linear.bias[sources] + back
 

@@ -281,6 +281,8 @@ class UniMMAD(Method):
     def loss(self, output: Reconstruction, facts: StepFacts) -> Loss:
         settings = facts.settings
         scale = balance_scale(facts.epoch, settings.balance_epochs, settings.balance_floor)
+        if self.experts_alone:  # gates have been balanced before
+            scale = settings.balance_floor
         return unimmad_loss(
             output,
             facts.weight_of_token_T,

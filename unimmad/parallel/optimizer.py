@@ -12,6 +12,7 @@ from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optim
 
 from unimmad.config import TrainingSettings
 from unimmad.model.backends.torchvision_repair import ensure_torchvision_imports
+from unimmad.model.leaders import BaseKernelBank
 from unimmad.model.method import Method
 
 ensure_torchvision_imports()
@@ -37,13 +38,21 @@ def new_optimizer(model: Method, training: TrainingSettings) -> torch.optim.Opti
 
 
 def _parameter_groups(model: Method, training: TrainingSettings) -> list[dict[str, Any]]:
-    """All that is trained; in two groups where weight decay leaves vectors out."""
+    """All that is trained; in two groups where weight decay leaves vectors out, or banks of which some stay as they are:
+    it moves what has no gradient, too."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if training.decay_vectors or not training.weight_decay:
+    if not training.weight_decay:
         return [{"params": trainable, "name": "dense"}]
-    vectors = [parameter for parameter in trainable if parameter.ndim <= 1]
-    others = [parameter for parameter in trainable if parameter.ndim > 1]
+    partly = {
+        id(module.kernels_GNEEkk)
+        for module in model.modules()
+        if isinstance(module, BaseKernelBank) and module.trained_G is not None
+    }
+    without = [p for p in trainable if id(p) in partly or (p.ndim <= 1 and not training.decay_vectors)]
+    if not without:
+        return [{"params": trainable, "name": "dense"}]
+    spared = {id(parameter) for parameter in without}
     return [
-        {"params": others, "name": "dense"},
-        {"params": vectors, "name": "dense vectors", "weight_decay": 0.0},
+        {"params": [parameter for parameter in trainable if id(parameter) not in spared], "name": "dense"},
+        {"params": without, "name": "dense vectors", "weight_decay": 0.0},
     ]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,6 @@ from unimmad.model.method import Fitted
 from unimmad.parallel.engine import Engine, OptimizerPiece
 from unimmad.parallel.placement import fqn
 from unimmad.training.composing import Composing
-from unimmad.training.growth import Growth
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class RunFacts:
     """Of training before this start."""
     methods: Registry = field(default_factory=lambda: METHODS)
     """The recipe's among them."""
-    growth: Growth | None = None
-    """Of a run that grows out of another checkpoint."""
+    growth: Mapping[str, Any] | None = None
+    """What a run that grows out of another checkpoint was begun with."""
 
 
 def save_checkpoint(
@@ -204,7 +204,7 @@ def _finish(
         composing=facts.composing,
         fitted=engine.model.describe() if isinstance(engine.model, Fitted) else None,
         seconds=seconds,
-        growth=None if facts.growth is None else facts.growth.facts(),
+        growth=facts.growth,
     )
     write_index_and_state(partial, state, digests)
     return folder.commit(partial, step, facts.recipe.training.keep_checkpoints)

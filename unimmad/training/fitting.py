@@ -153,6 +153,6 @@ def _write(model: FittedMethod, facts: RunFacts, checkpoints: CheckpointFolder, 
         trained_on=facts.trained_on,
         fitted=model.describe(),
         seconds=seconds,
-        growth=None if facts.growth is None else facts.growth.facts(),
+        growth=facts.growth,
     )
     return write_model(checkpoints, model, state)

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from unimmad.checkpoint.loading import LoadedCheckpoint
+from unimmad.config import Recipe
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.evaluation.run import evaluate_classes
 from unimmad.evaluation.scoring import chosen_precision, scoring_form
 from unimmad.metrics.metrics import Metrics
+from unimmad.model.method import Method
 from unimmad.ranks.exchange import Ranks
 from unimmad.report.table import Row, Strong, Table
 from unimmad.serialization.atomic_write import write_text_aside
@@ -41,8 +42,8 @@ class Forgetting:
     after: Mapping[str, Metrics]
     """Of each class that has test images."""
     new: tuple[str, ...]
-    unmeasured: tuple[str, ...]
-    """Old and new classes without a test image."""
+    known: tuple[str, ...]
+    """All classes, old and new."""
     trained: int
     """Values that were trained."""
     parameters: int
@@ -63,6 +64,16 @@ class Forgetting:
                 found[name] = then - now
         return found
 
+    @property
+    def unmeasured(self) -> list[str]:
+        """Old classes without both values, and new ones without one."""
+        lost = self.lost()
+        return [
+            name
+            for name in self.known
+            if (self.after.get(name, {}).get(MEASURE) is None if name in self.new else name not in lost)
+        ]
+
     def mean(self, measure: str = MEASURE) -> float | None:
         """Of ``lost``; None where no class is measured."""
         lost = self.lost(measure)
@@ -71,10 +82,15 @@ class Forgetting:
     def check(self, most: float | None) -> None:
         """
         Raises:
-            ValueError: a class lost more than ``most``; names all that did.
+            ValueError: a class lost more than ``most``, or nobody can say; names all that did.
         """
         if most is None:
             return
+        if unknown := [name for name in self.unmeasured if name not in self.new]:
+            raise ValueError(
+                f"--max-forgetting: nobody can say what {', '.join(unknown)} lost of its {MEASURE}; the checkpoint is "
+                "not finished"
+            )
         beyond = {name: lost for name, lost in self.lost().items() if lost > most}
         if beyond:
             said = ", ".join(f"{name} {lost:.4f}" for name, lost in sorted(beyond.items(), key=lambda item: -item[1]))
@@ -107,7 +123,7 @@ class Forgetting:
                 name: {"new": name in self.new, "before": self.before.get(name), "after": self.after.get(name)}
                 for name in dict.fromkeys((*self.before, *self.after))
             },
-            "unmeasured": list(self.unmeasured),
+            "unmeasured": self.unmeasured,
             "trained_parameters": self.trained,
             "parameters": self.parameters,
             "replayed_images": self.replayed,
@@ -132,13 +148,20 @@ class Forgetting:
         yield f"trained: {self.trained} of {self.parameters} parameters ({share:.2%}), {self.minutes:.1f} minutes"
         yield f"seen again: {self.replayed} old training images"
         if self.unmeasured:
-            yield f"without test images: {', '.join(self.unmeasured)}"
+            yield f"not measured for want of test images: {', '.join(self.unmeasured)}"
 
 
 def class_metrics(
-    checkpoint: LoadedCheckpoint, shards: ShardSet, device: torch.device, ranks: Ranks
+    model: Method, recipe: Recipe, shards: ShardSet, device: torch.device, ranks: Ranks
 ) -> dict[str, Metrics]:
     """Of every class of the test split, by ``DATASET/CLASS``; on ranks other than 0 nothing. Collective.
+
+    Args:
+        model: of a checkpoint.
+        recipe: how images are read, scored and measured; the same for all that are compared.
+        shards: with test images.
+        device: what to compute on.
+        ranks: all.
 
     Raises:
         ValueError: a sample can't be read, or a map is not finite.
@@ -146,9 +169,8 @@ def class_metrics(
     """
     if not shards.has("test"):
         return {}
-    recipe = checkpoint.recipe
     scored_classes = evaluate_classes(
-        scoring_form(checkpoint.model, recipe.evaluation, device),
+        scoring_form(model, recipe.evaluation, device),
         shards,
         "test",
         recipe.evaluation,

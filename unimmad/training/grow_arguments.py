@@ -189,5 +189,6 @@ def _old_data(typed: Sequence[str] | None, state: dict[str, Any], origin: str) -
 
 
 def _beside(source: Path) -> Path:
+    source = source.resolve()  # of "." there is no name
     run = source.parent.parent if source.parent.name == CHECKPOINTS else source
     return run.with_name(f"{run.name}-grown")

@@ -102,7 +102,7 @@ def review(
             before,
             after,
             data.new,
-            tuple(name for name in data.trained_on.classes if name not in after),
+            data.trained_on.classes,
             *sizes,
             float(read_state(checkpoint).get(SECONDS, 0.0)) / 60,
             sum(len(refs) for name, refs in classes.items() if name not in data.new),
@@ -119,10 +119,11 @@ def review(
 def _measured(
     checkpoint: Path, data: GrowingData, arguments: TrainArguments, world: World, ranks: Ranks
 ) -> dict[str, Metrics]:
-    """The metrics of each class of the test split that the checkpoint can score, on rank 0. Collective."""
+    """The metrics of each class of the test split that the checkpoint can score, on rank 0, by the run's recipe whatever
+    its own says. Collective."""
     loaded = world.together(lambda: load_checkpoint(checkpoint, verify=False, methods=arguments.methods))
     model, shards = loaded.model, data.shards
     lacks_bank = isinstance(model, Fitted) and model.looks_at_class and not all(map(model.is_fitted_to, data.new))
     if lacks_bank or shards.max_slot >= model.modality_slots:
         shards = shards.those(lambda ref: ref.class_name in data.old)
-    return class_metrics(loaded, shards, world.device, ranks)
+    return class_metrics(model, arguments.recipe, shards, world.device, ranks)

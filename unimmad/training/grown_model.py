@@ -84,11 +84,17 @@ def check_placement(recipe: Recipe, growth: Growth, ep_size: int, world_size: in
     Raises:
         ValueError: the ranks that would share the old leaders can't have as many of the new ones each.
     """
-    sharing = math.gcd(ep_size, world_size, recipe.model.leaders - growth.new_leaders) if growth.new_leaders else 1
-    if growth.new_leaders % sharing:
+    if not growth.new_leaders:
+        return
+    model = recipe.model
+    less = {"leaders": model.leaders - growth.new_leaders, "banks": model.banks - growth.new_banks}
+    old, grown = (
+        math.gcd(ep_size, world_size, *of.expert_counts) for of in (model.model_copy(update=less), model)
+    )
+    if grown != old:
         raise ValueError(
-            f"--new-leaders {growth.new_leaders} can't be placed evenly on the {sharing} ranks of an expert-parallel "
-            f"group: give a multiple of {sharing}, or another ep_size"
+            f"--new-leaders {growth.new_leaders} can't be placed evenly on the {old} ranks of an expert-parallel "
+            f"group ({grown} could share all leaders and banks): give another number, or another ep_size"
         )
 
 
@@ -105,10 +111,13 @@ def grown_model(
     """With the old weights; new leaders are still at random.
 
     Raises:
-        ValueError: the checkpoint does not fit its recipe.
+        ValueError: the checkpoint does not fit its recipe, or banks can't come to its own.
     """
     model = _with_room(source, recipe, growth, data, methods)
     if isinstance(model, Fitted):
+        if not model.is_fitted:
+            raise ValueError(f"{growth.source} has no banks yet: let its training come to its end first")
+        model.begin(recipe.training.seed, adding=True)  # now rather than after training: it may refuse
         model.forget(data.new)
     return model
 
@@ -145,6 +154,8 @@ def begin_leaders(
     logger.info(
         "new leaders begin with those of %d new and %d old images of %d classes", len(of_new), len(of_old), len(classes)
     )
+    # The old levels see as they will: new slots are in the images of new classes alone.
+    source.model.input_embedding = model.input_embedding
     for_new, for_old = (_use(source.model, _read(refs, data, recipe), recipe) for refs in (of_new, of_old))
     if for_new is None:
         raise ValueError("none of the new images that new leaders begin with can be read")

@@ -7,6 +7,8 @@ and at which positions they stand from the order rule, by which half of the draw
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +26,11 @@ from unimmad.data.index import DatasetEntry
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.counter_rng import Purpose, counter_rng
 from unimmad.data.reading.shard_cache import ShardCache
-from unimmad.data.reading.shard_files import SampleRef
+from unimmad.data.joined_slots import named_apart
+from unimmad.data.reading.shard_files import SampleRef, check_names
 from unimmad.data.reading.shard_set import ShardSet
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,25 +67,45 @@ class Growth:
         """Those that the checkpoint was trained on, with their slots."""
         return {} if self.trained_on is None else self.trained_on.datasets
 
-    def facts(self) -> dict[str, Any]:
-        """What a run that is continued must have been begun with, in JSON's types."""
-        known_by = next(path for name in (DIGESTS_NAME, STATE_NAME) if (path := self.source / name).is_file())
+    @cached_property
+    def source_digest(self) -> str:
+        """By which the checkpoint is known; it is read once.
+
+        Raises:
+            ValueError: the checkpoint is no longer there.
+        """
+        for name in (DIGESTS_NAME, STATE_NAME):
+            if (known_by := self.source / name).is_file():
+                return hashlib.sha256(known_by.read_bytes()).hexdigest()
+        raise ValueError(f"--checkpoint {self.source} is no longer there: give one that is")
+
+    def facts(self, replayed: str) -> dict[str, Any]:
+        """What a run that is continued must have been begun with, in JSON's types.
+
+        Args:
+            replayed: ``GrowingData.replayed``.
+        """
         return {
-            "from": hashlib.sha256(known_by.read_bytes()).hexdigest(),
+            "from": self.source_digest,
             "replay_fraction": self.replay_fraction,
             "distillation": self.distillation,
             "new_leaders": self.new_leaders,
             "new_banks": self.new_banks,
+            "replayed": replayed,
         }
 
 
-def check_same_growth(checkpoint: Path, growth: Growth | None) -> None:
+def check_same_growth(checkpoint: Path, ours: Mapping[str, Any] | None) -> None:
     """
+    Args:
+        checkpoint: to continue.
+        ours: what it must have been begun with, ``Growth.facts``; None: by ``unimmad train``.
+
     Raises:
         ValueError: the checkpoint to continue was begun by ``unimmad grow`` in another way, or not by it, or was by it
-            and ``growth`` is None.
+            and ``ours`` is None.
     """
-    theirs, ours = read_state(checkpoint).get(GROWTH), None if growth is None else growth.facts()
+    theirs = read_state(checkpoint).get(GROWTH)
     if theirs == ours:
         return
     if not isinstance(theirs, dict) or ours is None:
@@ -89,6 +114,11 @@ def check_same_growth(checkpoint: Path, growth: Growth | None) -> None:
             f"{checkpoint} was begun by unimmad {begun}, not by unimmad {other}: use that, or another --output-dir"
         )
     key = next(key for key in ours if theirs.get(key) != ours[key])
+    if key == "replayed":
+        raise ValueError(
+            f"{checkpoint} was begun with other old images to see again: give the same --old-data, another "
+            "--output-dir, or --resume never"
+        )
     option = "--checkpoint" if key == "from" else f"--{key.replace('_', '-')}"
     was = "another one" if key == "from" else theirs.get(key)
     raise ValueError(
@@ -107,7 +137,15 @@ class GrowingData:
     old: tuple[str, ...]
     """Those of which ``shards`` have anything."""
     trained_on: TrainedOn
-    """Of the checkpoint and of the new classes."""
+    """Of the checkpoint and of the new classes; where the checkpoint does not say, of all in ``shards``."""
+    recorded: tuple[DataFolder, ...]
+    """Those that can be read together later; without old folders of which a class is replaced."""
+
+    @cached_property
+    def replayed(self) -> str:
+        """SHA-256 of which old training samples are seen again."""
+        old = {name: [ref.entry for ref in self.shards.classes("train").get(name, ())] for name in self.old}
+        return hashlib.sha256(json.dumps(TrainedOn.of({}, old).digests, sort_keys=True).encode()).hexdigest()
 
     @property
     def weights(self) -> dict[str, int]:
@@ -131,34 +169,37 @@ def open_growing_data(growth: Growth, data: Sequence[DataFolder], cache: ShardCa
     new = tuple(fresh.classes("train"))
     if not new:
         raise ValueError("--data: no training sample is new; growing needs normal samples in the split 'train'")
-    known = () if growth.trained_on is None else growth.trained_on.classes
-    if not growth.replace and (again := [name for name in new if name in known]):
+    seen = () if growth.trained_on is None else growth.trained_on.classes
+    if not growth.replace and (again := [name for name in new if name in seen]):
         raise ValueError(
             f"--data: {growth.source} knows class {again[0]}{_more(again)} already: leave it out, or say --replace to "
             "train it on these images alone"
         )
     _check_kinds(growth.datasets, fresh.datasets)
+    known = {**growth.datasets, **named_apart(fresh.datasets, growth.datasets)}
+    fresh = ShardSet(fresh.folders, fresh.indexes, cache, known)
     old_data = [folder for folder in growth.old_data if folder not in data]
-    if growth.replace:
-        shards = _joined(old_data, data, new, cache, growth)
+    recorded = [*old_data, *data]
+    if growth.replace and old_data:
+        shards, recorded = _joined(old_data, fresh, cache, known)
     else:
-        shards = ShardSet.open([*old_data, *data], cache, growth.datasets)
+        shards = ShardSet.open(recorded, cache, known)
     first_new = len(old_data)
     old = [
         name
         for name, refs in {**shards.classes("train"), **shards.classes("test")}.items()
-        if refs[0].folder < first_new and name not in new and (name in known or not known)
+        if refs[0].folder < first_new and name not in new and (name in seen or not seen)
     ]
     replayed = replayed_samples(
         {name: shards.classes("train").get(name, ()) for name in old}, growth.replay_fraction, seed
     )
     if growth.replay_fraction and not replayed:
         raise ValueError(
-            f"there is no old training sample to replay ({growth.source} was trained on {_listed(known)}): give shards "
+            f"there is no old training sample to replay ({growth.source} was trained on {_listed(seen)}): give shards "
             "of these with --old-data DIR, or --replay-fraction 0"
         )
     if growth.max_forgetting is not None:
-        _check_measurable(shards, old)
+        _check_measurable(shards, [name for name in seen or old if name not in new])
 
     def wanted(ref: SampleRef) -> bool:
         if ref.folder >= first_new:
@@ -166,10 +207,14 @@ def open_growing_data(growth: Growth, data: Sequence[DataFolder], cache: ShardCa
         chosen = ref.entry.split != "train" or (ref.entry.dataset, ref.entry.key) in replayed
         return ref.class_name in old and chosen
 
+    named = new if growth.trained_on is not None else (*old, *new)
     trained_on = TrainedOn.of(
-        fresh.datasets, {name: [ref.entry for ref in refs] for name, refs in fresh.classes("train").items()}
+        shards.datasets,
+        {name: [ref.entry for ref in refs] for name, refs in shards.classes("train").items() if name in named},
     )
-    return GrowingData(shards.those(wanted), new, tuple(old), _joined_facts(growth.trained_on, trained_on))
+    return GrowingData(
+        shards.those(wanted), new, tuple(old), _joined_facts(growth.trained_on, trained_on), tuple(recorded)
+    )
 
 
 def replayed_samples(classes: Mapping[str, Sequence[SampleRef]], fraction: float, seed: int) -> set[tuple[str, str]]:
@@ -188,32 +233,52 @@ def replayed_samples(classes: Mapping[str, Sequence[SampleRef]], fraction: float
 def _check_measurable(shards: ShardSet, old: Sequence[str]) -> None:
     """
     Raises:
-        ValueError: no old class has test images by which it could be seen to be forgotten.
+        ValueError: an old class has no test images by which it could be seen to be forgotten.
     """
     tested = shards.classes("test")
-    if not any(len({ref.entry.anomalous for ref in tested.get(name, ())}) == 2 for name in old):
+    lacking = [name for name in old if len({ref.entry.anomalous for ref in tested.get(name, ())}) < 2]
+    if lacking or not old:
         raise ValueError(
-            "--max-forgetting: there are no test images, normal and anomalous, of any class that the checkpoint knows; "
-            "give shards with some by --old-data, or leave it out"
+            "--max-forgetting: there are no test images, normal and anomalous, of "
+            f"{_listed(lacking)}, which the checkpoint knows; give shards with some by --old-data, or leave it out"
         )
 
 
 def _joined(
-    old_data: Sequence[DataFolder], data: Sequence[DataFolder], new: Sequence[str], cache: ShardCache, growth: Growth
-) -> ShardSet:
-    """Both, of which the old ones lose what is replaced."""
-    fresh = ShardSet.open(data, cache, growth.datasets)
-    if not old_data:
-        return fresh
-    old = ShardSet.open(old_data, cache, growth.datasets).those(lambda ref: ref.class_name not in new)
-    return ShardSet([*old.folders, *fresh.folders], [*old.indexes, *fresh.indexes], cache, growth.datasets)
+    old_data: Sequence[DataFolder], fresh: ShardSet, cache: ShardCache, known: Mapping[str, DatasetEntry]
+) -> tuple[ShardSet, list[DataFolder]]:
+    """Both, of which the old ones lose what is replaced; and those folders that lost nothing.
+
+    Raises:
+        ValueError: what is left of a dataset differs in modalities from the new one, or has keys of it.
+    """
+    new = fresh.classes("train")
+    old = ShardSet.open(old_data, cache, known)
+    left = old.those(lambda ref: ref.class_name not in new)
+    whole = []
+    for folder, before, after in zip(old.folders, old.indexes, left.indexes, strict=True):
+        if len(after.samples) == len(before.samples):
+            whole.append(folder)
+        elif after.samples:
+            logger.warning(
+                "%s has a class that is replaced: the checkpoint does not name it among its data, so give "
+                "its other classes in shards of their own where these are to be evaluated or seen again",
+                folder,
+            )
+    folders, indexes = [*old.folders, *fresh.folders], [*left.indexes, *fresh.indexes]
+    check_names(folders, indexes)
+    return ShardSet(folders, indexes, cache, known), [*whole, *fresh.folders]
 
 
 def _joined_facts(old: TrainedOn | None, new: TrainedOn) -> TrainedOn:
     if old is None:
         return new
+    datasets = dict(old.datasets)
+    for name, entry in new.datasets.items():  # classes may come into a dataset one after the other
+        roi = {**datasets[name].roi, **entry.roi} if name in datasets else entry.roi
+        datasets[name] = entry.model_copy(update={"roi": roi})
     return TrainedOn(
-        {**old.datasets, **new.datasets},
+        datasets,
         tuple(dict.fromkeys((*old.classes, *new.classes))),
         {**old.digests, **new.digests},
         {**old.samples, **new.samples},
@@ -221,6 +286,11 @@ def _joined_facts(old: TrainedOn | None, new: TrainedOn) -> TrainedOn:
 
 
 def _check_kinds(known: Mapping[str, DatasetEntry], new: Mapping[str, DatasetEntry]) -> None:
+    """
+    Raises:
+        ValueError: a modality is of another kind than the checkpoint's of its name, or a dataset that is known has
+            others.
+    """
     kinds = {m.name: (m.kind, dataset) for dataset, entry in known.items() for m in entry.modalities}
     for dataset, entry in new.items():
         for modality in entry.modalities:
@@ -231,6 +301,12 @@ def _check_kinds(known: Mapping[str, DatasetEntry], new: Mapping[str, DatasetEnt
                     f"{modality.name} as {kind} (dataset {where}): write the shards again with --modality "
                     f"{modality.name}={kind}, or give the modality another name"
                 )
+        ours, theirs = ({m.name for m in of.modalities} for of in (entry, known.get(dataset, entry)))
+        if ours != theirs:
+            raise ValueError(
+                f"--data: dataset {dataset} has the modalities {', '.join(sorted(ours))}, and the checkpoint knows it "
+                f"with {', '.join(sorted(theirs))}: write the shards again with another --name"
+            )
 
 
 def _more(names: Sequence[str]) -> str:

@@ -250,7 +250,7 @@ class Trainer:
             with ranks.together():
                 evaluation = evaluate_checkpoint(
                     load_checkpoint(checkpoint, verify=False, methods=self.facts.methods),  # it was just written
-                    self.shards.folders,
+                    self.shards.folders if self.growing is None else self.growing.recorded,
                     folder,
                     cache=self.shards.cache,
                     on_error=data.on_error,

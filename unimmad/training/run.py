@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -122,10 +122,10 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
         raise ValueError(
             f"training.drawn_share: {recipe.method} does not learn from anomalies drawn onto its images; set it to 0"
         )
-    folders = [str(folder) for folder in (*(() if growth is None else growth.old_data), *data)]
+    folders = [str(folder) for folder in (data if growing is None else growing.recorded)]
     checkpoints = CheckpointFolder(run.path)
     if isinstance(model, FittedMethod):
-        facts = RunFacts(recipe, backbone_weights, folders, 0, trained_on, growth=growth)
+        facts = RunFacts(recipe, backbone_weights, folders, 0, trained_on, growth=found.growth)
         fit(model, shards if growing is None else growing.of_new(), facts, checkpoints, world, lock)
         return _conclude(arguments, run, shards, growing, world, sizes, stop)
     composing = _composing(arguments, run, world, ep_size, shards.classes("train"))
@@ -147,7 +147,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
         composing,
         _seconds_before(run),
         arguments.methods,
-        growth,
+        found.growth,
     )
     trainer = Trainer(
         engine, shards, order, schedule, checkpoints, facts, lock, stop, arguments.profile, features, growing
@@ -168,6 +168,8 @@ class _Data:
     trained_on: TrainedOn
     growing: GrowingData | None
     """Where the run grows out of another checkpoint."""
+    growth: dict[str, Any] | None = None
+    """What it was begun with."""
 
 
 def _conclude(
@@ -241,17 +243,18 @@ def _open_data(arguments: TrainArguments, data: list[DataFolder], run: RunFolder
     """The samples as this rank's node sees them, and the order in which they come."""
     recipe = arguments.recipe
     cache = ShardCache.of(recipe.data.cache_folder, recipe.data.cache_gb)
-    if run.resume_from is not None:
-        check_same_growth(run.resume_from, arguments.growth)
-    growing = None
+    growing, growth = None, None
     if arguments.growth is not None:
         growing = open_growing_data(arguments.growth, data, cache, recipe.training.seed)
+        growth = arguments.growth.facts(growing.replayed)
         shards, trained_on = growing.shards, growing.trained_on
     else:
         shards = ShardSet.open(data, cache, _slots_before(run.resume_from or arguments.init_from))
         trained_on = TrainedOn.of(
             shards.datasets, {name: [ref.entry for ref in refs] for name, refs in shards.classes("train").items()}
         )
+    if run.resume_from is not None:
+        check_same_growth(run.resume_from, growth)
     check_dataset_weights(recipe.data.dataset_weights, trained_on.datasets if growing else shards.datasets)
     if run.resume_from is not None:
         check_same_data(run.resume_from, trained_on)
@@ -276,7 +279,7 @@ def _open_data(arguments: TrainArguments, data: list[DataFolder], run: RunFolder
         recipe.data.sampling,
         None if growing is None else growing.weights,
     )
-    return _Data(shards, order, trained_on, growing)
+    return _Data(shards, order, trained_on, growing, growth)
 
 
 def _slots_before(source: Path | None) -> dict[str, DatasetEntry] | None:

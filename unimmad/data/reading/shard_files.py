@@ -120,7 +120,7 @@ def checked_indexes(folders: Sequence[DataFolder]) -> list[Index]:
         ValueError: no or a broken index, a shard missing or cut short, one dataset in two folders.
     """
     indexes = [_index_of(folder) for folder in folders]
-    _check_names(folders, indexes)
+    check_names(folders, indexes)
     for folder, index in zip(folders, indexes, strict=True):
         if isinstance(folder, Path):
             _check_shards(folder, index)
@@ -134,9 +134,13 @@ def _index_of(folder: DataFolder) -> Index:
     return load_index(folder)
 
 
-def _check_names(folders: Sequence[DataFolder], indexes: Sequence[Index]) -> None:
+def check_names(folders: Sequence[DataFolder], indexes: Sequence[Index]) -> None:
     """Folders may share a dataset's name, as where a class came later: with the same modalities, and other classes and
-    keys."""
+    keys.
+
+    Raises:
+        ValueError: they share one otherwise.
+    """
     places: dict[str, list[int]] = {}
     for number, index in enumerate(indexes):
         for name, entry in index.datasets.items():
