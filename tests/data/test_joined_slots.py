@@ -9,7 +9,7 @@ import pytest
 from hand_made import hand_made_shards
 
 from unimmad.data.index import DatasetEntry, Modality
-from unimmad.data.joined_slots import joined_by_name
+from unimmad.data.joined_slots import joined_by_name, named_apart
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.roi import Roi, Rois
 from unimmad.evaluation.modalities import keep_modalities
@@ -44,6 +44,13 @@ def test_what_a_model_was_trained_on_decides() -> None:
     trained = {"a": entry(depth=0, rgb=1), "b": entry(ir=0)}
     found = joined_by_name({"a": entry(rgb=0, depth=1), "new": entry(rgb=0, ir=1, uv=2)}, trained)
     assert slots(found) == {"a": {"depth": 0, "rgb": 1}, "new": {"ir": 0, "rgb": 1, "uv": 2}}
+
+
+def test_a_sensor_that_a_growing_model_does_not_know_has_a_slot_of_its_own() -> None:
+    known = {"a": entry(rgb=0, depth=2)}
+    given = {"a": entry(rgb=0, depth=2), "b": entry(thermal=0, depth=1), "c": entry(ir=0)}
+    assert slots(named_apart(given, known)) == {"b": {"thermal": 1, "depth": 2}, "c": {"ir": 3}}
+    assert named_apart(given, {}) == {}
 
 
 def test_a_model_of_before_keeps_its_slots_and_refuses_new_data_that_may_be_either() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +21,13 @@ from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.cli import export
 from unimmad.config import TrainingSettings
 from unimmad.methods.level_search import harmonic_mean
+from unimmad.methods.registry import METHODS
 from unimmad.methods.searching import SearchedReconstruction, SearchingSettings, SearchingUniMMAD
-from unimmad.model.method import StepFacts
+from unimmad.model.growing import train_experts_alone
+from unimmad.model.method import Method, StepFacts
 from unimmad.model.unimmad import UniMMAD
+from unimmad.training.grown_model import grown_model
+from unimmad.training.growth import Growth
 
 SMALL = {
     **{"image_size": SIZE, "backbone": "resnet10t", "backbone_weights": "none", "modality_slots": 2},
@@ -102,6 +108,42 @@ def test_the_usual_distance_is_that_of_all_ranks_tokens_and_moves_slowly() -> No
     torch.testing.assert_close(method.usual_L, 2 * means_L)
     method.loss(output, StepFacts(torch.ones(5), TrainingSettings()))
     torch.testing.assert_close(method.usual_L, 1.95 * means_L)
+
+
+@torch.no_grad()
+def test_what_distances_are_divided_by_stays_where_experts_alone_learn() -> None:
+    method = new_method()
+    method.usual_L.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    train_experts_alone(method)
+    method.train()
+    before = {name: buffer.clone() for name, buffer in method.named_buffers()}
+    method.loss(method(*tokens(TEST)), StepFacts(torch.ones(5), TrainingSettings()))
+    for name, buffer in method.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+@pytest.mark.parametrize("bank_per", ["class", "all"])
+def test_what_can_t_get_banks_of_new_classes_is_refused_before_it_is_trained(bank_per) -> None:
+    torch.manual_seed(0)
+    search = {**SMALL["search"], "bank_per": bank_per}  # type: ignore[dict-item]
+    method = SearchingUniMMAD(SearchingSettings.model_validate({**SMALL, "search": search})).eval()
+    recipe: Any = SimpleNamespace(model=method.settings, training=TrainingSettings())
+    growth, data = Growth(Path("old"), (), 0.0, 0.0), SimpleNamespace(new=("set/new",))
+
+    def grown() -> Method:
+        source = SimpleNamespace(recipe=recipe, model=method)
+        return grown_model(source, recipe, growth, data, METHODS)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="old has no banks yet: let its training come to its end first"):
+        grown()
+    method.begin(0)
+    collect(method, TRAIN)  # type: ignore[arg-type]
+    method.finish(lambda given: given)
+    if bank_per == "all":
+        with pytest.raises(ValueError, match="one bank holds all classes"):
+            grown()
+    else:
+        assert isinstance(grown(), SearchingUniMMAD)
 
 
 @torch.no_grad()

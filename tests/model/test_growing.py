@@ -110,6 +110,20 @@ def test_a_new_leader_begins_as_the_most_used_one_and_stands_back_where_old_imag
         assert above[0] == pytest.approx(-above[1], abs=1e-3)
 
 
+def test_without_old_images_a_new_leader_stands_back_from_the_one_that_it_begins_as(old):
+    model = grown_from(old, leaders=6)
+    with torch.no_grad(), watched_gates(old) as used:
+        old(*batch(1))
+        uses = used()
+    begin_new_leaders(model, old, uses, None, seed=0)
+    for ours, theirs, use in zip(branches_of(model), branches_of(old), uses, strict=True):
+        new = torch.tensor(is_new(4, 2)).nonzero()[0, 0]
+        source = use.use_L.argmax()
+        gate, old_gate = ours.routed.gate.linear, theirs.routed.gate.linear
+        assert torch.equal(gate.weight[new], old_gate.weight[source])
+        torch.testing.assert_close(gate.bias[new], old_gate.bias[source] - 1)
+
+
 def test_a_step_moves_gates_leaders_and_new_banks_alone_and_distils_from_before(old):
     model = grown_from(old, leaders=8, banks=2)
     train_experts_alone(model, new_banks=[1])
@@ -131,6 +145,9 @@ def test_a_step_moves_gates_leaders_and_new_banks_alone_and_distils_from_before(
             branch.routed.gate.linear.bias[0] += 3
     loss = model.loss(model(*batch(3)), facts)
     assert loss.parts["distillation"].item() > 0.01
+    parts = loss.parts
+    expected_total = parts["reconstruction"] + RECIPE.training.balance_floor * parts["balance"] + parts["distillation"]
+    torch.testing.assert_close(loss.total, expected_total, msg="gates were balanced before")
     loss.total.backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     expected = {name for name in before if ".routed." in name or name.endswith("kernels_GNEEkk")}

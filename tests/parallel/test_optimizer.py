@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from unimmad.config import TrainingSettings, load_recipe
-from unimmad.methods.registry import METHOD_SETTINGS, build_method
+from unimmad.methods.registry import METHOD_SETTINGS, build_method, new_model
+from unimmad.model.growing import train_experts_alone
 from unimmad.parallel.deepspeed_config import (
     DeepSpeedSettings,
     default_deepspeed_config,
@@ -92,3 +93,20 @@ def test_a_method_without_experts_has_an_ep_size_of_1():
     place_leaders(method, 1, 0)
     assert isinstance(method, nn.Module)
     assert method.on_routed is None
+
+
+@pytest.mark.parametrize("name", ["adamw", "stable_adamw"])
+@pytest.mark.parametrize("decay_vectors", [True, False])
+def test_weight_decay_leaves_banks_as_they_are_beside_those_that_come_in(name, decay_vectors):
+    method, _ = new_model(load_recipe("tiny", ["model.banks=2"]))
+    train_experts_alone(method, new_banks=[1])
+    settings = training(optimizer=name, weight_decay=0.1, decay_vectors=decay_vectors)
+    optimizer = new_optimizer(method, settings)
+    before = {key: parameter.detach().clone() for key, parameter in method.named_parameters()}
+    for parameter in method.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moved = {key for key, parameter in method.named_parameters() if not torch.equal(parameter, before[key])}
+    assert moved
+    assert all(".routed." in key for key in moved)

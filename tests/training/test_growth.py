@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hand_made import hand_made_checkpoint, hand_made_shards
 
 from unimmad.checkpoint.folder import find_checkpoint
+from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import load_recipe
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_set import ShardSet
+from unimmad.data.roi import Roi, Rois
+from unimmad.methods.registry import METHODS
+from unimmad.parallel.world import World
+from unimmad.training import growing_run
 from unimmad.training.arguments import parse_arguments
+from unimmad.training.forgetting import Forgetting
 from unimmad.training.grow_arguments import parse_grow_arguments
+from unimmad.training.grown_model import begin_leaders, check_placement, grown_model
 from unimmad.training.growth import Growth, check_same_growth, open_growing_data, replayed_samples
 
 ROPE, COOKIE = "solids/rope", "solids/cookie"
@@ -34,6 +43,20 @@ def part_of(folder: Path, target: Path, class_name: str | None = None, **modalit
         entry["modalities"] = [
             {**known, **(modality if known["name"] == "depth" else {})} for known in entry["modalities"]
         ]
+    (target / "index.json").write_text(json.dumps(index))
+    return target
+
+
+def with_thermal(folder: Path, target: Path, dataset: str = "heat") -> Path:
+    """A copy of shards as another dataset, which has thermal images in place of colours."""
+    shutil.copytree(folder, target)
+    text = (
+        (target / "index.json").read_text().replace('"rgb":', '"thermal":').replace('"name":"rgb"', '"name":"thermal"')
+    )
+    index: dict[str, Any] = json.loads(text.replace('"name": "rgb"', '"name": "thermal"'))
+    index["datasets"] = dict.fromkeys([dataset], next(iter(index["datasets"].values())))
+    for sample in index["samples"]:
+        sample["dataset"] = dataset
     (target / "index.json").write_text(json.dumps(index))
     return target
 
@@ -109,11 +132,120 @@ def test_a_class_that_is_known_is_refused_unless_it_is_replaced(growth, folders)
     assert len(data.shards.classes("train")[ROPE]) == len(ShardSet.open([folders["solids"]]).classes("train")[ROPE])
 
 
+def test_what_is_recorded_after_a_replacement_can_be_read_together(folders, tmp_path):
+    source = checkpoint(tmp_path / "both", folders["solids"])
+    replacing = Growth(source, (folders["solids"],), 0.01, 0.0, replace=True)
+    data = open_growing_data(replacing, [folders["rope"]], ShardCache.of(), seed=0)
+    assert (data.new, data.old) == ((ROPE,), (COOKIE,))
+    assert len(data.shards.classes("train")[COOKIE]) == 1
+    assert data.recorded == (folders["rope"],)
+    growth = replace(replacing, old_data=(folders["cookie"],))
+    data = open_growing_data(growth, [folders["rope"]], ShardCache.of(), seed=0)
+    assert set(ShardSet.open(data.recorded).classes("test")) == {ROPE, COOKIE}
+
+
+def test_what_the_checkpoint_says_it_was_trained_on_is_what_training_used(growth, folders, tmp_path):
+    heat = with_thermal(folders["cookie"], tmp_path / "heat")
+    data = open_growing_data(growth, [heat], ShardCache.of(), seed=0)
+    slots = {m.name: m.slot for m in data.trained_on.datasets["heat"].modalities}
+    assert slots == {"thermal": 2, "depth": 1}, "rgb's slot is rgb's"
+    assert data.trained_on.datasets["heat"] == data.shards.datasets["heat"]
+    recipe = load_recipe("tiny", ["model.image_size=32"])
+    unsaid, _ = hand_made_checkpoint(tmp_path / "unsaid", recipe, [folders["rope"]])
+    data = open_growing_data(replace(growth, source=unsaid), [heat], ShardCache.of(), seed=0)
+    assert data.trained_on.classes == (ROPE, "heat/cookie")
+    assert data.trained_on.datasets == data.shards.datasets
+
+
+def test_classes_of_one_dataset_keep_where_to_look(folders, tmp_path):
+    shards = ShardSet.open([folders["rope"]]).with_rois(Rois({ROPE: Roi(foreground=True)}))
+    classes = {name: [ref.entry for ref in refs] for name, refs in shards.classes("train").items()}
+    recipe = load_recipe("tiny", ["model.image_size=32"])
+    run, _ = hand_made_checkpoint(tmp_path / "a", recipe, [], trained_on=TrainedOn.of(shards.datasets, classes))
+    data = open_growing_data(Growth(run, (), 0.0, 1.0), [folders["cookie"]], ShardCache.of(), seed=0)
+    assert set(data.trained_on.datasets["solids"].roi) == {"rope"}
+
+
+def test_old_and_new_checkpoint_are_measured_by_one_recipe(knows_rope, folders, growth, monkeypatch):
+    given = parse_grow_arguments(
+        ["--checkpoint", str(knows_rope), "--data", str(folders["cookie"]), "--set", "evaluation.batch_size=3"]
+    )
+    sizes = []
+    monkeypatch.setattr(growing_run, "class_metrics", lambda _, recipe, *rest: sizes.append(recipe.evaluation))
+    data = open_growing_data(growth, [folders["cookie"]], ShardCache.of(), seed=0)
+    alone = World(0, 1, 0, torch.device("cpu"))
+    growing_run._measured(growth.source, data, given, alone, alone.ranks)
+    assert sizes == [given.recipe.evaluation]
+
+
+def test_a_new_sensor_and_new_leaders_come_in_together(folders, tmp_path):
+    heat = with_thermal(folders["cookie"], tmp_path / "heat")
+    source = checkpoint(tmp_path / "two", folders["rope"], "model.modality_slots=2")
+    growth = Growth(source, (folders["rope"],), 0.01, 0.0, new_leaders=2)
+    data = open_growing_data(growth, [heat], ShardCache.of(), seed=0)
+    recipe = load_recipe("tiny", ["model.image_size=32", "model.modality_slots=3", "model.leaders=10"])
+    loaded = load_checkpoint(source)
+    model = grown_model(loaded, recipe, growth, data, METHODS)
+    order = TrainingOrder(data.shards.classes("train"), lambda ref: ref.folder, 0, batch=2, weights=data.weights)
+    begin_leaders(model, loaded, data, order, recipe)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "growth", "ep_size", "fits"),
+    [
+        (("model.leaders=10", "model.banks=2"), {"new_leaders": 2}, 4, True),
+        (("model.leaders=11",), {"new_leaders": 3}, 2, False),
+        (("model.leaders=16", "model.banks=2"), {"new_leaders": 8, "new_banks": 1}, 4, False),
+        (("model.leaders=16", "model.banks=2"), {"new_leaders": 8, "new_banks": 1}, 2, True),
+    ],
+)
+def test_as_many_ranks_share_the_leaders_as_before(overrides, growth, ep_size, fits):
+    recipe = load_recipe("tiny", list(overrides))
+    expected = nullcontext() if fits else pytest.raises(ValueError, match="can't be placed evenly on the")
+    with expected:
+        check_placement(recipe, Growth(Path(), (), 0.0, 0.0, **growth), ep_size, world_size=4)
+
+
+def test_no_class_is_promised_to_be_kept_that_nobody_measures(folders, tmp_path):
+    source = checkpoint(tmp_path / "both", folders["solids"])
+    growth = Growth(source, (folders["rope"],), 0.01, 0.0, max_forgetting=0.02)
+    with pytest.raises(ValueError, match="no test images, normal and anomalous, of solids/cookie, which"):
+        open_growing_data(growth, [folders["materials"]], ShardCache.of(), seed=0)
+    value = {"I-AUROC": 1.0}
+    found = Forgetting({"a/a": value}, {"a/a": value, "a/c": value}, ("a/c",), ("a/a", "a/b", "a/c"), 1, 1, 0.0)
+    assert found.unmeasured == ["a/b"]
+    with pytest.raises(ValueError, match="nobody can say what a/b lost of its I-AUROC"):
+        found.check(0.02)
+    found.check(None)
+
+
+def test_the_source_is_known_by_what_it_was_at_the_start(growth, folders, tmp_path):
+    shutil.copytree(growth.source, tmp_path / "source")
+    moving = replace(growth, source=tmp_path / "source")
+    facts = moving.facts("")
+    shutil.rmtree(tmp_path / "source")
+    assert moving.facts("") == facts == growth.facts("")
+    with pytest.raises(ValueError, match="is no longer there"):
+        replace(moving).facts("")
+    replayed = {open_growing_data(growth, [folders["cookie"]], ShardCache.of(), seed=seed).replayed for seed in (0, 1)}
+    whole = replace(growth, replay_fraction=1.0)
+    assert len(replayed | {open_growing_data(whole, [folders["cookie"]], ShardCache.of(), seed=0).replayed}) > 1
+
+
+def test_the_folder_that_one_is_in_has_a_name(knows_rope, folders, monkeypatch):
+    monkeypatch.chdir(knows_rope.parent.parent)
+    given = parse_grow_arguments(["--checkpoint", ".", "--data", str(folders["materials"])])
+    assert given.output_dir.name == "mine-grown"
+
+
 def test_what_can_t_be_grown_from_these_data_is_said_before_a_step(growth, folders, tmp_path):
     def refused(match: str, growth: Growth, data: Path) -> None:
         with pytest.raises(ValueError, match=match):
             open_growing_data(growth, [data], ShardCache.of(), seed=0)
 
+    renamed = with_thermal(folders["cookie"], tmp_path / "renamed", dataset="solids")
+    refused("solids has the modalities depth, thermal, and the checkpoint knows it with depth, rgb", growth, renamed)
     other = part_of(folders["cookie"], tmp_path / "other", kind="gray")
     refused("has depth as gray, and the checkpoint knows depth as depth .dataset solids", growth, other)
     nothing_old = replace(growth, old_data=())

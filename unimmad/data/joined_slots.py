@@ -43,9 +43,7 @@ def joined_by_name(
     return joined
 
 
-def named_apart(
-    datasets: Mapping[str, DatasetEntry], known: Mapping[str, DatasetEntry]
-) -> dict[str, DatasetEntry]:
+def named_apart(datasets: Mapping[str, DatasetEntry], known: Mapping[str, DatasetEntry]) -> dict[str, DatasetEntry]:
     """Those of the datasets that ``known`` lacks, in which each name that ``known`` lacks has a slot of its own: the
     lowest one that no other name has. Where nothing is known, none: the datasets' own slots serve.
 

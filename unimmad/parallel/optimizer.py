@@ -38,8 +38,8 @@ def new_optimizer(model: Method, training: TrainingSettings) -> torch.optim.Opti
 
 
 def _parameter_groups(model: Method, training: TrainingSettings) -> list[dict[str, Any]]:
-    """All that is trained; in two groups where weight decay leaves vectors out, or banks of which some stay as they are:
-    it moves what has no gradient, too."""
+    """All that is trained; in two groups where weight decay leaves vectors out, or banks of which some stay as they
+    are, since it moves what has no gradient, too."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not training.weight_decay:
         return [{"params": trainable, "name": "dense"}]

@@ -119,8 +119,8 @@ def review(
 def _measured(
     checkpoint: Path, data: GrowingData, arguments: TrainArguments, world: World, ranks: Ranks
 ) -> dict[str, Metrics]:
-    """The metrics of each class of the test split that the checkpoint can score, on rank 0, by the run's recipe whatever
-    its own says. Collective."""
+    """The metrics of each class of the test split that the checkpoint can score, on rank 0; by the run's recipe,
+    whatever its own says. Collective."""
     loaded = world.together(lambda: load_checkpoint(checkpoint, verify=False, methods=arguments.methods))
     model, shards = loaded.model, data.shards
     lacks_bank = isinstance(model, Fitted) and model.looks_at_class and not all(map(model.is_fitted_to, data.new))

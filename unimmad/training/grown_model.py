@@ -88,9 +88,7 @@ def check_placement(recipe: Recipe, growth: Growth, ep_size: int, world_size: in
         return
     model = recipe.model
     less = {"leaders": model.leaders - growth.new_leaders, "banks": model.banks - growth.new_banks}
-    old, grown = (
-        math.gcd(ep_size, world_size, *of.expert_counts) for of in (model.model_copy(update=less), model)
-    )
+    old, grown = (math.gcd(ep_size, world_size, *of.expert_counts) for of in (model.model_copy(update=less), model))
     if grown != old:
         raise ValueError(
             f"--new-leaders {growth.new_leaders} can't be placed evenly on the {old} ranks of an expert-parallel "

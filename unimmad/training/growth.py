@@ -23,10 +23,10 @@ from unimmad.checkpoint.folder import STATE_NAME, read_state
 from unimmad.checkpoint.state import GROWTH
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.data.index import DatasetEntry
+from unimmad.data.joined_slots import named_apart
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.counter_rng import Purpose, counter_rng
 from unimmad.data.reading.shard_cache import ShardCache
-from unimmad.data.joined_slots import named_apart
 from unimmad.data.reading.shard_files import SampleRef, check_names
 from unimmad.data.reading.shard_set import ShardSet
 

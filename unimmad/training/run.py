@@ -103,7 +103,6 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     )
     run = world.on_main(lambda: choose_run_folder(arguments.output_dir, arguments.resume, recipe))
     data = list(arguments.data) or [world.on_main(ensure_synthetic_shards)]
-    growth = arguments.growth
     found = world.together(lambda: _open_data(arguments, data, run, world))
     shards, order, trained_on, growing = found.shards, found.order, found.trained_on, found.growing
     world.ranks.check_same(shards.digest(), "other data")
@@ -247,6 +246,10 @@ def _open_data(arguments: TrainArguments, data: list[DataFolder], run: RunFolder
     if arguments.growth is not None:
         growing = open_growing_data(arguments.growth, data, cache, recipe.training.seed)
         growth = arguments.growth.facts(growing.replayed)
+        if recipe.data.sampling == "natural" and world.is_main:
+            logger.warning(
+                "sampling is natural: new classes are not half of the draws, but as many as they have images"
+            )
         shards, trained_on = growing.shards, growing.trained_on
     else:
         shards = ShardSet.open(data, cache, _slots_before(run.resume_from or arguments.init_from))
