@@ -110,18 +110,20 @@ def test_a_new_leader_begins_as_the_most_used_one_and_stands_back_where_old_imag
         assert above[0] == pytest.approx(-above[1], abs=1e-3)
 
 
-def test_without_old_images_a_new_leader_stands_back_from_the_one_that_it_begins_as(old):
+def test_without_old_images_a_new_leader_takes_the_last_place_that_new_ones_are_routed_to(old):
     model = grown_from(old, leaders=6)
     with torch.no_grad(), watched_gates(old) as used:
         old(*batch(1))
         uses = used()
-    begin_new_leaders(model, old, uses, None, seed=0)
-    for ours, theirs, use in zip(branches_of(model), branches_of(old), uses, strict=True):
-        new = torch.tensor(is_new(4, 2)).nonzero()[0, 0]
-        source = use.use_L.argmax()
-        gate, old_gate = ours.routed.gate.linear, theirs.routed.gate.linear
-        assert torch.equal(gate.weight[new], old_gate.weight[source])
-        torch.testing.assert_close(gate.bias[new], old_gate.bias[source] - 1)
+        begin_new_leaders(model, old, uses, None, seed=0)
+        for ours, theirs, use in zip(branches_of(model), branches_of(old), uses, strict=True):
+            new = torch.tensor(is_new(4, 2)).nonzero()[0, 0]
+            source = use.use_L.argmax()
+            gate, old_gate = ours.routed.gate, theirs.routed.gate
+            assert torch.equal(gate.linear.weight[new], old_gate.linear.weight[source])
+            highest_K = old_gate.linear(use.condition_E).topk(old_gate.top_k).values
+            below = highest_K[0] - highest_K[-1]
+            torch.testing.assert_close(gate.linear.bias[new], old_gate.linear.bias[source] - below)
 
 
 def test_a_step_moves_gates_leaders_and_new_banks_alone_and_distils_from_before(old):

@@ -1,4 +1,4 @@
-"""Grows a checkpoint three times in one process: to the end, in two starts, and forgetting more than it may.
+"""Grows a checkpoint in one process: to the end, in two starts, both with a bank, and forgetting more than it may.
 
 python growing_worker.py CHECKPOINT NEW_DATA FOLDER
 """
@@ -28,6 +28,11 @@ def main(checkpoint: str, data: str, folder: Path) -> None:
     assert grow("whole")
     assert grow("parts", "--max-steps", "1")
     assert grow("parts")
+    banked = ["--new-leaders", "8", "--own-bank", "--replay-fraction", "0", "--set", "training.optimizer=stable_adamw"]
+    banked += ["--set", "training.weight_decay=0.1"]
+    assert grow("bank_whole", *banked)
+    assert grow("bank_parts", *banked, "--max-steps", "1")
+    assert grow("bank_parts", *banked)
     with patch.object(Forgetting, "lost", lambda *_: LOST):
         try:
             grow("refused", "--max-forgetting", "0.02", "--replay-fraction", "0")

@@ -56,6 +56,7 @@ def grown(tmp_path_factory, base, sets) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_gates_and_leaders_alone_are_other_than_before_and_the_checkpoint_opens_everywhere(base, grown):
     before, after = weights(base), weights(grown / "whole")
     changed = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
@@ -78,6 +79,7 @@ def test_gates_and_leaders_alone_are_other_than_before_and_the_checkpoint_opens_
     assert np.isfinite(found.score)
 
 
+@pytest.mark.long
 def test_the_report_has_old_classes_before_and_after_and_new_ones(base, grown):
     entry = json.loads((grown / "whole" / "forgetting.json").read_text())
     assert {name for name, found in entry["classes"].items() if found["new"]} == {"solids/cookie", "solids/rope"}
@@ -93,6 +95,7 @@ def test_the_report_has_old_classes_before_and_after_and_new_ones(base, grown):
     assert all(name in text for name in entry["classes"])
 
 
+@pytest.mark.long
 def test_a_run_that_is_continued_is_the_one_that_was_not_interrupted_bit_for_bit(grown):
     whole, parts = weights(grown / "whole"), weights(grown / "parts")
     assert whole.keys() == parts.keys()
@@ -102,6 +105,18 @@ def test_a_run_that_is_continued_is_the_one_that_was_not_interrupted_bit_for_bit
     assert states[0]["growth"] == states[1]["growth"]
 
 
+@pytest.mark.long
+def test_with_distillation_decay_and_a_bank_of_their_own_too_and_old_base_kernels_stay(base, grown):
+    whole, parts, before = (weights(folder) for folder in (grown / "bank_whole", grown / "bank_parts", base))
+    assert whole.keys() == parts.keys()
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+    banks = [name for name in before if name.endswith("kernels_GNEEkk")]
+    assert banks
+    assert [name for name in banks if not torch.equal(whole[name][:1], before[name])] == []
+    assert any(not torch.equal(whole[name][1:], before[name]) for name in banks)
+
+
+@pytest.mark.long
 def test_a_class_that_lost_too_much_is_named_and_the_checkpoint_not_finished(grown):
     said = (grown / "refused" / "error.txt").read_text()
     assert (

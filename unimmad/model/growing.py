@@ -27,8 +27,6 @@ LOGIT_NOISE = 0.02
 """Standard deviation of what sets a new leader's logits apart from those that it begins with."""
 LEAST_APART = 0.05
 """Conditions of new and old images count as at least so far apart, as a share of their length."""
-STANDS_BACK = 1.0
-"""How far a new leader's logit is below that of the one that it begins as, where nothing says what old images are."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +138,16 @@ def begin_new_leaders(
         grown: after ``take_over``.
         old: what it grows from.
         of_new: what the gates of ``old`` said of new images.
-        of_old: the same of old images; None: there are none, and new leaders stand back everywhere.
+        of_old: the same of old images; None: there are none, and new leaders step back until they
+            take the place of the last leader that new images are routed to, not of the one that they begin as.
         seed: of the noise that tells leaders apart that begin alike.
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
     with torch.no_grad():
         for number, (ours, theirs) in enumerate(zip(branches_of(grown), branches_of(old), strict=True)):
-            tilt = None if of_old is None else _tilt(of_new[number].condition_E, of_old[number].condition_E)
+            new_E = of_new[number].condition_E
+            gate = cast(LocalRouting, theirs.routed).gate
+            tilt = _stepped_back(gate, new_E) if of_old is None else _tilt(new_E, of_old[number].condition_E)
             _begin_experts(ours, theirs, of_new[number].use_L, tilt, generator)
 
 
@@ -193,7 +194,7 @@ def _begin_experts(
     ours: MiMoEBranch,
     theirs: MiMoEBranch,
     use_L: Tensor,
-    tilt: tuple[Tensor, Tensor] | None,
+    tilt: tuple[Tensor, Tensor],
     generator: torch.Generator,
 ) -> None:
     new_L, new_G = _places(ours, theirs)
@@ -213,9 +214,16 @@ def _begin_experts(
         sources = of_banks[:, torch.arange(a_bank) % use_GC.shape[1]].flatten()
     logits_LNE[new_L] = old_logits[sources]
     logits_LNE[new_L] += LOGIT_NOISE * torch.randn(logits_LNE[new_L].shape, generator=generator)
-    towards_E, back = (0.0, -STANDS_BACK) if tilt is None else tilt
+    towards_E, back = tilt
     gate.linear.weight[new_L] = old_gate.linear.weight[sources] + towards_E
     gate.linear.bias[new_L] = old_gate.linear.bias[sources] + back
+
+
+def _stepped_back(gate: Gate, new_E: Tensor) -> tuple[Tensor, Tensor]:
+    """The same where no old image is: the highest logit at the new images' mean falls to the lowest that is routed to.
+    A leader that stood back farther would never be routed to, and so never learn."""
+    highest_K = gate.linear(new_E).topk(gate.top_k).values
+    return torch.zeros_like(new_E), highest_K[-1] - highest_K[0]
 
 
 def _tilt(new_E: Tensor, old_E: Tensor) -> tuple[Tensor, Tensor]:
