@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def with_feedback(checkpoint: LoadedCheckpoint) -> LoadedCheckpoint:
     """The checkpoint, its added classes included, with the banks grown by what was called normal; the same one where
-    none grew. Its model's banks are replaced.
+    none grew. Its model's banks are replaced, of one model once.
 
     Raises:
         ValueError: as ``feedback.load_feedback``, or rows do not fit their bank.
@@ -35,11 +35,11 @@ def with_feedback(checkpoint: LoadedCheckpoint) -> LoadedCheckpoint:
     grew = False
     for version in load_feedback(folder, weights, None).versions:
         path = version_file(folder, version.number).with_suffix(".safetensors")
-        for bank, rows_nD in zip(version.grown, _rows(path, version), strict=True):
+        for number, (bank, rows_nD) in enumerate(zip(version.grown, _rows(path, version), strict=True)):
             if bank.added and bank.of_bank != bank_digest(checkpoint.model, bank.place):
                 continue  # the class was removed or put in another's place since
             try:
-                append_rows(checkpoint.model, bank.place, rows_nD)
+                append_rows(checkpoint.model, bank.place, rows_nD, once=f"{version.rows_sha256} {number}")
             except ValueError as error:
                 raise ValueError(f"{path}: {error}; {REMEDY}") from None
             grew = True
