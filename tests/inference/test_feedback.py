@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from unimmad.checkpoint import feedback as versions
-from unimmad.checkpoint.calibration_scores import SCORES_NAME, load_scores, save_scores
+from unimmad.checkpoint.calibration_scores import SCORES_NAME, calibrated_digests, load_scores, save_scores
 from unimmad.checkpoint.feedback import FOLDER, load_feedback
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.monitoring import MonitoringReference, Values, load_reference, save_reference
+from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, Values, load_reference, save_reference
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds, save_thresholds, thresholds_by_sensors
 from unimmad.cli.add_class import main as add_class
 from unimmad.cli.calibrate import main as calibrate
@@ -41,6 +41,7 @@ def made(tmp_path_factory, checkpoint_folder, calibration_shards) -> Path:
     calibrated = load_thresholds(checkpoint)
     assert calibrated is not None
     assert set(load_scores(checkpoint, calibrated)) == set(calibrated.classes)
+    assert len(calibrated_digests(checkpoint)) == sum(found.images for found in calibrated.classes.values())
     shards = ShardSet.open([calibration_shards])
     refs = [ref for name in ("solids/cookie", ROPE) for ref in shards.classes("test")[name]]
     for number, ref in enumerate(refs, start=1):
@@ -179,7 +180,7 @@ def test_a_bank_grows_and_a_whole_run_gives_an_added_class_a_promise(place, caps
 
 def test_an_interruption_leaves_what_was_or_what_the_next_call_finishes(place, monkeypatch, capsys):
     checkpoint, highest = place / "checkpoint", max(scores_of(place, "rope").items(), key=lambda item: item[1])[0]
-    before = (checkpoint / THRESHOLDS_NAME).read_bytes()
+    before = files(checkpoint)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -191,12 +192,89 @@ def test_an_interruption_leaves_what_was_or_what_the_next_call_finishes(place, m
     with monkeypatch.context() as patched:
         patched.setattr(versions, "save_thresholds", killed)
         assert give(place, "--normal", highest) == 130
-    assert (checkpoint / THRESHOLDS_NAME).read_bytes() == before
+    assert (checkpoint / THRESHOLDS_NAME).read_bytes() == before[THRESHOLDS_NAME]
+    interrupted = files(checkpoint)
+    assert give(place, "--normal", highest, "--dry-run") == 2
+    assert "feedback was interrupted there: let unimmad feedback" in capsys.readouterr().err
+    assert files(checkpoint) == interrupted, "a dry run writes nothing"
     assert give(place, "--normal", highest) == 0
     assert "nothing new" in capsys.readouterr().out
-    assert (checkpoint / THRESHOLDS_NAME).read_bytes() != before
+    done = files(checkpoint)
+    assert done[THRESHOLDS_NAME] != before[THRESHOLDS_NAME]
+    assert done[MONITORING_NAME] != before[MONITORING_NAME]
+    for step in ("save_thresholds", "_copy", "_remove"):
+        with monkeypatch.context() as patched:
+            patched.setattr(versions, step, killed)
+            assert give(place, "--undo") == 130
+        assert give(place) == 0
+        assert files(checkpoint) == before, step
+        assert give(place, "--normal", highest) == 0
     assert give(place, "--undo") == 0
-    assert (checkpoint / THRESHOLDS_NAME).read_bytes() == before
+    assert files(checkpoint) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(versions, "_copy", killed)  # of what monitoring compares with, before and after thresholds
+        assert give(place, "--normal", highest) == 130
+    assert give(place, "--normal", highest) == 0
+    assert files(checkpoint)[MONITORING_NAME] == done[MONITORING_NAME]
+
+
+def test_calibration_that_comes_to_the_same_does_not_bring_feedback_back(place):
+    checkpoint, highest = place / "checkpoint", max(scores_of(place, "rope").items(), key=lambda item: item[1])[0]
+    assert give(place, "--normal", highest) == 0
+    assert len(load_feedback(checkpoint, None, load_thresholds(checkpoint)).counted) == 1
+    versions.close(checkpoint)
+    assert load_feedback(checkpoint, None, load_thresholds(checkpoint)).counted == ()
+
+
+def test_versions_are_in_the_order_of_their_numbers(tmp_path):
+    assert [path.stem for path in versions.in_order([tmp_path / "10000.json", tmp_path / "9999.json"])] == [
+        "9999",
+        "10000",
+    ]
+
+
+def test_removing_a_class_leaves_the_feedback_of_others(place, capsys):
+    checkpoint = place / "checkpoint"
+    before = load_thresholds(checkpoint)
+    highest = max(scores_of(place, "rope").items(), key=lambda item: item[1])[0]
+    table = place / "all.csv"
+    table.write_text("name,decision\n" + "".join(f"{name},normal\n" for name in NAMES))
+    assert give(place, "--normal", highest) == 0
+    assert give(place, "--csv", str(table), "--complete", of="bolt") == 0
+    with_bolts = load_thresholds(checkpoint)
+    assert with_bolts is not None
+    assert before is not None
+    assert BOLT in with_bolts.classes
+    assert add_class(["--checkpoint", str(checkpoint), "--remove", "bolt"]) == 0
+    low = min(scores_of(place, "rope").items(), key=lambda item: item[1])[0]
+    capsys.readouterr()
+    assert give(place, "--normal", low) == 0
+    assert "by 4 normal images as they came and 1 picked" in capsys.readouterr().out
+    assert [give(place, "--undo") for _ in range(3)] == [0, 0, 0]
+    now = load_thresholds(checkpoint)
+    assert now is not None
+    assert now.classes == before.classes
+
+
+def test_an_image_in_a_bank_is_none_of_calibration(place, made, calibration_shards, capsys):
+    """By its pixels, whatever it is called."""
+    checkpoint = place / "checkpoint"
+    shards = ShardSet.open([calibration_shards])
+    ref = shards.classes("calibration")["solids/cookie"][0]
+    paths = {}
+    for name, member in ref.entry.images.items():
+        paths[name] = place / "held" / name / f"renamed{Path(member.name).suffix}"
+        paths[name].parent.mkdir(parents=True)
+        paths[name].write_bytes(shards.member_bytes(ref, member))
+    assert add_class(["--checkpoint", str(checkpoint), "--class", "nut", "--device", "cpu", str(place / "held")]) == 0
+    before = files(checkpoint)
+    capsys.readouterr()
+    words = ["--checkpoint", str(checkpoint), "--data", str(calibration_shards), "--device", "cpu"]
+    assert calibrate(words) == 2
+    said = capsys.readouterr().err
+    assert "put these images into a bank" in said
+    assert ref.entry.key in said
+    assert files(checkpoint) == before
 
 
 def test_calibration_made_anew_begins_anew_and_damage_is_said(place, capsys):
@@ -212,11 +290,12 @@ def test_calibration_made_anew_begins_anew_and_damage_is_said(place, capsys):
     assert (
         "calibration_scores.json: it is of other thresholds than those beside it; calibrate" in capsys.readouterr().err
     )
+    versions.close(checkpoint)
     save_scores(scores, new, checkpoint)
     assert give(place, "--undo") == 2
     assert "can't be undone: the thresholds were made again since" in capsys.readouterr().err
-    assert give(place, "--normal", "set/3", of="bolt") == 2
-    assert "set/3 is in its class's bank already" in capsys.readouterr().err
+    assert give(place, "--normal", "set/3", of="bolt") == 0
+    assert "nothing new: all of it was said before, or is in a bank" in capsys.readouterr().out
     assert give(place, "--normal", "set/1") == 0
     assert give(place) == 0
     assert "its scores no longer count" in capsys.readouterr().out.splitlines()[-2]
@@ -276,7 +355,11 @@ def test_predictions_that_cannot_count_are_one_line(place, made):
     refused("was predicted without a class that the model knows", class_name=None)
     refused("names no files", files={})
     refused("have the same images, and are called both normal and anomalous")
-    refused("is in its class's bank already", files=few, class_name=BOLT)
+    held = {"set/1": one.model_copy(update={"files": few, "class_name": BOLT})}
+    with pytest.raises(ValueError, match="1 of 1 images are in a bank or in the calibration already.*: set/1; leave"):
+        taker.take(held, {"set/1": "normal"}, complete=True)
+    change = taker.take(held, {"set/1": "normal"})
+    assert (change.held, change.version.images, change.rows) == (1, (), {})
     (checkpoint / SCORES_NAME).unlink()
     with pytest.raises(ValueError, match="an earlier version calibrated, and kept no scores; calibrate again"):
         FeedbackTaker(checkpoint, detector, weights)

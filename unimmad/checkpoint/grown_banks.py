@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +12,13 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from unimmad.checkpoint.feedback import REMEDY, FeedbackVersion, load_feedback, version_file
+from unimmad.checkpoint.feedback import REMEDY, Feedback, FeedbackVersion, load_feedback, version_file
 from unimmad.methods.growing import append_rows, bank_digest
 from unimmad.model.finite import check_finite
 from unimmad.serialization.text import one_line
 
 if TYPE_CHECKING:
+    from unimmad.checkpoint.added_classes import AddedClass
     from unimmad.checkpoint.loading import LoadedCheckpoint
 
 
@@ -45,6 +46,16 @@ def with_feedback(checkpoint: LoadedCheckpoint) -> LoadedCheckpoint:
             grew = True
         digest.update(version.rows_sha256.encode())
     return replace(checkpoint, weights_digest=digest.hexdigest(), grown=True) if grew else checkpoint
+
+
+def banked_digests(feedback: Feedback, added: Mapping[str, AddedClass]) -> set[str]:
+    """Of the pixels of all images that were put into a bank after training, as far as it is known."""
+    return feedback.in_banks(digests_of_added(added)).union(*(one.entry.digests for one in added.values()))
+
+
+def digests_of_added(added: Mapping[str, AddedClass]) -> dict[str, str]:
+    """By which ``Feedback`` tells added classes from earlier ones of the same name."""
+    return {name: one.entry.sha256 for name, one in added.items()}
 
 
 def _rows(path: Path, version: FeedbackVersion) -> Sequence[Tensor]:

@@ -421,10 +421,5 @@ def load_thresholds(checkpoint: Path) -> Thresholds | None:
         raise ValueError(f"{path}: {first_problem(error)}; {remedy}") from None
 
 
-def thresholds_digest(thresholds: Thresholds) -> str:
-    """By which what goes with these thresholds knows them."""
-    return _digest(thresholds.model_dump(mode="json", by_alias=True))
-
-
 def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
