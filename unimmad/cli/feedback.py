@@ -127,7 +127,7 @@ def _decisions(options: argparse.Namespace) -> dict[str, Decision]:
     Raises:
         ValueError: two things are said of one prediction, or the table is none.
     """
-    found: dict[str, Decision] = {} if options.csv is None else read_decisions(options.csv)
+    found: dict[str, Decision] = {} if options.csv is None else read_decisions(options.csv, options.predictions)
     named: list[tuple[str, Decision]] = [(name, "normal") for name in options.normal]
     named += [(name, "anomalous") for name in options.anomalous]
     for name, decision in named:
