@@ -15,7 +15,13 @@ from unimmad.checkpoint.calibration_scores import SCORES_NAME, calibrated_digest
 from unimmad.checkpoint.feedback import FOLDER, load_feedback
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, Values, load_reference, save_reference
-from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds, save_thresholds, thresholds_by_sensors
+from unimmad.checkpoint.thresholds import (
+    THRESHOLDS_NAME,
+    SensorThreshold,
+    load_thresholds,
+    save_thresholds,
+    thresholds_by_sensors,
+)
 from unimmad.cli.add_class import main as add_class
 from unimmad.cli.calibrate import main as calibrate
 from unimmad.cli.feedback import main
@@ -23,8 +29,10 @@ from unimmad.cli.predict import main as predict
 from unimmad.data.index import load_index
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.inference.detector import Detector
-from unimmad.inference.feedback import FeedbackTaker
+from unimmad.inference.feedback import CheckedAnomaly, FeedbackTaker
+from unimmad.inference.inputs import InputSample
 from unimmad.inference.predicted import read_predictions
+from unimmad.inference.reading import pixels_digest
 
 ROPE, BOLT = "solids/rope", "added/bolt"
 BOTH = ("rgb", "depth")
@@ -171,6 +179,9 @@ def test_a_bank_grows_and_a_whole_run_gives_an_added_class_a_promise(place, caps
     found = detector.predict(files_of, class_name="bolt")
     assert found.score < 0.8 * before["set/3"]
     assert (found.threshold_promised, found.threshold_of) == (True, BOLT)
+    unnamed = detector.predict(files_of)
+    assert (unnamed.threshold_promised, unnamed.threshold_of) == (False, "all classes")
+    assert "banks grew since calibration: without its class no false-alarm rate is promised" in unnamed.notes
     digest = detector.model_digest
     assert give(place, "--undo") == 0
     assert Detector.from_checkpoint(place / "checkpoint", device="cpu").model_digest != digest
@@ -216,6 +227,42 @@ def test_an_interruption_leaves_what_was_or_what_the_next_call_finishes(place, m
         assert give(place, "--normal", highest) == 130
     assert give(place, "--normal", highest) == 0
     assert files(checkpoint)[MONITORING_NAME] == done[MONITORING_NAME]
+
+
+def test_called_anomalies_are_scored_by_the_banks_before_and_after_if_they_are_the_same(place, made):
+    """From the second call on, too, and by a call in which no bank grows."""
+    checkpoint, moved = place / "checkpoint", place / "moved"
+    predictions = read_predictions(place / "bolt")
+    gone = {}
+    for name, file in predictions["set/2"].files.items():
+        gone[name] = str(moved / name / Path(file).name)
+        Path(gone[name]).parent.mkdir(parents=True)
+        shutil.copy(file, gone[name])
+    predictions["set/2"] = predictions["set/2"].model_copy(update={"files": gone})
+
+    def take(**decisions: str) -> dict[str, CheckedAnomaly]:
+        loaded = load_checkpoint(checkpoint)
+        detector = Detector.of_loaded(loaded, device=torch.device("cpu"))
+        assert detector.thresholds is not None
+        taker = FeedbackTaker(checkpoint, detector, loaded.weights_digest)
+        score = taker._score("set/2", predictions["set/1"].files, "bolt").score
+        of_all = SensorThreshold(value=score * (1 - 1e-3), images=9, fpr_bound=0.25, modalities=BOTH)
+        taker.thresholds = taker.thresholds.model_copy(update={"sensor_sets": (of_all,)})
+        called = {name.replace("_", "/"): said for name, said in decisions.items()}
+        change = taker.take(predictions, called)
+        taken = change.version.model_copy(update={"before": detector.thresholds, "after": detector.thresholds})
+        versions.save_version(taken, change.rows, change.digests, checkpoint)
+        return {one.image.name: one for one in change.anomalies}
+
+    first = take(set_1="anomalous", set_2="anomalous")
+    assert (first["set/1"].missed_before, first["set/1"].missed_now) == (False, False)
+    second = take(set_3="normal")
+    assert (second["set/1"].missed_before, second["set/1"].missed_now) == (False, True), "the bank grew"
+    for file in gone.values():
+        shutil.copy(predictions["set/5"].files[Path(file).parent.name], file)
+    third = take(set_4="anomalous")
+    assert third["set/1"].missed_before == third["set/1"].missed_now is False, "by the banks as they are by now"
+    assert (third["set/2"].scored, third["set/2"].missed_now) == (False, None), "it is another image by now"
 
 
 def test_calibration_that_comes_to_the_same_does_not_bring_feedback_back(place):
@@ -355,11 +402,18 @@ def test_predictions_that_cannot_count_are_one_line(place, made):
     refused("was predicted without a class that the model knows", class_name=None)
     refused("names no files", files={})
     refused("have the same images, and are called both normal and anomalous")
-    held = {"set/1": one.model_copy(update={"files": few, "class_name": BOLT})}
-    with pytest.raises(ValueError, match="1 of 1 images are in a bank or in the calibration already.*: set/1; leave"):
+    score = taker._score("set/1", few, BOLT).score
+    held = {"set/1": one.model_copy(update={"files": few, "class_name": BOLT, "score": score})}
+    with pytest.raises(ValueError, match=r"1 of 1 images are in a bank or in the calibration already.*: set/1; leave"):
         taker.take(held, {"set/1": "normal"}, complete=True)
     change = taker.take(held, {"set/1": "normal"})
     assert (change.held, change.version.images, change.rows) == (1, (), {})
+    assert len(taker.take(held, {"set/1": "anomalous"}).anomalies) == 1, "which may be checked"
+    assert detector.thresholds is not None
+    digests = {ROPE: {BOTH: [pixels_digest(InputSample("set/1", dict(one.files)))]}}
+    save_scores({ROPE: {BOTH: [0.1, 0.2, 0.3]}}, detector.thresholds, checkpoint, digests)
+    again = FeedbackTaker(checkpoint, detector, weights)
+    assert again.take({"set/1": one}, {"set/1": "normal"}).held == 1, "its score is calibration's already"
     (checkpoint / SCORES_NAME).unlink()
     with pytest.raises(ValueError, match="an earlier version calibrated, and kept no scores; calibrate again"):
         FeedbackTaker(checkpoint, detector, weights)

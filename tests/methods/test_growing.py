@@ -11,8 +11,7 @@ from methods.test_level_search import TEST, TRAIN
 from methods.test_level_search import fitted as level_search
 from methods.test_memory_bank import FEW_FEATURES, SIZE, Maker, tokens
 
-from unimmad.methods import growing
-from unimmad.methods import discriminator
+from unimmad.methods import discriminator, growing
 from unimmad.methods.added_class import WithAddedClasses
 from unimmad.methods.banks import Banks, BankSettings
 from unimmad.methods.growing import append_rows, bank_digest, lacking_rows, why_fixed

@@ -141,7 +141,7 @@ def test_nothing_but_decisions_and_pictures_is_had_from_outside(folder, client, 
     for refused in ("/pictures/3.png", "/nothing"):
         assert "default-src 'none'" in client.raw("GET", refused)[1]["content-security-policy"]
     lines.write_text(lines.read_text().replace("0.9", "0.8"))
-    with pytest.raises(ValueError, match="is of other predictions than those that .* holds by now, move it away"):
+    with pytest.raises(ValueError, match=r"is of other predictions than those that .* holds by now, move it away"):
         Review(folder)
     assert [path.name for path in folder.glob(".decisions*")] == []
 

@@ -25,7 +25,7 @@ def change_lines(change: Change, counted: Sequence[CalledImage]) -> list[str]:
     for name in sorted(concerned | _changed(version)):
         lines += [f"{one_line(name)}: {line}" for line in _of_class(name, change, counted)]
     if rows := sum(map(len, change.rows.values())):
-        lines.append(f"banks grew by {rows} patches: later scores of their classes are lower, never higher")
+        lines.append(f"banks grew by {rows} patches: later scores of their classes, named, are lower, never higher")
     return [*lines, *(f"note: {note}" for note in _notes(version))]
 
 
@@ -75,8 +75,9 @@ def _of_class(name: str, change: Change, counted: Sequence[CalledImage]) -> Iter
         if after is None:
             needed = images_needed(version.after.false_alarm_rate)
             yield (
-                f"not calibrated{where}: nothing is decided by these scores; {needed} normal images of folders of which "
-                f"every image was called, as they came, give a threshold (--complete); there are {len(normal) - picked}"
+                f"not calibrated{where}: nothing is decided by these scores; {needed} normal images of folders of "
+                f"which every image was called, as they came, give a threshold (--complete); "
+                f"there are {len(normal) - picked}"
             )
             continue
         also = f" and {picked} picked" if picked else ""

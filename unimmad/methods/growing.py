@@ -1,8 +1,9 @@
 """Banks that grow after training: patches of images that somebody called normal are added to those of their class.
 
 Rows are only ever added, and what distances are divided by stays, so that no token's distances, and with them no
-score of an image of the class, get larger. Where a drawn anomalies' discriminator multiplies the map that does not
-follow, and such banks are left as they are.
+score of an image whose class is named, get larger (without one, the class of the smallest mean scores it, and may
+become another one). Where a drawn anomalies' discriminator multiplies the map that does not follow, and such banks are
+left as they are.
 
 Letters: T tokens (modalities of an image), P patches of an image, D features of a patch, n rows.
 """
