@@ -104,8 +104,7 @@ def calibrate(
     """
     check_rate(false_alarm_rate)
     checkpoint = with_feedback(with_added_classes(checkpoint))
-    feedback = load_feedback(checkpoint.folder, checkpoint.own_weights, None)
-    in_banks = banked_digests(feedback, checkpoint.added)
+    in_banks = banked_digests(load_feedback(checkpoint.folder, None, None), checkpoint.added)
     shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
     references = shards.classes("calibration")
     if roi is not None:
