@@ -166,7 +166,7 @@ def has_feedback(checkpoint: Path) -> bool:
 
 
 def close(checkpoint: Path) -> None:
-    """The scores of all versions no longer count, since thresholds are made anew.
+    """The scores of all versions no longer count, since thresholds are made again.
 
     Raises:
         ValueError: the folder can't be written to.

@@ -94,7 +94,7 @@ class FeedbackTaker:
         self.in_banks = banked_digests(self.feedback, detector.added)
         self.calibrated = load_scores(folder, counted[0].before if counted else detector.thresholds)
         self.held = self.in_banks | calibrated_digests(folder)
-        """Digests of images whose scores are no further ones."""
+        """Digests of images whose scores add nothing."""
 
     def take(
         self,
@@ -137,8 +137,8 @@ class FeedbackTaker:
                 known += 1
         if held and complete:
             raise ValueError(
-                f"{len(held)} of {len(once)} images are in a bank or in the calibration already, so that this is no "
-                f"run of new ones: {some(held)}; leave --complete out, or predict images without them"
+                f"{len(held)} of {len(once)} images are in a bank or in the calibration already, so that this is not "
+                f"a run of new ones: {some(held)}; leave --complete out, or predict images without them"
             )
         scored = self._scored(list(new.values()), class_name, tell_done)
         for (digest, one), prediction in zip(new.items(), scored, strict=True):
