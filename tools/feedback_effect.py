@@ -73,7 +73,7 @@ def of_seed(options: argparse.Namespace, work: Path, seed: int) -> list[tuple[st
         }
         if called:
             table = work / f"given_{number}.csv"
-            save_decisions(called, table, predictions_digest(table.parent))  # type: ignore[arg-type]
+            save_decisions(called, table, predictions_digest(work / "first_before"))  # type: ignore[arg-type]
             call(give_feedback, "--checkpoint", copy, "--predictions", work / "first_before", "--csv", table, *more)
         later = predictions(copy, work, "later", str(number), class_name)
         normal, anomalous = (
