@@ -14,7 +14,7 @@ from unimmad.checkpoint import feedback as versions
 from unimmad.checkpoint.calibration_scores import SCORES_NAME, calibrated_digests, load_scores, save_scores
 from unimmad.checkpoint.feedback import FOLDER, load_feedback
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, Values, load_reference, save_reference
+from unimmad.checkpoint.monitoring import MonitoringReference, Values, load_reference, save_reference
 from unimmad.checkpoint.thresholds import (
     THRESHOLDS_NAME,
     SensorThreshold,
