@@ -23,7 +23,7 @@ from unimmad.cli.feedback import main as give_feedback
 from unimmad.cli.predict import main as predict
 from unimmad.data.layouts.calibration import shuffled
 from unimmad.data.reading.shard_set import ShardSet
-from unimmad.inference.predicted import Predicted, read_predictions, save_decisions
+from unimmad.inference.predicted import Predicted, predictions_digest, read_predictions, save_decisions
 
 RUNS = ("first", "later")
 GIVEN = {"nothing": (), "false alarms of the first run": (), "all of the first run": ("--complete",)}
@@ -73,7 +73,7 @@ def of_seed(options: argparse.Namespace, work: Path, seed: int) -> list[tuple[st
         }
         if called:
             table = work / f"given_{number}.csv"
-            save_decisions(called, table)  # type: ignore[arg-type]
+            save_decisions(called, table, predictions_digest(work / "first_before"))  # type: ignore[arg-type]
             call(give_feedback, "--checkpoint", copy, "--predictions", work / "first_before", "--csv", table, *more)
         later = predictions(copy, work, "later", str(number), class_name)
         normal, anomalous = (

@@ -11,11 +11,17 @@ import pytest
 import torch
 
 from unimmad.checkpoint import feedback as versions
-from unimmad.checkpoint.calibration_scores import SCORES_NAME, load_scores, save_scores
+from unimmad.checkpoint.calibration_scores import SCORES_NAME, calibrated_digests, load_scores, save_scores
 from unimmad.checkpoint.feedback import FOLDER, load_feedback
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.monitoring import MonitoringReference, Values, load_reference, save_reference
-from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds, save_thresholds, thresholds_by_sensors
+from unimmad.checkpoint.thresholds import (
+    THRESHOLDS_NAME,
+    SensorThreshold,
+    load_thresholds,
+    save_thresholds,
+    thresholds_by_sensors,
+)
 from unimmad.cli.add_class import main as add_class
 from unimmad.cli.calibrate import main as calibrate
 from unimmad.cli.feedback import main
@@ -23,8 +29,10 @@ from unimmad.cli.predict import main as predict
 from unimmad.data.index import load_index
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.inference.detector import Detector
-from unimmad.inference.feedback import FeedbackTaker
+from unimmad.inference.feedback import CheckedAnomaly, FeedbackTaker
+from unimmad.inference.inputs import InputSample
 from unimmad.inference.predicted import read_predictions
+from unimmad.inference.reading import pixels_digest
 
 ROPE, BOLT = "solids/rope", "added/bolt"
 BOTH = ("rgb", "depth")
@@ -41,6 +49,7 @@ def made(tmp_path_factory, checkpoint_folder, calibration_shards) -> Path:
     calibrated = load_thresholds(checkpoint)
     assert calibrated is not None
     assert set(load_scores(checkpoint, calibrated)) == set(calibrated.classes)
+    assert len(calibrated_digests(checkpoint)) == sum(found.images for found in calibrated.classes.values())
     shards = ShardSet.open([calibration_shards])
     refs = [ref for name in ("solids/cookie", ROPE) for ref in shards.classes("test")[name]]
     for number, ref in enumerate(refs, start=1):
@@ -170,6 +179,9 @@ def test_a_bank_grows_and_a_whole_run_gives_an_added_class_a_promise(place, caps
     found = detector.predict(files_of, class_name="bolt")
     assert found.score < 0.8 * before["set/3"]
     assert (found.threshold_promised, found.threshold_of) == (True, BOLT)
+    unnamed = detector.predict(files_of)
+    assert (unnamed.threshold_promised, unnamed.threshold_of) == (False, "all classes")
+    assert "banks grew since calibration: without its class no false-alarm rate is promised" in unnamed.notes
     digest = detector.model_digest
     assert give(place, "--undo") == 0
     assert Detector.from_checkpoint(place / "checkpoint", device="cpu").model_digest != digest
@@ -179,7 +191,7 @@ def test_a_bank_grows_and_a_whole_run_gives_an_added_class_a_promise(place, caps
 
 def test_an_interruption_leaves_what_was_or_what_the_next_call_finishes(place, monkeypatch, capsys):
     checkpoint, highest = place / "checkpoint", max(scores_of(place, "rope").items(), key=lambda item: item[1])[0]
-    before = (checkpoint / THRESHOLDS_NAME).read_bytes()
+    before = files(checkpoint)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -191,12 +203,129 @@ def test_an_interruption_leaves_what_was_or_what_the_next_call_finishes(place, m
     with monkeypatch.context() as patched:
         patched.setattr(versions, "save_thresholds", killed)
         assert give(place, "--normal", highest) == 130
-    assert (checkpoint / THRESHOLDS_NAME).read_bytes() == before
+    assert (checkpoint / THRESHOLDS_NAME).read_bytes() == before[THRESHOLDS_NAME]
+    interrupted = files(checkpoint)
+    assert give(place, "--normal", highest, "--dry-run") == 2
+    assert "feedback was interrupted there: let unimmad feedback" in capsys.readouterr().err
+    assert files(checkpoint) == interrupted, "a dry run writes nothing"
     assert give(place, "--normal", highest) == 0
     assert "nothing new" in capsys.readouterr().out
-    assert (checkpoint / THRESHOLDS_NAME).read_bytes() != before
+    done = files(checkpoint)
+    assert done[THRESHOLDS_NAME] != before[THRESHOLDS_NAME]
+    reference = load_reference(checkpoint)
+    assert reference is not None
+    assert [one.class_name for one in reference.described.scores if not one.scores.values] == [ROPE]
+    for step in ("save_thresholds", "_copy", "_remove"):
+        with monkeypatch.context() as patched:
+            patched.setattr(versions, step, killed)
+            assert give(place, "--undo") == 130
+        assert give(place) == 0
+        assert files(checkpoint) == before, step
+        assert give(place, "--normal", highest) == 0
     assert give(place, "--undo") == 0
-    assert (checkpoint / THRESHOLDS_NAME).read_bytes() == before
+    assert files(checkpoint) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(versions, "_copy", killed)  # of what monitoring compares with, before and after thresholds
+        assert give(place, "--normal", highest) == 130
+    assert give(place, "--normal", highest) == 0
+    again = load_reference(checkpoint)
+    assert again is not None
+    assert again.digest == reference.digest, "the file has its entries in any order"
+
+
+def test_called_anomalies_are_scored_by_the_banks_before_and_after_if_they_are_the_same(place, made):
+    """From the second call on, too, and by a call in which no bank grows."""
+    checkpoint, moved = place / "checkpoint", place / "moved"
+    predictions = read_predictions(place / "bolt")
+    gone = {}
+    for name, file in predictions["set/2"].files.items():
+        gone[name] = str(moved / name / Path(file).name)
+        Path(gone[name]).parent.mkdir(parents=True)
+        shutil.copy(file, gone[name])
+    predictions["set/2"] = predictions["set/2"].model_copy(update={"files": gone})
+
+    def take(**decisions: str) -> dict[str, CheckedAnomaly]:
+        loaded = load_checkpoint(checkpoint)
+        detector = Detector.of_loaded(loaded, device=torch.device("cpu"))
+        assert detector.thresholds is not None
+        taker = FeedbackTaker(checkpoint, detector, loaded.weights_digest)
+        score = taker._score("set/2", predictions["set/1"].files, "bolt").score
+        of_all = SensorThreshold(value=score * (1 - 1e-3), images=9, fpr_bound=0.25, modalities=BOTH)
+        taker.thresholds = taker.thresholds.model_copy(update={"sensor_sets": (of_all,)})
+        called = {name.replace("_", "/"): said for name, said in decisions.items()}
+        change = taker.take(predictions, called)
+        taken = change.version.model_copy(update={"before": detector.thresholds, "after": detector.thresholds})
+        versions.save_version(taken, change.rows, change.digests, checkpoint)
+        return {one.image.name: one for one in change.anomalies}
+
+    first = take(set_1="anomalous", set_2="anomalous")
+    assert (first["set/1"].missed_before, first["set/1"].missed_now) == (False, False)
+    second = take(set_3="normal")
+    assert (second["set/1"].missed_before, second["set/1"].missed_now) == (False, True), "the bank grew"
+    for file in gone.values():
+        shutil.copy(predictions["set/5"].files[Path(file).parent.name], file)
+    third = take(set_4="anomalous")
+    assert third["set/1"].missed_before == third["set/1"].missed_now is False, "by the banks as they are by now"
+    assert (third["set/2"].scored, third["set/2"].missed_now) == (False, None), "it is another image by now"
+
+
+def test_calibration_that_comes_to_the_same_does_not_bring_feedback_back(place):
+    checkpoint, highest = place / "checkpoint", max(scores_of(place, "rope").items(), key=lambda item: item[1])[0]
+    assert give(place, "--normal", highest) == 0
+    assert len(load_feedback(checkpoint, None, load_thresholds(checkpoint)).counted) == 1
+    versions.close(checkpoint)
+    assert load_feedback(checkpoint, None, load_thresholds(checkpoint)).counted == ()
+
+
+def test_versions_are_in_the_order_of_their_numbers(tmp_path):
+    assert [path.stem for path in versions.in_order([tmp_path / "10000.json", tmp_path / "9999.json"])] == [
+        "9999",
+        "10000",
+    ]
+
+
+def test_removing_a_class_leaves_the_feedback_of_others(place, capsys):
+    checkpoint = place / "checkpoint"
+    before = load_thresholds(checkpoint)
+    highest = max(scores_of(place, "rope").items(), key=lambda item: item[1])[0]
+    table = place / "all.csv"
+    table.write_text("name,decision\n" + "".join(f"{name},normal\n" for name in NAMES))
+    assert give(place, "--normal", highest) == 0
+    assert give(place, "--csv", str(table), "--complete", of="bolt") == 0
+    with_bolts = load_thresholds(checkpoint)
+    assert with_bolts is not None
+    assert before is not None
+    assert BOLT in with_bolts.classes
+    assert add_class(["--checkpoint", str(checkpoint), "--remove", "bolt"]) == 0
+    low = min(scores_of(place, "rope").items(), key=lambda item: item[1])[0]
+    capsys.readouterr()
+    assert give(place, "--normal", low) == 0
+    assert "by 4 normal images as they came and 1 picked" in capsys.readouterr().out
+    assert [give(place, "--undo") for _ in range(3)] == [0, 0, 0]
+    now = load_thresholds(checkpoint)
+    assert now is not None
+    assert now.classes == before.classes
+
+
+def test_an_image_in_a_bank_is_none_of_calibration(place, made, calibration_shards, capsys):
+    """By its pixels, whatever it is called."""
+    checkpoint = place / "checkpoint"
+    shards = ShardSet.open([calibration_shards])
+    ref = shards.classes("calibration")["solids/cookie"][0]
+    paths = {}
+    for name, member in ref.entry.images.items():
+        paths[name] = place / "held" / name / f"renamed{Path(member.name).suffix}"
+        paths[name].parent.mkdir(parents=True)
+        paths[name].write_bytes(shards.member_bytes(ref, member))
+    assert add_class(["--checkpoint", str(checkpoint), "--class", "nut", "--device", "cpu", str(place / "held")]) == 0
+    before = files(checkpoint)
+    capsys.readouterr()
+    words = ["--checkpoint", str(checkpoint), "--data", str(calibration_shards), "--device", "cpu"]
+    assert calibrate(words) == 2
+    said = capsys.readouterr().err
+    assert "put these images into a bank" in said
+    assert ref.entry.key in said
+    assert files(checkpoint) == before
 
 
 def test_calibration_made_anew_begins_anew_and_damage_is_said(place, capsys):
@@ -212,11 +341,12 @@ def test_calibration_made_anew_begins_anew_and_damage_is_said(place, capsys):
     assert (
         "calibration_scores.json: it is of other thresholds than those beside it; calibrate" in capsys.readouterr().err
     )
+    versions.close(checkpoint)
     save_scores(scores, new, checkpoint)
     assert give(place, "--undo") == 2
     assert "can't be undone: the thresholds were made again since" in capsys.readouterr().err
-    assert give(place, "--normal", "set/3", of="bolt") == 2
-    assert "set/3 is in its class's bank already" in capsys.readouterr().err
+    assert give(place, "--normal", "set/3", of="bolt") == 0
+    assert "nothing new: all of it was said before, or is in a bank" in capsys.readouterr().out
     assert give(place, "--normal", "set/1") == 0
     assert give(place) == 0
     assert "its scores no longer count" in capsys.readouterr().out.splitlines()[-2]
@@ -276,7 +406,18 @@ def test_predictions_that_cannot_count_are_one_line(place, made):
     refused("was predicted without a class that the model knows", class_name=None)
     refused("names no files", files={})
     refused("have the same images, and are called both normal and anomalous")
-    refused("is in its class's bank already", files=few, class_name=BOLT)
+    score = taker._score("set/1", few, BOLT).score
+    held = {"set/1": one.model_copy(update={"files": few, "class_name": BOLT, "score": score})}
+    with pytest.raises(ValueError, match=r"1 of 1 images are in a bank or in the calibration already.*: set/1; leave"):
+        taker.take(held, {"set/1": "normal"}, complete=True)
+    change = taker.take(held, {"set/1": "normal"})
+    assert (change.held, change.version.images, change.rows) == (1, (), {})
+    assert len(taker.take(held, {"set/1": "anomalous"}).anomalies) == 1, "which may be checked"
+    assert detector.thresholds is not None
+    digests = {ROPE: {BOTH: [pixels_digest(InputSample("set/1", dict(one.files)))]}}
+    save_scores({ROPE: {BOTH: [0.1, 0.2, 0.3]}}, detector.thresholds, checkpoint, digests)
+    again = FeedbackTaker(checkpoint, detector, weights)
+    assert again.take({"set/1": one}, {"set/1": "normal"}).held == 1, "its score is calibration's already"
     (checkpoint / SCORES_NAME).unlink()
     with pytest.raises(ValueError, match="an earlier version calibrated, and kept no scores; calibrate again"):
         FeedbackTaker(checkpoint, detector, weights)

@@ -11,7 +11,7 @@ from methods.test_level_search import TEST, TRAIN
 from methods.test_level_search import fitted as level_search
 from methods.test_memory_bank import FEW_FEATURES, SIZE, Maker, tokens
 
-from unimmad.methods import discriminator
+from unimmad.methods import discriminator, growing
 from unimmad.methods.added_class import WithAddedClasses
 from unimmad.methods.banks import Banks, BankSettings
 from unimmad.methods.growing import append_rows, bank_digest, lacking_rows, why_fixed
@@ -61,6 +61,17 @@ def test_an_image_that_a_bank_has_adds_nothing_and_other_features_are_refused():
         banks.append(0, torch.zeros(2, 3))
 
 
+def test_banks_together_stay_within_their_limit():
+    settings = BankSettings(coreset="random", coreset_share=1.0, max_bank_gb=1.5e-6)
+    banks = Banks(settings, 4, 1, "none")
+    for name in ("set/cup", "set/saw"):
+        banks.add([BankName(name, 0)], ["a"], torch.rand(1, 40, 4))
+    banks.finish(lambda given: given)
+    banks.append(0, torch.rand(10, 4))
+    with pytest.raises(ValueError, match="max_bank_gb"):
+        banks.append(1, torch.rand(10, 4))
+
+
 def memory_bank() -> Method:
     torch.manual_seed(0)
     values = {"image_size": SIZE, "backbone": "resnet10t", "modality_slots": 2} | FEW_FEATURES
@@ -92,19 +103,33 @@ def test_no_map_of_a_class_gets_larger_and_rows_find_their_bank_again(build, cla
 
     before_BHW = maps(model)
     assert why_fixed(model, class_name) == ""
-    rows = lacking_rows(model, class_name, grown.images_MCHW, grown.slots)
+    rows = lacking_rows(model, class_name, [grown.images_MCHW], grown.slots)
     assert {place.class_name for place, _ in rows} <= {class_name, ""}
     loaded = build()
     for place, rows_nD in rows:
         append_rows(model, place, rows_nD)
         assert bank_digest(loaded, place) == bank_digest(model, place)
-        append_rows(loaded, place, rows_nD)
+        for _ in range(2):
+            append_rows(loaded, place, rows_nD, once=f"rows of {place}")
     after_BHW = maps(model)
     torch.testing.assert_close(maps(loaded), after_BHW)
     assert (after_BHW <= before_BHW * (1 + 1e-4) + 1e-6).all()
     assert after_BHW[0].mean() < 0.7 * before_BHW[0].mean()
     with pytest.raises(ValueError, match="has no bank of"):
         append_rows(model, rows[0][0]._replace(level=9), rows[0][1])
+
+
+def test_the_views_of_an_image_share_what_a_bank_takes(monkeypatch):
+    """Twice the same view adds nothing more than once, and several no more than one image may."""
+    monkeypatch.setattr(growing, "ROWS_OF_IMAGE", 6)
+    model = level_search(whole_image=True)
+    one, both = (
+        lacking_rows(model, TEST[0].class_name, [TEST[0].images_MCHW] * views, TEST[0].slots) for views in (1, 2)
+    )
+    assert [(place, len(rows_nD)) for place, rows_nD in both] == [(place, len(rows_nD)) for place, rows_nD in one]
+    views = [TEST[0].images_MCHW, TEST[0].images_MCHW.flip(-1), 1 - TEST[0].images_MCHW]
+    many = lacking_rows(model, TEST[0].class_name, views, TEST[0].slots)
+    assert max(len(rows_nD) for _, rows_nD in many) == max(len(rows_nD) for _, rows_nD in one) == 6
 
 
 def test_banks_that_cannot_grow_are_said():

@@ -18,6 +18,7 @@ from PIL import Image
 from serving.conftest import Client
 
 from unimmad.cli.review import main
+from unimmad.inference.predicted import predictions_digest
 from unimmad.serving.review import Review, create_review_app
 from unimmad.serving.server import listening_socket
 
@@ -61,7 +62,7 @@ def decide(client: Client, body: bytes, **headers: str) -> int:
 
 @needs_browser
 def test_a_person_calls_predictions_by_keys_and_buttons(folder, client, tmp_path):
-    decisions = folder / "decisions.csv"
+    decisions, of = folder / "decisions.csv", predictions_digest(folder)
     origin = f"http://127.0.0.1:{client.port}/"
     with Driven(origin, tmp_path / "browser") as page:
         page.wait_for("document.querySelector('#name').textContent === 'a/<b>2</b>'")  # the highest score first
@@ -73,18 +74,26 @@ def test_a_person_calls_predictions_by_keys_and_buttons(folder, client, tmp_path
         page.wait_for("document.querySelector('#called').textContent === '2 of 3 called'")
         page.press("ArrowLeft")
         assert page.value("document.querySelector('#normal').getAttribute('aria-pressed')") == "true"
+        page.value("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'a', repeat: true}))")
+        assert page.value("document.querySelector('#normal').getAttribute('aria-pressed')") == "true", "it is held down"
         page.press("u")
         page.press("n")
         assert page.value("document.querySelector('#complete').hidden") is True
         page.press("n")
         page.wait_for("!document.querySelector('#complete').hidden")
         page.value("sending")  # all are sent
-        assert decisions.read_text() == "name,decision\na/<b>2</b>,anomalous\na/3,normal\na/1,normal\n"
+        assert decisions.read_text() == (
+            f"name,decision,predictions\na/<b>2</b>,anomalous,{of}\na/3,normal,{of}\na/1,normal,{of}\n"
+        )
         assert page.value("document.querySelector('#command').textContent") == COMMAND
         decisions.unlink()
         decisions.mkdir()  # what can't be written is said, and does not count
         page.press("a")
-        page.wait_for("document.querySelector('#error').textContent.includes('could not be saved')")
+        page.press("u")
+        page.press("ArrowLeft")
+        page.press("a")
+        page.wait_for("document.querySelector('#error').textContent.includes('call again: a/1, a/3')")
+        page.press("ArrowRight")
         assert page.value("document.querySelector('#normal').getAttribute('aria-pressed')") == "true"
         assert page.value("document.documentElement.scrollWidth <= innerWidth") is True
         assert [url for url in page.asked_for if not url.startswith((origin, "data:"))] == []
@@ -101,6 +110,14 @@ def test_nothing_but_decisions_and_pictures_is_had_from_outside(folder, client, 
         lines.write_text(lines.read_text().replace("pictures/2.png", place))
         assert Review(folder).picture(2) is None
         lines.write_text(lines.read_text().replace(place, "pictures/2.png"))
+    lines.write_text(lines.read_text().replace("pictures/2.png", f"pictures/{'a' * 300}.png"))
+    assert Review(folder).picture(2) is None
+    lines.write_text(lines.read_text().replace("a" * 300, "2"))
+    (folder / "pictures").rename(tmp_path / "elsewhere")
+    (folder / "pictures").symlink_to(tmp_path / "elsewhere")
+    assert Review(folder).picture(1) is None
+    (folder / "pictures").unlink()
+    (tmp_path / "elsewhere").rename(folder / "pictures")
     status, headers, body = client.raw("GET", "/pictures/1.png")
     assert (status, headers["content-type"], body[:4]) == (200, "image/png", b"\x89PNG")
     assert "default-src 'none'" in headers["content-security-policy"]
@@ -121,6 +138,11 @@ def test_nothing_but_decisions_and_pictures_is_had_from_outside(folder, client, 
     assert not (folder / "decisions.csv").exists()
     assert decide(client, good) == 200
     assert Review(folder).decisions == {"a/<b>2</b>": "normal"}, "a review goes on where one left off"
+    for refused in ("/pictures/3.png", "/nothing"):
+        assert "default-src 'none'" in client.raw("GET", refused)[1]["content-security-policy"]
+    lines.write_text(lines.read_text().replace("0.9", "0.8"))
+    with pytest.raises(ValueError, match=r"is of other predictions than those that .* holds by now, move it away"):
+        Review(folder)
     assert [path.name for path in folder.glob(".decisions*")] == []
 
 

@@ -21,6 +21,8 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from unimmad.checkpoint.calibration_scores import SCORES_NAME, forget_scores
+from unimmad.checkpoint.feedback import changing, check_settled
 from unimmad.checkpoint.monitoring import MONITORING_NAME, load_reference, save_reference
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, SensorThreshold, load_thresholds, save_thresholds
 from unimmad.data.index import ClassName, DatasetEntry
@@ -215,11 +217,15 @@ def _forget_calibrated(checkpoint: Path, class_name: str) -> None:
     thresholds = load_thresholds(checkpoint)
     if thresholds is None or class_name not in {*thresholds.classes, *thresholds.trained_classes}:
         return
-    left, reference = thresholds.without(class_name), load_reference(checkpoint)
-    if left is None:
-        (checkpoint / THRESHOLDS_NAME).unlink()
-        (checkpoint / MONITORING_NAME).unlink(missing_ok=True)
-        return
-    save_thresholds(left, checkpoint)
-    if reference is not None and class_name in reference.classes:
-        save_reference(reference.without(class_name), checkpoint)
+    with changing(checkpoint):
+        check_settled(checkpoint)
+        left, reference = thresholds.without(class_name), load_reference(checkpoint)
+        if left is None:
+            (checkpoint / THRESHOLDS_NAME).unlink()
+            for name in (MONITORING_NAME, SCORES_NAME):
+                (checkpoint / name).unlink(missing_ok=True)
+            return
+        forget_scores(checkpoint, class_name)
+        save_thresholds(left, checkpoint)
+        if reference is not None and class_name in reference.classes:
+            save_reference(reference.without(class_name), checkpoint)

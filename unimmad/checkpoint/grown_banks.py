@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,18 +12,19 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from unimmad.checkpoint.feedback import REMEDY, FeedbackVersion, load_feedback, version_file
+from unimmad.checkpoint.feedback import REMEDY, Feedback, FeedbackVersion, load_feedback, version_file
 from unimmad.methods.growing import append_rows, bank_digest
 from unimmad.model.finite import check_finite
 from unimmad.serialization.text import one_line
 
 if TYPE_CHECKING:
+    from unimmad.checkpoint.added_classes import AddedClass
     from unimmad.checkpoint.loading import LoadedCheckpoint
 
 
 def with_feedback(checkpoint: LoadedCheckpoint) -> LoadedCheckpoint:
     """The checkpoint, its added classes included, with the banks grown by what was called normal; the same one where
-    none grew. Its model's banks are replaced.
+    none grew. Its model's banks are replaced, of one model once.
 
     Raises:
         ValueError: as ``feedback.load_feedback``, or rows do not fit their bank.
@@ -35,16 +36,26 @@ def with_feedback(checkpoint: LoadedCheckpoint) -> LoadedCheckpoint:
     grew = False
     for version in load_feedback(folder, weights, None).versions:
         path = version_file(folder, version.number).with_suffix(".safetensors")
-        for bank, rows_nD in zip(version.grown, _rows(path, version), strict=True):
+        for number, (bank, rows_nD) in enumerate(zip(version.grown, _rows(path, version), strict=True)):
             if bank.added and bank.of_bank != bank_digest(checkpoint.model, bank.place):
                 continue  # the class was removed or put in another's place since
             try:
-                append_rows(checkpoint.model, bank.place, rows_nD)
+                append_rows(checkpoint.model, bank.place, rows_nD, once=f"{version.rows_sha256} {number}")
             except ValueError as error:
                 raise ValueError(f"{path}: {error}; {REMEDY}") from None
             grew = True
         digest.update(version.rows_sha256.encode())
     return replace(checkpoint, weights_digest=digest.hexdigest(), grown=True) if grew else checkpoint
+
+
+def banked_digests(feedback: Feedback, added: Mapping[str, AddedClass]) -> set[str]:
+    """Of the pixels of all images that were put into a bank after training, as far as it is known."""
+    return feedback.in_banks(digests_of_added(added)).union(*(one.entry.digests for one in added.values()))
+
+
+def digests_of_added(added: Mapping[str, AddedClass]) -> dict[str, str]:
+    """By which ``Feedback`` tells added classes from earlier ones of the same name."""
+    return {name: one.entry.sha256 for name, one in added.items()}
 
 
 def _rows(path: Path, version: FeedbackVersion) -> Sequence[Tensor]:

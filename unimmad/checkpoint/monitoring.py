@@ -136,6 +136,10 @@ class MonitoringReference:
         ]
         return MonitoringReference(self.described.model_copy(update={"scores": scores}), self.usual)
 
+    def as_bytes(self) -> bytes:
+        """What the file holds."""
+        return save(_arrays(self.usual), {"reference": _text(self.described), "digest": self.digest})
+
     @cached_property
     def classes(self) -> frozenset[str]:
         """``DATASET/CLASS`` of all that were calibrated."""
@@ -149,8 +153,7 @@ def save_reference(reference: MonitoringReference, checkpoint: Path) -> Path:
         ValueError: the folder cannot be written to.
     """
     path = checkpoint / MONITORING_NAME
-    metadata = {"reference": _text(reference.described), "digest": reference.digest}
-    write_aside(path, lambda temporary: temporary.write_bytes(save(_arrays(reference.usual), metadata)))
+    write_aside(path, lambda temporary: temporary.write_bytes(reference.as_bytes()))
     return path
 
 

@@ -211,7 +211,7 @@ class Thresholds(_Frozen):
                 "trained_classes": tuple(name for name in self.trained_classes if name in left),
             }
         )
-        return kept if len(classes) == len(self.classes) else kept._pooled_again()
+        return kept if len(classes) == len(self.classes) else kept.pooled_again()
 
     def without(self, name: str) -> Thresholds | None:
         """Those of all classes but ``DATASET/CLASS``; None where none that is left is calibrated. Where the class was
@@ -221,9 +221,9 @@ class Thresholds(_Frozen):
             return None
         trained = tuple(other for other in self.trained_classes if other != name)
         kept = self.model_copy(update={"classes": classes, "trained_classes": trained})
-        return kept if name not in self.classes else kept._pooled_again()
+        return kept if name not in self.classes else kept.pooled_again()
 
-    def _pooled_again(self) -> Thresholds:
+    def pooled_again(self) -> Thresholds:
         """With a threshold of all classes that calls normal what any class's own does."""
         parts = [part for found in self.classes.values() for part in (found, *found.sets)]
         sets = dict.fromkeys(tuple(sorted(part.modalities)) for part in parts) if self.sensor_sets else {}
@@ -419,11 +419,6 @@ def load_thresholds(checkpoint: Path) -> Thresholds | None:
         return Thresholds.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise ValueError(f"{path}: {first_problem(error)}; {remedy}") from None
-
-
-def thresholds_digest(thresholds: Thresholds) -> str:
-    """By which what goes with these thresholds knows them."""
-    return _digest(thresholds.model_dump(mode="json", by_alias=True))
 
 
 def _digest(values: Any) -> str:

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from unimmad.checkpoint.calibration_scores import save_scores, scores_by_class
-from unimmad.checkpoint.feedback import has_feedback
+from unimmad.checkpoint.calibration_scores import SCORES_NAME, by_class, save_scores
+from unimmad.checkpoint.feedback import changing, check_settled, close, has_feedback
 from unimmad.checkpoint.monitoring import MONITORING_NAME, save_reference
 from unimmad.checkpoint.thresholds import save_thresholds
 from unimmad.cli.console import print_any_name
@@ -43,6 +43,7 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
         ValueError: an option, the checkpoint or the data are wrong.
     """
     checkpoint = chosen_checkpoint(arguments, ranks)
+    check_settled(checkpoint.folder)
     facts: list[CalibrationFacts] = []
     data, cache = (
         chosen_data(arguments, checkpoint),
@@ -70,10 +71,16 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
         )
     if ranks.is_main:
         folder = checkpoint.folder
-        (folder / MONITORING_NAME).unlink(missing_ok=True)  # of other thresholds, should this be interrupted
-        path = save_thresholds(thresholds, folder)
-        save_scores(scores_by_class((one.class_name, one.modalities, one.score) for one in facts), thresholds, folder)
-        save_reference(made_reference(facts, thresholds, checkpoint.weights_digest), folder)
+        scores = by_class((one.class_name, one.modalities, one.score) for one in facts)
+        digests = by_class((one.class_name, one.modalities, one.digest) for one in facts)
+        with changing(folder):
+            check_settled(folder)
+            for name in (MONITORING_NAME, SCORES_NAME):  # of other thresholds, should this be interrupted
+                (folder / name).unlink(missing_ok=True)
+            close(folder)
+            path = save_thresholds(thresholds, folder)
+            save_scores(scores, thresholds, folder, digests)
+            save_reference(made_reference(facts, thresholds, checkpoint.weights_digest), folder)
         print(describe(thresholds))
         if has_feedback(folder):
             print("note: banks keep what feedback added to them; its scores no longer count (docs/feedback.md)")

@@ -20,10 +20,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unimmad.checkpoint.feedback import Decision, changing, load_feedback, save_version, settle, undo
+from unimmad.checkpoint.feedback import (
+    Decision,
+    changing,
+    check_settled,
+    is_interrupted,
+    load_feedback,
+    save_version,
+    settle,
+    undo,
+)
 from unimmad.checkpoint.folder import NO_VERIFY_HELP, find_checkpoint, newest_run
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.monitoring import save_reference
 from unimmad.checkpoint.thresholds import Thresholds, load_thresholds
 from unimmad.cli.console import print_any_name, sigterm_as_interrupt
 from unimmad.evaluation.scoring import named_device
@@ -108,7 +116,7 @@ def _run(options: argparse.Namespace) -> None:
     elif decisions:
         predictions = _predictions(options, decisions)
         with changing(folder):
-            settle(folder)
+            (check_settled if options.dry_run else settle)(folder)
             _take(options, folder, predictions, decisions)
     else:
         _list(folder)
@@ -119,7 +127,7 @@ def _decisions(options: argparse.Namespace) -> dict[str, Decision]:
     Raises:
         ValueError: two things are said of one prediction, or the table is none.
     """
-    found: dict[str, Decision] = {} if options.csv is None else read_decisions(options.csv)
+    found: dict[str, Decision] = {} if options.csv is None else read_decisions(options.csv, options.predictions)
     named: list[tuple[str, Decision]] = [(name, "normal") for name in options.normal]
     named += [(name, "anomalous") for name in options.anomalous]
     for name, decision in named:
@@ -154,6 +162,9 @@ def _checkpoint(given: Path | None) -> Path:
 
 
 def _list(folder: Path) -> None:
+    if is_interrupted(folder):
+        with changing(folder):
+            settle(folder)
     feedback = load_feedback(folder, None, load_thresholds(folder))
     for version in feedback.versions:
         print(version_line(version, version in feedback.counted))
@@ -182,15 +193,21 @@ def _take(
             complete=options.complete,
             tell_done=bar.update,
         )
-    images = {**taker.feedback.images, **{image.digest: image for image in change.version.images}}
+    images = {**taker.images, **{image.digest: image for image in change.version.images}}
     lines = change_lines(change, list(images.values()))
     if not change.version.images:
-        print("nothing new: all of it was said before")
+        print("nothing new: all of it was said before, or is in a bank or in the calibration already")
     elif options.dry_run:
         print("\n".join(["this would change (--dry-run):", *lines]))
     else:
-        save_version(change.version, change.rows, change.digests, folder)
-        print("\n".join([*lines, *_forgotten_scores(detector, change, folder)]))
+        watched = _watched(detector, change)
+        reference = None if detector.reference is None or not watched else detector.reference.without_scores(watched)
+        save_version(change.version, change.rows, change.digests, folder, reference)
+        if watched:
+            lines.append(
+                f"note: unimmad monitor compares later scores of {some(sorted(watched))} among themselves from now on"
+            )
+        print("\n".join(lines))
         print(f"version {change.version.number} of {folder / 'feedback'}; --undo takes it back")
 
 
@@ -202,14 +219,10 @@ def _tiles(thresholds: Thresholds | None) -> str | None:
     return f"{tiles.size}:{tiles.overlap}{':whole' if tiles.whole else ''}" if tiles.size else "none"
 
 
-def _forgotten_scores(detector: Detector, change: Change, folder: Path) -> list[str]:
-    """Monitoring compares later scores with calibration's of the same banks and below the same threshold: of other
-    classes from now on; what to say of it."""
+def _watched(detector: Detector, change: Change) -> frozenset[str]:
+    """Classes whose later scores monitoring can't compare with calibration's: those are of other banks, or below
+    another threshold."""
     before, after = change.version.before.classes, change.version.after.classes
     moved = {name for name, found in after.items() if name not in before or before[name].value != found.value}
     moved |= {image.class_name for image in change.version.images if image.in_bank}
-    watched = moved & detector.reference.classes if detector.reference is not None else frozenset()
-    if detector.reference is None or not watched:
-        return []
-    save_reference(detector.reference.without_scores(watched), folder)
-    return [f"note: unimmad monitor compares later scores of {some(sorted(watched))} among themselves from now on"]
+    return frozenset() if detector.reference is None else detector.reference.classes & moved

@@ -61,13 +61,15 @@ def _review(options: argparse.Namespace) -> None:
         from unimmad.serving.server import is_loopback, listening_socket, serve, url_of
     except ImportError as error:
         raise ValueError(f'the page needs FastAPI and others ({error}): pip install "unimmad[serve]"') from None
-    review = Review(options.predictions)
-    command = _command(options, review.file)
+    if not options.predictions.is_dir():
+        raise ValueError(f"{options.predictions} does not exist; name the folder that unimmad predict wrote")
     with (
         listening_socket(options.host, options.port) as listening,
         FolderLock(LOCK_NAME, "review", "use its page") as lock,
     ):
         lock.take(options.predictions)
+        review = Review(options.predictions)
+        command = _command(options, review.file)
         alone = is_loopback(listening)
         if not alone:
             print("note: anybody who can reach this address may look and decide: no passwords", file=sys.stderr)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from unimmad.checkpoint.added_classes import with_added_classes
-from unimmad.checkpoint.grown_banks import with_feedback
+from unimmad.checkpoint.feedback import load_feedback
+from unimmad.checkpoint.grown_banks import banked_digests, with_feedback
 from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.thresholds import (
     Sensors,
@@ -40,7 +42,9 @@ from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
 from unimmad.evaluation.tiling import score_samples
 from unimmad.inference.engines import ModelEngine
+from unimmad.inference.inputs import EncodedImage, InputSample
 from unimmad.inference.measuring import CalibrationFacts, facts_of_batch
+from unimmad.inference.reading import pixels_digest
 from unimmad.metrics.at_threshold import Spread
 from unimmad.ranks.exchange import ALONE, Ranks
 
@@ -95,11 +99,12 @@ def calibrate(
         ranks: those that share the work, all with the same arguments.
 
     Raises:
-        ValueError: no calibration split, an anomalous image in it, data that can't be read or don't fit the model, or a
-            score that is NaN or infinite.
+        ValueError: no calibration split, an anomalous image in it, or one that training saw or a bank has; data that
+            can't be read or don't fit the model; or a score that is NaN or infinite.
     """
     check_rate(false_alarm_rate)
     checkpoint = with_feedback(with_added_classes(checkpoint))
+    in_banks = banked_digests(load_feedback(checkpoint.folder, None, None), checkpoint.added)
     shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
     references = shards.classes("calibration")
     if roi is not None:
@@ -109,6 +114,7 @@ def calibrate(
     if kept is not None:
         shards = keep_modalities(shards, "calibration", kept.modalities, kept.classes)
         references = shards.classes("calibration")
+    refs = {(name, ref.entry.key): ref for name, of_class in references.items() for ref in of_class}
     recipe = with_tiles(checkpoint.recipe, tiles)
     geometry = scoring_geometry(recipe)
     engine = ModelEngine(checkpoint.model, recipe.evaluation, device, precision, geometry)
@@ -148,9 +154,13 @@ def calibrate(
                     usual[class_name].setdefault(names, []).append(median)
                     spreads[class_name][names] = spreads[class_name].get(names, Spread()).joined(spread)
                 bar.update(len(of_rank))
+            pixels = [] if batch is None or kept is not None else _pixels(batch, shards, refs)
+            _check_not_in_banks(chain.from_iterable(ranks.gather(pixels)), in_banks, checkpoint)
             if facts is not None:
                 measured = (
-                    [] if batch is None else _measured(engine, batch, shards, [score for _, _, score, *_ in found])
+                    []
+                    if batch is None
+                    else _measured(engine, batch, shards, [score for _, _, score, *_ in found], pixels)
                 )
                 facts += [one for of_rank in ranks.gather(measured) for one in of_rank]
     scores = {name: of_class for name, of_class in scores.items() if of_class}
@@ -199,12 +209,40 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float
     ]
 
 
-def _measured(engine: ModelEngine, batch: Batch, shards: ShardSet, scores: Sequence[float]) -> list[CalibrationFacts]:
+def _measured(
+    engine: ModelEngine, batch: Batch, shards: ShardSet, scores: Sequence[float], pixels: Sequence[tuple[str, str]]
+) -> list[CalibrationFacts]:
     found = facts_of_batch(engine, batch, shards.datasets)
     return [
-        CalibrationFacts(sample.class_name, sample.key, sample.modalities, score, images)
-        for sample, score, images in zip(batch.samples, scores, found, strict=True)
+        CalibrationFacts(sample.class_name, sample.key, sample.modalities, score, images, digest)
+        for sample, score, images, (_, digest) in zip(batch.samples, scores, found, pixels, strict=True)
     ]
+
+
+def _pixels(batch: Batch, shards: ShardSet, refs: Mapping[tuple[str, str], SampleRef]) -> list[tuple[str, str]]:
+    """Name and ``pixels_digest`` of each sample."""
+    found = []
+    for sample in batch.samples:
+        ref = refs[sample.class_name, sample.key]
+        images = {
+            name: EncodedImage(shards.member_bytes(ref, member), member.name)
+            for name, member in ref.entry.images.items()
+        }
+        found.append((sample.key, pixels_digest(InputSample(f"{sample.class_name} {sample.key}", images))))
+    return found
+
+
+def _check_not_in_banks(pixels: Iterable[tuple[str, str]], in_banks: Set[str], checkpoint: LoadedCheckpoint) -> None:
+    """
+    Raises:
+        ValueError: an image is in one, so that its score would be too low.
+    """
+    if held := [name for name, digest in pixels if digest in in_banks]:
+        raise ValueError(
+            f"{_some(held)} of the calibration split: feedback or add-class put these images into a bank of "
+            f"{checkpoint.folder}, which would give thresholds too low; calibrate by others, or take them out of it "
+            "(unimmad feedback --undo, add-class --remove)"
+        )
 
 
 def _overlaps(engine: ModelEngine, batch: Batch) -> list[list[Overlap]]:

@@ -31,6 +31,8 @@ class Decider:
     """What thresholds were calibrated by that do not say it."""
     added: Mapping[str, AddedClass]
     """The classes added after training."""
+    grew: bool = False
+    """Whether banks grew since calibration."""
 
     def threshold(self, sample: PreparedSample) -> tuple[Threshold | None, str | None, list[str]]:
         """The threshold that holds for a sample, whose it is, and what to say about it."""
@@ -62,6 +64,9 @@ class Decider:
             notes.append("decided by the threshold of all classes")
             if named:
                 notes.append(f"no calibration image was of class {asked}, so that no false-alarm rate is promised")
+        if known is None and self.grew:
+            # The nearest class is the one of the smallest mean, and its largest value may be larger than another's.
+            notes.append("banks grew since calibration: without its class no false-alarm rate is promised")
         if note := self.thresholds.precision_note(self.engine.precision):
             notes.append(note)
         if threshold.fpr_bound > self.thresholds.false_alarm_rate:
@@ -72,9 +77,9 @@ class Decider:
 
     def promises(self, sample: PreparedSample, of: str) -> bool:
         """Whether a sample's threshold, which is ``of`` a class or of all, promises a false-alarm rate for it: not that
-        of other classes where its own is named."""
+        of other classes where its own is named, nor without a class where banks grew."""
         own_is_named = sample.asked_class is not None and not sample.asked_class.endswith("/")
-        return not (own_is_named if of == ALL_CLASSES else self.is_borrowed(of))
+        return not (own_is_named or self.grew if of == ALL_CLASSES else self.is_borrowed(of))
 
     def is_borrowed(self, class_name: str) -> bool:
         """Whether the threshold of ``DATASET/CLASS``, one added after training, is borrowed from other classes."""

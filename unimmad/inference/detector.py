@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from unimmad.checkpoint.added_classes import AddedClass, with_added_classes
+from unimmad.checkpoint.feedback import load_feedback
 from unimmad.checkpoint.folder import find_checkpoint
 from unimmad.checkpoint.grown_banks import with_feedback
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
@@ -71,13 +72,14 @@ class Detector:
         reference: MonitoringReference | None = None,
         own_tiles: TileSettings | None = None,
         added: Mapping[str, AddedClass] | None = None,
+        grew: bool = False,
     ) -> None:
         """See ``from_checkpoint`` and ``from_onnx``, which put these together.
 
         ``model_digest`` differs for models that give other numbers; ``normal_maps`` are for the colours of pictures;
         ``reference`` is what calibration images were like; ``own_tiles`` are what thresholds were calibrated by that do
         not say it; None: those of the engine; ``added`` are the classes added after training, which the engine's model
-        and the catalogue know.
+        and the catalogue know; ``grew``: banks did, since calibration.
         """
         self.engine = engine
         self.catalogue = catalogue
@@ -91,6 +93,7 @@ class Detector:
         """What is told of every prediction; see ``start_monitor``."""
         self.own_tiles = own_tiles or engine.settings.tiles
         self.added = dict(added or {})
+        self.grew = grew
 
     @classmethod
     def open(
@@ -188,7 +191,9 @@ class Detector:
                 "again, or remove it"
             )
         normal_maps = load_normal_maps(checkpoint.folder) if own.same_views(recipe.evaluation.tiles) else None
-        return cls(engine, catalogue, thresholds, digest, normal_maps, reference, own, checkpoint.added)
+        counted = load_feedback(checkpoint.folder, None, thresholds).counted
+        grew = any(version.grown for version in counted)
+        return cls(engine, catalogue, thresholds, digest, normal_maps, reference, own, checkpoint.added, grew)
 
     @classmethod
     def from_onnx(
@@ -400,7 +405,7 @@ class Detector:
         statistics: Mapping[str, Mapping[str, float]] | None,
     ) -> Prediction:
         check_scored(sample.name, map_HW, score)
-        decider = Decider(self.engine, self.catalogue, self.thresholds, self.own_tiles, self.added)
+        decider = Decider(self.engine, self.catalogue, self.thresholds, self.own_tiles, self.added, self.grew)
         threshold, of, notes = decider.threshold(sample)
         apart = misaligned(sample.overlaps, threshold)
         return Prediction(

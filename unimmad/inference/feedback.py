@@ -8,19 +8,20 @@ smaller and never larger: a threshold taken from earlier scores keeps its promis
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from torch import Tensor
 
-from unimmad.checkpoint.calibration_scores import load_scores, scores_by_class
+from unimmad.checkpoint.calibration_scores import by_class, calibrated_digests, load_scores
 from unimmad.checkpoint.feedback import CalledImage, Decision, FeedbackVersion, load_feedback
+from unimmad.checkpoint.grown_banks import banked_digests, digests_of_added
 from unimmad.checkpoint.thresholds import Thresholds, is_above
 from unimmad.inference.detector import Detector
 from unimmad.inference.engines import ModelEngine
 from unimmad.inference.inputs import InputSample
-from unimmad.inference.predicted import Predicted
+from unimmad.inference.predicted import Predicted, some
 from unimmad.inference.prediction import Prediction
 from unimmad.inference.reading import pixels_digest
 from unimmad.inference.renewed_thresholds import joined, renewed
@@ -38,10 +39,10 @@ class CheckedAnomaly:
     """An image that was called anomalous, today or before."""
 
     image: CalledImage
-    score: float
-    """By the banks as they are now; what it was when called where its files are gone."""
+    scored: bool
+    """Whether its files are still there, and the same."""
     missed_before: bool | None
-    """By the threshold, and the banks, before; None: no threshold holds for it."""
+    """By the threshold, and the banks, before; None: no threshold holds for it, or it can't be scored."""
     missed_now: bool | None
 
 
@@ -61,6 +62,8 @@ class Change:
     """Samples of which the same was said before."""
     copies: int
     """Samples whose images are those of another one: they count once."""
+    held: int
+    """Samples called normal that are left out: their images are in a bank or in the calibration already."""
 
 
 class FeedbackTaker:
@@ -85,10 +88,13 @@ class FeedbackTaker:
         self.thresholds = detector.thresholds
         self.feedback = load_feedback(folder, weights, detector.thresholds)
         counted = self.feedback.counted
-        self.in_banks = self.feedback.in_banks | {
-            digest for added in detector.added.values() for digest in added.entry.digests
-        }
+        self.of_added = digests_of_added(detector.added)
+        self.images = self.feedback.images(self.of_added)
+        """What was called before and counts, by digest."""
+        self.in_banks = banked_digests(self.feedback, detector.added)
         self.calibrated = load_scores(folder, counted[0].before if counted else detector.thresholds)
+        self.held = self.in_banks | calibrated_digests(folder)
+        """Digests of images whose scores add nothing."""
 
     def take(
         self,
@@ -110,61 +116,63 @@ class FeedbackTaker:
 
         Raises:
             ValueError: a sample can't be read, or is of another checkpoint, or of no class; or it was
-                called normal before.
+                called normal before; or of a complete run some are in a bank or in the calibration already.
         """
         called: list[CalledImage] = []
         new: dict[str, Predicted] = {}
         known = 0
+        held: list[str] = []
         once = _without_copies([predictions[name] for name in decisions], decisions)
         for digest, one in once.items():
             decision = decisions[one.name]
-            before = self._before(one, digest, decision, complete)
-            if before is None:
+            before = self._before(one, digest, decision)
+            if before is None and decision == "normal" and digest in self.held:
+                held.append(one.name)
+            elif before is None:
                 new[digest] = one
             elif before.decision != decision or (complete and not before.as_they_came):
                 whole = complete or before.as_they_came
                 called.append(before.model_copy(update={"decision": decision, "as_they_came": whole}))
             else:
                 known += 1
+        if held and complete:
+            raise ValueError(
+                f"{len(held)} of {len(once)} images are in a bank or in the calibration already, so that this is not "
+                f"a run of new ones: {some(held)}; leave --complete out, or predict images without them"
+            )
         scored = self._scored(list(new.values()), class_name, tell_done)
         for (digest, one), prediction in zip(new.items(), scored, strict=True):
+            class_name_of = self._class_of(one, prediction)
             called.append(
                 CalledImage(
                     name=one.name,
-                    class_name=self._class_of(one, prediction),
+                    class_name=class_name_of,
                     modalities=prediction.modalities,
                     files=one.files,
                     digest=digest,
                     decision=decisions[one.name],
                     score=prediction.score,
                     as_they_came=complete,
+                    of_added=self.of_added.get(class_name_of, ""),
                 )
             )
-        return self._change(called, known, len(decisions) - len(once))
+        change = self._change(called, known, len(decisions) - len(once))
+        return replace(change, held=len(held))
 
-    def _before(self, one: Predicted, digest: str, decision: Decision, complete: bool) -> CalledImage | None:
+    def _before(self, one: Predicted, digest: str, decision: Decision) -> CalledImage | None:
         """What was said of these images before, if it counts today; None: nothing.
 
         Raises:
-            ValueError: they were called normal, and are called anomalous now; or they are in a bank, and no score of
-                theirs is known from before that and from after the last calibration.
+            ValueError: they were called normal, and are called anomalous now.
         """
-        image = self.feedback.images.get(digest)
-        if image is not None:
-            if image.decision == "normal" and decision == "anomalous":
-                number = max(version.number for version in self.feedback.counted if image in version.images)
-                raise ValueError(
-                    f"{one_line(one.name)} was called normal before (version {number}): --undo takes whole versions "
-                    "back, the newest first; then call it anomalous"
-                )
-            return image
-        if digest in self.in_banks:
-            what = "leave --complete out, or predict images that it does not hold" if complete else "leave it out"
+        image = self.images.get(digest)
+        if image is not None and image.decision == "normal" and decision == "anomalous":
+            number = max(version.number for version in self.feedback.counted if image in version.images)
             raise ValueError(
-                f"{one_line(one.name)} is in its class's bank already, so that its score says nothing of other normal "
-                f"images: {what}"
+                f"{one_line(one.name)} was called normal before (version {number}): --undo takes whole versions "
+                "back, the newest first; then call it anomalous"
             )
-        return None
+        return image
 
     def _scored(self, samples: Sequence[Predicted], class_name: str | None, tell_done: TellDone) -> list[Prediction]:
         """By the banks as they are.
@@ -204,8 +212,14 @@ class FeedbackTaker:
         return prediction.class_name
 
     def _change(self, called: Sequence[CalledImage], known: int, copies: int) -> Change:
+        anomalies = {
+            image.digest: image
+            for image in {**self.images, **{image.digest: image for image in called}}.values()
+            if image.decision == "anomalous"
+        }
+        before = {digest: self._score_now(image) for digest, image in anomalies.items()}
         images, rows, notes = taken_in(self.detector, called, self.in_banks)
-        all_images = {**self.feedback.images, **{image.digest: image for image in images}}
+        all_images = {**self.images, **{image.digest: image for image in images}}
         after = self._renewed(all_images)
         version = FeedbackVersion(
             number=len(self.feedback.versions) + 1,
@@ -215,33 +229,40 @@ class FeedbackTaker:
             before=self.thresholds,
             after=after,
         )
-        anomalies = [image for image in all_images.values() if image.decision == "anomalous"]
-        checked = tuple(self._checked(one, after, bool(rows)) for one in anomalies)
+        now = {digest: self._score_now(image) for digest, image in anomalies.items()} if rows else before
+        checked = tuple(
+            CheckedAnomaly(
+                image,
+                now[digest] is not None,
+                self._missed(image, before[digest], self.thresholds),
+                self._missed(image, now[digest], after),
+            )
+            for digest, image in anomalies.items()
+        )
         digests = {place: bank_digest(self.engine.model, place) for place in rows}
-        return Change(version, rows, digests, notes, checked, known, copies)
+        return Change(version, rows, digests, notes, checked, known, copies, held=0)
 
     def _renewed(self, images: Mapping[str, CalledImage]) -> Thresholds:
         normal = [image for image in images.values() if image.decision == "normal"]
         whole, picked = (
-            scores_by_class(
+            by_class(
                 (image.class_name, image.modalities, image.score) for image in normal if image.as_they_came is wanted
             )
             for wanted in (True, False)
         )
         return renewed(self.thresholds, joined(self.calibrated, whole), picked)
 
-    def _checked(self, image: CalledImage, after: Thresholds, grew: bool) -> CheckedAnomaly:
-        score = image.score
-        if grew:
-            try:
-                score = self._score(image.name, image.files, image.class_name).score
-            except ValueError:  # its files are gone since
-                score = image.score
-        return CheckedAnomaly(
-            image, score, self._missed(image, image.score, self.thresholds), self._missed(image, score, after)
-        )
+    def _score_now(self, image: CalledImage) -> float | None:
+        """By the banks as they are; None where its files are gone, or others."""
+        try:
+            same = pixels_digest(InputSample(image.name, dict(image.files))) == image.digest
+        except ValueError:
+            return None
+        return self._score(image.name, image.files, image.class_name).score if same else None
 
-    def _missed(self, image: CalledImage, score: float, thresholds: Thresholds) -> bool | None:
+    def _missed(self, image: CalledImage, score: float | None, thresholds: Thresholds) -> bool | None:
+        if score is None:
+            return None
         own = image.class_name in thresholds.classes
         found = thresholds.of_class(image.class_name, image.modalities) if own else thresholds.of_all(image.modalities)
         return None if found is None else not is_above(score, found.value, self.engine.precision)

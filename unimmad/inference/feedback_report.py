@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from unimmad.checkpoint.feedback import CalledImage, FeedbackVersion
 from unimmad.checkpoint.thresholds import Threshold, Thresholds, images_needed
-from unimmad.inference.deciding import ALL_CLASSES
 from unimmad.inference.feedback import Change, CheckedAnomaly
 from unimmad.inference.predicted import some
 from unimmad.serialization.text import one_line
@@ -21,13 +20,12 @@ def change_lines(change: Change, counted: Sequence[CalledImage]) -> list[str]:
         counted: all images whose scores count after it, of earlier calls too.
     """
     version = change.version
-    lines = [_counts(version, change.known, change.copies)]
+    lines = [_counts(version, change.known, change.copies, change.held)]
     concerned = {image.class_name for image in version.images} | {one.image.class_name for one in change.anomalies}
     for name in sorted(concerned | _changed(version)):
         lines += [f"{one_line(name)}: {line}" for line in _of_class(name, change, counted)]
-    lines.append(f"{ALL_CLASSES}: {_threshold(version.before.all_classes, version.after.all_classes)}")
     if rows := sum(map(len, change.rows.values())):
-        lines.append(f"banks grew by {rows} patches: later scores of their classes are lower, never higher")
+        lines.append(f"banks grew by {rows} patches: later scores of their classes, named, are lower, never higher")
     return [*lines, *(f"note: {note}" for note in _notes(version))]
 
 
@@ -38,7 +36,7 @@ def version_line(version: FeedbackVersion, counts: bool) -> str:
         for name, after in version.after.classes.items()
         if (before := version.before.classes.get(name)) is not None and before.value != after.value
     ]
-    said = f"version {version.number}, {version.time}: {_counts(version, 0, 0)}"
+    said = f"version {version.number}, {version.time}: {_counts(version)}"
     what = [f"thresholds {', '.join(moved)}"] if moved else ["no threshold changed"]
     if version.grown:
         what.append("banks grew")
@@ -51,10 +49,14 @@ def _changed(version: FeedbackVersion) -> set[str]:
     return {name for name, found in version.after.classes.items() if version.before.classes.get(name) != found}
 
 
-def _counts(version: FeedbackVersion, known: int, copies: int) -> str:
+def _counts(version: FeedbackVersion, known: int = 0, copies: int = 0, held: int = 0) -> str:
     called = Counter(image.decision for image in version.images)
     said = f"{called['normal']} called normal, {called['anomalous']} anomalous"
-    more = [f"{known} said before" if known else "", f"{copies} copies, which count once" if copies else ""]
+    more = [
+        f"{known} said before" if known else "",
+        f"{copies} copies, which count once" if copies else "",
+        f"{held} left out, which a bank or the calibration has already" if held else "",
+    ]
     more = [one for one in more if one]
     return f"{said} ({', '.join(more)})" if more else said
 
@@ -63,15 +65,21 @@ def _of_class(name: str, change: Change, counted: Sequence[CalledImage]) -> Iter
     version = change.version
     for sensors in _sensor_sets(name, version):
         before, after = (_found(thresholds, name, sensors) for thresholds in (version.before, version.after))
+        normal = [
+            image
+            for image in counted
+            if image.class_name == name and set(image.modalities) == set(sensors) and image.decision == "normal"
+        ]
+        picked = sum(not image.as_they_came for image in normal)
         where = f" ({', '.join(sensors)})" if len(_sensor_sets(name, version)) > 1 else ""
         if after is None:
+            needed = images_needed(version.after.false_alarm_rate)
             yield (
-                f"not calibrated{where}: nothing is decided by these scores; a folder of which every image was called, "
-                "as they came, gives a threshold (--complete)"
+                f"not calibrated{where}: nothing is decided by these scores; {needed} normal images of folders of "
+                f"which every image was called, as they came, give a threshold (--complete); "
+                f"there are {len(normal) - picked}"
             )
             continue
-        of_set = [image for image in counted if image.class_name == name and set(image.modalities) == set(sensors)]
-        picked = sum(image.decision == "normal" and not image.as_they_came for image in of_set)
         also = f" and {picked} picked" if picked else ""
         yield f"{_threshold(before, after)} by {after.images} normal images as they came{also}{where}"
     if note := change.bank_notes.get(name):
@@ -84,6 +92,9 @@ def _of(name: str, version: FeedbackVersion) -> list[CalledImage]:
 
 
 def _missed(anomalies: Sequence[CheckedAnomaly]) -> Iterator[str]:
+    if gone := [one for one in anomalies if not one.scored]:
+        names = some(one.image.name for one in gone)
+        yield f"{len(gone)} called anomalies can't be scored, their files are gone or others: {names}"
     decided = [one for one in anomalies if one.missed_now is not None]
     if not decided:
         return

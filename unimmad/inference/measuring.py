@@ -50,6 +50,8 @@ class CalibrationFacts(NamedTuple):
     modalities: Sensors
     score: float
     images: Facts
+    digest: str = ""
+    """``reading.pixels_digest``."""
 
 
 def facts_of_prepared(engine: ModelEngine, samples: Sequence[PreparedSample]) -> list[Facts]:

@@ -1,9 +1,11 @@
 """Predictions as they lie in a folder, for people who look at them: each by its name, with class, score and files; and
-what they say of them, ``decisions.csv``: a line with name and decision each."""
+what they say of them, ``decisions.csv``: a line with name and decision each, and with a digest of the predictions where
+``unimmad review`` wrote it, since names are used again."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -21,6 +23,8 @@ from unimmad.serialization.validation import Entry, first_problem
 
 DECISIONS_NAME = "decisions.csv"
 COLUMNS = ("name", "decision")
+OF_PREDICTIONS = "predictions"
+"""A third column that may be there: ``predictions_digest``."""
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 MOST_BYTES = 2**30
 """Of a file of predictions: two million lines are shorter."""
@@ -72,11 +76,24 @@ def read_predictions(folder: Path) -> dict[str, Predicted]:
     return found
 
 
-def read_decisions(path: Path) -> dict[str, Decision]:
-    """What a table says of each name.
+def predictions_digest(folder: Path) -> str:
+    """By which decisions know the predictions that they are of; empty where there are none.
 
     Raises:
-        ValueError: it is another table, or says two things of one name.
+        ValueError: they can't be read.
+    """
+    path = folder / LINES_NAME
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+
+
+def read_decisions(path: Path, folder: Path) -> dict[str, Decision]:
+    """What a table says of each name of the predictions in a folder.
+
+    Raises:
+        ValueError: it is another table, or of other predictions, or says two things of one name.
     """
     try:
         text = read_limited(path).decode("utf-8-sig")
@@ -88,7 +105,16 @@ def read_decisions(path: Path) -> dict[str, Decision]:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except csv.Error as error:
         raise ValueError(f"{path} is not CSV: {error}") from None
-    if not rows or tuple(cell.strip() for cell in rows[0]) != COLUMNS:
+    columns = [tuple(cell.strip() for cell in row) for row in rows[:1]]
+    if columns == [(*COLUMNS, OF_PREDICTIONS)]:
+        of = predictions_digest(folder)
+        if of and any(row[2:] != [of] for row in rows[1:]):
+            raise ValueError(
+                f"{path} is of other predictions than those that {folder} holds by now, move it away: the names may be "
+                "the same, the images and scores are others"
+            )
+        rows = [row[:2] for row in rows]
+    elif columns != [COLUMNS]:
         raise ValueError(f"{path}: its first line must be {','.join(COLUMNS)}")
     found: dict[str, Decision] = {}
     for number, row in enumerate(rows[1:], start=2):
@@ -100,14 +126,20 @@ def read_decisions(path: Path) -> dict[str, Decision]:
     return found
 
 
-def save_decisions(decisions: Mapping[str, Decision], path: Path) -> None:
+def save_decisions(decisions: Mapping[str, Decision], path: Path, of: str) -> None:
     """Write such a table.
+
+    Args:
+        decisions: by name.
+        path: of the table.
+        of: ``predictions_digest`` of what they are of.
 
     Raises:
         ValueError: it can't be written.
     """
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *decisions.items()])
+    rows = [(*said, of) for said in decisions.items()]
+    csv.writer(text, lineterminator="\n").writerows([(*COLUMNS, OF_PREDICTIONS), *rows])
     write_text_aside(path, text.getvalue())
 
 

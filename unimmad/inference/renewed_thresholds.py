@@ -13,9 +13,6 @@ confirms easy ones alone would lower the threshold, and break the promise. So th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
-
 from unimmad.checkpoint.calibration_scores import Scores
 from unimmad.checkpoint.thresholds import (
     ClassThreshold,
@@ -23,20 +20,22 @@ from unimmad.checkpoint.thresholds import (
     SensorThreshold,
     Threshold,
     Thresholds,
+    images_needed,
     thresholds_by_sensors,
 )
 
-AnyThreshold = TypeVar("AnyThreshold", bound=Threshold)
-
 
 def renewed(old: Thresholds, as_they_came: Scores, picked: Scores) -> Thresholds:
-    """Thresholds of every class, and of all, from the scores of both kinds.
+    """Thresholds of every class from the scores of both kinds.
 
-    What else is known of a set of images (that of pixels, the usual value of maps, edges) stays as it was calibrated.
+    Those of all classes together stay: a run of one class would change what they are a mixture of. So does a threshold
+    that more images made than there are scores of (``unimmad calibrate --missing-sensors``), and what else is known of
+    a set of images (that of pixels, the usual value of maps, edges).
 
     Args:
         old: whose false-alarm rate, datasets and classes these are.
-        as_they_came: of every class that has a threshold.
+        as_they_came: of every class that has a threshold, and of others: those get one from as many scores on as the
+            rate needs.
         picked: of classes that have one without them.
     """
     promised = _thresholds(old, as_they_came)
@@ -46,24 +45,29 @@ def renewed(old: Thresholds, as_they_came: Scores, picked: Scores) -> Thresholds
     for name, own in promised.classes.items():
         before = old.classes.get(name)
         parts = [
-            _as_before(
-                _raised(part, both.of_class(name, part.modalities)), () if before is None else (before, *before.sets)
-            )
-            for part in (own, *own.sets)
+            part
+            for found in (own, *own.sets)
+            if (part := _renewed_part(found, both.of_class(name, found.modalities), before, old)) is not None
         ]
-        most = {key: value for key, value in vars(parts[0]).items() if key in SensorThreshold.model_fields}
-        classes[name] = ClassThreshold(**most, sets=tuple(parts[1:]))
-    sets = tuple(
-        _as_before(_raised(part, both.of_all(part.modalities)), old.sensor_sets) for part in promised.sensor_sets
-    )
-    of_all = _raised(promised.all_classes, both.all_classes)
-    return old.model_copy(
-        update={
-            "classes": classes,
-            "all_classes": of_all.model_copy(update={"pixel_value": old.all_classes.pixel_value}),
-            "sensor_sets": sets,
-        }
-    )
+        if parts:
+            most = {key: value for key, value in vars(parts[0]).items() if key in SensorThreshold.model_fields}
+            classes[name] = ClassThreshold(**most, sets=tuple(parts[1:]))
+    return old.model_copy(update={"classes": {**old.classes, **classes}}).with_sets_of(old)
+
+
+def _renewed_part(
+    promised: SensorThreshold, both: Threshold | None, of_class: ClassThreshold | None, old: Thresholds
+) -> SensorThreshold | None:
+    """The threshold of one set of modalities; None where it has too few scores for a first one."""
+    known = () if of_class is None else (of_class, *of_class.sets)
+    before = next((one for one in known if set(one.modalities) == set(promised.modalities)), None)
+    if before is None:
+        enough = promised.images >= images_needed(old.false_alarm_rate)
+        return _raised(promised, both) if enough else None
+    if promised.images < before.images:
+        return SensorThreshold(**{key: value for key, value in vars(before).items() if key != "sets"})
+    kept = {name: getattr(before, name) for name in ("pixel_value", "usual", "edge_gain", "modalities")}
+    return _raised(promised, both).model_copy(update=kept)
 
 
 def joined(first: Scores, second: Scores) -> dict[str, dict[Sensors, list[float]]]:
@@ -82,12 +86,6 @@ def _thresholds(old: Thresholds, scores: Scores) -> Thresholds:
     return thresholds_by_sensors(scores, old.datasets, old.trained_classes, old.false_alarm_rate, old.precision)
 
 
-def _raised(promised: AnyThreshold, both: Threshold | None) -> AnyThreshold:
+def _raised(promised: SensorThreshold, both: Threshold | None) -> SensorThreshold:
     """The promise of the first, at the larger value."""
     return promised.model_copy(update={"value": max(promised.value, promised.value if both is None else both.value)})
-
-
-def _as_before(found: SensorThreshold, old: Iterable[SensorThreshold]) -> SensorThreshold:
-    before = next((one for one in old if set(one.modalities) == set(found.modalities)), None)
-    kept = {} if before is None else {name: getattr(before, name) for name in ("pixel_value", "usual", "edge_gain")}
-    return found.model_copy(update={**kept, "modalities": found.modalities if before is None else before.modalities})

@@ -52,12 +52,9 @@ def taken_in(
 
 
 def _rows_of(detector: Detector, engine: ModelEngine, image: CalledImage) -> list[tuple[BankPlace, Tensor]]:
-    """What each view of the image adds to each bank."""
+    """What the image adds to each bank."""
     sample = detector.prepare(InputSample(image.name, dict(image.files)), class_name=image.class_name)
     slots = [modality.slot for modality in sample.modalities]
-    found = []
     with without_tf32(), torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
-        for view in sample.views:
-            images_MCHW = normalised(sample.cut(view)).to(engine.device)
-            found += lacking_rows(engine.model, image.class_name, images_MCHW, slots)
-    return found
+        views = (normalised(sample.cut(view)).to(engine.device) for view in sample.views)
+        return lacking_rows(engine.model, image.class_name, views, slots)

@@ -100,6 +100,8 @@ class Banks(nn.Module):
         """What each bank's features were divided by, [D] each; none where ``scaling`` is."""
         self.owners: list[Tensor] = []
         """Which photograph each row of a bank is of, int64 [N] by ``hash_of_key``; known where they were made alone."""
+        self.taken: set[str] = set()
+        """Rows that were appended since, by what they are known by."""
         self._anchor: Tensor
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
         self.begin(0)
@@ -276,11 +278,11 @@ class Banks(nn.Module):
         is farther from the bank than before.
 
         Raises:
-            ValueError: they are of other features.
+            ValueError: they are of other features, or all banks would take more memory than the settings allow.
         """
         if rows_nD.ndim != 2 or rows_nD.shape[1] != self.features:
             raise ValueError(f"rows of the shape {list(rows_nD.shape)} are none of {self.features} features")
-        check_size(len(self.banks[number]) + len(rows_nD), self.features, self.bank_settings.max_bank_gb)
+        check_size(sum(map(len, self.banks)) + len(rows_nD), self.features, self.bank_settings.max_bank_gb)
         self.banks[number] = _frozen(torch.cat([self.banks[number], rows_nD.to(self.banks[number])]))
 
     def _neighbours(self, number: int) -> int:
@@ -306,7 +308,7 @@ class Banks(nn.Module):
 
     def _name_banks(self, names: Sequence[BankName]) -> None:
         """There are these banks from now on, all still empty."""
-        self.names, self.owners = list(names), []
+        self.names, self.owners, self.taken = list(names), [], set()
         self.banks, self.deviations = nn.ParameterList(), nn.ParameterList()
 
     def _choice(self, rows_ND: Tensor) -> Tensor | slice:

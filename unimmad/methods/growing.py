@@ -1,8 +1,9 @@
 """Banks that grow after training: patches of images that somebody called normal are added to those of their class.
 
 Rows are only ever added, and what distances are divided by stays, so that no token's distances, and with them no
-score of an image of the class, get larger. Where a drawn anomalies' discriminator multiplies the map that does not
-follow, and such banks are left as they are.
+score of an image whose class is named, get larger (without one, the class of the smallest mean scores it, and may
+become another one). Where a drawn anomalies' discriminator multiplies the map that does not follow, and such banks are
+left as they are.
 
 Letters: T tokens (modalities of an image), P patches of an image, D features of a patch, n rows.
 """
@@ -10,9 +11,10 @@ Letters: T tokens (modalities of an image), P patches of an image, D features of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from unimmad.methods.added_class import AddedBank, WithAddedClasses, searched_levels
@@ -48,14 +50,15 @@ def why_fixed(model: Method, class_name: str) -> str:
 
 
 def lacking_rows(
-    model: Method, class_name: str, images_TCHW: Tensor, slots: Sequence[int]
+    model: Method, class_name: str, views: Iterable[Tensor], slots: Sequence[int]
 ) -> list[tuple[BankPlace, Tensor]]:
-    """What an image's views add to the banks of its class: rows [n, D] for each bank that its tokens are compared with.
+    """What an image adds to the banks of its class: rows [n, D] for each bank that its tokens are compared with, chosen
+    among the patches of all its views.
 
     Args:
         model: whose ``why_fixed`` is empty.
         class_name: ``DATASET/CLASS``.
-        images_TCHW: normalised, on the model's device.
+        views: of the image, [T, C, H, W] each: normalised, on the model's device.
         slots: of each token's modality.
 
     Raises:
@@ -64,24 +67,34 @@ def lacking_rows(
     holder = _holder(model, class_name)
     assert holder is not None, "asked before"
     own = _base(model)
-    if isinstance(holder, MemoryBank):
-        levels: list[tuple[Banks, Tensor]] = [(holder, holder.describe_patches(images_TCHW))]
-    else:
+    of_views = []
+    for images_TCHW in views:
+        if isinstance(holder, MemoryBank):
+            of_views.append([holder.describe_patches(images_TCHW)])
+            continue
         maps = own.maps_to_search(images_TCHW) if isinstance(own, FittedBySearch) else searched_levels(own, images_TCHW)
-        levels = list(zip(holder.all_banks, holder.described_levels(maps), strict=True))
+        of_views.append(list(holder.described_levels(maps)))
     added = class_name if _added(model, class_name) else ""
+    levels = [holder] if isinstance(holder, MemoryBank) else holder.all_banks
     found = []
-    for level, (banks, patches_ThwD) in enumerate(levels):
-        for patches_hwD, slot in zip(patches_ThwD, slots, strict=True):
+    for level, (banks, patches) in enumerate(zip(levels, zip(*of_views, strict=True), strict=True)):
+        patches_TPD = torch.cat([patches_ThwD.flatten(1, 2) for patches_ThwD in patches], dim=1)
+        for patches_PD, slot in zip(patches_TPD, slots, strict=True):
             (number,) = banks.banks_to_search(class_name, slot)
-            rows_nD = banks.lacking_rows(patches_hwD.flatten(0, 1), number, ROWS_OF_IMAGE)
+            rows_nD = banks.lacking_rows(patches_PD, number, ROWS_OF_IMAGE)
             if len(rows_nD):
                 found.append((BankPlace(added, level, *banks.names[number]), rows_nD))
     return found
 
 
-def append_rows(model: Method, place: BankPlace, rows_nD: Tensor) -> None:
+def append_rows(model: Method, place: BankPlace, rows_nD: Tensor, once: str = "") -> None:
     """Let one bank grow.
+
+    Args:
+        model: whose bank it is.
+        place: which.
+        rows_nD: as ``lacking_rows`` gives them.
+        once: what these rows are known by: a bank takes them in once; empty: however often it is called.
 
     Raises:
         ValueError: there is no such bank, or the rows do not fit it.
@@ -92,7 +105,11 @@ def append_rows(model: Method, place: BankPlace, rows_nD: Tensor) -> None:
     names = [] if not found else [tuple(name) for name in found[0].names]
     if (place.class_name, place.slot) not in names:
         raise ValueError(f"the model has no bank of {place.class_name or 'all classes'} at level {place.level}")
+    if once in found[0].taken:
+        return
     found[0].append(names.index((place.class_name, place.slot)), rows_nD)
+    if once:
+        found[0].taken.add(once)
 
 
 def bank_digest(model: Method, place: BankPlace) -> str:

@@ -7,7 +7,6 @@ is loaded from elsewhere.
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import Sequence
 from importlib.resources import files
@@ -26,6 +25,7 @@ from unimmad.inference.predicted import (
     DECISIONS_NAME,
     Predicted,
     check_known,
+    predictions_digest,
     read_decisions,
     read_predictions,
     save_decisions,
@@ -66,10 +66,11 @@ class Review:
             ValueError: there are no predictions, or the decisions that lie there are damaged, or of others.
         """
         self.folder = folder
+        self.digest = predictions_digest(folder)
         self.predictions = read_predictions(folder)
         self.samples: Sequence[Predicted] = list(self.predictions.values())
         self.file = folder / DECISIONS_NAME
-        self.decisions: dict[str, Decision] = read_decisions(self.file) if self.file.exists() else {}
+        self.decisions: dict[str, Decision] = read_decisions(self.file, folder) if self.file.exists() else {}
         try:
             check_known(self.decisions, self.predictions, folder)
         except ValueError as error:
@@ -88,7 +89,7 @@ class Review:
             decisions = {known: said for known, said in self.decisions.items() if known != name}
             if decision is not None:
                 decisions[name] = decision
-            save_decisions(decisions, self.file)
+            save_decisions(decisions, self.file, self.digest)
             self.decisions = decisions
 
     def picture(self, number: int) -> Path | None:
@@ -101,8 +102,11 @@ class Review:
         if not said or Path(said).parts[0] != PICTURES or ".." in Path(said).parts or not said.endswith(".png"):
             return None
         path = self.folder / said
-        inside = path.resolve().is_relative_to((self.folder / PICTURES).resolve())
-        return path if inside and path.is_file() else None
+        try:
+            inside = path.resolve().is_relative_to(self.folder.resolve() / PICTURES)
+            return path if inside and path.is_file() else None
+        except (OSError, ValueError):  # no name that a file can have
+            return None
 
     def listed(self) -> list[dict[str, Any]]:
         """What the page shows, in the order of the predictions."""
@@ -197,9 +201,9 @@ class _Paths:
             raise HTTPException(404, "there is no such sample") from None
         except ValueError as error:
             raise HTTPException(500, one_line(error)) from None
-        return Response(json.dumps({"called": len(self._review.decisions)}), media_type="application/json")
+        return JSONResponse({"called": len(self._review.decisions)}, headers=HEADERS)
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, AnyHTTPException)
-    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+    return JSONResponse({"error": str(error.detail)}, error.status_code, {**HEADERS, **(error.headers or {})})

@@ -5,6 +5,9 @@ const at = (id) => document.getElementById(id);
 let samples = [];
 let order = []; // Numbers of the samples that are shown, in their order.
 let place = 0; // In that order.
+let saved = []; // What the disk has of each sample.
+const unsaved = new Set(); // Numbers of samples whose last decision could not be saved.
+let lastProblem = "";
 let sending = Promise.resolve(); // One decision after the other.
 
 const isLeft = (number) => samples[number].decision === null;
@@ -63,21 +66,39 @@ async function send(number, decision) {
     headers: {"Content-Type": "application/json"},
     body: JSON.stringify({number, decision}),
   });
-  if (!answer.ok) throw new Error((await answer.json()).error);
+  if (!answer.ok) throw new Error(await problem(answer));
+}
+
+async function problem(answer) {
+  try {
+    return (await answer.json()).error;
+  } catch {
+    return `${answer.status} ${answer.statusText}`;
+  }
+}
+
+function tellUnsaved(message) {
+  const names = [...unsaved].map((number) => samples[number].name);
+  at("error").textContent = names.length ? `could not be saved, call again: ${names.join(", ")}: ${message}` : "";
 }
 
 function decide(decision) {
   const number = order[place];
   if (number === undefined) return;
-  const before = samples[number].decision;
   samples[number].decision = decision;
   if (decision !== null && place + 1 < order.length) move(1);
   else show();
   sending = sending.then(() => send(number, decision)).then(
-    () => { at("error").textContent = ""; },
+    () => {
+      saved[number] = decision;
+      unsaved.delete(number);
+      tellUnsaved(lastProblem);
+    },
     (error) => {
-      samples[number].decision = before;
-      at("error").textContent = `${samples[number].name} could not be saved, call it again: ${error.message}`;
+      if (samples[number].decision === decision) samples[number].decision = saved[number]; // Else it was called again.
+      unsaved.add(number);
+      lastProblem = error.message;
+      tellUnsaved(lastProblem);
       show();
     },
   );
@@ -94,6 +115,7 @@ document.addEventListener("keydown", (event) => {
   const of = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!of || event.ctrlKey || event.altKey || event.metaKey || event.target.tagName === "SELECT") return;
   event.preventDefault();
+  if (event.repeat && event.key.length === 1) return; // A key that is held down calls one image, not those after it.
   of();
 });
 at("normal").addEventListener("click", keys.n);
@@ -104,7 +126,14 @@ at("previous").addEventListener("click", keys.ArrowLeft);
 for (const id of ["order", "which"]) {
   at(id).addEventListener("change", () => { arrange(order[place]); at(id).blur(); });
 }
-fetch("samples").then((answer) => answer.json()).then(
-  (found) => { samples = found; arrange(undefined); },
+fetch("samples").then(async (answer) => {
+  if (!answer.ok) throw new Error(await problem(answer));
+  return answer.json();
+}).then(
+  (found) => {
+    samples = found;
+    saved = samples.map((sample) => sample.decision);
+    arrange(undefined);
+  },
   (error) => { at("error").textContent = `the predictions can't be read: ${error.message}`; },
 );
