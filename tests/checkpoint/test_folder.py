@@ -128,6 +128,29 @@ def test_a_removal_that_dies_leaves_no_torn_checkpoint_in_sight(run, monkeypatch
     assert not [name for name in names(run) if name.startswith(".")]
 
 
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt], ids=["it fails", "it is killed"])
+def test_a_checkpoint_is_there_though_another_of_its_step_did_not_get_its_place(run, monkeypatch, error):
+    checkpoint = save(run, 5)
+    (checkpoint / "thresholds.json").write_text("kept")
+    partial, rename = run.begin(5), Path.rename
+    (partial / STATE_NAME).write_text(json.dumps({"recipe": {}, "step": 5}))
+
+    def fail(path: Path, target: Path) -> Path:
+        if path == partial:
+            raise error
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", fail)
+        with pytest.raises(error):
+            run.commit(partial, 5, 2)
+    assert checkpoint.exists() is (error is OSError)
+    assert run.newest() == checkpoint
+    assert (checkpoint / "thresholds.json").read_text() == "kept"
+    save(run, 10)
+    assert not [name for name in names(run) if name.startswith(".")]
+
+
 @pytest.mark.parametrize(
     "text",
     [

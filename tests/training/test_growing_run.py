@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hand_made import hand_made_checkpoint, hand_made_shards
+from hand_made import hand_made_checkpoint, hand_made_shards, take_digests_again
 from launches import CONFIGS, command, run, weights
 
 from unimmad import Detector
@@ -140,7 +140,24 @@ def test_a_method_that_is_fitted_gets_banks_and_forgets_nothing(tmp_path, sets):
     assert entry["classes"]["solids/rope"]["after"]["I-AUROC"] is not None
     banks = read_state(find_checkpoint(tmp_path / "new"))["fitted"]["banks"]
     assert {name for name, _ in banks} == {*entry["classes"]}
-    assert read_state(find_checkpoint(tmp_path / "new"))["finished"]
+    checkpoint = find_checkpoint(tmp_path / "new")
+    assert read_state(checkpoint)["finished"]
+    (checkpoint / "feedback").mkdir()
+    (checkpoint / "feedback" / "0001.json").write_text("said")
+    kept = {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*.*")}
+    again = parse_grow_arguments([*words, "--resume", str(tmp_path / "new")])
+    assert train(again, ALONE)
+    assert {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*.*")} == kept, "nothing is done twice"
+    (tmp_path / "new" / "forgetting.json").unlink()
+    state = (checkpoint / "state.json").read_text()
+    (checkpoint / "state.json").write_text(state.replace('"finished": true', '"finished": false'))
+    take_digests_again(checkpoint)
+    assert train(again, ALONE)
+    assert read_state(checkpoint)["finished"], "stopped in its review"
+    assert (tmp_path / "new" / "forgetting.json").is_file()
+    assert (checkpoint / "feedback" / "0001.json").read_text() == "said"
+    model = next(path for path in kept if path.name.startswith("model-"))
+    assert model.stat().st_mtime_ns == kept[model], "it is not fitted again"
 
 
 @pytest.mark.long

@@ -11,7 +11,8 @@
 
 A checkpoint is written into a hidden folder beside, which is renamed when every rank is done, and only then named in
 ``latest``. One that goes is renamed to a hidden folder first, so every visible one is whole at any moment. A killed run
-leaves hidden folders at most; the next save removes them.
+leaves hidden folders at most; the next save removes them. One whose place another of its step takes is hidden as
+replaced, and comes back where the other did not get there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
@@ -44,6 +46,7 @@ WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _REMEDY = "use another checkpoint of the run"
 _PARTIAL = "partial_"
 _GOING = "going_"
+_REPLACED = "replaced_"
 
 
 class _State(TypedDict):
@@ -76,7 +79,8 @@ class CheckpointFolder:
     def begin(self, step: int) -> Path:
         """A fresh hidden folder for all ranks to write into (called by one); leftovers of killed saves go."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in (*self.root.glob(f".{_PARTIAL}*"), *self.root.glob(f".{_GOING}*")):
+        self._bring_back()
+        for leftover in (path for prefix in (_PARTIAL, _GOING, _REPLACED) for path in self.root.glob(f".{prefix}*")):
             shutil.rmtree(leftover, ignore_errors=True)
         partial = temporary_beside(self.root / f"{_PARTIAL}{step:08d}")
         partial.mkdir()
@@ -86,10 +90,7 @@ class CheckpointFolder:
         """Make a hidden folder the newest checkpoint, of ``step``; beside it the ``keep - 1`` of highest step stay."""
         final = self.root / f"{_STEP}{step:08d}"
         _sync_files(partial)
-        replaced = self._out_of_sight(final) if final.exists() else None
-        partial.rename(final)
-        if replaced is not None:
-            shutil.rmtree(replaced, ignore_errors=True)
+        self._put_in_place(partial, final)
         write_text_aside(self.root / LATEST, final.name + "\n")
         # A run continued from an older checkpoint saves steps below those that are there.
         others = [path for path in self.steps() if path != final]
@@ -97,17 +98,41 @@ class CheckpointFolder:
             self._remove(old)
         return final
 
+    def _put_in_place(self, partial: Path, final: Path) -> None:
+        replaced = self._out_of_sight(final, _REPLACED) if final.exists() else None
+        try:
+            partial.rename(final)
+        except OSError:
+            if replaced is None:
+                raise
+            if not replaced.exists():  # a process that looked for the newest at this moment brought it back
+                return self._put_in_place(partial, final)
+            replaced.rename(final)
+            raise
+        if replaced is not None:
+            self._remove(replaced)
+        return None
+
     def _remove(self, checkpoint: Path) -> None:
         """Out of sight at once, then off the disk: a run killed half-way leaves no torn checkpoint in sight."""
         shutil.rmtree(self._out_of_sight(checkpoint), ignore_errors=True)
 
-    def _out_of_sight(self, checkpoint: Path) -> Path:
-        going = temporary_beside(self.root / f"{_GOING}{checkpoint.name}")
+    def _out_of_sight(self, checkpoint: Path, prefix: str = _GOING) -> Path:
+        going = temporary_beside(self.root / f"{prefix}{checkpoint.name}")
         checkpoint.rename(going)
         return going
 
+    def _bring_back(self) -> None:
+        """What was replaced, where a process was killed before the other had its place."""
+        for replaced in self.root.glob(f".{_REPLACED}*"):
+            place = self.root / replaced.name.removeprefix(f".{_REPLACED}").partition(".")[0]
+            if _NAME.fullmatch(place.name) and not place.exists() and (replaced / STATE_NAME).is_file():
+                with suppress(OSError):  # another process does it, or nothing can be written
+                    replaced.rename(place)
+
     def newest(self) -> Path | None:
         """The newest whole checkpoint; None where there is none yet."""
+        self._bring_back()
         named = self.root / self._named_latest()
         if named != self.root and (named / STATE_NAME).is_file():
             return named
@@ -186,7 +211,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def _sync_files(folder: Path) -> None:
     """To the disk itself, the folder's own list of files last, so that a rename never shows what a crash can undo."""
-    for path in (*folder.iterdir(), folder):
+    for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from unimmad.checkpoint.digests import file_digest, known_digests, write_digests
+from unimmad.checkpoint.digests import DIGESTS_NAME, file_digest, known_digests, write_digests
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, read_state
 from unimmad.checkpoint.state import write_index_and_state
 from unimmad.checkpoint.tensor_slices import TensorSlice, write_pieces
@@ -62,7 +62,9 @@ def mark_finished(folder: CheckpointFolder, checkpoint: Path, keep: int) -> Path
         partial = folder.begin(int(state["step"]))
         digests = known_digests(checkpoint) or {}
         for path in checkpoint.iterdir():
-            if path.name != STATE_NAME and path.is_file():
+            if path.is_dir():  # feedback and added classes
+                shutil.copytree(path, partial / path.name, copy_function=_same_file)
+            elif path.name not in (STATE_NAME, DIGESTS_NAME):  # which are written again
                 _same_file(path, partial / path.name)
         (partial / STATE_NAME).write_text(json.dumps({**state, "finished": True}, indent=2) + "\n", encoding="utf-8")
         write_digests(partial, {name: digest for name, digest in digests.items() if name.endswith(".safetensors")})
@@ -73,7 +75,7 @@ def mark_finished(folder: CheckpointFolder, checkpoint: Path, keep: int) -> Path
         raise ValueError(f"the checkpoint can't be written to {folder.root}: {error.strerror or error}") from None
 
 
-def _same_file(path: Path, copy: Path) -> None:
+def _same_file(path: str | Path, copy: str | Path) -> None:
     """A second name of the file where the file system has such, else a copy."""
     try:
         os.link(path, copy)

@@ -75,7 +75,7 @@ def review(
     stop: StopRequest | None,
 ) -> None:
     """Measure old and new checkpoint, write the report of what was forgotten, and finish the new one where that may be.
-    Collective.
+    Of one that is finished already nothing is done. Collective.
 
     Args:
         arguments: the run's.
@@ -93,6 +93,8 @@ def review(
     ranks = replace(world.ranks, should_stop=lambda: stop is not None and stop.first != 0)
     checkpoint = world.on_main(folder.newest)
     assert checkpoint is not None, "the last step has one"
+    if world.on_main(lambda: bool(read_state(checkpoint).get("finished"))):
+        return
     before = _measured(growth.source, data, arguments, world, ranks)
     after = _measured(checkpoint, data, arguments, world, ranks)
 

@@ -107,7 +107,8 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     shards, order, trained_on, growing = found.shards, found.order, found.trained_on, found.growing
     world.ranks.check_same(shards.digest(), "other data")
     run = world.on_main(partial(claim_run_folder, run, arguments, trained_on, lock))
-    if arguments.methods[recipe.method].is_fitted and run.resume_from is not None and growing is None:
+    fitted = run.resume_from if arguments.methods[recipe.method].is_fitted else None
+    if fitted is not None and (growing is None or world.on_main(lambda: bool(read_state(fitted).get("finished")))):
         logger.info("%s is fitted already: nothing to do", run.path)
         _say_next(run, world)
         return True
@@ -124,8 +125,9 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     folders = [str(folder) for folder in (data if growing is None else growing.recorded)]
     checkpoints = CheckpointFolder(run.path)
     if isinstance(model, FittedMethod):
-        facts = RunFacts(recipe, backbone_weights, folders, 0, trained_on, growth=found.growth)
-        fit(model, shards if growing is None else growing.of_new(), facts, checkpoints, world, lock)
+        if fitted is None:  # else a run that grows was stopped in its review
+            facts = RunFacts(recipe, backbone_weights, folders, 0, trained_on, growth=found.growth)
+            fit(model, shards if growing is None else growing.of_new(), facts, checkpoints, world, lock)
         return _conclude(arguments, run, shards, growing, world, sizes, stop)
     composing = _composing(arguments, run, world, ep_size, shards.classes("train"))
     if model.kernel_sizes:
