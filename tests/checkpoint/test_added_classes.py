@@ -10,8 +10,23 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from unimmad.checkpoint.added_classes import AddedClass, AddedEntry, added_file, load_added, remove_added, save_added
-from unimmad.checkpoint.thresholds import SensorThreshold
+from unimmad.checkpoint.added_classes import (
+    FOLDER,
+    AddedClass,
+    AddedEntry,
+    added_file,
+    load_added,
+    remove_added,
+    save_added,
+)
+from unimmad.checkpoint.monitoring import MONITORING_NAME
+from unimmad.checkpoint.thresholds import (
+    THRESHOLDS_NAME,
+    SensorThreshold,
+    load_thresholds,
+    save_thresholds,
+    thresholds_by_sensors,
+)
 from unimmad.data.index import DatasetEntry, Modality
 
 NAME = "added/bolt"
@@ -85,3 +100,16 @@ def test_what_is_not_what_was_written_is_refused_in_one_line(tmp_path: Path) -> 
     nan = AddedClass(made().entry, {"bank": torch.tensor([float("nan")])})
     save_added(nan, tmp_path)
     assert "bank" in refused()
+
+
+def test_a_calibrated_class_can_be_removed_though_what_monitoring_compares_with_is_damaged(tmp_path: Path) -> None:
+    dataset = made().entry.dataset
+    scores = {name: {("rgb",): [0.1]} for name in (NAME, "other/nut")}
+    save_added(made(), tmp_path)
+    save_thresholds(thresholds_by_sensors(scores, {"added": dataset, "other": dataset}, (), 0.5, "fp32"), tmp_path)
+    (tmp_path / MONITORING_NAME).write_bytes(b"damaged")
+    remove_added(tmp_path, NAME)
+    left = load_thresholds(tmp_path)
+    assert left is not None
+    assert set(left.classes) == {"other/nut"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FOLDER, THRESHOLDS_NAME]

@@ -17,7 +17,7 @@ from unimmad.data.decode import decode_image
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
-from unimmad.inference.calibration import KeptSensors, calibrate, describe
+from unimmad.inference.calibration import KeptSensors, _check_unseen, calibrate, describe
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.detector import Detector
 from unimmad.inference.engines import ModelEngine
@@ -112,6 +112,12 @@ def test_calibration_images_that_were_trained_on_are_refused(checkpoint, calibra
     state = {**checkpoint.state, "trained_on": json.loads(json.dumps(seen.entry()))}
     with pytest.raises(ValueError, match=r"5 of 5 calibration images are ones that .* was trained on \(.* and 2 more"):
         calibrate(dataclasses.replace(checkpoint, state=state), [calibration_shards], 0.5, device=CPU, progress=False)
+    caplog.clear()
+    del state["trained_on"]["samples"][CLASSES[0]]  # of a run that grew out of an older version's checkpoint
+    shards_of_one = shards.those(lambda ref: ref.class_name == CLASSES[0])
+    _check_unseen(dataclasses.replace(checkpoint, state=state), shards_of_one, [calibration_shards], warn=True)
+    assert "does not say which images it was trained on" in caplog.text
+    caplog.clear()
     del state["trained_on"]["samples"]
     older = dataclasses.replace(checkpoint, state=state)
     calibrate(older, [calibration_shards], 0.5, device=CPU, progress=False)

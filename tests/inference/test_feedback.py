@@ -18,10 +18,12 @@ from unimmad.checkpoint.monitoring import MonitoringReference, Values, load_refe
 from unimmad.checkpoint.thresholds import (
     THRESHOLDS_NAME,
     SensorThreshold,
+    Thresholds,
     load_thresholds,
     save_thresholds,
     thresholds_by_sensors,
 )
+from unimmad.cli import calibrate as calibrate_command
 from unimmad.cli.add_class import main as add_class
 from unimmad.cli.calibrate import main as calibrate
 from unimmad.cli.feedback import main
@@ -326,6 +328,21 @@ def test_an_image_in_a_bank_is_none_of_calibration(place, made, calibration_shar
     assert "put these images into a bank" in said
     assert ref.entry.key in said
     assert files(checkpoint) == before
+
+
+def test_banks_that_change_while_calibration_scores_are_noticed(place, calibration_shards, monkeypatch, capsys):
+    checkpoint = place / "checkpoint"
+    before = files(checkpoint)
+    (added,) = [name for name in before if name.startswith("added_classes/")]
+
+    def scored(*_: object, **__: object) -> Thresholds | None:
+        (checkpoint / added).unlink()
+        return load_thresholds(checkpoint)
+
+    monkeypatch.setattr(calibrate_command, "calibrate", scored)
+    assert calibrate(["--checkpoint", str(checkpoint), "--data", str(calibration_shards), "--device", "cpu"]) == 2
+    assert "feedback or add-class changed its banks meanwhile: calibrate again" in capsys.readouterr().err
+    assert files(checkpoint) == {name: content for name, content in before.items() if name != added}
 
 
 def test_calibration_made_anew_begins_anew_and_damage_is_said(place, capsys):

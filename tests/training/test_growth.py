@@ -27,7 +27,7 @@ from unimmad.training import growing_run
 from unimmad.training.arguments import parse_arguments
 from unimmad.training.forgetting import Forgetting
 from unimmad.training.grow_arguments import parse_grow_arguments
-from unimmad.training.grown_model import begin_leaders, check_placement, grown_model
+from unimmad.training.grown_model import begin_leaders, check_placement, grown_model, load_source
 from unimmad.training.growth import Growth, check_same_growth, open_growing_data, replayed_samples
 
 ROPE, COOKIE = "solids/rope", "solids/cookie"
@@ -130,6 +130,29 @@ def test_a_class_that_is_known_is_refused_unless_it_is_replaced(growth, folders)
     data = open_growing_data(replacing, [folders["solids"]], ShardCache.of(), seed=0)
     assert (data.new, data.old) == ((COOKIE, ROPE), ())
     assert len(data.shards.classes("train")[ROPE]) == len(ShardSet.open([folders["solids"]]).classes("train")[ROPE])
+
+
+def test_the_old_images_of_a_class_that_is_replaced_have_been_seen(growth, folders, tmp_path):
+    others = part_of(folders["rope"], tmp_path / "others")
+    old = [ref.entry for ref in ShardSet.open([folders["rope"]]).classes("train")[ROPE]]
+    index = json.loads((others / "index.json").read_text())
+    index["samples"] = [one for one in index["samples"] if one["split"] != "train" or one["key"] == old[0].key]
+    (others / "index.json").write_text(json.dumps(index))
+    data = open_growing_data(replace(growth, replace=True, replay_fraction=0.0), [others], ShardCache.of(), seed=0)
+    assert len(data.shards.classes("train")[ROPE]) == 1
+    assert data.trained_on.seen(old) == [one.key for one in old]
+
+
+def test_what_is_not_taken_along_is_said(growth, knows_rope, tmp_path, caplog):
+    source = tmp_path / "source"
+    shutil.copytree(find_checkpoint(knows_rope), source)
+    alone = World(0, 1, 0, torch.device("cpu"))
+    load_source(replace(growth, source=source), False, alone, METHODS)
+    assert "not taken along" not in caplog.text
+    (source / "added_classes").mkdir()
+    (source / "added_classes" / "nut.safetensors").touch()
+    load_source(replace(growth, source=source), False, alone, METHODS)
+    assert "has classes that add-class added, or feedback: they are not taken along" in caplog.text
 
 
 def test_what_is_recorded_after_a_replacement_can_be_read_together(folders, tmp_path):

@@ -104,6 +104,11 @@ def added_file(checkpoint: Path, class_name: str) -> Path:
     return checkpoint / FOLDER / f"{plain}~{hashlib.sha256(class_name.encode()).hexdigest()[:10]}.safetensors"
 
 
+def added_files(checkpoint: Path) -> list[Path]:
+    """Of all classes."""
+    return sorted((checkpoint / FOLDER).glob("*.safetensors"))
+
+
 def save_added(added: AddedClass, checkpoint: Path) -> Path:
     """Write a class's file, in place of one that is there; a threshold calibrated for that one is dropped.
 
@@ -114,8 +119,9 @@ def save_added(added: AddedClass, checkpoint: Path) -> Path:
     header = {_ENTRY: entry.model_dump_json()}
     tensors = {name: tensor.contiguous().clone() for name, tensor in added.tensors.items()}
     path = added_file(checkpoint, added.name)
-    _forget_calibrated(checkpoint, added.name)
-    write_aside(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata=header))
+    with changing(checkpoint):
+        _forget_calibrated(checkpoint, added.name)
+        write_aside(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata=header))
     return path
 
 
@@ -126,11 +132,12 @@ def remove_added(checkpoint: Path, class_name: str) -> Path:
         ValueError: there is none, or it can't be removed.
     """
     path = added_file(checkpoint, class_name)
-    _forget_calibrated(checkpoint, class_name)
-    try:
-        path.unlink()
-    except OSError as error:
-        raise ValueError(f"{path} can't be removed: {error.strerror}") from None
+    with changing(checkpoint):
+        _forget_calibrated(checkpoint, class_name)
+        try:
+            path.unlink()
+        except OSError as error:
+            raise ValueError(f"{path} can't be removed: {error.strerror}") from None
     return path
 
 
@@ -144,7 +151,7 @@ def load_added(checkpoint: Path, weights: str) -> list[AddedClass]:
     Raises:
         ValueError: a file is damaged, altered, of another form or of other weights; names it.
     """
-    found = [_read(path, weights) for path in sorted((checkpoint / FOLDER).glob("*.safetensors"))]
+    found = [_read(path, weights) for path in added_files(checkpoint)]
     return sorted(found, key=lambda added: added.name)
 
 
@@ -213,19 +220,24 @@ def _digest(entry: AddedEntry, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _forget_calibrated(checkpoint: Path, class_name: str) -> None:
-    """A calibrated threshold holds for the bank that it was made with, and so does what a monitor compares with."""
+    """A calibrated threshold holds for the bank that it was made with, and so does what a monitor compares with. In
+    ``changing``."""
     thresholds = load_thresholds(checkpoint)
     if thresholds is None or class_name not in {*thresholds.classes, *thresholds.trained_classes}:
         return
-    with changing(checkpoint):
-        check_settled(checkpoint)
-        left, reference = thresholds.without(class_name), load_reference(checkpoint)
-        if left is None:
-            (checkpoint / THRESHOLDS_NAME).unlink()
-            for name in (MONITORING_NAME, SCORES_NAME):
-                (checkpoint / name).unlink(missing_ok=True)
-            return
-        forget_scores(checkpoint, class_name)
-        save_thresholds(left, checkpoint)
-        if reference is not None and class_name in reference.classes:
-            save_reference(reference.without(class_name), checkpoint)
+    check_settled(checkpoint)
+    left = thresholds.without(class_name)
+    if left is None:
+        (checkpoint / THRESHOLDS_NAME).unlink()
+        for name in (MONITORING_NAME, SCORES_NAME):
+            (checkpoint / name).unlink(missing_ok=True)
+        return
+    forget_scores(checkpoint, class_name)
+    save_thresholds(left, checkpoint)
+    try:
+        reference = load_reference(checkpoint)
+    except ValueError:  # damaged: it would be refused, and has the class perhaps
+        (checkpoint / MONITORING_NAME).unlink(missing_ok=True)
+        return
+    if reference is not None and class_name in reference.classes:
+        save_reference(reference.without(class_name), checkpoint)

@@ -12,6 +12,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from unimmad.checkpoint.added_classes import added_files
+from unimmad.checkpoint.digests import file_digest
 from unimmad.checkpoint.feedback import REMEDY, Feedback, FeedbackVersion, load_feedback, version_file
 from unimmad.methods.growing import append_rows, bank_digest
 from unimmad.model.finite import check_finite
@@ -46,6 +48,20 @@ def with_feedback(checkpoint: LoadedCheckpoint) -> LoadedCheckpoint:
             grew = True
         digest.update(version.rows_sha256.encode())
     return replace(checkpoint, weights_digest=digest.hexdigest(), grown=True) if grew else checkpoint
+
+
+def stored_banks(checkpoint: Path) -> list[str]:
+    """What lies beside a checkpoint of banks, by digests: a change of it shows in them.
+
+    Raises:
+        ValueError: feedback is damaged, or an added class can't be read.
+    """
+    try:
+        added = [f"{path.name} {file_digest(path)}" for path in added_files(checkpoint)]
+    except OSError as error:
+        raise ValueError(f"{checkpoint}: an added class can't be read: {error.strerror}") from None
+    rows = [version.rows_sha256 for version in load_feedback(checkpoint, None, None).versions if version.grown]
+    return [*added, *rows]
 
 
 def banked_digests(feedback: Feedback, added: Mapping[str, AddedClass]) -> set[str]:

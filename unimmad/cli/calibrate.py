@@ -8,6 +8,7 @@ from functools import partial
 
 from unimmad.checkpoint.calibration_scores import SCORES_NAME, by_class, save_scores
 from unimmad.checkpoint.feedback import changing, check_settled, close, has_feedback
+from unimmad.checkpoint.grown_banks import stored_banks
 from unimmad.checkpoint.monitoring import MONITORING_NAME, save_reference
 from unimmad.checkpoint.thresholds import save_thresholds
 from unimmad.cli.console import print_any_name
@@ -44,6 +45,7 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
     """
     checkpoint = chosen_checkpoint(arguments, ranks)
     check_settled(checkpoint.folder)
+    banks = stored_banks(checkpoint.folder)
     facts: list[CalibrationFacts] = []
     data, cache = (
         chosen_data(arguments, checkpoint),
@@ -75,6 +77,8 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
         digests = by_class((one.class_name, one.modalities, one.digest) for one in facts)
         with changing(folder):
             check_settled(folder)
+            if stored_banks(folder) != banks:
+                raise ValueError(f"{folder}: feedback or add-class changed its banks meanwhile: calibrate again")
             for name in (MONITORING_NAME, SCORES_NAME):  # of other thresholds, should this be interrupted
                 (folder / name).unlink(missing_ok=True)
             close(folder)

@@ -264,7 +264,7 @@ def _check_unseen(checkpoint: LoadedCheckpoint, shards: ShardSet, data: Sequence
     """Whether training left the calibration split alone: other shards of the same images may have it elsewhere.
 
     Raises:
-        ValueError: it did not; an older checkpoint, which does not say it, is only warned of.
+        ValueError: it did not; an older checkpoint, which does not say it, or one that grew out of it, is only warned of.
     """
     trained_on, where = checkpoint.trained_on, ", ".join(map(str, data))
     if trained_on is None:
@@ -278,12 +278,13 @@ def _check_unseen(checkpoint: LoadedCheckpoint, shards: ShardSet, data: Sequence
             f"({_some(keys)}), which would give thresholds too low; calibrate by the shards that it was trained on, or "
             "train on these"
         )
-    if trained_on.samples or not warn:
+    if not warn or trained_on.samples.keys() >= set(trained_on.classes):
         return
     now = TrainedOn.of(
         shards.datasets, {name: [ref.entry for ref in refs] for name, refs in shards.classes("train").items()}
     )
-    if any(now.digests.get(name) != trained_on.digests.get(name) for name in samples):
+    unsaid = [name for name in samples if name not in trained_on.samples]
+    if any(now.digests.get(name) != trained_on.digests.get(name) for name in unsaid):
         logger.warning(
             "note: %s does not say which images it was trained on, and %s has others than it; make sure that the "
             "calibration split is none of them",

@@ -11,7 +11,9 @@ from typing import cast
 
 import torch
 
+from unimmad.checkpoint.added_classes import added_files
 from unimmad.checkpoint.digests import verify_checkpoint
+from unimmad.checkpoint.feedback import has_feedback
 from unimmad.checkpoint.loading import OPTIMIZER_PREFIX, LoadedCheckpoint, load_checkpoint, with_room_for
 from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.config import ModelSettings, Recipe
@@ -97,7 +99,13 @@ def check_placement(recipe: Recipe, growth: Growth, ep_size: int, world_size: in
 
 
 def load_source(growth: Growth, verify: bool, world: World, methods: Registry) -> LoadedCheckpoint:
-    """The checkpoint that grows; the ranks share its verification."""
+    """The checkpoint that grows, without what was added to its banks later; the ranks share its verification."""
+    if world.is_main and (added_files(growth.source) or has_feedback(growth.source)):
+        logger.warning(
+            "%s has classes that add-class added, or feedback: they are not taken along; add the classes, calibrate "
+            "and give the feedback again",
+            growth.source,
+        )
     if verify:
         verify_checkpoint(growth.source, OPTIMIZER_PREFIX, (world.rank, world.size))
     return load_checkpoint(growth.source, verify=False, methods=methods)

@@ -281,7 +281,8 @@ def _joined_facts(old: TrainedOn | None, new: TrainedOn) -> TrainedOn:
         datasets,
         tuple(dict.fromkeys((*old.classes, *new.classes))),
         {**old.digests, **new.digests},
-        {**old.samples, **new.samples},
+        # Of a class that is replaced the weights that stay have seen the old images, too.
+        {**old.samples, **{name: old.samples.get(name, "") + marks for name, marks in new.samples.items()}},
     )
 
 
