@@ -35,6 +35,7 @@ from unimmad.inference.feedback import CheckedAnomaly, FeedbackTaker
 from unimmad.inference.inputs import InputSample
 from unimmad.inference.predicted import read_predictions
 from unimmad.inference.reading import pixels_digest
+from unimmad.methods.banks import Banks
 
 ROPE, BOLT = "solids/rope", "added/bolt"
 BOTH = ("rgb", "depth")
@@ -189,6 +190,19 @@ def test_a_bank_grows_and_a_whole_run_gives_an_added_class_a_promise(place, caps
     assert Detector.from_checkpoint(place / "checkpoint", device="cpu").model_digest != digest
     assert add_class(["--checkpoint", str(place / "checkpoint"), "--remove", "bolt"]) == 0
     Detector.from_checkpoint(place / "checkpoint", device="cpu")  # rows of a bank that is gone are passed over
+
+
+def test_thresholds_are_renewed_where_a_bank_has_no_room(place, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise ValueError("more than the setting max_bank_gb")
+
+    monkeypatch.setattr(Banks, "check_room", full)
+    assert give(place, "--normal", "set/3", of="bolt") == 0
+    said = capsys.readouterr().out
+    assert f"{BOLT}: calibration alone: of images that its bank has no room for: more than the setting" in said
+    assert "banks grew by" not in said
+    (version,) = load_feedback_of(place)
+    assert (version.grown, [image.in_bank for image in version.images]) == ((), [False])
 
 
 def test_an_interruption_leaves_what_was_or_what_the_next_call_finishes(place, monkeypatch, capsys):

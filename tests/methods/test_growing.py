@@ -14,9 +14,9 @@ from methods.test_memory_bank import FEW_FEATURES, SIZE, Maker, tokens
 from unimmad.methods import discriminator, growing
 from unimmad.methods.added_class import WithAddedClasses
 from unimmad.methods.banks import Banks, BankSettings
-from unimmad.methods.growing import append_rows, bank_digest, lacking_rows, why_fixed
+from unimmad.methods.growing import append_rows, bank_digest, lacking_rows, why_fixed, why_full
 from unimmad.methods.memory_bank import MemoryBank, MemoryBankSettings
-from unimmad.methods.patch_collection import BankName
+from unimmad.methods.patch_collection import GB, BankName
 from unimmad.model.method import Method
 
 
@@ -70,6 +70,10 @@ def test_banks_together_stay_within_their_limit():
     banks.append(0, torch.rand(10, 4))
     with pytest.raises(ValueError, match="max_bank_gb"):
         banks.append(1, torch.rand(10, 4))
+    banks.begin(0, adding=True)
+    banks.add([BankName("set/pin", 0)], ["a"], torch.rand(1, 40, 4))
+    with pytest.raises(ValueError, match="130 patches take .* max_bank_gb"):
+        banks.finish(lambda given: given)
 
 
 def memory_bank() -> Method:
@@ -105,6 +109,7 @@ def test_no_map_of_a_class_gets_larger_and_rows_find_their_bank_again(build, cla
     assert why_fixed(model, class_name) == ""
     rows = lacking_rows(model, class_name, [grown.images_MCHW], grown.slots)
     assert {place.class_name for place, _ in rows} <= {class_name, ""}
+    assert why_full(model, rows) == ""
     loaded = build()
     for place, rows_nD in rows:
         append_rows(model, place, rows_nD)
@@ -117,6 +122,16 @@ def test_no_map_of_a_class_gets_larger_and_rows_find_their_bank_again(build, cla
     assert after_BHW[0].mean() < 0.7 * before_BHW[0].mean()
     with pytest.raises(ValueError, match="has no bank of"):
         append_rows(model, rows[0][0]._replace(level=9), rows[0][1])
+
+
+def test_banks_without_room_are_said_before_one_grows():
+    model = searching_beside_rd()
+    rows = lacking_rows(model, NEW, [TEST[0].images_MCHW], TEST[0].slots)
+    level = model.added[NEW].search.banks[rows[-1][0].level]
+    room = 4 * level.features * sum(map(len, level.banks)) / GB
+    level.bank_settings = level.bank_settings.model_copy(update={"max_bank_gb": room})
+    assert "more than the setting max_bank_gb" in why_full(model, rows)
+    assert why_full(model, []) == ""
 
 
 def test_the_views_of_an_image_share_what_a_bank_takes(monkeypatch):

@@ -11,7 +11,7 @@ from unimmad.checkpoint.feedback import CalledImage
 from unimmad.inference.detector import Detector
 from unimmad.inference.engines import ModelEngine, normalised
 from unimmad.inference.inputs import InputSample
-from unimmad.methods.growing import BankPlace, append_rows, lacking_rows, why_fixed
+from unimmad.methods.growing import BankPlace, append_rows, lacking_rows, why_fixed, why_full
 from unimmad.model.backends.tf32 import without_tf32
 
 
@@ -27,7 +27,7 @@ def taken_in(
 
     Returns:
         The images, marked where a bank holds them; each bank's new rows, on the CPU; by class, why its banks didn't
-        grow.
+        grow by all of them.
 
     Raises:
         ValueError: an image can't be read.
@@ -42,8 +42,10 @@ def taken_in(
         if image.decision == "normal" and not in_bank:
             if note := why_fixed(engine.model, image.class_name):
                 notes[image.class_name] = note
+            elif note := why_full(engine.model, found := _rows_of(detector, engine, image)):
+                notes[image.class_name] = f"of images that its bank has no room for: {note}"
             else:
-                for place, rows_nD in _rows_of(detector, engine, image):
+                for place, rows_nD in found:
                     append_rows(engine.model, place, rows_nD)
                     rows.setdefault(place, []).append(rows_nD.cpu())
                 in_bank = True

@@ -177,6 +177,7 @@ class Banks(nn.Module):
             self.banks.append(_frozen(bank_ND))
             if deviation_D is not None:
                 self.deviations.append(_frozen(deviation_D))
+        self.check_room(0)  # with the banks that were there before
 
     def _normal_score(self, bank_ND: Tensor, image_of_N: Tensor) -> Tensor:
         """What the bank's patches would score if they were of a photograph that is not in it, in the mean; where there
@@ -282,8 +283,15 @@ class Banks(nn.Module):
         """
         if rows_nD.ndim != 2 or rows_nD.shape[1] != self.features:
             raise ValueError(f"rows of the shape {list(rows_nD.shape)} are none of {self.features} features")
-        check_size(sum(map(len, self.banks)) + len(rows_nD), self.features, self.bank_settings.max_bank_gb)
+        self.check_room(len(rows_nD))
         self.banks[number] = _frozen(torch.cat([self.banks[number], rows_nD.to(self.banks[number])]))
+
+    def check_room(self, rows: int) -> None:
+        """
+        Raises:
+            ValueError: with so many more all banks would take more memory than the settings allow.
+        """
+        check_size(sum(map(len, self.banks)) + rows, self.features, self.bank_settings.max_bank_gb)
 
     def _neighbours(self, number: int) -> int:
         """How many patches of a bank are asked for; all where it has fewer and its scores are over usual ones."""

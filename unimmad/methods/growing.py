@@ -11,6 +11,7 @@ Letters: T tokens (modalities of an image), P patches of an image, D features of
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -87,6 +88,23 @@ def lacking_rows(
     return found
 
 
+def why_full(model: Method, found: Iterable[tuple[BankPlace, Tensor]]) -> str:
+    """Why the banks have no room for all of these rows, in words; empty where they have.
+
+    Raises:
+        ValueError: there is no such bank.
+    """
+    more = Counter[Banks]()
+    for place, rows_nD in found:
+        more[_bank_at(model, place)[0]] += len(rows_nD)
+    try:
+        for banks, rows in more.items():
+            banks.check_room(rows)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def append_rows(model: Method, place: BankPlace, rows_nD: Tensor, once: str = "") -> None:
     """Let one bank grow.
 
@@ -99,17 +117,12 @@ def append_rows(model: Method, place: BankPlace, rows_nD: Tensor, once: str = ""
     Raises:
         ValueError: there is no such bank, or the rows do not fit it.
     """
-    holder = _holder(model, place.added or place.class_name, of_added=bool(place.added))
-    levels = [] if holder is None else [holder] if isinstance(holder, Banks) else holder.all_banks
-    found = levels[place.level : place.level + 1]
-    names = [] if not found else [tuple(name) for name in found[0].names]
-    if (place.class_name, place.slot) not in names:
-        raise ValueError(f"the model has no bank of {place.class_name or 'all classes'} at level {place.level}")
-    if once in found[0].taken:
+    banks, number = _bank_at(model, place)
+    if once in banks.taken:
         return
-    found[0].append(names.index((place.class_name, place.slot)), rows_nD)
+    banks.append(number, rows_nD)
     if once:
-        found[0].taken.add(once)
+        banks.taken.add(once)
 
 
 def bank_digest(model: Method, place: BankPlace) -> str:
@@ -122,6 +135,17 @@ def bank_digest(model: Method, place: BankPlace) -> str:
     for deviations_D in bank.search.banks[0].deviations:
         digest.update(deviations_D.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _bank_at(model: Method, place: BankPlace) -> tuple[Banks, int]:
+    """The banks of its level, and its number among them."""
+    holder = _holder(model, place.added or place.class_name, of_added=bool(place.added))
+    levels = [] if holder is None else [holder] if isinstance(holder, Banks) else holder.all_banks
+    found = levels[place.level : place.level + 1]
+    names = [] if not found else [tuple(name) for name in found[0].names]
+    if (place.class_name, place.slot) not in names:
+        raise ValueError(f"the model has no bank of {place.class_name or 'all classes'} at level {place.level}")
+    return found[0], names.index((place.class_name, place.slot))
 
 
 def _base(model: Method) -> Method:
