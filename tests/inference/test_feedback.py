@@ -24,6 +24,7 @@ from unimmad.checkpoint.thresholds import (
     thresholds_by_sensors,
 )
 from unimmad.cli import calibrate as calibrate_command
+from unimmad.cli import feedback as feedback_command
 from unimmad.cli.add_class import main as add_class
 from unimmad.cli.calibrate import main as calibrate
 from unimmad.cli.feedback import main
@@ -113,12 +114,14 @@ def scores_of(place: Path, name: str) -> dict[str, float]:
     return {line["name"]: line["score"] for line in map(json.loads, lines)}
 
 
-def test_picked_images_raise_a_threshold_and_anomalies_only_check_it(place, made, capsys):
+def test_picked_images_raise_a_threshold_and_anomalies_only_check_it(place, monkeypatch, capsys):
     before = files(place / "checkpoint")
     scores = scores_of(place, "rope")
     highest = max(scores, key=lambda name: scores[name])
     low = next(name for name in NAMES if name != highest)
-    assert give(place, "--normal", highest, "--anomalous", low, "--dry-run") == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(feedback_command, "changing", None)  # as where nothing can be written
+        assert give(place, "--normal", highest, "--anomalous", low, "--dry-run") == 0
     assert files(place / "checkpoint") == before
     capsys.readouterr()
     assert give(place, "--normal", highest, "--anomalous", low) == 0
@@ -289,7 +292,11 @@ def test_calibration_that_comes_to_the_same_does_not_bring_feedback_back(place):
     checkpoint, highest = place / "checkpoint", max(scores_of(place, "rope").items(), key=lambda item: item[1])[0]
     assert give(place, "--normal", highest) == 0
     assert len(load_feedback(checkpoint, None, load_thresholds(checkpoint)).counted) == 1
+    (checkpoint / FOLDER / "0001 copy.json").write_text("somebody's own")
+    (checkpoint / FOLDER / "2.json").write_text("somebody's own")
+    assert len(load_feedback(checkpoint, None, load_thresholds(checkpoint)).counted) == 1
     versions.close(checkpoint)
+    assert (checkpoint / FOLDER / "closed").read_text() == "1\n"
     assert load_feedback(checkpoint, None, load_thresholds(checkpoint)).counted == ()
 
 

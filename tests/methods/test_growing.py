@@ -72,7 +72,7 @@ def test_banks_together_stay_within_their_limit():
         banks.append(1, torch.rand(10, 4))
     banks.begin(0, adding=True)
     banks.add([BankName("set/pin", 0)], ["a"], torch.rand(1, 40, 4))
-    with pytest.raises(ValueError, match="130 patches take .* max_bank_gb"):
+    with pytest.raises(ValueError, match=r"130 patches take .* max_bank_gb"):
         banks.finish(lambda given: given)
 
 

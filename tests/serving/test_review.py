@@ -24,6 +24,8 @@ from unimmad.serving.server import listening_socket
 
 SCORES = {"a/1": 0.5, "a/<b>2</b>": 0.9, "a/3": 0.7}
 COMMAND = "unimmad feedback --csv decisions.csv"
+STAMPED = "name,decision,predictions\n"
+"""First line of what a review writes; ``OF`` below stands for the digest of the predictions."""
 
 
 @pytest.fixture
@@ -151,14 +153,16 @@ def test_nothing_but_decisions_and_pictures_is_had_from_outside(folder, client, 
     [
         ("predictions.jsonl", "", "is empty"),
         ("predictions.jsonl", '{"name": 1}\n', "line 1: not a prediction"),
-        ("decisions.csv", "name,decision\nb,normal\n", "is of other predictions, move it away: b is none of the 3"),
-        ("decisions.csv", "name,decision\na/1,good\n", "row 2: 'a/1,good' is not a name and normal or anomalous"),
-        ("decisions.csv", "name,decision\na/1,normal\na/1,anomalous\n", "row 3: 'a/1' is called both"),
+        ("decisions.csv", f"{STAMPED}b,normal,OF\n", "is of other predictions, move it away: b is none of the 3"),
+        ("decisions.csv", f"{STAMPED}a/1,good,OF\n", "row 2: 'a/1,good' is not a name and normal or anomalous"),
+        ("decisions.csv", f"{STAMPED}a/1,normal,OF\na/1,anomalous,OF\n", "row 3: 'a/1' is called both"),
+        ("decisions.csv", f"{STAMPED}a/1,normal\n", "is of other predictions than those"),
+        ("decisions.csv", "name,decision\na/1,normal\n", "does not say which predictions it is of"),
         ("decisions.csv", "", "its first line must be name,decision"),
     ],
 )
 def test_what_is_wrong_is_one_line(file, content, words, folder, capsys):
-    (folder / file).write_text(content)
+    (folder / file).write_text(content.replace("OF", predictions_digest(folder)))
     assert main([str(folder), "--port", "0"]) == 2
     printed = capsys.readouterr()
     assert words in printed.err
@@ -178,7 +182,7 @@ def test_a_folder_without_predictions_and_a_missing_extra_are_said(tmp_path, fol
 
 @pytest.mark.long
 def test_the_command_ends_with_what_to_type_next(folder):
-    (folder / "decisions.csv").write_text("name,decision\na/1,normal\n")
+    (folder / "decisions.csv").write_text(f"{STAMPED}a/1,normal,{predictions_digest(folder)}\n")
     command = [sys.executable, "-m", "unimmad", "review", str(folder), "--port", "0", "--checkpoint", "runs/my run"]
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as review:
         said = review.stdout.readline()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,9 @@ Decision = Literal["normal", "anomalous"]
 REMEDY = "remove the folder and calibrate again"
 _CHECKED = "sha256"
 _CLOSED = "closed"
-_VERSIONS, _PENDING, _UNDONE = "[0-9]*.json", "[0-9]*.pending", "[0-9]*.undone"
+_VERSIONS, _PENDING, _UNDONE = ".json", ".pending", ".undone"
+"""Endings of a version's own file."""
+_NUMBER = re.compile(r"[0-9]{4,}")
 _ROWS, _BEFORE, _AFTER = ".safetensors", ".monitoring.safetensors", ".monitoring-after.safetensors"
 """Endings of files beside a version's: rows of banks, and what monitoring compared with before and does after it."""
 
@@ -148,7 +151,7 @@ def load_feedback(checkpoint: Path, weights: str | None, thresholds: Thresholds 
     Raises:
         ValueError: a file is damaged, missing or of other weights; names it.
     """
-    paths = in_order((checkpoint / FOLDER).glob(_VERSIONS))
+    paths = _files(checkpoint, _VERSIONS)
     versions = tuple(_read(path, number, weights) for number, path in enumerate(paths, start=1))
     closed = _closed(checkpoint)
     counts = bool(versions) and _holds(versions[-1].after, thresholds)
@@ -162,7 +165,7 @@ def in_order(paths: Iterable[Path]) -> list[Path]:
 
 def has_feedback(checkpoint: Path) -> bool:
     """Whether a checkpoint has any."""
-    return any((checkpoint / FOLDER).glob(_VERSIONS))
+    return bool(_files(checkpoint, _VERSIONS))
 
 
 def close(checkpoint: Path) -> None:
@@ -171,8 +174,8 @@ def close(checkpoint: Path) -> None:
     Raises:
         ValueError: the folder can't be written to.
     """
-    if versions := len(list((checkpoint / FOLDER).glob(_VERSIONS))):
-        write_text_aside(checkpoint / FOLDER / _CLOSED, f"{versions}\n")
+    if paths := _files(checkpoint, _VERSIONS):
+        write_text_aside(checkpoint / FOLDER / _CLOSED, f"{int(paths[-1].stem)}\n")
 
 
 def is_interrupted(checkpoint: Path) -> bool:
@@ -199,7 +202,7 @@ def settle(checkpoint: Path) -> None:
         ValueError: a file is damaged, or can't be written.
     """
     for path in _interrupted(checkpoint):
-        (_finish_undo if path.match(_UNDONE) else _finish_saving)(checkpoint, path)
+        (_finish_undo if path.suffix == _UNDONE else _finish_saving)(checkpoint, path)
 
 
 def save_version(
@@ -248,7 +251,7 @@ def save_version(
         write_aside(after, lambda temporary: temporary.write_bytes(reference.as_bytes()))
     whole = version.model_copy(update={"grown": grown, "rows_sha256": sha256, "monitored": monitored})
     values = whole.model_dump(mode="json", by_alias=True)
-    pending = path.with_suffix(".pending")
+    pending = path.with_suffix(_PENDING)
     write_text_aside(pending, json.dumps({_CHECKED: _digest(values), **values}) + "\n")
     _finish_saving(checkpoint, pending)
     return path
@@ -269,7 +272,7 @@ def undo(checkpoint: Path, feedback: Feedback) -> FeedbackVersion:
             f"version {newest.number} can't be undone: the thresholds were made again since, with the banks that it "
             f"let grow; to be rid of all feedback, remove {path.parent} and calibrate again"
         )
-    undone = path.with_suffix(".undone")
+    undone = path.with_suffix(_UNDONE)
     try:
         path.replace(undone)
     except OSError as error:
@@ -339,8 +342,12 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def _interrupted(checkpoint: Path) -> list[Path]:
-    folder = checkpoint / FOLDER
-    return [*folder.glob(_UNDONE), *folder.glob(_PENDING)]
+    return [*_files(checkpoint, _UNDONE), *_files(checkpoint, _PENDING)]
+
+
+def _files(checkpoint: Path, ending: str) -> list[Path]:
+    """Those of versions, in their order; other files that somebody put there are passed over."""
+    return in_order(path for path in (checkpoint / FOLDER).glob(f"*{ending}") if _NUMBER.fullmatch(path.stem))
 
 
 def _closed(checkpoint: Path) -> int:

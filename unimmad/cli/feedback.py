@@ -115,8 +115,12 @@ def _run(options: argparse.Namespace) -> None:
         print(f"undone   {version_line(undone, True)}")
     elif decisions:
         predictions = _predictions(options, decisions)
+        if options.dry_run:
+            check_settled(folder)
+            _take(options, folder, predictions, decisions)
+            return
         with changing(folder):
-            (check_settled if options.dry_run else settle)(folder)
+            settle(folder)
             _take(options, folder, predictions, decisions)
     else:
         _list(folder)

@@ -264,7 +264,7 @@ def _check_unseen(checkpoint: LoadedCheckpoint, shards: ShardSet, data: Sequence
     """Whether training left the calibration split alone: other shards of the same images may have it elsewhere.
 
     Raises:
-        ValueError: it did not; of older checkpoints, which don't say it, and those that grew out of them is only warned.
+        ValueError: it did not; an older checkpoint, which does not say it, or one grown out of it, is only warned of.
     """
     trained_on, where = checkpoint.trained_on, ", ".join(map(str, data))
     if trained_on is None:

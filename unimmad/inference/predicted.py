@@ -89,8 +89,8 @@ def predictions_digest(folder: Path) -> str:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
 
 
-def read_decisions(path: Path, folder: Path) -> dict[str, Decision]:
-    """What a table says of each name of the predictions in a folder.
+def read_decisions(path: Path, folder: Path, of_review: bool = False) -> dict[str, Decision]:
+    """What a table says of each name of the predictions in a folder; with ``of_review`` it must say that it is of them.
 
     Raises:
         ValueError: it is another table, or of other predictions, or says two things of one name.
@@ -114,6 +114,11 @@ def read_decisions(path: Path, folder: Path) -> dict[str, Decision]:
                 "the same, the images and scores are others"
             )
         rows = [row[:2] for row in rows]
+    elif columns == [COLUMNS] and of_review:
+        raise ValueError(
+            f"{path} does not say which predictions it is of, so unimmad review did not write it: move it away "
+            "(unimmad feedback --csv takes it)"
+        )
     elif columns != [COLUMNS]:
         raise ValueError(f"{path}: its first line must be {','.join(COLUMNS)}")
     found: dict[str, Decision] = {}

@@ -70,7 +70,7 @@ class Review:
         self.predictions = read_predictions(folder)
         self.samples: Sequence[Predicted] = list(self.predictions.values())
         self.file = folder / DECISIONS_NAME
-        self.decisions: dict[str, Decision] = read_decisions(self.file, folder) if self.file.exists() else {}
+        self.decisions: dict[str, Decision] = read_decisions(self.file, folder, True) if self.file.exists() else {}
         try:
             check_known(self.decisions, self.predictions, folder)
         except ValueError as error:
