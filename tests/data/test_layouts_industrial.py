@@ -25,6 +25,7 @@ from data.industrial_sets import (
 from unimmad.data.decode import decode_image, decode_mask_pixels
 from unimmad.data.layouts import LAYOUTS, find_set
 from unimmad.data.layouts.benchmarks.point_cloud import read_cloud_depth
+from unimmad.data.layouts.benchmarks.positions import read_height
 from unimmad.data.layouts.find import FoundSet
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import parse_modality
@@ -195,6 +196,33 @@ def test_a_point_cloud_seen_along_z(encoding: str, tmp_path: Path) -> None:
     depth = read_cloud_depth(path)
     points[[3, 5], [4, 6], 2] = np.nan
     np.testing.assert_allclose(depth, points[..., 2].astype(np.float32))
+
+
+@pytest.mark.parametrize("organised", [True, False])
+def test_a_cloud_without_a_measured_point_is_refused(organised: bool, tmp_path: Path) -> None:
+    write_cloud(tmp_path / "cloud.pcd", np.full((20, 40, 3), np.nan), organised=organised)
+    with pytest.raises(ValueError, match=r"cloud\.pcd: none of its points was measured"):
+        read_cloud_depth(tmp_path / "cloud.pcd")
+    with pytest.raises(ValueError, match=r"map\.npy: none of its points was measured"):
+        read_height(save(tmp_path / "map.npy", np.zeros((20, 40, 3), np.float32)))
+
+
+def test_a_stray_point_does_not_empty_the_depth(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "cloud.pcd"
+    rows, columns = np.indices((50, 80)) * 0.5
+    points = np.stack([columns, rows, 600 + columns], axis=2)
+    write_cloud(path, points, organised=False)
+    usual = read_cloud_depth(path)
+    points[3, 4, :2] = 1000
+    write_cloud(path, points, organised=False)
+    depth = read_cloud_depth(path)
+    assert depth.shape == usual.shape
+    assert np.isfinite(depth).all()
+    assert not caplog.messages
+    points[:5, :5, :2] = 1000  # too many to be strays
+    write_cloud(path, points, organised=False)
+    read_cloud_depth(path)
+    assert "of its depth is empty" in caplog.text
 
 
 @pytest.mark.parametrize(
