@@ -169,7 +169,8 @@ def calibrate(
     thresholds = thresholds_by_sensors(
         scores,
         shards.datasets,
-        tuple(shards.classes("train")),
+        # Of an added class without calibration images the threshold is borrowed, and so not that of all classes.
+        tuple(name for name in shards.classes("train") if name in scores or name not in checkpoint.added),
         false_alarm_rate,
         engine.precision,
         usual,
