@@ -165,6 +165,7 @@ def test_real_iad_d3_as_it_is_downloaded_and_its_point_clouds(tmp_path: Path) ->
         for split, defect in (("train", "good"), ("test", "good"), ("test", "DK"))
     )
     np.testing.assert_array_equal(positions, cloud)
+    assert not any("without a mask" in notice for notice in found.notices)
     assert positions.shape == scattered.shape == SIZE
     assert marked(first(found, "test", "DK")).any()
     low, high = np.nanmin(positions), np.nanmax(positions)
@@ -178,6 +179,24 @@ def test_real_iad_d3_as_it_is_downloaded_and_its_point_clouds(tmp_path: Path) ->
     for path in root.rglob("*XYZ*"):
         path.unlink()
     assert "depth" not in first(find_set(root, modalities=[parse_modality("depth=skip")]), "train").images
+
+
+def test_real_iad_d3s_defects_without_a_mask_are_said(tmp_path: Path) -> None:
+    root = make_real_iad_d3_tables(tmp_path / "d3")
+    table = next(root.rglob("*.json"))
+    table.write_text(table.read_text().replace('"mask_path"', '"other"'))
+    found = find_set(root, modalities=[parse_modality("depth=depth:mm")])
+    assert any("knob_cap.json: 1 test images with defects have no mask_path" in notice for notice in found.notices)
+
+
+def test_point_clouds_suffixes_may_be_in_capitals(tmp_path: Path) -> None:
+    root = make_real_iad_d3(tmp_path)
+    for path in root.rglob("xyz/*.tiff"):
+        write_cloud(path.with_suffix(".PCD"), 1000 * np.random.default_rng(0).random((20, 40, 3)), organised=False)
+        path.unlink()
+    found = find_set(root, modalities=[parse_modality("depth=depth:mm")])
+    assert first(found, "train").images["depth"].name.endswith(".PCD")
+    assert any("points without rows" in notice for notice in found.notices)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "binary"])

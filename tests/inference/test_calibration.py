@@ -87,7 +87,12 @@ def test_without_a_sensor_the_same_images_are_scored_again_and_decide(
     assert decided.threshold == pytest.approx(decided.score, rel=1e-5), "its own image, scored without depth"
     assert decided.anomalous is False
     assert decided.threshold_of == cookie
-    assert with_missing_sensors(thresholds, shards, lambda _: found) == found
+    whole = with_missing_sensors(thresholds, shards, calibrated)
+    for one in wanted:
+        assert whole.of_class(cookie, one.modalities) is not None
+        assert whole.of_all(one.modalities).value >= whole.of_class(cookie, one.modalities).value
+    assert whole.of_class(cookie, ("rgb",)) == found.of_class(cookie, ("rgb",))
+    assert {one.modalities for one in whole.classes[cookie].sets} == {("rgb",), ("depth",)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
