@@ -101,6 +101,20 @@ def test_each_set_of_modalities_has_its_threshold_for_a_class_and_for_all():
     assert found.with_pixel_values({}).of_all(both).pixel_value is None
 
 
+def test_of_sets_that_both_have_a_class_takes_that_of_more_images_and_all_the_larger():
+    """Scored again without a sensor, some classes have a set that others' images are of as they are."""
+    both, rgb = ("rgb", "depth"), ("rgb",)
+    as_they_are = {"a/x": {both: [1.0] * 4, rgb: [0.2]}, "a/y": {rgb: [0.4] * 5}, "a/z": {both: [1.0] * 9}}
+    without = {"a/x": {rgb: [0.2, 0.3, 0.3, 0.3, 0.3]}, "a/y": {rgb: [0.9]}, "a/z": {rgb: [2.0] * 9}}
+    first, again = (thresholds_by_sensors(scores, {}, tuple(scores), 0.4) for scores in (as_they_are, without))
+    found = first.with_sets_of(again)
+    assert [found.of_class(name, rgb).value for name in ("a/x", "a/y", "a/z")] == [0.3, 0.4, 2.0]
+    assert (found.of_class("a/x", both).value, found.of_all(both)) == (1.0, first.of_all(both))
+    assert found.of_all(rgb).value == 2.0, "not a/y's alone"
+    assert found.with_sets_of(again) == found
+    assert again.with_sets_of(first).of_all(rgb).value == 2.0
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_another_batch_size_may_change_decides_nothing(precision):
     for threshold in (0.5, -0.5, 0.0):

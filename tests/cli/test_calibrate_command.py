@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hand_made import hand_made_checkpoint
 
 from unimmad.checkpoint.thresholds import THRESHOLDS_NAME
+from unimmad.cli import calibrate
 from unimmad.cli.calibrate import main
 from unimmad.cli.evaluate import main as evaluate_main
 from unimmad.cli.evaluate_arguments import NOT_TO_CALIBRATE, calibration_parser, evaluation_parser
@@ -16,6 +19,7 @@ from unimmad.config import load_recipe
 from unimmad.data.layouts.calibration import set_aside
 from unimmad.data.synthetic import synthetic_sets
 from unimmad.data.writing.shards import write_shards
+from unimmad.ranks.exchange import ALONE
 
 
 def options(parser) -> set[str]:
@@ -50,3 +54,13 @@ def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--split", "train"])
     assert "unimmad calibrate: error: unrecognized arguments: --split train" in capsys.readouterr().err
+
+
+def test_scoring_again_without_a_sensor_takes_the_same_checkpoint(tmp_path, monkeypatch):
+    """Without --checkpoint the newest run's is meant, which may be another by then."""
+    first = SimpleNamespace(folder=tmp_path / "first", weights_digest="1")
+    monkeypatch.setattr(calibrate, "chosen_checkpoint", lambda arguments, ranks: SimpleNamespace(**vars(arguments)))
+    again = calibrate._again(first, Namespace(checkpoint=None, weights_digest="1"), ALONE)
+    assert again.checkpoint == first.folder
+    with pytest.raises(ValueError, match="first: its weights changed during calibration"):
+        calibrate._again(first, Namespace(checkpoint=None, weights_digest="2"), ALONE)

@@ -25,6 +25,7 @@ from data.industrial_sets import (
 from unimmad.data.decode import decode_image, decode_mask_pixels
 from unimmad.data.layouts import LAYOUTS, find_set
 from unimmad.data.layouts.benchmarks.point_cloud import read_cloud_depth
+from unimmad.data.layouts.benchmarks.positions import read_height
 from unimmad.data.layouts.find import FoundSet
 from unimmad.data.layouts.source_set import SourceFile, SourceSample
 from unimmad.data.modality import parse_modality
@@ -164,6 +165,7 @@ def test_real_iad_d3_as_it_is_downloaded_and_its_point_clouds(tmp_path: Path) ->
         for split, defect in (("train", "good"), ("test", "good"), ("test", "DK"))
     )
     np.testing.assert_array_equal(positions, cloud)
+    assert not any("without a mask" in notice for notice in found.notices)
     assert positions.shape == scattered.shape == SIZE
     assert marked(first(found, "test", "DK")).any()
     low, high = np.nanmin(positions), np.nanmax(positions)
@@ -177,6 +179,24 @@ def test_real_iad_d3_as_it_is_downloaded_and_its_point_clouds(tmp_path: Path) ->
     for path in root.rglob("*XYZ*"):
         path.unlink()
     assert "depth" not in first(find_set(root, modalities=[parse_modality("depth=skip")]), "train").images
+
+
+def test_real_iad_d3s_defects_without_a_mask_are_said(tmp_path: Path) -> None:
+    root = make_real_iad_d3_tables(tmp_path / "d3")
+    table = next(root.rglob("*.json"))
+    table.write_text(table.read_text().replace('"mask_path"', '"other"'))
+    found = find_set(root, modalities=[parse_modality("depth=depth:mm")])
+    assert any("knob_cap.json: 1 test images with defects have no mask_path" in notice for notice in found.notices)
+
+
+def test_point_clouds_suffixes_may_be_in_capitals(tmp_path: Path) -> None:
+    root = make_real_iad_d3(tmp_path)
+    for path in root.rglob("xyz/*.tiff"):
+        write_cloud(path.with_suffix(".PCD"), 1000 * np.random.default_rng(0).random((20, 40, 3)), organised=False)
+        path.unlink()
+    found = find_set(root, modalities=[parse_modality("depth=depth:mm")])
+    assert first(found, "train").images["depth"].name.endswith(".PCD")
+    assert any("points without rows" in notice for notice in found.notices)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "binary"])
@@ -195,6 +215,33 @@ def test_a_point_cloud_seen_along_z(encoding: str, tmp_path: Path) -> None:
     depth = read_cloud_depth(path)
     points[[3, 5], [4, 6], 2] = np.nan
     np.testing.assert_allclose(depth, points[..., 2].astype(np.float32))
+
+
+@pytest.mark.parametrize("organised", [True, False])
+def test_a_cloud_without_a_measured_point_is_refused(organised: bool, tmp_path: Path) -> None:
+    write_cloud(tmp_path / "cloud.pcd", np.full((20, 40, 3), np.nan), organised=organised)
+    with pytest.raises(ValueError, match=r"cloud\.pcd: none of its points was measured"):
+        read_cloud_depth(tmp_path / "cloud.pcd")
+    with pytest.raises(ValueError, match=r"map\.npy: none of its points was measured"):
+        read_height(save(tmp_path / "map.npy", np.zeros((20, 40, 3), np.float32)))
+
+
+def test_a_stray_point_does_not_empty_the_depth(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "cloud.pcd"
+    rows, columns = np.indices((50, 80)) * 0.5
+    points = np.stack([columns, rows, 600 + columns], axis=2)
+    write_cloud(path, points, organised=False)
+    usual = read_cloud_depth(path)
+    points[3, 4, :2] = 1000
+    write_cloud(path, points, organised=False)
+    depth = read_cloud_depth(path)
+    assert depth.shape == usual.shape
+    assert np.isfinite(depth).all()
+    assert not caplog.messages
+    points[:5, :5, :2] = 1000  # too many to be strays
+    write_cloud(path, points, organised=False)
+    read_cloud_depth(path)
+    assert "of its depth is empty" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_each_set_of_modalities_is_counted_at_its_own_thresholds_inside_of_the_r
     samples = {of: dataclasses.replace(cookie, modalities=of) for of in (both, rgb, depth)}
     assert f"too few calibration images to promise it, only up to 0.5: {COOKIE}; " in held.in_words()
     assert held.in_words().endswith(f"by the threshold of all classes, which promises them none: {ROPE}")
+    assert "all classes" not in dataclasses.replace(held, added={ROPE: None}).in_words(), "its own is borrowed"
     tie = 1 + TIES["fp32"]
     assert {of: held.limits(sample) for of, sample in samples.items()} == {
         both: (2 * tie, 5.0),

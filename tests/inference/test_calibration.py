@@ -17,10 +17,13 @@ from unimmad.data.decode import decode_image
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
+from unimmad.inference import calibration
 from unimmad.inference.calibration import KeptSensors, _check_unseen, calibrate, describe
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.detector import Detector
 from unimmad.inference.engines import ModelEngine
+from unimmad.inference.inputs import InputSample
+from unimmad.inference.measuring import CalibrationFacts
 from unimmad.inference.missing_sensors import kept_sensors, with_missing_sensors
 
 CPU = torch.device("cpu")
@@ -87,7 +90,31 @@ def test_without_a_sensor_the_same_images_are_scored_again_and_decide(
     assert decided.threshold == pytest.approx(decided.score, rel=1e-5), "its own image, scored without depth"
     assert decided.anomalous is False
     assert decided.threshold_of == cookie
-    assert with_missing_sensors(thresholds, shards, lambda _: found) == found
+    whole = with_missing_sensors(thresholds, shards, calibrated)
+    for one in wanted:
+        assert whole.of_class(cookie, one.modalities) is not None
+        assert whole.of_all(one.modalities).value >= whole.of_class(cookie, one.modalities).value
+    assert whole.of_class(cookie, ("rgb",)) == found.of_class(cookie, ("rgb",))
+    assert {one.modalities for one in whole.classes[cookie].sets} == {("rgb",), ("depth",)}
+
+
+def test_an_image_that_cannot_be_read_for_its_digest_is_left_out_too(checkpoint, calibration_shards, monkeypatch):
+    """Images are read for their scores, and again for what a later command knows them by."""
+
+    def digest(sample: InputSample) -> str:
+        if "rope" in sample.name:
+            raise ValueError(f"{sample.name}: gone")
+        return sample.name
+
+    monkeypatch.setattr(calibration, "pixels_digest", digest)
+    run = {"device": CPU, "progress": False}
+    assert len(calibrate(checkpoint, [calibration_shards], 0.5, **run).classes) == 5, "nobody asks for digests"
+    with pytest.raises(ValueError, match=r"solids/rope .*: gone"):
+        calibrate(checkpoint, [calibration_shards], 0.5, **run, facts=[])
+    facts: list[CalibrationFacts] = []
+    found = calibrate(checkpoint, [calibration_shards], 0.5, **run, facts=facts, on_error="skip", workers=0)
+    assert sorted(found.classes) == sorted(one.class_name for one in facts) == CLASSES[:-1]
+    assert all(one.digest.startswith(f"{one.class_name} ") for one in facts)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

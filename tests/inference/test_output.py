@@ -233,6 +233,15 @@ def test_the_rate_is_one_that_all_thresholds_used_promise(thresholds, used, said
     assert screen_table([decided(name) for name in used], thresholds).splitlines()[-1] == said
 
 
+def test_it_says_which_decisions_promise_no_rate(thresholds):
+    """Borrowed thresholds, or that of all classes for a class that went not into it."""
+    promised, unpromised = decided("a/many"), decided(ALL_CLASSES).model_copy(update={"threshold_promised": False})
+    last = screen_table([promised, unpromised], thresholds).splitlines()[-1]
+    assert last == "2 anomalous, 0 normal, at a false-alarm rate of 0.3, but 1 by thresholds that promise none"
+    last = screen_table([unpromised], thresholds).splitlines()[-1]
+    assert last == "1 anomalous, 0 normal, by thresholds that promise no false-alarm rate"
+
+
 def test_without_thresholds_it_says_how_to_get_them():
     last = screen_table([decided(None)], None).splitlines()[-1]
     assert "unimmad calibrate" in last

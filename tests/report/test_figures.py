@@ -82,6 +82,19 @@ def test_a_modalitys_part_of_the_map_has_a_column_of_its_own_and_a_doubt_of_its_
     assert opened(tmp_path / "parts.png").shape[1] > 200 * 7
 
 
+def test_a_part_is_times_the_number_of_its_own_samples_modalities():
+    names = ("rgb", "depth", "infrared")
+    two, three = (
+        dataclasses.replace(row, parts=(row.map_HW / len(row.images),) * len(row.images))
+        for row in (sample(1, names[:2]), sample(2, names))
+    )
+    figure = class_figure([two, three])
+    rows = [row for part in figure.subfigs for row in part.subfigs if len(row.axes) == 9]
+    assert rows[0].axes[6].get_title() == "by rgb, x 2 or 3"
+    for row, drawn in zip((two, three), rows, strict=True):
+        np.testing.assert_allclose(drawn.axes[6].images[0].get_array(), row.map_HW, rtol=1e-6)
+
+
 def on_scale(row: SamplePicture, low: float, high: float) -> SamplePicture:
     """The same with its map's values brought to this range, half of them to its lower end."""
     upper_HW = np.maximum(row.map_HW - np.median(row.map_HW), 0).astype(np.float64)

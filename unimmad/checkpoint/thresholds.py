@@ -179,18 +179,17 @@ class Thresholds(_Frozen):
         return self.model_copy(update={"classes": classes, "sensor_sets": sensor_sets})
 
     def with_sets_of(self, other: Thresholds) -> Thresholds:
-        """The same, and besides those of ``other`` for sets of modalities that a class, or all together, has none
-        for."""
+        """The same, and those of ``other`` for sets of modalities that a class, or all together, has none for. Where
+        both have one, a class's is that of more images, and that of all together the larger: each of the two may be of
+        other classes."""
         classes = {
-            name: found.model_copy(
-                update={"sets": (*found.sets, *_new_sets((found, *found.sets), other.classes[name]))}
-            )
-            if name in other.classes
-            else found
+            name: _with_sets_of(found, other.classes[name]) if name in other.classes else found
             for name, found in self.classes.items()
         }
+        theirs = [(one, _of_sensors(other.sensor_sets, one.modalities)) for one in self.sensor_sets]
+        known = [one if same is None else _covering(one, same) for one, same in theirs]
         new = [one for one in other.sensor_sets if _of_sensors(self.sensor_sets, one.modalities) is None]
-        return self.model_copy(update={"classes": classes, "sensor_sets": (*self.sensor_sets, *new)})
+        return self.model_copy(update={"classes": classes, "sensor_sets": (*known, *new)})
 
     def only(self, dataset: str, without: Collection[str] = ()) -> Thresholds | None:
         """Those of one dataset, without some classes; None where none that is left is calibrated.
@@ -246,9 +245,24 @@ def highest_normal(threshold: float, precision: Precision) -> float:
     return threshold + TIES[precision] * abs(threshold)
 
 
-def _new_sets(known: Sequence[SensorThreshold], other: ClassThreshold) -> list[SensorThreshold]:
-    of_other = [SensorThreshold(**part.model_dump(exclude={"sets"})) for part in (other, *other.sets)]
-    return [part for part in of_other if _of_sensors(known, part.modalities) is None]
+def _with_sets_of(found: ClassThreshold, other: ClassThreshold) -> ClassThreshold:
+    parts = [_plain(part) for part in (found, *found.sets)]
+    of_other = [_plain(part) for part in (other, *other.sets)]
+    theirs = [(part, _of_sensors(of_other, part.modalities)) for part in parts]
+    most, *sets = [part if same is None or part.images >= same.images else same for part, same in theirs]
+    new = [part for part in of_other if _of_sensors(parts, part.modalities) is None]
+    return ClassThreshold(**most.model_dump(), sets=(*sets, *new))
+
+
+def _plain(part: SensorThreshold) -> SensorThreshold:
+    return SensorThreshold(**part.model_dump(exclude={"sets"}))
+
+
+def _covering(known: SensorThreshold, other: SensorThreshold) -> SensorThreshold:
+    """One that calls normal what either does: ``known`` itself where it does already."""
+    largest = _largest_of_sensors((known, other))
+    own = {"value", "fpr_bound", "pixel_value", "edge_gain"}
+    return known if largest.model_dump(include=own) == known.model_dump(include=own) else largest
 
 
 def _of_sensors(found: Iterable[SensorThreshold], modalities: Sequence[str]) -> SensorThreshold | None:

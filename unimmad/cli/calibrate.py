@@ -9,6 +9,7 @@ from functools import partial
 from unimmad.checkpoint.calibration_scores import SCORES_NAME, by_class, save_scores
 from unimmad.checkpoint.feedback import changing, check_settled, close, has_feedback
 from unimmad.checkpoint.grown_banks import stored_banks
+from unimmad.checkpoint.loading import LoadedCheckpoint
 from unimmad.checkpoint.monitoring import MONITORING_NAME, save_reference
 from unimmad.checkpoint.thresholds import save_thresholds
 from unimmad.cli.console import print_any_name
@@ -69,7 +70,7 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
         shards = ShardSet.open(data, cache, checkpoint.trained_datasets)
         # Loaded again each time, since scoring changes a model's form.
         thresholds = with_missing_sensors(
-            thresholds, shards, lambda kept: calibrated(chosen_checkpoint(arguments, ranks), kept=kept)
+            thresholds, shards, lambda kept: calibrated(_again(checkpoint, arguments, ranks), kept=kept)
         )
     if ranks.is_main:
         folder = checkpoint.folder
@@ -89,3 +90,16 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
         if has_feedback(folder):
             print("note: banks keep what feedback added to them; its scores no longer count (docs/feedback.md)")
         print(f"thresholds {path}")
+
+
+def _again(checkpoint: LoadedCheckpoint, arguments: argparse.Namespace, ranks: Ranks) -> LoadedCheckpoint:
+    """The same checkpoint, not what ``arguments`` would name by now: a run that trains meanwhile writes others.
+
+    Raises:
+        ValueError: it can't be loaded, or has other weights by now.
+    """
+    named = argparse.Namespace(**{**vars(arguments), "checkpoint": checkpoint.folder})
+    loaded = chosen_checkpoint(named, ranks)
+    if loaded.weights_digest != checkpoint.weights_digest:
+        raise ValueError(f"{checkpoint.folder}: its weights changed during calibration; calibrate again")
+    return loaded

@@ -74,7 +74,8 @@ class HeldThresholds:
             found = [thresholds.classes[name] for name in few]
             worst = max(part.fpr_bound for of_class in found for part in (of_class, *of_class.sets))
             notes.append(f"too few calibration images to promise it, only up to {worst:.2g}: {listed(few, MOST_NAMES)}")
-        if without := self._evaluated(thresholds.without_images()):
+        without = [name for name in self._evaluated(thresholds.without_images()) if not self.is_borrowed(name)]
+        if without:
             notes.append(f"by the threshold of all classes, which promises them none: {listed(without, MOST_NAMES)}")
         return (
             f"images: calibrated for a false-alarm rate of {thresholds.false_alarm_rate:g}; pixels: mean + 3 "

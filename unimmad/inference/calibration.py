@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, compress
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -30,7 +32,7 @@ from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.reading.shard_files import SampleRef
 from unimmad.data.reading.shard_set import ShardSet
-from unimmad.data.reading.skipping import OnError, SkipLog
+from unimmad.data.reading.skipping import OnError, SkipLog, Skipped
 from unimmad.data.reading.stream import evaluation_rounds
 from unimmad.data.roi import given_rois
 from unimmad.data.sample import Batch
@@ -130,6 +132,7 @@ def calibrate(
     usual: dict[str, dict[Sensors, list[float]]] = {name: {} for name in references}
     spreads: dict[str, dict[Sensors, Spread]] = {name: {} for name in references}
     overlapping: dict[str, dict[Sensors, list[Overlap]]] = {name: {} for name in references}
+    skip_log = SkipLog("it is left out")
     rounds = evaluation_rounds(
         shards,
         "calibration",
@@ -139,28 +142,36 @@ def calibrate(
         batch_size=recipe.evaluation.batch_size,
         workers=workers,
         on_error=on_error,
-        skip_log=SkipLog("it is left out"),
+        skip_log=skip_log,
         geometry=geometry,
     )
     total = sum(len(of_class) for of_class in references.values())
     quiet = not (progress and ranks.is_main)
-    with tqdm(total=total, desc="calibrate", unit="image", disable=quiet or None) as bar:
+    digested = kept is None and (bool(in_banks) or facts is not None)
+    with (
+        ThreadPoolExecutor(max(1, workers)) as pool,
+        tqdm(total=total, desc="calibrate", unit="image", disable=quiet or None) as bar,
+    ):
         for batch in rounds:
+            samples = () if batch is None else batch.samples
             found = [] if batch is None else _scored(engine, batch)
-            for of_rank in ranks.gather(found):  # in order of batches
+            of_batch = [refs[sample.class_name, sample.key] for sample in samples]
+            digests = _digests(of_batch, shards, pool, on_error, skip_log) if digested else [""] * len(samples)
+            read = [digest is not None for digest in digests]
+            for of_rank in ranks.gather(list(compress(found, read))):  # in order of batches
                 for class_name, names, score, median, spread, edges_found in of_rank:
                     overlapping[class_name].setdefault(names, []).extend(edges_found)
                     scores[class_name].setdefault(names, []).append(score)
                     usual[class_name].setdefault(names, []).append(median)
                     spreads[class_name][names] = spreads[class_name].get(names, Spread()).joined(spread)
                 bar.update(len(of_rank))
-            pixels = [] if batch is None or kept is not None else _pixels(batch, shards, refs)
+            pixels = [(sample.key, digest) for sample, digest in zip(samples, digests, strict=True) if digest]
             _check_not_in_banks(chain.from_iterable(ranks.gather(pixels)), in_banks, checkpoint)
             if facts is not None:
                 measured = (
                     []
                     if batch is None
-                    else _measured(engine, batch, shards, [score for _, _, score, *_ in found], pixels)
+                    else _measured(engine, batch, shards, [score for _, _, score, *_ in found], digests)
                 )
                 facts += [one for of_rank in ranks.gather(measured) for one in of_rank]
     scores = {name: of_class for name, of_class in scores.items() if of_class}
@@ -169,7 +180,8 @@ def calibrate(
     thresholds = thresholds_by_sensors(
         scores,
         shards.datasets,
-        tuple(shards.classes("train")),
+        # Of an added class without calibration images the threshold is borrowed, and so not that of all classes.
+        tuple(name for name in shards.classes("train") if name in scores or name not in checkpoint.added),
         false_alarm_rate,
         engine.precision,
         usual,
@@ -210,26 +222,44 @@ def _scored(engine: ModelEngine, batch: Batch) -> list[tuple[str, Sensors, float
 
 
 def _measured(
-    engine: ModelEngine, batch: Batch, shards: ShardSet, scores: Sequence[float], pixels: Sequence[tuple[str, str]]
+    engine: ModelEngine, batch: Batch, shards: ShardSet, scores: Sequence[float], digests: Sequence[str | None]
 ) -> list[CalibrationFacts]:
     found = facts_of_batch(engine, batch, shards.datasets)
     return [
         CalibrationFacts(sample.class_name, sample.key, sample.modalities, score, images, digest)
-        for sample, score, images, (_, digest) in zip(batch.samples, scores, found, pixels, strict=True)
+        for sample, score, images, digest in zip(batch.samples, scores, found, digests, strict=True)
+        if digest is not None
     ]
 
 
-def _pixels(batch: Batch, shards: ShardSet, refs: Mapping[tuple[str, str], SampleRef]) -> list[tuple[str, str]]:
-    """Name and ``pixels_digest`` of each sample."""
-    found = []
-    for sample in batch.samples:
-        ref = refs[sample.class_name, sample.key]
+def _digests(
+    refs: Sequence[SampleRef], shards: ShardSet, pool: ThreadPoolExecutor, on_error: OnError, skip_log: SkipLog
+) -> list[str | None]:
+    """``pixels_digest`` of each sample; None of one that can't be read this second time, and is left out.
+
+    Raises:
+        ValueError: one can't, and ``on_error`` is to stop.
+    """
+    reading = Lock()
+    found: list[str | None] = []
+    for ref, digest in [(ref, pool.submit(_digest, ref, shards, reading)) for ref in refs]:
+        try:
+            found.append(digest.result())
+        except ValueError as error:
+            if on_error == "stop":
+                raise
+            skip_log.add([Skipped(shards.shard_name(ref), str(error))])
+            found.append(None)
+    return found
+
+
+def _digest(ref: SampleRef, shards: ShardSet, reading: Lock) -> str:
+    with reading:  # shards close files of each other
         images = {
             name: EncodedImage(shards.member_bytes(ref, member), member.name)
             for name, member in ref.entry.images.items()
         }
-        found.append((sample.key, pixels_digest(InputSample(f"{sample.class_name} {sample.key}", images))))
-    return found
+    return pixels_digest(InputSample(f"{ref.class_name} {ref.entry.key}", images))
 
 
 def _check_not_in_banks(pixels: Iterable[tuple[str, str]], in_banks: Set[str], checkpoint: LoadedCheckpoint) -> None:

@@ -252,8 +252,8 @@ def screen_table(rows: Sequence[Row], thresholds: Thresholds | None, misses_clas
 def _summary(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: bool) -> str:
     if misses_class:
         return f"{len(rows)} scored, without a decision: for one, use the checkpoint in place of the exported file"
-    borrowed = sum(row.threshold_promised is False for row in rows)
-    if thresholds is None and not borrowed:
+    unpromised = sum(row.threshold_promised is False for row in rows)
+    if thresholds is None and not unpromised:
         return (
             f"{len(rows)} scored. No thresholds lie beside the checkpoint, so there is no decision.\nunimmad calibrate "
             "writes them, from images that unimmad shards --calibration-fraction set aside before training"
@@ -262,9 +262,9 @@ def _summary(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: b
     undecided = len(rows) - anomalous - normal
     left = f", {undecided} not decided" if undecided else ""
     counts = f"{anomalous} anomalous, {normal} normal{left}"
-    if thresholds is None or borrowed == anomalous + normal > 0:
-        return f"{counts}, by thresholds borrowed from other classes: no false-alarm rate is promised"
-    more = f", but {borrowed} by borrowed thresholds that promise none" if borrowed else ""
+    if thresholds is None or unpromised == anomalous + normal > 0:
+        return f"{counts}, by thresholds that promise no false-alarm rate"
+    more = f", but {unpromised} by thresholds that promise none" if unpromised else ""
     return f"{counts}, at a false-alarm rate of {_rate(rows, thresholds):.3g}{more}"
 
 

@@ -111,14 +111,15 @@ def class_figure(rows: Sequence[SamplePicture], threshold: float | None = None) 
     heights = [_row_inches(row.images[0][1]) for row in rows]
     heights[0] += _HEAD_INCHES
     added = [name for name in names if any(name in row.part_of for row in rows)]
+    factors = " or ".join(map(str, sorted({len(row.parts) for row in rows if row.parts})))
     figure, parts = _figure_of_rows(len(names) + 3 + len(added), heights, limits, heading=rows[0].class_name)
     _explain_contours(figure, threshold)
     for number, (part, row) in enumerate(zip(parts, rows, strict=True)):
         pictures = dict(row.images)
         columns = [(name, pictures.get(name)) for name in names]
-        # A modality that adds as much as the others has the map's colours.
-        times = np.float32(len(added))
-        of_modalities = [(f"by {name}, x {len(added)}", row.part_of.get(name)) for name in added]
+        # A modality that adds as much as the sample's others has the map's colours.
+        times = np.float32(len(row.parts))
+        of_modalities = [(f"by {name}, x {factors}", row.part_of.get(name)) for name in added]
         of_modalities = [(head, None if part_HW is None else times * part_HW) for head, part_HW in of_modalities]
         maps = (row.map_HW, of_modalities)
         _draw_row(part, columns, maps, row.mask_HW, row.title, limits, number == 0, threshold)

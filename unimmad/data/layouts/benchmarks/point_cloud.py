@@ -8,6 +8,7 @@ Compressed data (DATA binary_compressed) are refused by name.
 from __future__ import annotations
 
 import io
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,18 @@ import numpy as np
 from unimmad.data.decode_limits import check_decoded, read_image_file
 from unimmad.data.depth_range import MAX_DEPTH_METRES
 
+logger = logging.getLogger(__name__)
+
 CLOUD_SUFFIX = ".pcd"
 MAX_HEADER_BYTES = 2**12
 POINTS_PER_CELL = 4
 """Of a cloud without rows: so many points on average in one pixel, so that nearly none stays empty."""
+STRAY_PERCENT = 0.1
+"""Of a cloud without rows: so many of its points may lie far out on each side, in x and in y, and are left out."""
+STRAY_MARGIN = 0.1
+"""How far out that is, as a share of what the other points span."""
+MOST_EMPTY = 0.5
+"""Beyond this share of empty pixels of a cloud without rows, it is said."""
 
 _TYPES = {"F": ("f", (4, 8)), "I": ("i", (1, 2, 4, 8)), "U": ("u", (1, 2, 4, 8))}
 """Numpy's letter, and the numbers of bytes, of each TYPE."""
@@ -60,10 +69,10 @@ def read_cloud_depth(path: Path) -> np.ndarray:
     """float32, H x W: z as stored, NaN where nothing was measured (not finite, too far, or 0 in x, y and z).
 
     An organised cloud keeps its rows. Another is seen from along z, x to the right and y downwards: the square cells of
-    its own extent, of ``POINTS_PER_CELL`` points on average, have the mean of their points.
+    its own extent, without strays, of ``POINTS_PER_CELL`` points on average, have the mean of their points.
 
     Raises:
-        ValueError: not a PCD, too large, cut off, or points that span no area.
+        ValueError: not a PCD, too large, cut off, no point that was measured, or points that span no area.
         OSError: it cannot be read.
     """
     data = read_image_file(path)
@@ -71,12 +80,18 @@ def read_cloud_depth(path: Path) -> np.ndarray:
     try:
         points_N3 = _points(header, memoryview(data)[header.bytes :])
         measured_N = (np.abs(points_N3) <= MAX_DEPTH_METRES).all(axis=1) & (points_N3 != 0).any(axis=1)
+        if not measured_N.any():
+            raise ValueError("none of its points was measured")
         if header.organised:
             depth_N = np.where(measured_N, points_N3[:, 2], np.nan)
             return depth_N.reshape(header.height, header.width).astype(np.float32)
-        return _seen_along_z(points_N3[measured_N]).astype(np.float32)
+        depth_HW = _seen_along_z(_without_strays(points_N3[measured_N])).astype(np.float32)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; replace or remove it") from None
+    if (empty := float(np.isnan(depth_HW).mean())) > MOST_EMPTY:
+        said = "note: %s: %.0f%% of its depth is empty: a slender object, or points far from it"
+        logger.warning(said, path, 100 * empty)
+    return depth_HW
 
 
 def _header(data: bytes, path: Path) -> CloudHeader:
@@ -135,9 +150,17 @@ def _columns(record: np.dtype[np.void]) -> list[int]:
     return [sum(math.prod(record[name].shape) for name in names[: names.index(axis)]) for axis in "xyz"]
 
 
+def _without_strays(points_N3: np.ndarray) -> np.ndarray:
+    """A point far out would make the cells so large that all others share a few. At least the outermost points of each
+    side are looked at, so that few points have no stray."""
+    low_2 = np.percentile(points_N3[:, :2], STRAY_PERCENT, axis=0, method="lower")
+    high_2 = np.percentile(points_N3[:, :2], 100 - STRAY_PERCENT, axis=0, method="higher")
+    margin_2 = STRAY_MARGIN * (high_2 - low_2)
+    inside_N2 = (points_N3[:, :2] >= low_2 - margin_2) & (points_N3[:, :2] <= high_2 + margin_2)
+    return points_N3[inside_N2.all(axis=1)]
+
+
 def _seen_along_z(points_N3: np.ndarray) -> np.ndarray:
-    if len(points_N3) == 0:
-        raise ValueError("none of its points was measured")
     corner_2 = points_N3[:, :2].min(axis=0)
     span_2 = points_N3[:, :2].max(axis=0) - corner_2
     area = float(span_2.prod())

@@ -42,10 +42,12 @@ def read_height(path: Path) -> np.ndarray:
     NaN where it was not measured: not finite, farther than anything, or 0 beside two zeros.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file holds something else, or nothing was measured.
     """
     positions_HW3 = _positions(path)
     measured_HW = (np.abs(positions_HW3[:, :, 2]) <= MAX_DEPTH_METRES) & (positions_HW3 != 0).any(axis=2)
+    if not measured_HW.any():
+        raise ValueError(f"{path}: none of its points was measured; replace or remove it")
     return np.where(measured_HW, positions_HW3[:, :, 2], np.nan).astype(np.float32)
 
 

@@ -68,7 +68,7 @@ def _check_depth(samples: Sequence[SourceSample], told: bool, notices: Notices) 
             f"{files[0]}: Real-IAD D3's description does not say the unit of its positions; say --modality "
             "depth=depth:mm, if a stored 1 is a millimetre (or um, m, or a number of these), or --modality depth=skip"
         )
-    if unordered := [name for name in files if name.endswith(CLOUD_SUFFIX) and _is_unordered(Path(name))]:
+    if unordered := [name for name in files if _is_unordered(Path(name))]:
         notices.add(
             f"{listed(unordered, 1)}: points without rows, of {len(unordered)} of {len(files)} samples: depth is "
             "seen along z, each cloud's own extent laid over its RGB picture, which fits only roughly"
@@ -76,7 +76,8 @@ def _check_depth(samples: Sequence[SourceSample], told: bool, notices: Notices) 
 
 
 def _is_unordered(path: Path) -> bool:
+    """Whether it is a cloud without rows."""
     try:
-        return not read_cloud_header(path).organised
+        return path.suffix.lower() == CLOUD_SUFFIX and not read_cloud_header(path).organised
     except ValueError:  # of a damaged cloud the writer tells, with all other files that can't be used
         return False

@@ -100,7 +100,7 @@ def _sensors(part: Path, notices: Notices) -> Iterator[tuple[str, Path, dict[str
 
 
 def _clouds(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.glob(f"[!.]*{CLOUD_SUFFIX}"))}
+    return {path.stem: path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() == CLOUD_SUFFIX}
 
 
 def _picture(folder: Path) -> Path:

@@ -87,6 +87,9 @@ def _read_table(path: Path, class_name: str, folder: Path, skipped: set[str], no
                 f"{path}: {len(records) - len(normal)} {part} images with defects left out, training and calibration "
                 "take normal samples only"
             )
+        without = [record for record in records if record.anomaly_class != NORMAL and not record.mask_path]
+        if split == "test" and without:
+            notices.add(f"{path}: {len(without)} {part} images with defects have no mask_path; written without a mask")
         for number, record in enumerate(records):
             if split == "test" or record.anomaly_class == NORMAL:
                 where = f"{path}: {part}, record {number}"
