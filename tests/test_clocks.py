@@ -16,9 +16,11 @@ from unimmad.serialization.atomic_write import time_of
 PACKAGE = Path(unimmad.__file__).parent
 HOURS = 3600.0
 WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\b|from time import .*\btime\b")
-SAYS_WHEN = {"launching/failure_notes.py", "inference/detector.py", "inference/output.py"}
-"""When a rank failed, to be shown beside other ranks': by the node's clock, as its note says. And when a sample was
-predicted, for people who ask since when images have changed; a monitor goes by the order alone."""
+
+SAYS_WHEN = {"launching/failure_notes.py", "inference/detector.py", "inference/feedback.py", "inference/output.py"}
+"""When a rank failed, to be shown beside other ranks': by the node's clock, as its note says. When a sample was
+predicted, for people who ask since when images have changed; a monitor goes by the order alone. And when feedback was
+given, for the list of its versions, which go by number."""
 
 
 @pytest.fixture(params=[-30 * HOURS, 30 * HOURS], ids=["back", "ahead"])
