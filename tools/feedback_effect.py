@@ -1,6 +1,6 @@
 """What feedback comes to on a real set: false alarms and found anomalies among later images, before and after.
 
-    python tools/feedback_effect.py --data data/pothole --work /tmp/feedback --backbone-weights resnet18.pth
+    python tools/feedback_effect.py --data data/pothole --work feedback --backbone-weights resnet18.pth
 
 For each seed a part of the training images is set aside for calibration, and test images are divided by chance into a
 first run, of which feedback is given, and a later one, which is scored before and after. Prints a Markdown table.
