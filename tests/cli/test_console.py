@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from launches import ROOT, environment
 
-from unimmad.cli.console import UNREAD, print_any_name, quiet_if_unread
+from unimmad.cli.console import UNREAD, print_any_name, quiet_if_unread, run_command
+from unimmad.serialization.text import ListedError
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
@@ -26,6 +27,41 @@ def test_what_the_encoding_lacks_is_escaped(monkeypatch, encoding):
     print("a\udce9ö")
     sys.stdout.flush()
     assert raw.getvalue().decode(encoding).rstrip() == ("a\\udce9\\xf6" if encoding == "ascii" else "a\\udce9ö")
+
+
+def raiser(error: BaseException) -> Callable[[], int]:
+    def command() -> int:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 3, 3, ""),
+        (raiser(ValueError("a\x1b[2Jb")), 2, "unimmad x: a\\x1b[2Jb\n"),
+        (raiser(ListedError("two are wrong:\n  one\n  other")), 2, "unimmad x: two are wrong:\n  one\n  other\n"),
+        (raiser(PermissionError(13, "Permission denied", "f")), 2, "unimmad x: [Errno 13] Permission denied: 'f'\n"),
+        (raiser(KeyboardInterrupt()), 130, "unimmad x: interrupted; all of it stays\n"),
+        (raiser(KeyboardInterrupt("; 3 of 4 stay")), 130, "unimmad x: interrupted; 3 of 4 stay\n"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 130, "unimmad x: interrupted; all of it stays\n"),
+    ],
+    ids=["none", "status", "error", "listed", "system", "interrupted", "interrupted with words", "sigterm"],
+)
+def test_a_command_ends_with_a_status_and_a_line(capsys, command, status, said):
+    assert run_command("unimmad x", command, if_interrupted="; all of it stays") == status
+    assert capsys.readouterr().err == said
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_command_leaves_sigterm_to_a_server_and_a_broken_pipe_to_whoever_knows_it():
+    found = []
+    run_command("unimmad x", lambda: found.append(signal.getsignal(signal.SIGTERM)), sigterm=False)
+    assert found == [signal.SIG_DFL]
+    with pytest.raises(BrokenPipeError):
+        run_command("unimmad x", raiser(BrokenPipeError()))
 
 
 def said_to_nobody(words: Sequence[str], folder: Path) -> tuple[int, str]:

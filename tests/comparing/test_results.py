@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from made_results import result, seeds_of
 
-from unimmad.comparing.results import Spread, best_of, by_method, read_result, spreads, write_result
+from unimmad.comparing.results import Spread, best_of, by_method, read_result, spreads, told_recipe, write_result
+from unimmad.config import load_recipe, override_recipe
 from unimmad.metrics.metrics import METRIC_KEYS
 
 NAMES = ("industry/plate", "industry/nut")
@@ -17,6 +20,23 @@ NAMES = ("industry/plate", "industry/nut")
 def test_what_is_written_is_read(tmp_path):
     made = result("rd", {"a/b": 0.25, "a/c": None}, seed=4, minutes=None)
     assert read_result(write_result(tmp_path, made, "f" * 64)) == (made, "f" * 64)
+
+
+def test_a_result_keeps_the_recipe_that_makes_it_again(tmp_path):
+    recipe = load_recipe("quick", ["training.steps=7", "model.backbone_weights=folder/of/somebody/net.pth"])
+    made = replace(result("quick", {"a/b": 0.25}), recipe=told_recipe(recipe))
+    read, _ = read_result(write_result(tmp_path, made, "f"))
+    assert read == made
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(read.recipe))
+    assert load_recipe(str(tmp_path / "again.yaml")) == override_recipe(recipe, ["model.backbone_weights=net.pth"])
+
+
+def test_a_result_of_an_earlier_version_kept_no_recipe(tmp_path):
+    path = write_result(tmp_path, result("rd", {"a/b": 0.25}), "f")
+    content = json.loads(path.read_text())
+    del content["recipe"]
+    path.write_text(json.dumps(content))
+    assert read_result(path)[0].recipe is None
 
 
 def changed(tmp_path: Path, **changes) -> Path:

@@ -13,8 +13,8 @@ folder. Its threshold is borrowed from other classes and promises no false-alarm
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,33 +24,21 @@ from unimmad.checkpoint.folder import NO_VERIFY_HELP, find_checkpoint, newest_ru
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.checkpoint.normal_maps import load_normal_maps
 from unimmad.checkpoint.thresholds import load_thresholds
-from unimmad.cli.console import print_any_name, sigterm_as_interrupt
+from unimmad.cli.console import run_command
 from unimmad.data.layouts.scan import Notices
 from unimmad.evaluation.scoring import named_device
 from unimmad.inference.adding import MOST_IMAGES, ClassAdder, check_new, chosen_images, shared_images
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
 from unimmad.inference.new_class import new_classes
-from unimmad.serialization.text import error_lines, one_line
+from unimmad.serialization.text import one_line
 
 RUNS = Path("runs")
-MOST_LETTERS = 800
-"""Of a line that says what is wrong."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = adding_parser()
     options = parser.parse_args(arguments)
-    print_any_name()
-    try:
-        with sigterm_as_interrupt():
-            _run(options)
-    except ValueError as error:
-        print(f"{parser.prog}: {error_lines(error, MOST_LETTERS)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; what was added before stays", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(parser.prog, partial(_run, options), if_interrupted="; what was added before stays")
 
 
 def adding_parser() -> argparse.ArgumentParser:

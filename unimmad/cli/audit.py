@@ -12,8 +12,8 @@ warnings, 3 with errors, and 2 where the audit itself failed. After an interrupt
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from unimmad.audit.blocks import Blocks
@@ -23,7 +23,7 @@ from unimmad.audit.patches import FeatureSettings, NoWeightsError, PatchDescribe
 from unimmad.audit.run import Audited, Progress, audit, default_workers
 from unimmad.audit.samples import AuditSample, samples_of_sets, samples_of_shards
 from unimmad.audit.screen import screen_lines, summary_line
-from unimmad.cli.console import print_any_name
+from unimmad.cli.console import run_command
 from unimmad.config.method import MAX_IMAGE_SIZE
 from unimmad.data.index import INDEX_NAME
 from unimmad.data.layouts import LAYOUTS, find_sets
@@ -39,19 +39,7 @@ EXIT = {Severity.NOTE: 0, Severity.WARNING: 1, Severity.ERROR: 3}
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = audit_parser()
     options = parser.parse_intermixed_args(arguments)
-    print_any_name()
-    progress = Progress()
-    try:
-        return _audit(options, progress)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        kept = (
-            f"; {progress.kept} of {progress.total} samples are kept: the same command goes on" if progress.kept else ""
-        )
-        print(f"{parser.prog}: interrupted{kept}", file=sys.stderr)
-        return 130
+    return run_command(parser.prog, partial(_audit, options))
 
 
 def audit_parser() -> argparse.ArgumentParser:
@@ -88,23 +76,28 @@ def audit_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _audit(options: argparse.Namespace, progress: Progress) -> int:
+def _audit(options: argparse.Namespace) -> int:
     if not 0 < options.image_size <= MAX_IMAGE_SIZE:
         raise ValueError(f"--image-size {options.image_size}: must lie between 1 and {MAX_IMAGE_SIZE}")
     if options.workers is not None and options.workers < 0:
         raise ValueError(f"--workers {options.workers}: must be 0 or more")
     samples, notices = _samples(options)
     describer, no_features = _describer(options)
-    audited = audit(
-        samples,
-        image_size=options.image_size,
-        describer=describer,
-        no_features=no_features,
-        output=options.output_dir,
-        workers=_workers(options, len(samples)),
-        progress=progress,
-    )
-    file, page = save(audited, samples, options.sources, options.output_dir)
+    progress = Progress()
+    try:
+        audited = audit(
+            samples,
+            image_size=options.image_size,
+            describer=describer,
+            no_features=no_features,
+            output=options.output_dir,
+            workers=_workers(options, len(samples)),
+            progress=progress,
+        )
+        file, page = save(audited, samples, options.sources, options.output_dir)
+    except KeyboardInterrupt:
+        kept = f"; {progress.kept} of {progress.total} samples are kept: the same command goes on"
+        raise KeyboardInterrupt(kept if progress.kept else "") from None
     Blocks(options.output_dir, {}).remove()
     for notice in notices:
         print(f"note: {one_line(notice)}")

@@ -1,4 +1,4 @@
-"""What commands print: whatever files and classes are called, and whether or not somebody still reads it."""
+"""How commands end, and what they print: whatever files are called, whether or not somebody still reads it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+from unimmad.serialization.text import error_lines
+
+INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 128 + signal.SIGPIPE
 """The exit status where nobody reads on, as a shell has it of other programs."""
 
@@ -19,6 +22,39 @@ def print_any_name() -> None:
     """Let standard output escape what its encoding lacks, as standard error does, where ``print`` would raise."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def run_command(
+    program: str,
+    command: Callable[[], int | None],
+    *,
+    if_interrupted: str = "",
+    sigterm: bool = True,
+    told: Callable[[Exception], str] = error_lines,
+) -> int:
+    """The exit status: what ``command`` returns, else 0; 2 where something given is wrong, 130 where it is interrupted.
+
+    Either is told in a line on standard error.
+
+    Args:
+        program: begins the line.
+        command: what is done. The words of a KeyboardInterrupt that it raises follow the line's own.
+        if_interrupted: follows the line's words where it raises one without words.
+        sigterm: SIGTERM interrupts it, too; False where a server handles that by itself.
+        told: what to say of an error.
+    """
+    print_any_name()
+    try:
+        with sigterm_as_interrupt() if sigterm else nullcontext():
+            return command() or 0
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        print(f"{program}: {told(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"{program}: interrupted{interrupt}{'' if interrupt.args else if_interrupted}", file=sys.stderr)
+        return INTERRUPTED
 
 
 @contextmanager

@@ -12,27 +12,19 @@ model.backbone_weights names, ImageNet's by default. The checkpoint serves ``uni
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from unimmad.checkpoint.conversion import Conversion, convert_released
-from unimmad.cli.console import print_any_name
+from unimmad.cli.console import run_command
 from unimmad.config import load_recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = conversion_parser()
     options = parser.parse_args(arguments)
-    print_any_name()
-    try:
-        recipe = load_recipe(options.recipe, options.overrides)
-        conversion = convert_released(options.released, options.output_dir, recipe)
-    except ValueError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    _print(conversion, options.output_dir)
-    return 0
+    return run_command(parser.prog, partial(_convert, options))
 
 
 def conversion_parser() -> argparse.ArgumentParser:
@@ -49,6 +41,11 @@ def conversion_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one setting"
     )
     return parser
+
+
+def _convert(options: argparse.Namespace) -> None:
+    recipe = load_recipe(options.recipe, options.overrides)
+    _print(convert_released(options.released, options.output_dir, recipe), options.output_dir)
 
 
 def _print(conversion: Conversion, run: Path) -> None:

@@ -9,8 +9,8 @@ The batch may be of any size. Images come decoded and resized (see docs/predict.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import unimmad
@@ -19,7 +19,7 @@ from unimmad.checkpoint.folder import NO_VERIFY_HELP, find_checkpoint
 from unimmad.checkpoint.grown_banks import with_feedback
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.thresholds import load_thresholds
-from unimmad.cli.console import print_any_name
+from unimmad.cli.console import run_command
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
 from unimmad.inference.export.files import write_onnx, write_torch
 from unimmad.inference.export.metadata import ExportMetadata
@@ -33,16 +33,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = export_parser()
     options = parser.parse_args(arguments)
-    print_any_name()
-    try:
-        metadata, added = _export(options)
-    except ValueError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    _print(metadata, options)
-    if added:
-        print(f"note: not in the file, which is told no class: {', '.join(added)}, added later; use the checkpoint")
-    return 0
+    return run_command(parser.prog, partial(_export, options))
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -60,8 +51,7 @@ def export_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(options: argparse.Namespace) -> tuple[ExportMetadata, list[str]]:
-    """What the file says of itself, and the classes that were added to the checkpoint after its training."""
+def _export(options: argparse.Namespace) -> None:
     wanted = SUFFIXES[options.format]
     if options.target.suffix != wanted:
         raise ValueError(f"--target {options.target}: call it *{wanted} for --format {options.format}")
@@ -80,7 +70,9 @@ def _export(options: argparse.Namespace) -> tuple[ExportMetadata, list[str]]:
     )
     remove_leftovers(options.target)
     WRITERS[options.format](program, metadata, options.target)
-    return metadata, added
+    _print(metadata, options)
+    if added:
+        print(f"note: not in the file, which is told no class: {', '.join(added)}, added later; use the checkpoint")
 
 
 def _print(metadata: ExportMetadata, options: argparse.Namespace) -> None:

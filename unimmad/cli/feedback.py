@@ -14,8 +14,8 @@ it. See docs/feedback.md.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,7 +33,7 @@ from unimmad.checkpoint.feedback import (
 from unimmad.checkpoint.folder import NO_VERIFY_HELP, find_checkpoint, newest_run
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.thresholds import Thresholds, load_thresholds
-from unimmad.cli.console import print_any_name, sigterm_as_interrupt
+from unimmad.cli.console import run_command
 from unimmad.evaluation.scoring import named_device
 from unimmad.inference.detector import Detector
 from unimmad.inference.feedback import Change, FeedbackTaker
@@ -48,17 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Take feedback as ``arguments`` say (None: the command line's); 0, or 2 where something given is wrong."""
     parser = feedback_parser()
     options = parser.parse_args(arguments)
-    print_any_name()
-    try:
-        with sigterm_as_interrupt():
-            _run(options)
-    except ValueError as error:
-        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing was changed, or the next call finishes it", file=sys.stderr)
-        return 130
-    return 0
+    left = "; nothing was changed, or the next call finishes it"
+    return run_command(parser.prog, partial(_run, options), if_interrupted=left)
 
 
 def feedback_parser() -> argparse.ArgumentParser:

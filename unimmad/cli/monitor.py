@@ -15,11 +15,12 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from unimmad.checkpoint.folder import find_checkpoint, newest_run
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, load_reference
-from unimmad.cli.console import print_any_name, sigterm_as_interrupt
+from unimmad.cli.console import run_command
 from unimmad.monitoring.lines import BrokenLineError, FollowedFile, parse_line
 from unimmad.monitoring.monitor import DEFAULT_FALSE_ALARMS, DEFAULT_SHARE, DriftMonitor
 from unimmad.monitoring.output import alarm_line, save, screen_lines
@@ -36,16 +37,7 @@ SAVE_EVERY_S = 60.0
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = monitor_parser()
     options = parser.parse_args(arguments)
-    print_any_name()
-    try:
-        with sigterm_as_interrupt():
-            return _monitor(options, parser.prog)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+    return run_command(parser.prog, partial(_monitor, options, parser.prog))
 
 
 def monitor_parser() -> argparse.ArgumentParser:

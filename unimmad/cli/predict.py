@@ -16,12 +16,13 @@ import argparse
 import math
 import sys
 from collections.abc import Container, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from unimmad.checkpoint.folder import newest_run
-from unimmad.cli.console import print_any_name, sigterm_as_interrupt
+from unimmad.cli.console import run_command
 from unimmad.cli.opening import add_detector_options, open_detector
 from unimmad.data.layouts.scan import Notices
 from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector, OnSkip
@@ -29,29 +30,17 @@ from unimmad.inference.inputs import InputSample, find_samples, sample_of_modali
 from unimmad.inference.output import PredictionFolder, screen_table
 from unimmad.inference.prediction import Prediction
 from unimmad.inference.resume import prediction_fingerprint, sample_fingerprints
-from unimmad.serialization.text import ListedError, error_lines, itemised, one_line
+from unimmad.serialization.text import ListedError, itemised, one_line
 
 RUNS = Path("runs")
 MOST_SKIPPED = 20
 """Samples that the summary names."""
-MOST_LETTERS = 800
-"""Of a line that says what is wrong."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = prediction_parser()
     options = parser.parse_args(arguments)
-    print_any_name()
-    try:
-        with sigterm_as_interrupt():
-            _predict(options, parser.prog)
-    except ValueError as error:
-        print(f"{parser.prog}: {error_lines(error, MOST_LETTERS)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        print(f"{parser.prog}: interrupted{interrupt}", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(parser.prog, partial(_predict, options, parser.prog))
 
 
 def _predict(options: argparse.Namespace, program: str) -> None:

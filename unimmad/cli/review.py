@@ -15,12 +15,12 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from unimmad.cli.console import print_any_name
+from unimmad.cli.console import run_command
 from unimmad.cli.serve import LOOPBACK_NAMES
 from unimmad.serialization.folder_lock import FolderLock
-from unimmad.serialization.text import one_line
 
 LOCK_NAME = "reviewing"
 
@@ -29,16 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page as ``argv`` say (None: those of the command line); 0 after its end, 2 where something is wrong."""
     parser = review_parser()
     options = parser.parse_args(argv)
-    print_any_name()
-    try:
-        _review(options)
-    except ValueError as error:
-        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(parser.prog, partial(_review, options), sigterm=False)
 
 
 def review_parser() -> argparse.ArgumentParser:

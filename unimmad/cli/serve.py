@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from unimmad.cli.console import print_any_name
+from unimmad.cli.console import run_command
 from unimmad.cli.opening import add_detector_options, open_detector
 from unimmad.inference.detector import DEFAULT_BATCH_SIZE
-from unimmad.serialization.text import one_line
 
 MIB = 2**20
 MOST_MIB = 2**20
@@ -32,16 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve as ``argv`` say (None: those of the command line); 0 after a graceful end, 2 where something is wrong."""
     parser = serve_parser()
     options = parser.parse_args(argv)
-    print_any_name()
-    try:
-        _serve(options)
-    except ValueError as error:
-        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(parser.prog, partial(_serve, options), sigterm=False)
 
 
 def serve_parser() -> argparse.ArgumentParser:

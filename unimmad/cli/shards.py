@@ -20,9 +20,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from unimmad.cli.console import sigterm_as_interrupt
+from unimmad.cli.console import run_command
 from unimmad.cli.renamed import with_new_names
 from unimmad.data.index import Index
 from unimmad.data.layouts import LAYOUTS, FoundSet, find_sets, layout_table
@@ -51,24 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _verify(argv[1:])
     parser = shards_parser()
     options = parser.parse_intermixed_args(argv)
+    return run_command(parser.prog, partial(_shards, options), told=_told)
+
+
+def _shards(options: argparse.Namespace) -> None:
     started = time.perf_counter()
-    try:
-        with sigterm_as_interrupt():
-            index, notices = _make(options)
-    except (ValueError, OSError) as error:
-        print(
-            f"{parser.prog}: {error_lines(error, MOST_LETTERS) if isinstance(error, ListedError) else _line(error)}",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt as interrupt:
-        print(f"{parser.prog}: interrupted{interrupt}", file=sys.stderr)
-        return 130
+    index, notices = _make(options)
     seconds = time.perf_counter() - started
     if options.audit:
         _print_audit(options.target, options.workers)
     _print_summary(index, notices, options.target, seconds)
-    return 0
+
+
+def _told(error: Exception) -> str:
+    return error_lines(error, MOST_LETTERS) if isinstance(error, ListedError) else _line(error)
 
 
 class _ListLayouts(argparse.Action):

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
+from unimmad.config import Recipe
 from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.report.measured_at import measured_at
 from unimmad.report.report import ClassEntry, Report, class_entry, read_class
@@ -57,6 +58,7 @@ class ResultEntry(Entry):
     minutes: Annotated[float, Field(ge=0)] | None
     """Of training; None where nobody took the time."""
     cost: CostEntry
+    recipe: dict[str, Any] | None = None
 
 
 _SCHEMA = TypeAdapter(ResultEntry)
@@ -74,6 +76,8 @@ class Result:
     steps: int
     minutes: float | None
     cost: CostEntry
+    recipe: Mapping[str, Any] | None = None
+    """What it was made by (:func:`told_recipe`), to make it again; None: an earlier version did not keep it."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ def write_result(folder: Path, result: Result, fingerprint: str) -> Path:
         "steps": result.steps,
         "minutes": result.minutes,
         "cost": result.cost.model_dump(),
+        "recipe": result.recipe,
     }
     path = folder / NAME
     write_text_aside(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -183,7 +188,16 @@ def read_result(path: Path) -> tuple[Result, str]:
         raise ValueError(f"{path} is not a result of format {FORMAT}; {remedy}")
     entry = validated(_SCHEMA, content, str(path), remedy)
     report = Report(entry.header, tuple(read_class(of_class) for of_class in entry.classes))
-    return Result(entry.method, entry.seed, report, entry.steps, entry.minutes, entry.cost), entry.fingerprint
+    result = Result(entry.method, entry.seed, report, entry.steps, entry.minutes, entry.cost, entry.recipe)
+    return result, entry.fingerprint
+
+
+def told_recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's settings, those at their defaults left out; of a file of weights its name, not where it lies."""
+    told: dict[str, Any] = recipe.model_dump(mode="json", exclude_defaults=True)
+    if "backbone_weights" in (model := told.get("model", {})):
+        model["backbone_weights"] = Path(model["backbone_weights"]).name
+    return told
 
 
 def _content(path: Path) -> Any:

@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.state import SECONDS
 from unimmad.comparing.cells import Cell
-from unimmad.comparing.results import NAME, Result, fingerprint, read_cost, read_result, write_result
+from unimmad.comparing.results import NAME, Result, fingerprint, read_cost, read_result, told_recipe, write_result
 from unimmad.config import Precision, Recipe, load_recipe, override_recipe
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_set import ShardSet
@@ -171,6 +171,7 @@ def _run(cell: Cell, running: Running) -> Result:
         0 if running.methods[recipe.method].is_fitted else int(state["step"]),
         seconds / 60 if isinstance(seconds, int | float) else None,
         read_cost(cost),
+        told_recipe(recipe),
     )
     write_result(folder, result, asked)
     return result

@@ -43,7 +43,7 @@ class ListedError(ValueError):
     """Several things that are wrong: a message of several printable lines, where other errors have one."""
 
 
-def error_lines(error: Exception, limit: int) -> str:
+def error_lines(error: Exception, limit: int = 800) -> str:
     """What to print of an error: one line of at most ``limit`` characters, or those of a :class:`ListedError`."""
     if isinstance(error, ListedError):
         return "\n".join(short(line, limit) for line in str(error).split("\n"))
