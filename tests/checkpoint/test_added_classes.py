@@ -19,14 +19,9 @@ from unimmad.checkpoint.added_classes import (
     remove_added,
     save_added,
 )
+from unimmad.checkpoint.conformal import thresholds_by_sensors
 from unimmad.checkpoint.monitoring import MONITORING_NAME
-from unimmad.checkpoint.thresholds import (
-    THRESHOLDS_NAME,
-    SensorThreshold,
-    load_thresholds,
-    save_thresholds,
-    thresholds_by_sensors,
-)
+from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, SensorThreshold, load_thresholds, save_thresholds
 from unimmad.data.index import DatasetEntry, Modality
 
 NAME = "added/bolt"

@@ -5,16 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from unimmad.checkpoint.thresholds import (
-    THRESHOLDS_NAME,
-    TIES,
-    conformal_threshold,
-    images_needed,
-    is_above,
-    load_thresholds,
-    save_thresholds,
-    thresholds_by_sensors,
-)
+from unimmad.checkpoint.conformal import conformal_threshold, images_needed, thresholds_by_sensors
+from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, TIES, is_above, load_thresholds, save_thresholds
 from unimmad.data.index import DatasetEntry, Modality
 from unimmad.metrics.at_threshold import Spread
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hand_made import hand_made_shards, maps_of
 
-from unimmad.checkpoint.thresholds import TIES, save_thresholds, thresholds_by_sensors
+from unimmad.checkpoint.conformal import thresholds_by_sensors
+from unimmad.checkpoint.thresholds import TIES, save_thresholds
 from unimmad.data.index import with_rois
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.roi import Roi, Rois

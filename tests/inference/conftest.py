@@ -10,8 +10,9 @@ import pytest
 import torch
 from hand_made import hand_made_checkpoint, hand_made_shards, take_digests_again
 
+from unimmad.checkpoint.conformal import thresholds_by_sensors
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.thresholds import save_thresholds, thresholds_by_sensors
+from unimmad.checkpoint.thresholds import save_thresholds
 from unimmad.config import load_recipe
 from unimmad.data.index import load_index
 

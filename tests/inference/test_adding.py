@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from unimmad.checkpoint.added_classes import FOLDER, load_added, with_added_classes
+from unimmad.checkpoint.conformal import thresholds_by_sensors
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.monitoring import Described, ImageSet, MonitoringReference, load_reference, save_reference
-from unimmad.checkpoint.thresholds import load_thresholds, save_thresholds, thresholds_by_sensors
+from unimmad.checkpoint.thresholds import load_thresholds, save_thresholds
 from unimmad.cli.add_class import main
 from unimmad.cli.calibrate import main as calibrate
 from unimmad.data.index import load_index

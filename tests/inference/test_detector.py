@@ -14,9 +14,10 @@ from hand_made import maps_of
 from PIL import Image
 
 import unimmad
+from unimmad.checkpoint.conformal import thresholds_by_sensors
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.normal_maps import load_normal_maps, save_normal_maps
-from unimmad.checkpoint.thresholds import Thresholds, thresholds_by_sensors
+from unimmad.checkpoint.thresholds import Thresholds
 from unimmad.data.index import Split
 from unimmad.data.reading.shard_set import ShardSet
 from unimmad.data.sample import collate

@@ -12,17 +12,11 @@ import torch
 
 from unimmad.checkpoint import feedback as versions
 from unimmad.checkpoint.calibration_scores import SCORES_NAME, calibrated_digests, load_scores, save_scores
+from unimmad.checkpoint.conformal import thresholds_by_sensors
 from unimmad.checkpoint.feedback import FOLDER, load_feedback
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.monitoring import MonitoringReference, Values, load_reference, save_reference
-from unimmad.checkpoint.thresholds import (
-    THRESHOLDS_NAME,
-    SensorThreshold,
-    Thresholds,
-    load_thresholds,
-    save_thresholds,
-    thresholds_by_sensors,
-)
+from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, SensorThreshold, Thresholds, load_thresholds, save_thresholds
 from unimmad.cli import calibrate as calibrate_command
 from unimmad.cli import feedback as feedback_command
 from unimmad.cli.add_class import main as add_class

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unimmad.checkpoint.thresholds import Thresholds, thresholds_by_sensors
+from unimmad.checkpoint.conformal import thresholds_by_sensors
+from unimmad.checkpoint.thresholds import Thresholds
 from unimmad.inference import output
 from unimmad.inference.deciding import ALL_CLASSES
 from unimmad.inference.output import LINES_NAME, PARTIAL_NAME, PredictionFolder, Row, screen_table

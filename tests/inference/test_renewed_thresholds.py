@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unimmad.checkpoint.thresholds import Thresholds, conformal_threshold, thresholds_by_sensors
+from unimmad.checkpoint.conformal import conformal_threshold, thresholds_by_sensors
+from unimmad.checkpoint.thresholds import Thresholds
 from unimmad.inference.renewed_thresholds import renewed
 
 CUP, SAW = "set/cup", "set/saw"

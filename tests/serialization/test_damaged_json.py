@@ -19,12 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from mutations import damaged
 
 from unimmad.checkpoint.calibration_scores import SCORES_NAME, load_scores, save_scores
+from unimmad.checkpoint.conformal import thresholds_by_sensors
 from unimmad.checkpoint.digests import DIGESTS_NAME, file_digest, verify_checkpoint
 from unimmad.checkpoint.folder import LATEST, STATE_NAME, CheckpointFolder, read_state
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.checkpoint.state import FITTED, Layout, build_state, write_index_and_state
 from unimmad.checkpoint.tensor_slices import TensorReader, TensorSlice, write_pieces
-from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds, thresholds_by_sensors
+from unimmad.checkpoint.thresholds import THRESHOLDS_NAME, load_thresholds
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.checkpoint.writing import write_model
 from unimmad.comparing.results import read_cost, read_result

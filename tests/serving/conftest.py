@@ -14,7 +14,8 @@ import uvicorn
 from hand_made import hand_made_checkpoint, hand_made_shards
 
 from benchmarks.serving import Part, multipart
-from unimmad.checkpoint.thresholds import save_thresholds, thresholds_by_sensors
+from unimmad.checkpoint.conformal import thresholds_by_sensors
+from unimmad.checkpoint.thresholds import save_thresholds
 from unimmad.config import load_recipe
 from unimmad.data.index import load_index
 from unimmad.data.reading.shard_set import ShardSet

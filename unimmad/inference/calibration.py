@@ -14,17 +14,11 @@ import torch
 from tqdm import tqdm
 
 from unimmad.checkpoint.added_classes import with_added_classes
+from unimmad.checkpoint.conformal import check_rate, images_needed, thresholds_by_sensors
 from unimmad.checkpoint.feedback import load_feedback
 from unimmad.checkpoint.grown_banks import banked_digests, with_feedback
 from unimmad.checkpoint.loading import LoadedCheckpoint
-from unimmad.checkpoint.thresholds import (
-    Sensors,
-    Threshold,
-    Thresholds,
-    check_rate,
-    images_needed,
-    thresholds_by_sensors,
-)
+from unimmad.checkpoint.thresholds import Sensors, Threshold, Thresholds
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import Precision, TileSettings
 from unimmad.data.edges import Overlap, overlaps, usual_gain

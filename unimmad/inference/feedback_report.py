@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from unimmad.checkpoint.conformal import images_needed
 from unimmad.checkpoint.feedback import CalledImage, FeedbackVersion
-from unimmad.checkpoint.thresholds import Threshold, Thresholds, images_needed
+from unimmad.checkpoint.thresholds import Threshold, Thresholds
 from unimmad.inference.feedback import Change, CheckedAnomaly
 from unimmad.inference.predicted import some
 from unimmad.serialization.text import one_line

@@ -14,15 +14,8 @@ confirms easy ones alone would lower the threshold, and break the promise. So th
 from __future__ import annotations
 
 from unimmad.checkpoint.calibration_scores import Scores
-from unimmad.checkpoint.thresholds import (
-    ClassThreshold,
-    Sensors,
-    SensorThreshold,
-    Threshold,
-    Thresholds,
-    images_needed,
-    thresholds_by_sensors,
-)
+from unimmad.checkpoint.conformal import images_needed, thresholds_by_sensors
+from unimmad.checkpoint.thresholds import ClassThreshold, Sensors, SensorThreshold, Threshold, Thresholds
 
 
 def renewed(old: Thresholds, as_they_came: Scores, picked: Scores) -> Thresholds:
