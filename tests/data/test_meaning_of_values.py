@@ -205,6 +205,14 @@ def test_the_kind_is_decided_over_all_files(tmp_path: Path, caplog: pytest.LogCa
     assert "rgb" in find_set(tmp_path / "list.csv").source.samples[0].images
 
 
+def test_gray_for_colours_and_colours_for_gray_are_said_in_prediction() -> None:
+    for_rgb, for_gray = (Modality(name="z", slot=0, kind=kind) for kind in ("rgb", "gray"))
+    assert predicted(for_rgb, gray(0)).notes == ("z: gray, read as the same in all three channels",)
+    assert predicted(for_gray, rgb(0)).notes == ("z: in colours, read as gray by their luminance",)
+    for modality, image in ((for_rgb, rgb(0)), (for_gray, gray(0)), (for_gray, np.dstack([gray(0)] * 3))):
+        assert not predicted(modality, image).notes
+
+
 def relief(seed: int) -> np.ndarray:
     """In metres: 0.6 m away, some 10 mm deep."""
     return 0.6 + 0.01 * np.random.default_rng(seed).random((12, 16))
