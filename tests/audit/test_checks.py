@@ -56,6 +56,14 @@ def test_twelve_bits_in_sixteen_and_one_such_among_others(tmp_path: Path) -> Non
     [finding] = told(audited(mixed), "values")
     assert {Path(file).name for file in finding.files} == {"05.png"}
 
+    later = make_parts(tmp_path / "later")
+    for path in (later / "part").glob("t*/*/*.png"):
+        grey = np.asarray(Image.open(path).convert("L"))
+        save(path, grey if path.parts[-3] == "train" else grey.astype(np.uint16) * 16)
+    [finding] = told(audited(later), "values")  # whose range training tells nothing of
+    assert "12 bits stored as uint16" in finding.what
+    assert {Path(file).parts[-3] for file in finding.files} == {"test"}
+
 
 def test_stored_otherwise(parts: Path) -> None:
     turned = Image.Exif()

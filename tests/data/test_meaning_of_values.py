@@ -140,6 +140,20 @@ def test_one_image_of_12_bits_among_8_and_ranges_that_differ_are_named(
     assert "1 of 8 images of uint16 use at most a quarter of the range 0 to 65535 that" in caplog.text
     named = [line for line in caplog.messages if f"{root}/part/test/good/1.png" in line and "use at most" in line]
     assert len(named) == 1
+    (note,) = predicted(modalities["gray"], root / "part/test/good/1.png").notes
+    assert "values of uint16 use at most a quarter of the range 0 to 65535 that they are read by" in note
+    assert not predicted(modalities["gray"], root / "part/test/good/0.png").notes
+    assert not predicted(modalities["gray"], np.full((8, 8), 20, np.uint8)).notes, "a dark picture is a dark picture"
+
+
+def test_fewer_bits_than_those_of_training_are_said_in_prediction() -> None:
+    trained_on_8_bits = Modality(name="gray", slot=0, kind="gray")
+    (note,) = predicted(trained_on_8_bits, eight_bits_wide(0).astype(np.uint16) * 16).notes
+    assert "at most a quarter of the range 0 to 65535" in note
+    of_12_bits = Modality(name="gray", slot=0, kind="gray", ranges=(ValueRange(dtype="uint16", low=0, high=4095),))
+    (note,) = predicted(of_12_bits, eight_bits_wide(0).astype(np.uint16) * 4).notes
+    assert "at most a quarter of the range 0 to 4095" in note
+    assert not predicted(of_12_bits, eight_bits_wide(0).astype(np.uint16) * 16).notes
 
 
 def test_a_given_range_is_a_window(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -189,6 +203,14 @@ def test_the_kind_is_decided_over_all_files(tmp_path: Path, caplog: pytest.LogCa
     assert "gray" in find_set(tmp_path / "list.csv").source.samples[0].images
     (tmp_path / "list.csv").write_text("\n".join([*lines, "part,test,raw/part/test/good/3.png"]))
     assert "rgb" in find_set(tmp_path / "list.csv").source.samples[0].images
+
+
+def test_gray_for_colours_and_colours_for_gray_are_said_in_prediction() -> None:
+    for_rgb, for_gray = (Modality(name="z", slot=0, kind=kind) for kind in ("rgb", "gray"))
+    assert predicted(for_rgb, gray(0)).notes == ("z: gray, read as the same in all three channels",)
+    assert predicted(for_gray, rgb(0)).notes == ("z: in colours, read as gray by their luminance",)
+    for modality, image in ((for_rgb, rgb(0)), (for_gray, gray(0)), (for_gray, np.dstack([gray(0)] * 3))):
+        assert not predicted(modality, image).notes
 
 
 def relief(seed: int) -> np.ndarray:

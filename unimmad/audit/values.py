@@ -25,49 +25,46 @@ def check_value_ranges(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
     for where, images in images_by_modality(samples).items():
         if images[0][1].kind == "depth":
             continue
-        ranged = [image for _, image in images if image.quantiles and not image.blank]
-        integers = [image for image in ranged if np.dtype(image.dtype).kind in "iu"]
-        if integers and max(image.seen_high for image in integers) < LITTLE_SEEN:
-            largest = max(image.quantiles[-1] for image in integers)
-            bits = max(1, int(largest)).bit_length()
-            yield finding(
-                Severity.WARNING,
-                "values",
-                where,
-                f"no value is above {largest:g}: {bits} bits stored as {integers[0].dtype}",
-                "say what the camera's values go up to (--modality NAME=gray:LOW:HIGH), or nothing, for unimmad shards "
-                "to find it; stretch a benchmark's images",
-                [image.file for image in integers],
-            )
-            continue
-        yield from _other_ranges(where, ranged)
+        by_type: dict[str, list[ImageFacts]] = {}
+        for _, image in images:
+            if image.quantiles and not image.blank:
+                by_type.setdefault(image.dtype, []).append(image)
+        for dtype, of_type in by_type.items():
+            if np.dtype(dtype).kind in "iu" and max(image.seen_high for image in of_type) < LITTLE_SEEN:
+                largest = max(image.quantiles[-1] for image in of_type)
+                bits = max(1, int(largest)).bit_length()
+                yield finding(
+                    Severity.WARNING,
+                    "values",
+                    where,
+                    f"no value is above {largest:g}: {bits} bits stored as {dtype}",
+                    "say what the camera's values go up to (--modality NAME=gray:LOW:HIGH), or nothing, for unimmad "
+                    "shards to find it; stretch a benchmark's images",
+                    [image.file for image in of_type],
+                )
+            elif dtype != "uint8":  # a dark picture is a dark picture
+                yield from _other_ranges(where, dtype, of_type)
 
 
-def _other_ranges(where: str, images: Sequence[ImageFacts]) -> Iterator[Finding]:
+def _other_ranges(where: str, dtype: str, images: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Those whose largest value is of another order than the usual one."""
-    by_type: dict[str, list[ImageFacts]] = {}
-    for image in images:
-        by_type.setdefault(image.dtype, []).append(image)
-    for dtype, of_type in by_type.items():
-        if dtype == "uint8":  # a dark picture is a dark picture
-            continue
-        tops = np.array([abs(image.quantiles[-1]) for image in of_type])
-        usual = float(np.median(tops))
-        odd = [
-            image.file
-            for image, top in zip(of_type, tops, strict=True)
-            if not usual / OTHER_RANGE <= top <= usual * OTHER_RANGE
-        ]
-        if odd:
-            yield finding(
-                Severity.ERROR,
-                "values",
-                where,
-                f"{len(odd)} of {len(of_type)} {dtype} images have another range than the others, whose largest "
-                f"value is about {usual:g}",
-                "bring all to one range",
-                odd,
-            )
+    tops = np.array([abs(image.quantiles[-1]) for image in images])
+    usual = float(np.median(tops))
+    odd = [
+        image.file
+        for image, top in zip(images, tops, strict=True)
+        if not usual / OTHER_RANGE <= top <= usual * OTHER_RANGE
+    ]
+    if odd:
+        yield finding(
+            Severity.ERROR,
+            "values",
+            where,
+            f"{len(odd)} of {len(images)} {dtype} images have another range than the others, whose largest "
+            f"value is about {usual:g}",
+            "bring all to one range",
+            odd,
+        )
 
 
 def check_blank(samples: Sequence[SampleFacts]) -> Iterator[Finding]:

@@ -11,6 +11,8 @@ from unimmad.data.index import ANY_DTYPE, Modality, ValueRange
 
 SMALL_SHARE = 1 / 8
 """Training images that use less of their number type's range hold fewer bits than it: their own range is taken."""
+MIXED_SHARE = 1 / 4
+"""An image that uses less of the range may hold fewer bits than the others."""
 _DIGITS = 2
 """Of a range that was found in real numbers."""
 
@@ -83,17 +85,23 @@ def _in_range(array: np.ndarray, given: ValueRange, modality: Modality, where: s
 def beyond_range_note(array: np.ndarray, modality: Modality) -> str:
     """What to say of a picture that its modality's range does not fit; empty where nothing."""
     given = range_for(array.dtype, modality)
-    if given is None:
-        trained = [item for item in modality.ranges if item.dtype != ANY_DTYPE]
-        if not trained:
-            return ""
+    trained = [item for item in modality.ranges if item.dtype != ANY_DTYPE]
+    if given is None and trained:
         return (
             f"{modality.name}: values of {array.dtype.name} are read by their type's whole range, since training found "
             f"{listed_ranges(trained)} only in other types"
         )
+    if given is None and array.dtype == np.uint8:  # a dark picture is a dark picture
+        return ""
+    given = given or ValueRange(dtype=array.dtype.name, low=0, high=whole_range(array.dtype))
     low, high = float(array.min()), float(array.max())
     if given.low <= low and high <= given.high:
-        return ""
+        if not 0 < high - given.low <= MIXED_SHARE * (given.high - given.low) * (1 + 1e-3):
+            return ""
+        return (
+            f"{modality.name}: values of {array.dtype.name} use at most a quarter of the range {given.low:g} to "
+            f"{given.high:g} that they are read by, and so are dark; are they of fewer bits than those of training?"
+        )
     return f"{modality.name}: values from {low:g} to {high:g} are clipped to the range {given.low:g} to {given.high:g}"
 
 

@@ -159,8 +159,8 @@ def _with_overlaps(sample: PreparedSample, images_MCHW: Tensor, view: View) -> P
 def _read_values(array: np.ndarray, modality: Modality, where: str) -> tuple[np.ndarray, list[str]]:
     """``stored_pixels`` of an image, and what one should know of its values, held against those of training."""
     if modality.kind != "depth":
-        pixels, note = stored_pixels(array, modality, where), beyond_range_note(array, modality)
-        return pixels, [note] if note else []
+        pixels = stored_pixels(array, modality, where)
+        return pixels, [note for note in (beyond_range_note(array, modality), _channels_note(array, modality)) if note]
     depth = read_depth(array, modality, where)
     notes = [check_dtype(array.dtype, modality, where)]
     if depth.no_data_note:
@@ -168,6 +168,15 @@ def _read_values(array: np.ndarray, modality: Modality, where: str) -> tuple[np.
     if not depth.measured_HW.any():
         notes.append(f"{modality.name}: no pixel was measured")
     return depth.centred(), [note for note in notes if note]
+
+
+def _channels_note(array: np.ndarray, modality: Modality) -> str:
+    """What to say of gray where colours are asked for, or colours where gray is; empty where nothing."""
+    if modality.kind == "rgb" and array.ndim == 2:
+        return f"{modality.name}: gray, read as the same in all three channels"
+    if modality.kind == "gray" and array.ndim == 3 and (array[:, :, 1:3] != array[:, :, :1]).any():
+        return f"{modality.name}: in colours, read as gray by their luminance"
+    return ""
 
 
 def normalised_images(images_MCHW: Tensor, modalities: Sequence[Modality]) -> Tensor:

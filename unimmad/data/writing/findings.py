@@ -16,12 +16,10 @@ from unimmad.data.image_facts import ImageFacts
 from unimmad.data.index import Modality, Split
 from unimmad.data.layouts.source_set import SourceSet
 from unimmad.data.modality import UNITS
-from unimmad.data.value_range import SMALL_SHARE, found_range, listed_ranges, range_for, whole_range
+from unimmad.data.value_range import MIXED_SHARE, SMALL_SHARE, found_range, listed_ranges, range_for, whole_range
 from unimmad.serialization.text import listed
 
 MOST_NAMED = 5
-MIXED_SHARE = 1 / 4
-"""An image that uses less of the range may hold fewer bits than the others."""
 MIN_SPAN, MAX_SPAN = 0.001, 100.0
 """Metres: no foreground that is worth an inspection is flatter, or deeper, or farther away."""
 ZERO_GAP = 0.1
