@@ -34,6 +34,7 @@ from benchmarks.tensor_memory import StorageWatch
 from benchmarks.workbench import Workbench
 from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import named_device
+from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.backends.tf32 import NEITHER, tf32, without_tf32
 from unimmad.profiling.flops import counted
 from unimmad.profiling.machine import matrix_product, peak_bytes
@@ -115,14 +116,14 @@ def work_of(bench: Workbench, contestant: Contestant) -> Work:
 def _check(case: Comparison) -> None:
     """Bad options are told here, before any process starts."""
     named_device(case.device)
-    slots = load_recipe(case.recipe).model.modality_slots
+    slots = load_recipe(case.recipe, methods=METHOD_SETTINGS).model.modality_slots
     if case.modalities > slots:
         raise ValueError(f"--modalities {case.modalities}: recipe {case.recipe} has {slots} slots")
 
 
 def _workbench(case: Comparison, task: str, one_form: bool = False) -> Workbench:
     return Workbench(
-        load_recipe(case.recipe),
+        load_recipe(case.recipe, methods=METHOD_SETTINGS),
         named_device(case.device),
         case.precision,
         case.modalities,

@@ -22,6 +22,7 @@ from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint
 from unimmad.checkpoint.loading import fill_model
 from unimmad.checkpoint.tensor_slices import TensorReader
 from unimmad.config import load_recipe
+from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.unimmad import UniMMAD
 from unimmad.profiling.machine import peak_bytes
 from unimmad.profiling.timing import synchronise
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> str:
     Raises:
         ValueError: no such recipe, or no such folder.
     """
-    recipe = load_recipe(arguments.recipe)
+    recipe = load_recipe(arguments.recipe, methods=METHOD_SETTINGS)
     if arguments.folder is not None and not arguments.folder.is_dir():
         raise ValueError(f"--folder {arguments.folder} is not a folder")
     rows, written = [], 0
@@ -85,7 +86,7 @@ def save(recipe_name: str, stage: int, folder: Path) -> Cost:
     """Write one checkpoint into the run folder ``folder``."""
     from unimmad.training.checkpointing import RunFacts, save_checkpoint  # DeepSpeed is needed here alone
 
-    recipe = load_recipe(recipe_name)
+    recipe = load_recipe(recipe_name, methods=METHOD_SETTINGS)
     engine = _engine(recipe_name, stage, UniMMAD(recipe.model))
     for group in engine.torch_optimizer.param_groups:
         for tensor in group["params"]:
@@ -110,7 +111,7 @@ def resume(recipe_name: str, stage: int, folder: Path) -> Cost:
     from unimmad.training.checkpointing import restore_optimizer
 
     checkpoint = find_checkpoint(folder)
-    model = UniMMAD(load_recipe(recipe_name).model)
+    model = UniMMAD(load_recipe(recipe_name, methods=METHOD_SETTINGS).model)
     started = time.perf_counter()
     fill_model(model, TensorReader(checkpoint))
     weights = time.perf_counter() - started
@@ -127,7 +128,9 @@ def _engine(recipe_name: str, stage: int, model: UniMMAD) -> Engine:
     from unimmad.parallel.world import join_world
 
     settings = DeepSpeedSettings({"zero_optimization": {"stage": stage}}, 1, stage)
-    return build_engine(model, settings, load_recipe(recipe_name).training, join_world(), ep_size=1)
+    return build_engine(
+        model, settings, load_recipe(recipe_name, methods=METHOD_SETTINGS).training, join_world(), ep_size=1
+    )
 
 
 def _row(task: str, cost: Cost, written: int) -> list[str]:

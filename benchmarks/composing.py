@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from unimmad.config import Precision, load_recipe
 from unimmad.evaluation.scoring import named_device
+from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.backends.tf32 import choose_for_training
 from unimmad.model.cross_moe import composing_is_cheaper
 from unimmad.report.table import Table
@@ -24,7 +25,7 @@ def composing_table(
         ValueError: no such recipe or device.
     """
     device = named_device(device_name)
-    recipe = load_recipe(recipe_name)
+    recipe = load_recipe(recipe_name, methods=METHOD_SETTINGS)
     settings = recipe.model
     fp32 = choose_for_training(recipe.training.tf32, device)
     rows = []

@@ -23,6 +23,7 @@ from benchmarks.tensor_memory import StorageWatch
 from benchmarks.workbench import Form, Workbench
 from unimmad.config import Precision, Recipe, load_recipe
 from unimmad.evaluation.scoring import named_device
+from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.backends.activation_checkpointing import recompute_activations
 from unimmad.model.backends.private_torch import FakeTensorMode
 from unimmad.report.table import Table
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> str:
         raise ValueError("give 1 or more --modalities and --gigabytes above 0")
     device = named_device(arguments.device)
     simulated = arguments.simulate or device.type != "cuda"
-    recipe = load_recipe(arguments.recipe)
+    recipe = load_recipe(arguments.recipe, methods=METHOD_SETTINGS)
     open_steps = simulated_steps if simulated else measured_steps
     rows = []
     with tqdm(desc="training steps", unit="batch", leave=False, disable=None) as bar:

@@ -29,6 +29,7 @@ from benchmarks.longest import longest_tables
 from benchmarks.workbench import VARIANTS
 from unimmad.config import Precision, load_recipe
 from unimmad.evaluation.scoring import named_device, score_images, scoring_form
+from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.unimmad import UniMMAD
 from unimmad.profiling.flops import counted
 from unimmad.profiling.machine import peak_bytes
@@ -159,7 +160,7 @@ def measure(case: Case) -> Cost:
     Raises:
         ValueError: no such recipe or device, or more modalities than the model has slots.
     """
-    recipe = load_recipe(case.recipe)
+    recipe = load_recipe(case.recipe, methods=METHOD_SETTINGS)
     if case.modalities > recipe.model.modality_slots:
         raise ValueError(
             f"--modalities {case.modalities}: recipe {recipe.name} has {recipe.model.modality_slots} slots"

@@ -57,6 +57,15 @@ def test_the_backbone_is_shared_by_those_of_its_kind():
     assert cells("vitad")[0].recipe.model.backbone == own.model.backbone
 
 
+def test_a_recipe_stands_for_the_method_that_its_own_extends_without_what_is_more_in_it():
+    base = load_recipe("best", ["model.image_size=64"], METHOD_SETTINGS)
+    (cell,) = cells("unimmad", base=base, overrides=["training.steps=5"])
+    assert (cell.recipe.method, cell.recipe.name) == ("unimmad", "best")
+    assert cell.recipe.model.model_dump() == base.model.model_dump(exclude={"search"})
+    assert cell.recipe.training.learning_rate == base.training.learning_rate
+    assert cell.recipe.training.steps == 5
+
+
 def test_the_base_recipe_stands_for_its_method_and_for_its_name():
     assert method_recipe("unimmad", TINY) is TINY
     assert method_recipe("tiny", TINY) is TINY

@@ -45,10 +45,6 @@ def test_a_blur_at_256_follows_the_image_size_and_its_window_reaches_four_sigma(
     assert EvaluationSettings(blur_sigma_at_256=0).blur(size) == (1, 0, "zeros")
 
 
-def test_demo_is_the_default():
-    assert load_recipe() == load_recipe("demo")
-
-
 def test_paper_has_the_published_numbers():
     recipe = load_recipe("paper")
     model, training, evaluation = recipe.model, recipe.training, recipe.evaluation

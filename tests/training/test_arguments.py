@@ -6,13 +6,14 @@ import pytest
 
 from unimmad.config import load_recipe
 from unimmad.data.location import RemoteFolder
+from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.parallel.deepspeed_config import SHIPPED_CONFIGS
 from unimmad.training.arguments import TrainArguments, parse_arguments
 
 
 def test_without_words_it_is_the_demo_on_the_synthetic_set():
     assert parse_arguments([]) == TrainArguments(
-        recipe=load_recipe("demo"),
+        recipe=load_recipe("demo", methods=METHOD_SETTINGS),
         deepspeed_config=SHIPPED_CONFIGS / "ep1.json",
         data=(),
         output_dir=Path("runs/demo"),
@@ -58,7 +59,7 @@ def test_data_by_url_and_what_to_do_at_a_corrupt_sample():
     argv = ["--data", "data/a", "s3://bucket/set", "pipe:cat /set/{}", "--on-error", "skip"]
     arguments = parse_arguments(argv)
     assert arguments.data == (Path("data/a"), RemoteFolder("s3://bucket/set"), RemoteFolder("pipe:cat /set/{}"))
-    assert arguments.recipe == load_recipe("demo", ["data.on_error=skip"])
+    assert arguments.recipe == load_recipe("demo", ["data.on_error=skip"], METHOD_SETTINGS)
 
 
 def test_the_output_folder_is_named_after_the_recipe_in_a_file(tmp_path):

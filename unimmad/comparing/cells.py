@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, override_recipe
+from unimmad.config import RECIPES_FOLDER, Recipe, load_recipe, override_recipe, parse_recipe
 from unimmad.config.recipe import DEFAULT_METHOD
 from unimmad.methods.registry import METHODS, Registry, settings_of
 from unimmad.serialization.text import shown
@@ -145,6 +145,7 @@ def method_recipe(
     method: str, base: Recipe[Any], overrides: Sequence[str] = (), registry: Registry = METHODS
 ) -> Recipe[Any]:
     """The recipe of ``method`` with what it shares with ``base``; ``base`` itself where it is of that method or name.
+    Where it is of one that extends it, ``base`` without what is more in it.
 
     Args:
         method: a method, or a recipe's name or file.
@@ -157,12 +158,21 @@ def method_recipe(
     """
     if method == base.method or (method == base.name and method not in registry):
         return override_recipe(base, overrides, settings_of(registry))
+    if registry[base.method].extends == method:
+        return override_recipe(_without_extension(base, method, registry), overrides, settings_of(registry))
     own = load_recipe(_recipe_of(method, registry), methods=settings_of(registry))
     values = base.model_dump(mode="json")
     shared = {section: {key: values[section][key] for key in keys} for section, keys in SHARED.items()}
     if own.model.backbone_kind == base.model.backbone_kind:
         shared["model"] |= {key: values["model"][key] for key in BACKBONE}
     return override_recipe(own, overrides, settings_of(registry), {**shared, "data": values["data"]})
+
+
+def _without_extension(recipe: Recipe[Any], method: str, registry: Registry) -> Recipe[Any]:
+    """As ``method`` has it, which the recipe's extends."""
+    values = recipe.model_dump(mode="json")
+    model = {key: value for key, value in values["model"].items() if key in registry[method].settings.model_fields}
+    return parse_recipe({**values, "method": method, "model": model}, f"recipe {recipe.name}", settings_of(registry))
 
 
 def _recipe_of(method: str, registry: Registry) -> str:

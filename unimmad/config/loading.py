@@ -16,14 +16,13 @@ from unimmad.serialization.text import one_line, short, shown
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
 DEFAULT_RECIPE = "demo"
+"""What commands take where none is named."""
 
 MAX_PROBLEMS = 10
 """Of a recipe, said at once."""
 
 
-def load_recipe(
-    name_or_file: str = DEFAULT_RECIPE, overrides: Sequence[str] = (), methods: MethodTypes = UNIMMAD_ALONE
-) -> Recipe[Any]:
+def load_recipe(name_or_file: str, overrides: Sequence[str] = (), methods: MethodTypes = UNIMMAD_ALONE) -> Recipe[Any]:
     """Read a shipped recipe by name or any by path, then apply ``KEY=VALUE`` overrides (``model.embed_dim=64``).
 
     Args:
