@@ -9,6 +9,7 @@ The batch may be of any size. Images come decoded and resized (see docs/predict.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,7 @@ def _export(options: argparse.Namespace) -> None:
         added=added,
         version=unimmad.__version__,
     )
+    print(f"writing {options.target}: minutes for a large model", file=sys.stderr, flush=True)
     remove_leftovers(options.target)
     WRITERS[options.format](program, metadata, options.target)
     _print(metadata, options)
