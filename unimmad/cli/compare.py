@@ -61,7 +61,7 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods",
         metavar="METHOD,METHOD",
-        help=f"with commas, of {names}, recipe names and files (default: {DEFAULT_METHODS}; with --table what is there)",
+        help=f"of {names}, recipe names and files (default: {DEFAULT_METHODS}; with --table what is there)",
     )
     parser.add_argument("--seeds", default="0", help="of each method, such as 0,1,2 (default: %(default)s)")
     parser.add_argument(
