@@ -1,4 +1,4 @@
-"""Single-image methods that compare a frozen backbone's features with a reconstruction of them.
+"""Methods with a frozen backbone, and those single-image ones that compare its features with a reconstruction.
 
 Letters: T tokens (sample, modality), C_l channels of level l, h x w positions of a level, H x W pixels.
 """
@@ -13,20 +13,16 @@ from torch import Tensor, nn
 
 from unimmad.config.method import MethodSettings
 from unimmad.methods.single_image import Compared, SingleImageMethod
-from unimmad.model.backbone import Backbone, calibrate_batchnorm, load_backbone_weights
+from unimmad.model.backbone import Backbone, TimmNetwork, calibrate_batchnorm, load_backbone_weights
 from unimmad.model.backends.convolution import use_fast_convolutions
 from unimmad.model.folding import FoldedTeacher, fold_batchnorm, rest_on_host
 
 
-class FrozenTeacherMethod(SingleImageMethod[Compared]):
-    """Its teacher never trains: no gradient, and evaluation mode whatever the rest is in."""
+class FrozenTeacher(nn.Module):
+    """A teacher that never trains: evaluation mode, whatever the rest is in."""
 
-    def __init__(self, settings: MethodSettings, teacher: Backbone) -> None:
-        super().__init__()
-        self.settings = settings
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.folded_teacher: FoldedTeacher | None = None
-        """Gives the teacher's maps in its place, once its weights are final."""
+    settings: MethodSettings
+    teacher: TimmNetwork
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -38,6 +34,19 @@ class FrozenTeacherMethod(SingleImageMethod[Compared]):
 
     def calibrate_backbone(self, batches: Iterable[Tensor]) -> None:
         calibrate_batchnorm(self.teacher, batches)
+
+
+class FrozenTeacherMethod(FrozenTeacher, SingleImageMethod[Compared]):
+    """Its teacher's features are compared with what the rest makes of them."""
+
+    teacher: Backbone
+
+    def __init__(self, settings: MethodSettings, teacher: Backbone) -> None:
+        super().__init__()
+        self.settings = settings
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.folded_teacher: FoldedTeacher | None = None
+        """Gives the teacher's maps in its place, once its weights are final."""
 
     def freeze_teacher(self) -> None:
         """From now on maps come from a folded copy of the teacher, on its device; checkpoints alone need the teacher

@@ -5,7 +5,7 @@ Letters: B samples, T tokens (sample, modality), h x w positions of a level, H x
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from unimmad.config.levels import LevelSettings
+from unimmad.methods.frozen_teacher import FrozenTeacher
 from unimmad.methods.level_search import FittedBySearch, LevelSearch, LevelSearchSettings, sum_of_tokens
-from unimmad.model.backbone import calibrate_batchnorm, load_backbone_weights
+from unimmad.model.backbone import LevelNetwork
 from unimmad.model.backends.convolution import use_fast_convolutions
 from unimmad.model.folding import fold_batchnorm
 from unimmad.model.level_networks import new_level_network
@@ -37,9 +38,11 @@ class TokenRatios:
     batch: int
 
 
-class LevelSearchMethod(FittedBySearch, FittedMethod):
+class LevelSearchMethod(FittedBySearch, FrozenTeacher, FittedMethod):
     """Search alone: nothing is trained."""
 
+    settings: LevelSearchMethodSettings
+    teacher: LevelNetwork
     modalities_joined = SUMMED
 
     def __init__(self, settings: LevelSearchMethodSettings) -> None:
@@ -54,17 +57,6 @@ class LevelSearchMethod(FittedBySearch, FittedMethod):
         self.teacher = new_level_network(settings, without_rest=True).eval().requires_grad_(False)
         kept = LevelSearchSettings.model_validate(settings.model_dump(include=set(LevelSearchSettings.model_fields)))
         self.search = LevelSearch(kept, self.teacher.channels, settings.modality_slots)
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def load_backbone(self) -> str:
-        return load_backbone_weights(self.teacher, self.settings.backbone_weights)
-
-    def calibrate_backbone(self, batches: Iterable[Tensor]) -> None:
-        calibrate_batchnorm(self.teacher, batches)
 
     def inference_form(self, cache_bytes: int) -> Self:
         """BatchNorm is folded into the convolutions, of which those of large maps need fewer multiplications."""

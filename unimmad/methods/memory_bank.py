@@ -11,7 +11,7 @@ finest layer, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Annotated, Literal, Self
@@ -24,9 +24,10 @@ from torch.nn import functional as F
 from unimmad.config.fields import Integer, NotNegative, Positive
 from unimmad.config.method import BackboneKind, MethodSettings, PositionResampling, TimmName
 from unimmad.methods.banks import Banks, BankSettings, of_nearer_bank
+from unimmad.methods.frozen_teacher import FrozenTeacher
 from unimmad.methods.patch_features import joined_patches, patchcore_patches
 from unimmad.model.anomaly_map import parts_of_squares
-from unimmad.model.backbone import Backbone, calibrate_batchnorm, load_backbone_weights
+from unimmad.model.backbone import Backbone
 from unimmad.model.backends.convolution import use_fast_convolutions
 from unimmad.model.folding import fold_batchnorm
 from unimmad.model.method import ROOT_OF_SQUARES, FittedMethod, check_slots, sample_of_token
@@ -86,8 +87,11 @@ class PatchScores:
     batch: int
 
 
-class MemoryBank(Banks, FittedMethod):
+class MemoryBank(FrozenTeacher, Banks, FittedMethod):
     """Banks of the patches of a frozen teacher."""
+
+    settings: MemoryBankSettings
+    teacher: Backbone | FrozenViT
 
     def __init__(self, settings: MemoryBankSettings) -> None:
         teacher: Backbone | FrozenViT
@@ -104,18 +108,6 @@ class MemoryBank(Banks, FittedMethod):
         self.modalities_joined = JOINS[settings.join]
         self.looks_at_class = settings.bank_per == "class"
         self.teacher = teacher.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def load_backbone(self) -> str:
-        return load_backbone_weights(self.teacher, self.settings.backbone_weights)
-
-    def calibrate_backbone(self, batches: Iterable[Tensor]) -> None:
-        if isinstance(self.teacher, Backbone):
-            calibrate_batchnorm(self.teacher, batches)
 
     def inference_form(self, cache_bytes: int) -> Self:
         """BatchNorm is folded into the convolutions, of which those of large maps need fewer multiplications."""
