@@ -78,6 +78,9 @@ def heat_map(
 ) -> PillowImage.Image:
     """The panels side by side, each under its name, and the colour bar beside them.
 
+    Where a map goes beyond the colours, a line in the map on the first modality is around its highest part, and the
+    line's value stands above.
+
     Args:
         pictures: of the modalities, all of one size.
         map_HW: the anomaly map of the same aspect; brought to the pictures' size.
@@ -91,13 +94,16 @@ def heat_map(
     large_HW, looked_HW = _at_size(map_HW, weights_HW, size)
     maps = [large_HW, *(_at_size(part_HW, weights_HW, size)[0] for _, part_HW in parts)]
     coloured: list[NDArray[np.floating]] = [_coloured(one_HW, limits) for one_HW in maps]
-    coloured.insert(1, laid_over(panels[0], large_HW, limits))
+    level = _line_level(large_HW, limits)
+    overlay_HWC = laid_over(panels[0], large_HW, limits)
+    coloured.insert(1, overlay_HWC if level is None else _outlined(overlay_HWC, large_HW >= level))
     drawn = coloured if looked_HW is None else [not_looked_at(panel, looked_HW) for panel in coloured]
     height, width = size
     gap = np.ones((height, GAP, 3))
     row = np.concatenate([part for panel in (*panels, *drawn) for part in (panel, gap)], axis=1)
     first = pictures[0][0]
-    heads = [name for name, _ in pictures] + ["map", f"map on {first}", *(name for name, _ in parts)]
+    line = "" if level is None else f", line: {level:.3g}"
+    heads = [name for name, _ in pictures] + ["map", f"map on {first}{line}", *(name for name, _ in parts)]
     return labelled(_to_bytes(row), heads, width + GAP, limits, title)
 
 
@@ -117,6 +123,20 @@ def _at_size(
     near_HW = _stretched(look_HW.astype(np.float32), (width, height))
     looked_HW = near_HW >= 0.5
     return np.divide(large_HW, near_HW, out=np.zeros_like(large_HW), where=looked_HW), looked_HW
+
+
+def _line_level(map_HW: NDArray[np.float32], limits: Limits) -> float | None:
+    """Half the way from the end of the colours, beyond which they tell nothing apart, to the highest value; None where
+    colours reach that."""
+    highest = float(map_HW.max())
+    return (limits[1] + highest) / 2 if highest > limits[1] else None
+
+
+def _outlined(panel_HWC: NDArray[np.floating], inside_HW: NDArray[np.bool_]) -> NDArray[np.floating]:
+    """A black line, a pixel wide, along the inner edge of a region; none along the picture's own edge."""
+    padded = np.pad(inside_HW, 1, mode="edge")
+    within_HW = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return np.where((inside_HW & ~within_HW)[..., None], 0.0, panel_HWC)
 
 
 def _coloured(map_HW: NDArray[np.float32], limits: Limits) -> NDArray[np.floating]:
