@@ -16,6 +16,7 @@ from http.client import HTTPConnection
 
 import numpy as np
 import pytest
+from launches import ROOT
 from PIL import Image
 from serving.conftest import CLOTH, COOKIE, Client, form
 
@@ -171,6 +172,9 @@ def test_the_page_needs_no_script_and_nothing_from_elsewhere(client, encoded):
     said = json.loads(client.send(form(encoded[CLOTH][0]))[2])
     described = schema["components"]["schemas"]["Answer"]["properties"]
     assert set(said) <= set(described)
+    example = re.search(r"```json\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert example is not None
+    assert list(json.loads(example[1])) == list(said)
 
 
 class Held(Detector):
