@@ -30,11 +30,10 @@ from benchmarks.contest import (
     contestants,
 )
 from benchmarks.contest_table import report
+from benchmarks.recipes import measured_recipe
 from benchmarks.tensor_memory import StorageWatch
 from benchmarks.workbench import Workbench
-from unimmad.config import load_recipe
 from unimmad.evaluation.scoring import named_device
-from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.backends.tf32 import NEITHER, tf32, without_tf32
 from unimmad.profiling.flops import counted
 from unimmad.profiling.machine import matrix_product, peak_bytes
@@ -116,14 +115,14 @@ def work_of(bench: Workbench, contestant: Contestant) -> Work:
 def _check(case: Comparison) -> None:
     """Bad options are told here, before any process starts."""
     named_device(case.device)
-    slots = load_recipe(case.recipe, methods=METHOD_SETTINGS).model.modality_slots
+    slots = measured_recipe(case.recipe).model.modality_slots
     if case.modalities > slots:
         raise ValueError(f"--modalities {case.modalities}: recipe {case.recipe} has {slots} slots")
 
 
 def _workbench(case: Comparison, task: str, one_form: bool = False) -> Workbench:
     return Workbench(
-        load_recipe(case.recipe, methods=METHOD_SETTINGS),
+        measured_recipe(case.recipe),
         named_device(case.device),
         case.precision,
         case.modalities,

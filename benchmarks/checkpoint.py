@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks.recipes import RECIPE_HELP, measured_recipe
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import CheckpointFolder, find_checkpoint
 from unimmad.checkpoint.loading import fill_model
 from unimmad.checkpoint.tensor_slices import TensorReader
-from unimmad.config import load_recipe
-from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.unimmad import UniMMAD
 from unimmad.profiling.machine import peak_bytes
 from unimmad.profiling.timing import synchronise
@@ -47,7 +46,7 @@ class Cost:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
-    parser.add_argument("--recipe", default="paper", help="default: paper")
+    parser.add_argument("--recipe", default="paper", help=f"{RECIPE_HELP} (default: paper)")
     parser.add_argument("--zero", type=int, nargs="+", choices=[0, 1, 2], default=[0, 1], help="default: 0 1")
     parser.add_argument("--folder", type=Path, help="where the checkpoint is written for a while (default: temporary)")
 
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> str:
     Raises:
         ValueError: no such recipe, or no such folder.
     """
-    recipe = load_recipe(arguments.recipe, methods=METHOD_SETTINGS)
+    recipe = measured_recipe(arguments.recipe)
     if arguments.folder is not None and not arguments.folder.is_dir():
         raise ValueError(f"--folder {arguments.folder} is not a folder")
     rows, written = [], 0
@@ -86,7 +85,7 @@ def save(recipe_name: str, stage: int, folder: Path) -> Cost:
     """Write one checkpoint into the run folder ``folder``."""
     from unimmad.training.checkpointing import RunFacts, save_checkpoint  # DeepSpeed is needed here alone
 
-    recipe = load_recipe(recipe_name, methods=METHOD_SETTINGS)
+    recipe = measured_recipe(recipe_name)
     engine = _engine(recipe_name, stage, UniMMAD(recipe.model))
     for group in engine.torch_optimizer.param_groups:
         for tensor in group["params"]:
@@ -111,7 +110,7 @@ def resume(recipe_name: str, stage: int, folder: Path) -> Cost:
     from unimmad.training.checkpointing import restore_optimizer
 
     checkpoint = find_checkpoint(folder)
-    model = UniMMAD(load_recipe(recipe_name, methods=METHOD_SETTINGS).model)
+    model = UniMMAD(measured_recipe(recipe_name).model)
     started = time.perf_counter()
     fill_model(model, TensorReader(checkpoint))
     weights = time.perf_counter() - started
@@ -128,9 +127,7 @@ def _engine(recipe_name: str, stage: int, model: UniMMAD) -> Engine:
     from unimmad.parallel.world import join_world
 
     settings = DeepSpeedSettings({"zero_optimization": {"stage": stage}}, 1, stage)
-    return build_engine(
-        model, settings, load_recipe(recipe_name, methods=METHOD_SETTINGS).training, join_world(), ep_size=1
-    )
+    return build_engine(model, settings, measured_recipe(recipe_name).training, join_world(), ep_size=1)
 
 
 def _row(task: str, cost: Cost, written: int) -> list[str]:

@@ -5,9 +5,9 @@ What training on a GPU measures at its start (training/composing.py), at each le
 
 from __future__ import annotations
 
-from unimmad.config import Precision, load_recipe
+from benchmarks.recipes import measured_recipe
+from unimmad.config import Precision
 from unimmad.evaluation.scoring import named_device
-from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.backends.tf32 import choose_for_training
 from unimmad.model.cross_moe import composing_is_cheaper
 from unimmad.report.table import Table
@@ -25,7 +25,7 @@ def composing_table(
         ValueError: no such recipe or device.
     """
     device = named_device(device_name)
-    recipe = load_recipe(recipe_name, methods=METHOD_SETTINGS)
+    recipe = measured_recipe(recipe_name)
     settings = recipe.model
     fp32 = choose_for_training(recipe.training.tf32, device)
     rows = []

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks.recipes import RECIPE_HELP, measured_recipe
 from benchmarks.tensor_memory import StorageWatch
 from benchmarks.workbench import Form, Workbench
-from unimmad.config import Precision, Recipe, load_recipe
+from unimmad.config import Precision, Recipe
 from unimmad.evaluation.scoring import named_device
-from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.backends.activation_checkpointing import recompute_activations
 from unimmad.model.backends.private_torch import FakeTensorMode
 from unimmad.report.table import Table
@@ -52,7 +52,7 @@ MemoryOf = Callable[[int], StepMemory]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
-    parser.add_argument("--recipe", default="paper", help="default: paper")
+    parser.add_argument("--recipe", default="paper", help=f"{RECIPE_HELP} (default: paper)")
     parser.add_argument(
         "--gigabytes", type=float, nargs="+", default=[24.0, 80.0], help="of 10^9 bytes (default: 24 80)"
     )
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> str:
         raise ValueError("give 1 or more --modalities and --gigabytes above 0")
     device = named_device(arguments.device)
     simulated = arguments.simulate or device.type != "cuda"
-    recipe = load_recipe(arguments.recipe, methods=METHOD_SETTINGS)
+    recipe = measured_recipe(arguments.recipe)
     open_steps = simulated_steps if simulated else measured_steps
     rows = []
     with tqdm(desc="training steps", unit="batch", leave=False, disable=None) as bar:

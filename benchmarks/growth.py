@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.decoders import decoder_model, invented_maps, joined_distances, with_given_maps
+from benchmarks.recipes import measured_recipe
 from benchmarks.workbench import LEADER_STD, evaluation_form
-from unimmad.config import ModelSettings, Precision, TrainingSettings, load_recipe
+from unimmad.config import ModelSettings, Precision, TrainingSettings
 from unimmad.evaluation.scoring import named_device
-from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.backends.tf32 import choose_for_training, without_tf32
 from unimmad.profiling.timing import Work, interleaved_seconds
 from unimmad.report.table import Table
@@ -60,7 +60,7 @@ def growth_tables(recipe_name: str, device: str, precision: Precision, repeats: 
         ValueError: no such recipe or device.
     """
     named_device(device)
-    settings = load_recipe(recipe_name, methods=METHOD_SETTINGS).model
+    settings = measured_recipe(recipe_name).model
     base = Size(2, settings.leaders, settings.banks)
     grown = {
         "tokens": [replace(base, tokens=count) for count in (1, 2, 4, 8, 16, 32)],
@@ -89,7 +89,7 @@ def fits(settings: ModelSettings, factor: int) -> bool:
 def measure_growth(case: Growth) -> dict[Size, tuple[float, float]]:
     """Median seconds of inference, and of forward and backward, for every size."""
     device = named_device(case.device)
-    settings = load_recipe(case.recipe, methods=METHOD_SETTINGS).model
+    settings = measured_recipe(case.recipe).model
     medians = []
     for make in (inference, forward_and_backward):
         works = {str(size): make(settings, size, device, case.precision) for size in case.sizes}

@@ -15,10 +15,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contest import EVALUATION, TRAINING
+from benchmarks.recipes import measured_recipe
 from benchmarks.workbench import Workbench
-from unimmad.config import Precision, load_recipe
+from unimmad.config import Precision
 from unimmad.evaluation.scoring import named_device
-from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.profiling.machine import machine_name
 from unimmad.profiling.timing import Work, synchronise
 from unimmad.report.table import Table
@@ -75,9 +75,7 @@ def longest_tables(
 def measure_longest(case: Profiled) -> list[Kernel]:
     """Run the task of ``case`` under the profiler."""
     device = named_device(case.device)
-    bench = Workbench(
-        load_recipe(case.recipe, methods=METHOD_SETTINGS), device, case.precision, case.modalities, one_form=True
-    )
+    bench = Workbench(measured_recipe(case.recipe), device, case.precision, case.modalities, one_form=True)
     if case.task == EVALUATION:
         bench.settle_batchnorm()
     make = bench.scoring if case.task == EVALUATION else bench.training_step

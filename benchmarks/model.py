@@ -26,10 +26,10 @@ from benchmarks.against import Comparison, compare
 from benchmarks.composing import composing_table
 from benchmarks.growth import growth_tables
 from benchmarks.longest import longest_tables
+from benchmarks.recipes import RECIPE_HELP, measured_recipe
 from benchmarks.workbench import VARIANTS
-from unimmad.config import Precision, load_recipe
+from unimmad.config import Precision
 from unimmad.evaluation.scoring import named_device, score_images, scoring_form
-from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.model.unimmad import UniMMAD
 from unimmad.profiling.flops import counted
 from unimmad.profiling.machine import peak_bytes
@@ -86,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile", action="store_true", help="the ten longest kernels of evaluation and of a training step"
     )
     parser.add_argument(
-        "--recipe", nargs="+", help="default: demo; with --against, --growth, --composing or --profile: paper"
+        "--recipe",
+        nargs="+",
+        help=f"{RECIPE_HELP} (default: demo; with --against, --growth, --composing or --profile: paper)",
     )
     parser.add_argument("--device", nargs="+", default=[default_device], help="default: a GPU where there is one")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="default: fp32")
@@ -160,7 +162,7 @@ def measure(case: Case) -> Cost:
     Raises:
         ValueError: no such recipe or device, or more modalities than the model has slots.
     """
-    recipe = load_recipe(case.recipe, methods=METHOD_SETTINGS)
+    recipe = measured_recipe(case.recipe)
     if case.modalities > recipe.model.modality_slots:
         raise ValueError(
             f"--modalities {case.modalities}: recipe {recipe.name} has {recipe.model.modality_slots} slots"

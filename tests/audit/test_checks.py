@@ -64,6 +64,13 @@ def test_twelve_bits_in_sixteen_and_one_such_among_others(tmp_path: Path) -> Non
     assert "12 bits stored as uint16" in finding.what
     assert {Path(file).parts[-3] for file in finding.files} == {"test"}
 
+    night = make_parts(tmp_path / "night")
+    for path in (night / "part").glob("t*/*/*.png"):
+        grey = np.asarray(Image.open(path).convert("L"))
+        dark = path.parent.name == "good" and path.stem == "05"
+        save(path, (grey // 9) if dark else grey.astype(np.uint16) * 256)
+    assert told(audited(night), "values") == []  # a dark picture is a dark picture
+
 
 def test_stored_otherwise(parts: Path) -> None:
     turned = Image.Exif()

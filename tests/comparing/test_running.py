@@ -20,6 +20,7 @@ from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.checkpoint.state import Layout, build_state, write_index_and_state
 from unimmad.comparing import running as module
 from unimmad.comparing.cells import Cell
+from unimmad.comparing.results import told_recipe
 from unimmad.comparing.running import CellError, Running, _command, finished, run_cell
 from unimmad.config import ModelSettings, Recipe, load_recipe, override_recipe
 from unimmad.methods.registry import METHOD_SETTINGS
@@ -112,6 +113,7 @@ def test_a_cell_is_trained_evaluated_and_measured_once(commands, cell):
     assert made.report.classes[0].metrics["AUPRO"] == 0.75
     assert finished(cell, RUNNING) == made
     assert load_recipe(str(cell.folder / "recipe.yaml")) == cell.recipe
+    assert made.recipe == told_recipe(cell.recipe)
 
 
 def test_commands_get_what_was_asked_for(commands, cell):

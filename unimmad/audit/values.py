@@ -30,7 +30,8 @@ def check_value_ranges(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
             if image.quantiles and not image.blank:
                 by_type.setdefault(image.dtype, []).append(image)
         for dtype, of_type in by_type.items():
-            if np.dtype(dtype).kind in "iu" and max(image.seen_high for image in of_type) < LITTLE_SEEN:
+            little = np.dtype(dtype).kind in "iu" and max(image.seen_high for image in of_type) < LITTLE_SEEN
+            if little and (dtype != "uint8" or len(by_type) == 1):  # beside wider ones they are dark pictures
                 largest = max(image.quantiles[-1] for image in of_type)
                 bits = max(1, int(largest)).bit_length()
                 yield finding(

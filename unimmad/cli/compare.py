@@ -16,6 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from unimmad.checkpoint.folder import CheckpointFolder
+from unimmad.cli.console import run_command
 from unimmad.comparing.cells import SHARED, Cell, Override, make_cells
 from unimmad.comparing.disputed import Disputed, class_limits, disputed_figure, most_disputed, pictures_of
 from unimmad.comparing.found import Done, data_of, found_cells
@@ -46,7 +47,7 @@ DESCRIPTION = """Train and score several methods on the same shards, one after t
 Each method has its own recipe; image size, data, length and batch come from --recipe. Whatever ends it, the same
 command goes on where it was.
 """
-DEFAULT_METHODS = "memory_bank,unimmad"
+DEFAULT_METHODS = "memory_bank,unimmad_search"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """SLURM's SIGUSR2 comes before a job is preempted."""
 LAUNCHER_MARK = "--"
@@ -103,18 +104,15 @@ def main(argv: Sequence[str] | None = None, methods: Registry = METHODS) -> int:
     given = compare_parser().parse_args(ours)
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
-    try:
+
+    def command() -> int:
         if given.slurm:
             return _submit(given, ours, words[len(ours) + 1 :], methods)
         if len(words) > len(ours):
             raise ValueError(f"options of unimmad launch follow {LAUNCHER_MARK} with --slurm alone")
         return _compare(given, methods)
-    except KeyboardInterrupt:
-        print(f"{program()}: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except ValueError as error:
-        print(f"{program()}: {error}", file=sys.stderr)
-        return 2
+
+    return run_command(program(), command, if_interrupted="; the same command goes on where it was", sigterm=False)
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:

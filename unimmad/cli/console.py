@@ -47,9 +47,9 @@ def run_command(
     try:
         with sigterm_as_interrupt() if sigterm else nullcontext():
             return command() or 0
-    except BrokenPipeError:
-        raise
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:  # no file that the user could mend
+            raise
         print(f"{program}: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:

@@ -189,7 +189,7 @@ def _print_audit(target: Path, workers: int | None) -> None:
 
     try:
         lines = list(brief_audit(target, workers))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         lines = [f"the audit failed: {_line(error)}"]
     except KeyboardInterrupt:
         lines = ["the audit was interrupted; the shards are complete"]

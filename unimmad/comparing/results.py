@@ -193,10 +193,10 @@ def read_result(path: Path) -> tuple[Result, str]:
 
 
 def told_recipe(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's settings, those at their defaults left out; of a file of weights its name, not where it lies."""
-    told: dict[str, Any] = recipe.model_dump(mode="json", exclude_defaults=True)
-    if "backbone_weights" in (model := told.get("model", {})):
-        model["backbone_weights"] = Path(model["backbone_weights"]).name
+    """All settings of a recipe, but for places of one machine: of a file of weights its name, and no cache folder."""
+    told: dict[str, Any] = recipe.model_dump(mode="json", exclude={"data": {"cache_folder"}})
+    if "backbone_weights" in told["model"]:
+        told["model"]["backbone_weights"] = Path(told["model"]["backbone_weights"]).name
     return told
 
 

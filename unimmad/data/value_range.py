@@ -96,11 +96,12 @@ def beyond_range_note(array: np.ndarray, modality: Modality) -> str:
     given = given or ValueRange(dtype=array.dtype.name, low=0, high=whole_range(array.dtype))
     low, high = float(array.min()), float(array.max())
     if given.low <= low and high <= given.high:
-        if not 0 < high - given.low <= MIXED_SHARE * (given.high - given.low) * (1 + 1e-3):
+        few = 0 < high - given.low <= MIXED_SHARE * (given.high - given.low) * (1 + 1e-3)
+        if given.dtype == ANY_DTYPE or not few:  # who says a range knows that an image may use little of it
             return ""
         return (
             f"{modality.name}: values of {array.dtype.name} use at most a quarter of the range {given.low:g} to "
-            f"{given.high:g} that they are read by, and so are dark; are they of fewer bits than those of training?"
+            f"{given.high:g} that they are read by, and so are dark; are those of training so, too?"
         )
     return f"{modality.name}: values from {low:g} to {high:g} are clipped to the range {given.low:g} to {given.high:g}"
 

@@ -49,6 +49,8 @@ class DinomalySettings(TokenGroupSettings):
 class Dinomaly(TokenGroupMethod[GroupedFeatures]):
     """Frozen teacher, bottleneck, decoder."""
 
+    settings: DinomalySettings
+
     def __init__(self, settings: DinomalySettings) -> None:
         """The method with random weights.
 

@@ -56,6 +56,8 @@ class Rebuilt:
 class INPFormer(TokenGroupMethod[Rebuilt]):
     """Frozen teacher, prototype extractor, bottleneck, decoder. Class and register tokens have no part in it."""
 
+    settings: INPFormerSettings
+
     def __init__(self, settings: INPFormerSettings) -> None:
         """The method with random weights.
 

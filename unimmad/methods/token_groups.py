@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from unimmad.config.fields import NotNegative, Positive
 from unimmad.config.method import BackboneKind, MethodSettings, PositionResampling, TimmName
+from unimmad.methods.frozen_teacher import FrozenTeacher
 from unimmad.methods.single_image import Compared, SingleImageMethod
-from unimmad.model.backbone import load_backbone_weights
 from unimmad.model.vit import FrozenViT
 
 DECODER_NORM_EPS = 1e-8
@@ -68,22 +68,17 @@ class GroupedFeatures:
     decoder: list[Tensor]
 
 
-class TokenGroupMethod(SingleImageMethod[Compared]):
+class TokenGroupMethod(FrozenTeacher, SingleImageMethod[Compared]):
     """A frozen vision transformer and the groups of its blocks."""
+
+    settings: TokenGroupSettings
+    teacher: FrozenViT
 
     def __init__(self, settings: TokenGroupSettings) -> None:
         super().__init__()
         self.settings = settings
         self.groups = settings.groups
         self.teacher = FrozenViT(settings.backbone, settings.blocks, settings.image_size, settings.position_resampling)
-
-    def load_backbone(self) -> str:
-        """Fill the teacher as ``settings.backbone_weights`` says; returns in words what it now has.
-
-        Raises:
-            ValueError: the weights can't be had or do not fit.
-        """
-        return load_backbone_weights(self.teacher, self.settings.backbone_weights)
 
     def frozen_features(self) -> tuple[Any, str] | None:
         return self.teacher, "features"

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from unimmad.config.fields import NotNegative, Positive
 from unimmad.config.method import BackboneKind, MethodSettings, PositionResampling, TimmName
+from unimmad.methods.frozen_teacher import FrozenTeacher
 from unimmad.methods.level_cosines import distance_map, level_losses
 from unimmad.methods.single_image import SingleImageMethod
-from unimmad.model.backbone import load_backbone_weights
 from unimmad.model.backends.torchvision_repair import ensure_torchvision_imports
 from unimmad.model.method import StepFacts
 from unimmad.model.vit import FrozenViT
@@ -73,8 +73,11 @@ class Levels:
     student: list[Tensor]
 
 
-class ViTAD(SingleImageMethod[Levels]):
+class ViTAD(FrozenTeacher, SingleImageMethod[Levels]):
     """Frozen teacher, fusion layer, student. The class token has no part in what is compared."""
+
+    settings: ViTADSettings
+    teacher: FrozenViT
 
     def __init__(self, settings: ViTADSettings) -> None:
         """The method with random weights.
@@ -92,14 +95,6 @@ class ViTAD(SingleImageMethod[Levels]):
         self.student = Student(
             self.teacher.dim, self.teacher.heads, self.teacher.grid**2, list(settings.student_blocks)
         )
-
-    def load_backbone(self) -> str:
-        """Fill the teacher as ``settings.backbone_weights`` says; returns in words what it now has.
-
-        Raises:
-            ValueError: the weights can't be had or do not fit.
-        """
-        return load_backbone_weights(self.teacher, self.settings.backbone_weights)
 
     def frozen_features(self) -> tuple[Any, str] | None:
         return self.teacher, "features"

@@ -36,6 +36,7 @@ from unimmad.serialization.text import one_line
 from unimmad.training.arguments import TrainArguments
 from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.composing import Composing, described, follow_composing, kept_composing, new_composing
+from unimmad.training.first_model import first_model
 from unimmad.training.fitting import fit
 from unimmad.training.growing_run import review
 from unimmad.training.grown_model import check_placement
@@ -49,7 +50,6 @@ from unimmad.training.run_folder import (
     claim_run_folder,
 )
 from unimmad.training.schedule import Schedule
-from unimmad.training.starting_model import model_to_start
 from unimmad.training.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
         _say_next(run, world)
         return True
     schedule = Schedule(recipe.training, order.steps_per_epoch // recipe.training.accumulation)
-    model, backbone_weights = model_to_start(arguments, run, world, found)
+    model, backbone_weights = first_model(arguments, run, world, found)
     sizes = trained_parameters(model)
     logger.info("backbone %s, weights: %s", recipe.model.backbone, backbone_weights)
     if world.size > 1:

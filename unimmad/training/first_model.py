@@ -34,7 +34,7 @@ CALIBRATION_STEPS = 8
 """Steps whose images set the BatchNorm statistics of a backbone without weights."""
 
 
-def model_to_start(arguments: TrainArguments, run: RunFolder, world: World, data: RunData) -> tuple[Method, str]:
+def first_model(arguments: TrainArguments, run: RunFolder, world: World, data: RunData) -> tuple[Method, str]:
     """The model in its local form, the same on every rank: rank 0's weights go to all when DeepSpeed takes it over."""
     growth, growing = arguments.growth, data.growing
     if growth is not None and growing is not None:
