@@ -205,6 +205,21 @@ def test_what_cannot_be_added_is_refused_in_one_line(checkpoint, images, tmp_pat
         load_added(checkpoint, "0" * 64)
 
 
+def test_a_name_that_the_model_knows_elsewhere_needs_its_dataset(checkpoint, images, capsys):
+    assert add(checkpoint, "--class", "cookie", images) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--class cookie: the model knows solids/cookie; give the new class another name" in line
+    assert line.endswith("--class added/cookie")
+    assert not (checkpoint / FOLDER).exists()
+    assert add(checkpoint, "--class", "added/cookie", "--images", 1, images) == 0
+    said = capsys.readouterr().out
+    assert "note: cookie is a class of several datasets from now on, solids/cookie, added/cookie: --class cook" in said
+    assert add(checkpoint, "--class", "added/cookie", "--images", 1, "--replace", images) == 0
+    assert "from now on" not in capsys.readouterr().out
+    assert add(checkpoint, "--class", "bolt", "--images", 1, images) == 0
+    assert "ambiguous" not in capsys.readouterr().out
+
+
 def test_calibrating_watching_tiling_and_exporting_go_with_an_added_class(
     checkpoint_folder, calibration_shards, images, tmp_path, capsys
 ):
