@@ -148,9 +148,17 @@ def test_no_class_or_an_unknown_one_is_decided_by_the_threshold_of_all(detector,
     assert (found.threshold, found.threshold_of) == (thresholds.of_all(("rgb", "depth")).value, ALL_CLASSES)
     assert found.class_name is None
     assert "decided by the threshold of all classes" in found.notes
-    assert ("class spoon is not one that the model was trained on" in found.notes) is (class_name == "spoon")
+    said = "class spoon is not one that the model was trained on: known are "
+    assert any(note.startswith(said) for note in found.notes) is (class_name == "spoon")
     assert found.threshold_promised is (class_name is None), "of a class that gave no calibration image none is known"
     assert any("no calibration image was of class spoon" in note for note in found.notes) is (class_name == "spoon")
+
+
+@pytest.mark.parametrize("class_name", ["Cooky", "SOLIDS/COOKIE", "solid/cookie"])
+def test_a_misspelt_class_is_told_the_nearest_and_all(detector, cookies, class_name):
+    note = detector.predict(cookies[0].images, class_name=class_name).notes[0]
+    assert f"class {class_name} is not one that the model was trained on: did you mean solids/cookie? Known are" in note
+    assert all(name in note for name in detector.catalogue.classes)
 
 
 def test_a_sample_without_one_of_its_modalities_is_scored_and_not_decided(detector, cookies):
