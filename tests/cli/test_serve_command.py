@@ -7,12 +7,14 @@ import subprocess
 import sys
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hand_made import hand_made_checkpoint, hand_made_shards
 
-from unimmad.cli.serve import main
+from unimmad.cli.serve import _remedy, main
 from unimmad.config import load_recipe
+from unimmad.inference.engines import OnnxEngine
 from unimmad.serving.server import listening_socket
 
 FREE = ["--port", "0"]
@@ -65,3 +67,10 @@ def test_a_signal_ends_the_command_with_status_0(number, tmp_path):
         service.send_signal(number)
         assert service.wait(60) == 0
         assert "Traceback" not in service.stderr.read()
+
+
+@pytest.mark.parametrize(("misses_class", "said"), [(False, "and export it again"), (True, "serve the checkpoint")])
+def test_an_exported_file_without_thresholds_says_what_gives_some(misses_class, said):
+    engine = OnnxEngine.__new__(OnnxEngine)
+    engine.metadata = SimpleNamespace(misses_class=misses_class)
+    assert said in _remedy(SimpleNamespace(engine=engine))

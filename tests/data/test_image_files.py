@@ -14,6 +14,7 @@ from hostile_images import png_chunk
 from PIL import Image, ImageOps
 
 from unimmad.data.decode import decode, decode_image, decode_mask_pixels
+from unimmad.data.image_type import CONVERTED_TYPES
 from unimmad.data.layouts.encode import npy_bytes
 
 NOISE = np.random.default_rng(0).integers(0, 2**16, (20, 30, 4), dtype=np.uint16)
@@ -246,10 +247,15 @@ def test_the_bytes_tell_the_type_and_not_the_name() -> None:
     square[21:43, 21:43] = 255
     found = decode_mask_pixels(by_pillow(Image.fromarray(square), "JPEG"), ".png", "m.png")
     assert abs(int(found.sum()) - 22**2) < 22, "ripples of a JPEG called .png are not marked"
+    for name in CONVERTED_TYPES:
+        data = by_pillow(Image.fromarray(EIGHT[:, :, 0]), name.upper())
+        with pytest.raises(
+            ValueError, match=f"those of {name}, which is read where a file's name ends in .{name.lower()}"
+        ):
+            decode_image(data, ".png", "a.png")
+    with pytest.raises(ValueError, match=r"its bytes are not of PNG, JPEG, TIFF, NPY, BMP, WebP or GIF\)"):
+        decode_image(b"only words", ".png", "a.png")
     for data, named in [
-        (by_pillow(Image.fromarray(EIGHT[:, :, 0]), "GIF"), "GIF"),
-        (by_pillow(Image.fromarray(EIGHT[:, :, 0]), "WEBP"), "WebP"),
-        (by_pillow(Image.fromarray(EIGHT[:, :, 0]), "BMP"), "BMP"),
         (b"\0\0\0\x18ftypheic" + bytes(20), "HEIC"),
         (bytes(128) + b"DICM", "DICOM"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),

@@ -24,6 +24,7 @@ from unimmad.evaluation.image_statistics import pooled_features
 from unimmad.inference.adding import MOST_IMAGES
 from unimmad.inference.detector import Detector
 from unimmad.inference.engines import ModelEngine
+from unimmad.inference.reading import IN_BANK
 from unimmad.report.at_threshold import at_threshold_table
 
 BOLT = "added/bolt"
@@ -81,13 +82,17 @@ def test_a_class_is_added_scored_replaced_and_removed(checkpoint, images, capsys
     assert any("threshold not promised" in note for note in found.notes)
     assert found.score < threshold.typical, "an image that is in the bank; left out it was scored higher"
     assert found.anomalous is False
+    assert IN_BANK in found.notes
     noise = {name: np.random.default_rng(0).permuted(image, axis=0) for name, image in _arrays(images).items()}
-    assert detector.predict(noise, class_name="bolt").score > found.score
+    other = detector.predict(noise, class_name="bolt")
+    assert other.score > found.score
+    assert IN_BANK not in other.notes
     alone = detector.predict({"rgb": sample_of(images)["rgb"]}, class_name="bolt")
     assert alone.threshold is None
     assert any("was added with rgb + depth" in note for note in alone.notes)
     known = detector.predict(sample_of(images), class_name="solids/rope")
     assert known.score == unknown.score
+    assert IN_BANK not in known.notes
     assert known.threshold_promised is True
     np.testing.assert_array_equal(known.map_HW, unknown.map_HW)
     twice = with_copies(images, moved)
@@ -203,6 +208,21 @@ def test_what_cannot_be_added_is_refused_in_one_line(checkpoint, images, tmp_pat
     file.write_bytes(whole)
     with pytest.raises(ValueError, match="was made for other weights"):
         load_added(checkpoint, "0" * 64)
+
+
+def test_a_name_that_the_model_knows_elsewhere_needs_its_dataset(checkpoint, images, capsys):
+    assert add(checkpoint, "--class", "cookie", images) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--class cookie: the model knows solids/cookie; give the new class another name" in line
+    assert line.endswith("--class added/cookie")
+    assert not (checkpoint / FOLDER).exists()
+    assert add(checkpoint, "--class", "added/cookie", "--images", 1, images) == 0
+    said = capsys.readouterr().out
+    assert "note: cookie is a class of several datasets from now on, solids/cookie, added/cookie: --class cook" in said
+    assert add(checkpoint, "--class", "added/cookie", "--images", 1, "--replace", images) == 0
+    assert "from now on" not in capsys.readouterr().out
+    assert add(checkpoint, "--class", "bolt", "--images", 1, images) == 0
+    assert "ambiguous" not in capsys.readouterr().out
 
 
 def test_calibrating_watching_tiling_and_exporting_go_with_an_added_class(

@@ -164,6 +164,9 @@ def test_too_few_images_are_said(thresholds):
     assert "solids/rope" in lines[5]
     assert "50.000%" in lines[5]
     assert "needs 99 calibration images of a class" in lines[-1]
+    assert not any("is not used for images" in line for line in lines)
+    of_banks = "note: all classes is not used for images whose class is not named"
+    assert any(line.startswith(of_banks) for line in describe(thresholds, looks_at_class=True).splitlines())
     less = thresholds.model_copy(
         update={"classes": {n: c for n, c in thresholds.classes.items() if n != "solids/rope"}}
     )

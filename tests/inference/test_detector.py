@@ -26,6 +26,7 @@ from unimmad.evaluation.normal_maps import measure_normals
 from unimmad.inference.calibration import calibrate
 from unimmad.inference.deciding import ALL_CLASSES
 from unimmad.inference.detector import Detector
+from unimmad.inference.engines import ModelEngine
 from unimmad.inference.inputs import InputSample
 
 CPU = torch.device("cpu")
@@ -148,9 +149,27 @@ def test_no_class_or_an_unknown_one_is_decided_by_the_threshold_of_all(detector,
     assert (found.threshold, found.threshold_of) == (thresholds.of_all(("rgb", "depth")).value, ALL_CLASSES)
     assert found.class_name is None
     assert "decided by the threshold of all classes" in found.notes
-    assert ("class spoon is not one that the model was trained on" in found.notes) is (class_name == "spoon")
+    said = "class spoon is not one that the model was trained on: known are "
+    assert any(note.startswith(said) for note in found.notes) is (class_name == "spoon")
     assert found.threshold_promised is (class_name is None), "of a class that gave no calibration image none is known"
     assert any("no calibration image was of class spoon" in note for note in found.notes) is (class_name == "spoon")
+
+
+@pytest.mark.parametrize("class_name", ["Cooky", "SOLIDS/COOKIE", "solid/cookie"])
+def test_a_misspelt_class_is_told_the_nearest_and_all(detector, cookies, class_name):
+    note = detector.predict(cookies[0].images, class_name=class_name).notes[0]
+    assert f"class {class_name} is not one that the model was trained on: did you mean solids/cookie? Known are" in note
+    assert all(name in note for name in detector.catalogue.classes)
+
+
+def test_where_scores_depend_on_the_class_it_is_asked_for_unless_one_was_named(detector, cookies, monkeypatch):
+    monkeypatch.setattr(ModelEngine, "looks_at_class", property(lambda _: True))
+    unnamed, misspelt = (detector.predict(cookies[0].images, class_name=name) for name in (None, "Cooky"))
+    known = ", ".join(detector.catalogue.classes)
+    asked = f"no threshold holds where the class is not known: name it: --class, one of {known}"
+    assert (unnamed.threshold, unnamed.notes) == (None, (asked,))
+    assert "did you mean solids/cookie?" in misspelt.notes[0]
+    assert misspelt.notes[1:] == ("no threshold holds where the class is not known",)
 
 
 def test_a_sample_without_one_of_its_modalities_is_scored_and_not_decided(detector, cookies):

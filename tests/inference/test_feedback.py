@@ -29,7 +29,7 @@ from unimmad.inference.detector import Detector
 from unimmad.inference.feedback import CheckedAnomaly, FeedbackTaker
 from unimmad.inference.inputs import InputSample
 from unimmad.inference.predicted import read_predictions
-from unimmad.inference.reading import pixels_digest
+from unimmad.inference.reading import IN_BANK, pixels_digest
 from unimmad.methods.banks import Banks
 
 ROPE, BOLT = "solids/rope", "added/bolt"
@@ -161,6 +161,10 @@ def load_feedback_of(place: Path) -> tuple[versions.FeedbackVersion, ...]:
 
 def test_a_bank_grows_and_a_whole_run_gives_an_added_class_a_promise(place, capsys):
     before = scores_of(place, "bolt")
+    assert give(place, "--normal", "set/3", "--dry-run", of="bolt") == 0
+    said = capsys.readouterr().out
+    assert "banks would grow by" in said
+    assert "grew" not in said
     assert give(place, "--normal", "set/3", of="bolt") == 0
     said = capsys.readouterr().out
     assert f"{BOLT}: not calibrated: nothing is decided by these scores" in said
@@ -178,6 +182,8 @@ def test_a_bank_grows_and_a_whole_run_gives_an_added_class_a_promise(place, caps
     files_of = json.loads((place / "bolt" / "predictions.jsonl").read_text().splitlines()[2])["files"]
     found = detector.predict(files_of, class_name="bolt")
     assert found.score < 0.8 * before["set/3"]
+    assert IN_BANK in found.notes
+    assert IN_BANK not in detector.predict(files_of, class_name="rope").notes
     assert (found.threshold_promised, found.threshold_of) == (True, BOLT)
     unnamed = detector.predict(files_of)
     assert (unnamed.threshold_promised, unnamed.threshold_of) == (False, "all classes")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unimmad.data.layouts.scan import Notices
-from unimmad.inference.inputs import find_samples, sample_of_modalities
+from unimmad.inference.inputs import InputSample, _with_names_that_differ, find_samples, sample_of_modalities
 
 KNOWN = ("rgb", "depth")
 
@@ -54,10 +54,23 @@ def test_bytes_that_are_no_utf8_are_written_out_and_names_still_differ(tmp_path)
     assert sample_of_modalities([f"rgb={first.images}"]).name == r"caf\xe9"
 
 
+def test_files_given_twice_count_once_and_that_is_said(tmp_path):
+    touch(tmp_path / "x" / "a.png", tmp_path / "y" / "rgb" / "1.png", tmp_path / "y" / "depth" / "1.png")
+    (tmp_path / "link").symlink_to(tmp_path / "y")
+    (tmp_path / "x" / "b.png").symlink_to(tmp_path / "x" / "a.png")
+    notices = Notices()
+    paths = [tmp_path / "x", tmp_path / "x" / ".." / "x", tmp_path / "x" / "a.png", tmp_path / "y", tmp_path / "link"]
+    assert [sample.name for sample in find_samples(paths, KNOWN, notices)] == ["x/a", "y/1"]
+    assert notices.lines == ["5 samples were given more than once, by the same files: each counts once"]
+    assert len(find_samples([tmp_path / "y", tmp_path / "y" / "rgb"], KNOWN, Notices())) == 2, "another sample"
+    find_samples([tmp_path / "y", tmp_path / "y"], KNOWN, notices)
+    assert notices.lines[-1] == "1 sample was given more than once, by the same files: each counts once"
+
+
 def test_many_equal_names_take_time_that_grows_with_their_number(tmp_path):
-    touch(tmp_path / "1.png")
+    alike = [InputSample("1", tmp_path / "1.png")] * 10_000
     began = time.process_time()
-    names = [sample.name for sample in found(*[tmp_path / "1.png"] * 10_000)]
+    names = [sample.name for sample in _with_names_that_differ(alike)]
     assert names[:2] == ["1", "1-2"]
     assert names[-1] == "1-10000"
     assert len(set(names)) == 10_000

@@ -225,6 +225,7 @@ def thresholds() -> Thresholds:
     ("used", "said"),
     [
         (["a/many", "a/few"], "2 anomalous, 0 normal, at a false-alarm rate of 0.333"),
+        ([None], "0 anomalous, 0 normal, 1 not decided"),
         (["a/few", None], "1 anomalous, 0 normal, 1 not decided, at a false-alarm rate of 0.333"),
         (["a/many"], "1 anomalous, 0 normal, at a false-alarm rate of 0.3"),
         ([ALL_CLASSES], "1 anomalous, 0 normal, at a false-alarm rate of 0.3"),
@@ -247,3 +248,6 @@ def test_without_thresholds_it_says_how_to_get_them():
     last = screen_table([decided(None)], None).splitlines()[-1]
     assert "unimmad calibrate" in last
     assert "unimmad shards --calibration-fraction" in last
+    said = screen_table([decided(None)], None, exported=True)
+    assert said.endswith("calibrate its checkpoint (unimmad calibrate), and export it again")
+    assert "beside the checkpoint" not in said

@@ -155,7 +155,7 @@ def test_a_checkpoint_that_kept_nothing_is_refused(typed, place):
     code, _, err = typed("a.jsonl")
     assert (code, err.count("\n")) == (2, 1)
     assert "has no monitoring.safetensors" in err
-    assert "run unimmad calibrate" in err
+    assert "run unimmad calibrate --checkpoint runs/mine, and predict again" in err
 
 
 def test_a_watch_follows_through_rotation_and_broken_lines_until_it_is_interrupted(place, line):

@@ -187,10 +187,18 @@ def test_the_command_ends_with_what_to_type_next(folder):
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as review:
         said = review.stdout.readline()
         assert "3 predictions at http://127.0.0.1:" in said
-        assert Client(int(said.partition("127.0.0.1:")[2].partition(",")[0])).raw("GET", "/samples")[0] == 200
+        assert Client(int(said.partition("127.0.0.1:")[2].partition(" ")[0])).raw("GET", "/samples")[0] == 200
+        assert said.endswith(" until Ctrl-C\n"), "nothing sticks to the address"
         review.send_signal(signal.SIGINT)
         said, _ = review.communicate(timeout=60)
     assert review.returncode == 0
+    assert f"1 of 3 called, in {folder}/decisions.csv" in said
     assert (
         f"next: unimmad feedback --checkpoint 'runs/my run' --predictions {folder} --csv {folder}/decisions.csv" in said
     )
+
+
+def test_where_nothing_was_called_no_file_is_named(folder, monkeypatch, capsys):
+    monkeypatch.setattr("unimmad.serving.server.serve", lambda app, listening: None)
+    assert main([str(folder), "--port", "0"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0 of 3 called, nothing is saved"

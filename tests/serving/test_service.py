@@ -106,8 +106,9 @@ def bad_forms(encoded) -> list[tuple[int, str, list]]:
         (422, "did you mean solids/cookie?", [good, ("class", (None, "cooky"))]),
         (422, "dataset 'solid' is not", [good, ("dataset", (None, "solid"))]),
         (422, "map 'gif' is not known", [good, ("map", (None, "gif"))]),
-        (422, "not of PNG, JPEG, TIFF or NPY", [("rgb", ("a.png", b"\x00" * 99))]),
-        (422, "type .pdf is not read", [("rgb", ("a.pdf", b"%PDF-1.4"))]),
+        (422, "not of PNG, JPEG, TIFF, NPY, BMP, WebP or GIF", [("rgb", ("a.png", b"\x00" * 99))]),
+        (422, "type .pdf is not read; use one of .bmp, .gif", [("rgb", ("a.pdf", b"%PDF-1.4"))]),
+        (422, "known are solids/cookie, materials/cloth. Or leave it out", [good, ("class", (None, "zzz"))]),
         (422, "type .pdf is not read", [("rgb", ("a", b"%PDF-1.4"))]),
         (422, "does not open as PNG", [("rgb", ("a.png", rgb[: len(rgb) // 2]))]),
         (422, "does not open as PNG", [("rgb", ("a\u202e.png", rgb[:40]))]),
@@ -169,6 +170,8 @@ def test_the_page_needs_no_script_and_nothing_from_elsewhere(client, encoded):
     assert all(words in page for words in ('type="file" name="depth"', "solids/cookie", "Retry-After", "map_npy"))
     schema = json.loads(client.raw("GET", "/openapi.json")[2])
     assert set(schema["paths"]) == {"/predict", "/healthz", "/readyz", "/metrics"}
+    (body,) = schema["paths"]["/predict"]["post"]["requestBody"]["content"].values()
+    assert body["schema"]["properties"]["rgb"]["description"] == "PNG, JPEG, TIFF, NPY, BMP, WebP or GIF: rgb"
     said = json.loads(client.send(form(encoded[CLOTH][0]))[2])
     described = schema["components"]["schemas"]["Answer"]["properties"]
     assert set(said) <= set(described)

@@ -127,7 +127,10 @@ def test_the_detector_takes_the_bank_of_a_class_it_knows_and_the_nearest_of_one_
     assert unknown.score <= max(of_classes.values())
     assert detector.predict(images(900), class_name=with_threshold).threshold == found.classes[with_threshold].value
     assert unknown.threshold is None
-    assert "no threshold holds where the class is not known: name it" in unknown.notes
+    known = ", ".join(detector.catalogue.classes)
+    assert f"no threshold holds where the class is not known: name it: --class, one of {known}" in unknown.notes
+    assert other.notes[0].startswith("class never-seen is not one that the model was trained on: known are ")
+    assert other.notes[1:] == ("no threshold holds where the class is not known",), "one was named"
 
 
 def test_a_sample_has_the_score_that_it_has_alone(calibrated, shards):

@@ -29,6 +29,8 @@ from unimmad.training.forgetting import Forgetting
 from unimmad.training.grow_arguments import parse_grow_arguments
 from unimmad.training.grown_model import begin_leaders, check_placement, grown_model, load_source
 from unimmad.training.growth import Growth, check_same_growth, open_growing_data, replayed_samples
+from unimmad.training.run import _say_next
+from unimmad.training.run_folder import RunFolder
 
 ROPE, COOKIE = "solids/rope", "solids/cookie"
 
@@ -241,6 +243,27 @@ def test_no_class_is_promised_to_be_kept_that_nobody_measures(folders, tmp_path)
     with pytest.raises(ValueError, match="nobody can say what a/b lost of its I-AUROC"):
         found.check(0.02)
     found.check(None)
+
+
+@pytest.mark.parametrize("has_new_leaders", [False, True])
+def test_what_was_done_already_is_no_advice_for_a_class_that_lost_too_much(has_new_leaders):
+    before, after = {"I-AUROC": 0.9}, {"I-AUROC": 0.5}
+    found = Forgetting({"a/a": before}, {"a/a": after}, (), ("a/a",), 1, 1, 0.0)
+    with pytest.raises(ValueError, match="grow again") as error:
+        found.check(0.02, has_new_leaders)
+    assert ("with --new-leaders" in str(error.value)) is not has_new_leaders
+    found.check(None, has_new_leaders)
+
+
+def test_a_grown_run_ends_with_the_command_that_gives_it_thresholds(tmp_path, capsys):
+    alone = World(0, 1, 0, torch.device("cpu"))
+    _say_next(RunFolder(tmp_path, None), alone, grown=True)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"next: unimmad evaluate --checkpoint {tmp_path}"
+    assert said[1].startswith("note: it has no thresholds")
+    assert said[1].endswith(f"unimmad calibrate --checkpoint {tmp_path}")
+    _say_next(RunFolder(tmp_path, None), alone)
+    assert "calibrate" not in capsys.readouterr().out
 
 
 def test_the_source_is_known_by_what_it_was_at_the_start(growth, folders, tmp_path):

@@ -125,7 +125,15 @@ class Feedback:
 
     def in_banks(self, added: Mapping[str, str]) -> set[str]:
         """Digests of all images that a bank holds; ``added`` as for ``images``."""
-        return {image.digest for image in _of_classes(self.versions, added) if image.in_bank}
+        return set().union(*self.in_banks_by_class(added).values())
+
+    def in_banks_by_class(self, added: Mapping[str, str]) -> dict[str, set[str]]:
+        """The same, by ``DATASET/CLASS``."""
+        found: dict[str, set[str]] = {}
+        for image in _of_classes(self.versions, added):
+            if image.in_bank:
+                found.setdefault(image.class_name, set()).add(image.digest)
+        return found
 
 
 @contextmanager

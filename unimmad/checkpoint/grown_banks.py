@@ -69,6 +69,14 @@ def banked_digests(feedback: Feedback, added: Mapping[str, AddedClass]) -> set[s
     return feedback.in_banks(digests_of_added(added)).union(*(one.entry.digests for one in added.values()))
 
 
+def banked_by_class(feedback: Feedback, added: Mapping[str, AddedClass]) -> dict[str, set[str]]:
+    """The same, by class."""
+    found = {name: set(one.entry.digests) for name, one in added.items()}
+    for name, digests in feedback.in_banks_by_class(digests_of_added(added)).items():
+        found.setdefault(name, set()).update(digests)
+    return found
+
+
 def digests_of_added(added: Mapping[str, AddedClass]) -> dict[str, str]:
     """By which ``Feedback`` tells added classes from earlier ones of the same name."""
     return {name: one.entry.sha256 for name, one in added.items()}

@@ -27,9 +27,16 @@ from unimmad.checkpoint.thresholds import load_thresholds
 from unimmad.cli.console import run_command
 from unimmad.data.layouts.scan import Notices
 from unimmad.evaluation.scoring import named_device
-from unimmad.inference.adding import MOST_IMAGES, ClassAdder, check_new, chosen_images, shared_images
+from unimmad.inference.adding import (
+    MOST_IMAGES,
+    ClassAdder,
+    check_new,
+    chosen_images,
+    namesakes_note,
+    shared_images,
+)
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
-from unimmad.inference.new_class import new_classes
+from unimmad.inference.new_class import NewClass, new_classes
 from unimmad.serialization.text import one_line
 
 RUNS = Path("runs")
@@ -58,7 +65,8 @@ def adding_parser() -> argparse.ArgumentParser:
         "--class",
         dest="class_name",
         metavar="NAME",
-        help="of the images; of shards and datasets the one meant (CLASS or DATASET/CLASS; default: all)",
+        help="of the images, DATASET/CLASS where the model knows a class of that name; of shards and datasets the one "
+        "meant (CLASS or DATASET/CLASS; default: all)",
     )
     parser.add_argument(
         "--images", type=int, metavar="N", help=f"draw so many of them (default: all, {MOST_IMAGES} at most)"
@@ -102,6 +110,19 @@ def _named(name: str, added: Sequence[AddedClass]) -> str:
     return found[0]
 
 
+def _check_namesakes(found: Sequence[NewClass], known: Sequence[str], added: Sequence[str], notices: Notices) -> None:
+    """Tell of classes that share their names with others; one that is put in its own place is none of those.
+
+    Raises:
+        ValueError: as ``namesakes_note``.
+    """
+    met = list(known)
+    for one in found:
+        if one.name not in added and (note := namesakes_note(one, met)):
+            notices.add(note)
+        met.append(one.name)
+
+
 def _add(options: argparse.Namespace, checkpoint: LoadedCheckpoint, added: Sequence[AddedClass]) -> None:
     missing = [path for path in options.paths if not path.exists()]
     if missing:
@@ -109,8 +130,10 @@ def _add(options: argparse.Namespace, checkpoint: LoadedCheckpoint, added: Seque
     thresholds, notices = load_thresholds(checkpoint.folder), Notices()
     catalogue = checkpoint_catalogue(checkpoint, None, thresholds)
     found = new_classes(options.paths, options.class_name, catalogue, notices)
+    names = [known.name for known in added]
     for one in found:
-        check_new(one.name, catalogue, [known.name for known in added], options.replace)
+        check_new(one.name, catalogue, names, options.replace)
+    _check_namesakes(found, [*catalogue.classes, *names], names, notices)
     chosen = [chosen_images(one, options.images, options.seed) for one in found]
     total = sum(2 * len(one.samples) for one in chosen)
     adder = ClassAdder(

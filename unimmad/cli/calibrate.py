@@ -86,7 +86,7 @@ def write_thresholds(arguments: argparse.Namespace, ranks: Ranks) -> None:
             path = save_thresholds(thresholds, folder)
             save_scores(scores, thresholds, folder, digests)
             save_reference(made_reference(facts, thresholds, checkpoint.weights_digest), folder)
-        print(describe(thresholds))
+        print(describe(thresholds, checkpoint.model.looks_at_class))
         if has_feedback(folder):
             print("note: banks keep what feedback added to them; its scores no longer count (docs/feedback.md)")
         print(f"thresholds {path}")

@@ -189,7 +189,7 @@ def _take(
             tell_done=bar.update,
         )
     images = {**taker.images, **{image.digest: image for image in change.version.images}}
-    lines = change_lines(change, list(images.values()))
+    lines = change_lines(change, list(images.values()), options.dry_run)
     if not change.version.images:
         print("nothing new: all of it was said before, or is in a bank or in the calibration already")
     elif options.dry_run:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from unimmad.checkpoint.folder import find_checkpoint, newest_run
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, load_reference
@@ -93,7 +94,7 @@ def _reference(given: Path | None) -> MonitoringReference:
     if reference is None:
         raise ValueError(
             f"{checkpoint} has no {MONITORING_NAME}: nothing is known of calibration images; run unimmad calibrate "
-            "--checkpoint, and predict again"
+            f"--checkpoint {quote(str(run))}, and predict again"
         )
     return reference
 

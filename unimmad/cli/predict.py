@@ -26,6 +26,7 @@ from unimmad.cli.console import run_command
 from unimmad.cli.opening import add_detector_options, open_detector
 from unimmad.data.layouts.scan import Notices
 from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector, OnSkip
+from unimmad.inference.engines import OnnxEngine
 from unimmad.inference.inputs import InputSample, find_samples, sample_of_modalities
 from unimmad.inference.output import PredictionFolder, screen_table
 from unimmad.inference.prediction import Prediction
@@ -87,7 +88,8 @@ def _all_that_is_broken(
 
 
 def _print(folder: PredictionFolder, detector: Detector, options: argparse.Namespace, notes: Sequence[str]) -> None:
-    print(screen_table(list(folder.rows.values()), detector.thresholds, detector.engine.misses_class))
+    engine, rows = detector.engine, list(folder.rows.values())
+    print(screen_table(rows, detector.thresholds, engine.misses_class, isinstance(engine, OnnxEngine)))
     for note in notes:
         print(f"note: {one_line(note)}")
     print(f"results  {folder.lines_file}")
@@ -128,7 +130,7 @@ def prediction_parser() -> argparse.ArgumentParser:
         dest="class_name",
         metavar="CLASS",
         help="of all samples: its threshold decides. CLASS or DATASET/CLASS; an unknown one goes by the threshold of "
-        "all classes",
+        "all classes, where the method's scores do not depend on the class",
     )
     parser.add_argument("--output-dir", type=Path, default=Path("predictions"), help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="default: %(default)s")

@@ -65,9 +65,10 @@ def _review(options: argparse.Namespace) -> None:
         if not alone:
             print("note: anybody who can reach this address may look and decide: no passwords", file=sys.stderr)
         names = (*LOOPBACK_NAMES, options.host) if alone else None
-        print(f"{len(review.samples)} predictions at {url_of(listening)}, until Ctrl-C", flush=True)
+        print(f"{len(review.samples)} predictions at {url_of(listening)} until Ctrl-C", flush=True)
         serve(create_review_app(review, command, names), listening)
-    print(f"{len(review.decisions)} of {len(review.samples)} called, in {review.file}")
+    where = f", in {review.file}" if review.file.exists() else ", nothing is saved"
+    print(f"{len(review.decisions)} of {len(review.samples)} called{where}")
     if review.decisions:
         print(f"next: {command}")
         if len(review.decisions) == len(review.samples):

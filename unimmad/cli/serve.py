@@ -20,7 +20,8 @@ from pathlib import Path
 
 from unimmad.cli.console import run_command
 from unimmad.cli.opening import add_detector_options, open_detector
-from unimmad.inference.detector import DEFAULT_BATCH_SIZE
+from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector
+from unimmad.inference.engines import OnnxEngine
 
 MIB = 2**20
 MOST_MIB = 2**20
@@ -101,9 +102,15 @@ def _serve(options: argparse.Namespace) -> None:
         if not alone:
             print("note: anybody who can reach this address may use it: there are no passwords", file=sys.stderr)
         if detector.thresholds is None and not detector.added:
-            print(
-                "note: no thresholds, so there are scores without decisions: unimmad calibrate makes them",
-                file=sys.stderr,
-            )
+            print(f"note: no thresholds, so there are scores without decisions: {_remedy(detector)}", file=sys.stderr)
         print(f"serving {options.checkpoint} at {url_of(listening)}", flush=True)
         serve(app, listening)
+
+
+def _remedy(detector: Detector) -> str:
+    """What gives thresholds."""
+    if detector.engine.misses_class:
+        return "serve the checkpoint, since an exported file is not told the class that they depend on"
+    if isinstance(detector.engine, OnnxEngine):
+        return "calibrate the file's checkpoint (unimmad calibrate), and export it again"
+    return "unimmad calibrate makes them"

@@ -9,7 +9,7 @@ import numpy as np
 from unimmad.data.decode_limits import MAX_CHANNELS, check_encoded, check_npy
 from unimmad.data.decoded import DecodedImage
 from unimmad.data.image_structure import check_png_or_jpeg
-from unimmad.data.image_type import NPY, TIFF, other_type_of, type_of
+from unimmad.data.image_type import CONVERTED_TYPES, NPY, READ_IN_WORDS, TIFF, other_type_of, type_of
 from unimmad.data.pillow_images import decode_pillow
 from unimmad.data.tiff_images import decode_tiff
 from unimmad.serialization.text import one_line
@@ -57,8 +57,7 @@ def decode(data: bytes, suffix: str, where: str, planes: bool = False) -> Decode
     check_encoded(len(data), where)
     file_type = type_of(data)
     if file_type is None:
-        other = other_type_of(data)
-        reason = f"its bytes are {f'those of {other}, ' if other else ''}not of PNG, JPEG, TIFF or NPY"
+        reason = _not_read(data)
         raise ValueError(f"{where}: does not open as {suffix[1:].upper()} ({reason}); convert, replace or remove it")
     try:
         decoded = _decode(data, file_type, planes)
@@ -66,6 +65,14 @@ def decode(data: bytes, suffix: str, where: str, planes: bool = False) -> Decode
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{where}: does not open as {file_type} ({reason}); replace or remove it") from None
     return decoded.with_pixels(as_image(decoded.pixels, where))
+
+
+def _not_read(data: bytes) -> str:
+    """Why bytes of none of the types that are decoded here are refused."""
+    other = other_type_of(data)
+    if other in CONVERTED_TYPES:
+        return f"its bytes are those of {other}, which is read where a file's name ends in .{other.lower()}"
+    return f"its bytes are {f'those of {other}, ' if other else ''}not of {READ_IN_WORDS}"
 
 
 def _decode(data: bytes, file_type: str, planes: bool) -> DecodedImage:

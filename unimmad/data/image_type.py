@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 PNG, JPEG, TIFF, NPY = "PNG", "JPEG", "TIFF", "NPY"
+BMP, WEBP, GIF = "BMP", "WebP", "GIF"
+STORED_TYPES = (PNG, JPEG, TIFF, NPY)
+"""Those that shards hold."""
+CONVERTED_TYPES = (BMP, WEBP, GIF)
+"""Those that are read besides of one's own files, by names that end in them, and brought to PNG."""
+READ_TYPES = (*STORED_TYPES, *CONVERTED_TYPES)
+READ_IN_WORDS = f"{', '.join(READ_TYPES[:-1])} or {READ_TYPES[-1]}"
 
 _READ = (
     (b"\x89PNG\r\n\x1a\n", PNG),
@@ -16,8 +23,8 @@ _READ = (
 _PNG_BIT_DEPTH = 24
 """The byte of a PNG that says it."""
 _OTHERS = (
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
+    (b"GIF8", GIF),
+    (b"BM", BMP),
     (b"\0\0\0\x0cjP", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\x76\x2f\x31\x01", "OpenEXR"),
@@ -40,7 +47,7 @@ def type_of(data: bytes) -> str | None:
 def other_type_of(data: bytes) -> str:
     """What a file that is not read seems to be, for messages; empty where nothing tells."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WebP"
+        return WEBP
     if data[4:8] == b"ftyp":
         return _ISO_BRANDS.get(data[8:12], "HEIC, AVIF or video")
     if data[128:132] == b"DICM":

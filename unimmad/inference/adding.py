@@ -63,6 +63,27 @@ def check_new(name: str, catalogue: Catalogue, added: Iterable[str], replace_it:
         raise ValueError(f"class {name} is one that the model was trained on; choose another name")
 
 
+def namesakes_note(new: NewClass, known: Iterable[str]) -> str:
+    """What to say of a class that is called like ``known`` ones of other datasets; empty where there is none.
+
+    Raises:
+        ValueError: there is one, and nobody told the dataset of the new one.
+    """
+    plain = new.name.partition("/")[2]
+    alike = [name for name in known if name != new.name and name.partition("/")[2] == plain]
+    if not alike:
+        return ""
+    if not new.dataset_told:
+        raise ValueError(
+            f"--class {plain}: the model knows {listed(alike, 5)}; give the new class another name, or tell its "
+            f"dataset, too: --class {new.name}"
+        )
+    return (
+        f"{plain} is a class of several datasets from now on, {listed([*alike, new.name], 5)}: --class {plain} is "
+        "ambiguous, name the one that is meant with its dataset"
+    )
+
+
 def chosen_images(found: NewClass, wanted: int | None, seed: int) -> NewClass:
     """The class with ``wanted`` of its images, drawn by the seed; None: all, if they are not too many.
 

@@ -37,6 +37,7 @@ from unimmad.evaluation.normal_maps import looked_at, usual_value
 from unimmad.evaluation.resume import evaluation_fingerprint
 from unimmad.evaluation.scoring import check_scored
 from unimmad.evaluation.tiling import score_samples
+from unimmad.inference.deciding import ALL_CLASSES
 from unimmad.inference.engines import ModelEngine
 from unimmad.inference.inputs import EncodedImage, InputSample
 from unimmad.inference.measuring import CalibrationFacts, facts_of_batch
@@ -317,14 +318,24 @@ def _check_unseen(checkpoint: LoadedCheckpoint, shards: ShardSet, data: Sequence
         )
 
 
-def describe(thresholds: Thresholds) -> str:
-    """The thresholds as a table for the screen, and what they can't promise."""
+def describe(thresholds: Thresholds, looks_at_class: bool = False) -> str:
+    """The thresholds as a table for the screen, and what they can't promise.
+
+    Args:
+        thresholds: all.
+        looks_at_class: whether scores depend on the class, see ``Method.looks_at_class``.
+    """
     rows = list(_rows(thresholds))
     widest = max(len(name) for name, _ in rows)
     lines = [f"{'class':{widest}}  images  threshold  false alarms at most"]
     for name, found in rows:
         lines.append(f"{name:{widest}}  {found.images:6d}  {found.value:9.4g}  {found.fpr_bound:.3%}")
     lines.append(f"scored in {thresholds.precision}")
+    if looks_at_class:
+        lines.append(
+            f"note: {ALL_CLASSES} is not used for images whose class is not named: the method's scores depend on the "
+            "class, so that these are not decided (unimmad predict --class)"
+        )
     few = thresholds.too_few()
     if few:
         rate = thresholds.false_alarm_rate
@@ -346,10 +357,10 @@ def _rows(thresholds: Thresholds) -> Iterator[tuple[str, Threshold]]:
         for part in (found, *found.sets):
             yield (f"{name} ({', '.join(part.modalities)})" if found.sets else name), part
     if len(thresholds.sensor_sets) < 2:
-        yield "all classes", thresholds.all_classes
+        yield ALL_CLASSES, thresholds.all_classes
         return
     for part in thresholds.sensor_sets:
-        yield f"all classes ({', '.join(part.modalities)})", part
+        yield f"{ALL_CLASSES} ({', '.join(part.modalities)})", part
 
 
 def _some(names: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 from unimmad.data.index import DatasetEntry, Index, Modality, rois_of
 from unimmad.data.joined_slots import joined_by_name
 from unimmad.data.roi import Rois, given_rois
+from unimmad.serialization.text import listed
+
+MOST_NAMES = 10
+"""Classes that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,11 @@ class Catalogue:
         """Of all datasets, each name once."""
         return tuple(dict.fromkeys(modality.name for entry in self.datasets.values() for modality in entry.modalities))
 
+    def classes_in_words(self, given: str | None) -> str:
+        """For messages where a class is to be named: those of ``DATASET/`` where that is given, else all."""
+        of_dataset = [name for name in self.classes if given and name.startswith(given)]
+        return f"one of {listed(of_dataset or self.classes, MOST_NAMES)}"
+
     def match(self, names: Sequence[str] | None, class_name: str | None = None) -> Match:
         """Find the modalities that images go by.
 
@@ -139,6 +149,15 @@ class Catalogue:
                 f"--class, for example --class {candidates[0]}/NAME"
             )
         return self.datasets[candidates[0]]
+
+
+def nearest_name(given: str, known: Sequence[str]) -> str:
+    """For messages about a name that is not known: the one that is like it in any case of letters, with or without its
+    dataset, and those that are known."""
+    names = {name.lower(): name for name in known} | {name.partition("/")[2].lower(): name for name in known}
+    near = difflib.get_close_matches(given.lower(), names, n=1)
+    all_names = f"nown are {listed(known, MOST_NAMES)}"
+    return f"did you mean {names[near[0]]}? K{all_names}" if near else f"k{all_names}"
 
 
 def _names(entry: DatasetEntry) -> list[str]:

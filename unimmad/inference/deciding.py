@@ -10,11 +10,13 @@ from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds
 from unimmad.config import TileSettings
 from unimmad.data.edges import Overlap
 from unimmad.evaluation.header import TOO_SMALL
-from unimmad.inference.catalogue import Catalogue
+from unimmad.inference.catalogue import Catalogue, nearest_name
 from unimmad.inference.engines import Engine
 from unimmad.inference.reading import PreparedSample
 
 ALL_CLASSES = "all classes"
+UNKNOWN_CLASS = "no threshold holds where the class is not known"
+UNKNOWN_PLACE = "no threshold holds: where to look is not known without the class"
 NO_CLASS_TOLD = (
     "no threshold holds where the class is not known, and an exported file is not told it: scored by the nearest class"
 )
@@ -38,7 +40,10 @@ class Decider:
         """The threshold that holds for a sample, whose it is, and what to say about it."""
         known, missing, asked = sample.match.class_name, sample.match.missing, sample.asked_class
         named = asked is not None and not asked.endswith("/")
-        notes = [f"class {asked} is not one that the model was trained on"] if named and not known else []
+        notes = []
+        if named and not known:
+            near = nearest_name(str(asked), self.catalogue.classes)
+            notes.append(f"class {asked} is not one that the model was trained on: {near}")
         if missing:
             notes.append(f"scored without {', '.join(missing)}")
         if self.engine.misses_class:
@@ -52,10 +57,10 @@ class Decider:
         own = known is not None and known in self.thresholds.classes
         if not self.thresholds.same_roi(known if own else None, self.catalogue.rois.of(known)):
             if known is None and self.catalogue.rois.of_classes:
-                return None, None, [*notes, "no threshold holds: where to look is not known without the class: name it"]
+                return None, None, [*notes, f"{UNKNOWN_PLACE}{self._remedy(sample, named)}"]
             return None, None, [*notes, "no threshold holds for another region of interest: calibrate with it"]
         if self.engine.looks_at_class and known is None:
-            return None, None, [*notes, "no threshold holds where the class is not known: name it"]
+            return None, None, [*notes, f"{UNKNOWN_CLASS}{self._remedy(sample, named)}"]
         threshold = self._of_sensors(known if own else None, sample)
         if threshold is None:
             # A map adds up over modalities, so that scores of others are of another size.
@@ -74,6 +79,10 @@ class Decider:
             images = f"{threshold.images} calibration image{' promises' if threshold.images == 1 else 's promise'}"
             notes.append(f"{images} a false-alarm rate of {rate} only")
         return threshold, known if own else ALL_CLASSES, notes
+
+    def _remedy(self, sample: PreparedSample, named: bool) -> str:
+        """The end of a note about a class that is not known: which there are, where none was named."""
+        return "" if named else f": name it: --class, {self.catalogue.classes_in_words(sample.asked_class)}"
 
     def promises(self, sample: PreparedSample, of: str) -> bool:
         """Whether a sample's threshold, which is ``of`` a class or of all, promises a false-alarm rate for it: not that

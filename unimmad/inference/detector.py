@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unimmad.checkpoint.added_classes import AddedClass, with_added_classes
 from unimmad.checkpoint.feedback import load_feedback
 from unimmad.checkpoint.folder import find_checkpoint
-from unimmad.checkpoint.grown_banks import with_feedback
+from unimmad.checkpoint.grown_banks import banked_by_class, with_feedback
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, load_reference
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
@@ -73,13 +73,15 @@ class Detector:
         own_tiles: TileSettings | None = None,
         added: Mapping[str, AddedClass] | None = None,
         grew: bool = False,
+        in_banks: Mapping[str, Set[str]] | None = None,
     ) -> None:
         """See ``from_checkpoint`` and ``from_onnx``, which put these together.
 
         ``model_digest`` differs for models that give other numbers; ``normal_maps`` are for the colours of pictures;
         ``reference`` is what calibration images were like; ``own_tiles`` are what thresholds were calibrated by that do
         not say it; None: those of the engine; ``added`` are the classes added after training, which the engine's model
-        and the catalogue know; ``grew``: banks did, since calibration.
+        and the catalogue know; ``grew``: banks did, since calibration; ``in_banks``: by class, digests of the images
+        that its bank was made of after training, as far as they are known.
         """
         self.engine = engine
         self.catalogue = catalogue
@@ -94,6 +96,7 @@ class Detector:
         self.own_tiles = own_tiles or engine.settings.tiles
         self.added = dict(added or {})
         self.grew = grew
+        self.in_banks = dict(in_banks or {})
 
     @classmethod
     def open(
@@ -191,9 +194,10 @@ class Detector:
                 "again, or remove it"
             )
         normal_maps = load_normal_maps(checkpoint.folder) if own.same_views(recipe.evaluation.tiles) else None
-        counted = load_feedback(checkpoint.folder, None, thresholds).counted
-        grew = any(version.grown for version in counted)
-        return cls(engine, catalogue, thresholds, digest, normal_maps, reference, own, checkpoint.added, grew)
+        feedback, added = load_feedback(checkpoint.folder, None, thresholds), checkpoint.added
+        grew = any(version.grown for version in feedback.counted)
+        held = banked_by_class(feedback, added)
+        return cls(engine, catalogue, thresholds, digest, normal_maps, reference, own, added, grew, held)
 
     @classmethod
     def from_onnx(
@@ -252,8 +256,8 @@ class Detector:
             images: a file, its bytes (``EncodedImage``) or a decoded array (H x W or H x W x channels) by modality
                 name; a single one without a name where the model has a dataset of one modality.
             class_name: ``CLASS`` or ``DATASET/CLASS``: its threshold decides. One that the model does not know is
-                scored as well, and decided by the threshold of all classes; so is ``DATASET/``, which tells the dataset
-                alone.
+                scored as well, and decided by the threshold of all classes (not decided, where the method's scores
+                depend on the class); so is ``DATASET/``, which tells the dataset alone.
             name: for messages.
 
         Raises:
@@ -328,7 +332,8 @@ class Detector:
             ValueError: as ``predict``, but for what is not finite.
         """
         engine = self.engine
-        prepared = prepare_sample(sample, self.catalogue, class_name, engine.image_size, with_pictures, engine.geometry)
+        size, geometry = engine.image_size, engine.geometry
+        prepared = prepare_sample(sample, self.catalogue, class_name, size, with_pictures, geometry, self.in_banks)
         self.engine.check(prepared)
         return prepared
 

@@ -13,12 +13,13 @@ from unimmad.inference.predicted import some
 from unimmad.serialization.text import one_line
 
 
-def change_lines(change: Change, counted: Sequence[CalledImage]) -> list[str]:
+def change_lines(change: Change, counted: Sequence[CalledImage], dry_run: bool = False) -> list[str]:
     """What to say of a call of feedback.
 
     Args:
         change: what it does.
         counted: all images whose scores count after it, of earlier calls too.
+        dry_run: it is not done.
     """
     version = change.version
     lines = [_counts(version, change.known, change.copies, change.held)]
@@ -26,7 +27,8 @@ def change_lines(change: Change, counted: Sequence[CalledImage]) -> list[str]:
     for name in sorted(concerned | _changed(version)):
         lines += [f"{one_line(name)}: {line}" for line in _of_class(name, change, counted)]
     if rows := sum(map(len, change.rows.values())):
-        lines.append(f"banks grew by {rows} patches: later scores of their classes, named, are lower, never higher")
+        grew, are = ("would grow", "would be") if dry_run else ("grew", "are")
+        lines.append(f"banks {grew} by {rows} patches: later scores of their classes, named, {are} lower, never higher")
     return [*lines, *(f"note: {note}" for note in _notes(version))]
 
 

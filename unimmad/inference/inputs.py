@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from unimmad.data.layouts.scan import Notices, images_by_stem, visible_folders
-from unimmad.data.layouts.source_set import READ_SUFFIXES
+from unimmad.data.layouts.source_set import READ_SUFFIX_LIST, READ_SUFFIXES
 from unimmad.serialization.text import utf8_name
 
 
@@ -42,7 +42,7 @@ class InputSample:
 
 
 def find_samples(paths: Sequence[Path], modality_names: Sequence[str], notices: Notices) -> list[InputSample]:
-    """The samples in ``paths``, in their order, with names that differ.
+    """The samples in ``paths``, in their order, with names that differ; what is given twice counts once.
 
     Args:
         paths: image files; folders of images; folders with one folder a modality, whose files of one name (without
@@ -57,7 +57,7 @@ def find_samples(paths: Sequence[Path], modality_names: Sequence[str], notices: 
     samples: list[InputSample] = []
     for path in paths:
         samples += _of_folder(path, modality_names, notices) if path.is_dir() else [_of_file(path)]
-    return _with_names_that_differ(samples)
+    return _with_names_that_differ(_each_once(samples, notices))
 
 
 def sample_of_modalities(options: Sequence[str]) -> InputSample:
@@ -85,8 +85,7 @@ def _checked_file(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give image files or folders")
     if path.suffix.lower() not in READ_SUFFIXES:
-        kinds = ", ".join(sorted(READ_SUFFIXES))
-        raise ValueError(f"{path}: type {path.suffix or '(none)'} is not read; use one of {kinds}")
+        raise ValueError(f"{path}: type {path.suffix or '(none)'} is not read; use one of {READ_SUFFIX_LIST}")
     return path
 
 
@@ -103,7 +102,7 @@ def _of_folder(folder: Path, modality_names: Sequence[str], notices: Notices) ->
             f"{folder} holds the folders {', '.join(found.name for found in inner)}, and none is a modality that is "
             f"known ({', '.join(modality_names)}); give folders of images, or name these by their modality"
         )
-    raise ValueError(f"{folder} holds no image; read are {', '.join(sorted(READ_SUFFIXES))}")
+    raise ValueError(f"{folder} holds no image; read are {READ_SUFFIX_LIST}")
 
 
 def _of_modality_folders(
@@ -122,6 +121,23 @@ def _of_modality_folders(
         InputSample(f"{title}/{stem}", {name: images[stem] for name, images in by_modality.items() if stem in images})
         for stem in stems
     ]
+
+
+def _each_once(samples: Sequence[InputSample], notices: Notices) -> list[InputSample]:
+    """The first of those that are of the same files, whatever paths and links lead there."""
+    found: dict[frozenset[tuple[str, Path]], InputSample] = {}
+    for sample in samples:
+        found.setdefault(_files(sample), sample)
+    if repeated := len(samples) - len(found):
+        was = "1 sample was" if repeated == 1 else f"{repeated} samples were"
+        notices.add(f"{was} given more than once, by the same files: each counts once")
+    return list(found.values())
+
+
+def _files(sample: InputSample) -> frozenset[tuple[str, Path]]:
+    """By modality, where they really are."""
+    images = sample.images if isinstance(sample.images, Mapping) else {"": sample.images}
+    return frozenset((name, Path(image).resolve()) for name, image in images.items() if isinstance(image, str | Path))
 
 
 def _with_names_that_differ(samples: Sequence[InputSample]) -> list[InputSample]:

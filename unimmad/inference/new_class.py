@@ -33,6 +33,8 @@ class NewClass:
     dataset: DatasetEntry
     """Its modalities, in the model's slots."""
     samples: tuple[InputSample, ...]
+    dataset_told: bool = True
+    """Whether its dataset was told, by the user, shards or a layout; else it is ``ADDED``."""
 
 
 def new_classes(
@@ -60,7 +62,7 @@ def new_classes(
     if plain and class_name is not None:
         samples = find_samples(plain, catalogue.modality_names, notices)
         name = class_name if "/" in class_name else f"{ADDED}/{class_name}"
-        found[name] = NewClass(name, _known_as(name, samples, catalogue), tuple(samples))
+        found[name] = NewClass(name, _known_as(name, samples, catalogue), tuple(samples), "/" in class_name)
     wanted = [one for name, one in found.items() if class_name in (None, name, name.partition("/")[2])]
     if not wanted:
         there = listed(sorted(found), 5) or "none with normal training images"

@@ -231,10 +231,12 @@ def _files(row: Row) -> set[str]:
     }
 
 
-def screen_table(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: bool = False) -> str:
+def screen_table(
+    rows: Sequence[Row], thresholds: Thresholds | None, misses_class: bool = False, exported: bool = False
+) -> str:
     """The highest scores first, then counts, and in words what the decisions rest on; within 80 columns.
 
-    ``misses_class``: as the engine that scored says.
+    ``misses_class``: as the engine that scored says; ``exported``: it is an exported file.
     """
     shown = sorted(rows, key=lambda row: -row.score)[:MOST_ROWS]
     names = [_shortened(one_line(row.name)) for row in shown]
@@ -245,14 +247,19 @@ def screen_table(rows: Sequence[Row], thresholds: Thresholds | None, misses_clas
         lines.append(f"{name:{widest}}  {row.score:9.4g}  {decisions[row.anomalous]}")
     if len(rows) > len(shown):
         lines.append(f"... and {len(rows) - len(shown)} with lower scores")
-    lines += [_summary(rows, thresholds, misses_class), *(f"note: {note}" for note in _notes(rows))]
+    lines += [_summary(rows, thresholds, misses_class, exported), *(f"note: {note}" for note in _notes(rows))]
     return "\n".join(lines)
 
 
-def _summary(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: bool) -> str:
+def _summary(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: bool, exported: bool) -> str:
     if misses_class:
         return f"{len(rows)} scored, without a decision: for one, use the checkpoint in place of the exported file"
     unpromised = sum(row.threshold_promised is False for row in rows)
+    if thresholds is None and exported:
+        return (
+            f"{len(rows)} scored. The exported file has no thresholds, so there is no decision:\ncalibrate its "
+            "checkpoint (unimmad calibrate), and export it again"
+        )
     if thresholds is None and not unpromised:
         return (
             f"{len(rows)} scored. No thresholds lie beside the checkpoint, so there is no decision.\nunimmad calibrate "
@@ -262,7 +269,9 @@ def _summary(rows: Sequence[Row], thresholds: Thresholds | None, misses_class: b
     undecided = len(rows) - anomalous - normal
     left = f", {undecided} not decided" if undecided else ""
     counts = f"{anomalous} anomalous, {normal} normal{left}"
-    if thresholds is None or unpromised == anomalous + normal > 0:
+    if not anomalous + normal:
+        return counts
+    if thresholds is None or unpromised == anomalous + normal:
         return f"{counts}, by thresholds that promise no false-alarm rate"
     more = f", but {unpromised} by thresholds that promise none" if unpromised else ""
     return f"{counts}, at a false-alarm rate of {_rate(rows, thresholds):.3g}{more}"

@@ -6,7 +6,7 @@ Letters: M modalities of a sample, C = 3 channels, H x W the model's image size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -22,6 +22,7 @@ from unimmad.data.depth_range import check_dtype
 from unimmad.data.edges import Overlap, overlaps
 from unimmad.data.index import Modality
 from unimmad.data.layouts.converted import CONVERTED_SUFFIXES, as_png
+from unimmad.data.layouts.source_set import READ_SUFFIX_LIST, READ_SUFFIXES
 from unimmad.data.look import Look, look_at
 from unimmad.data.prepare import as_channels, normalisation, seen_pixels, stored_pixels
 from unimmad.data.value_range import beyond_range_note
@@ -30,6 +31,8 @@ from unimmad.inference.catalogue import Catalogue, Match
 from unimmad.inference.inputs import EncodedImage, ImageSource, InputSample
 from unimmad.inference.pictures import Picture, panel_size, picture_of
 from unimmad.serialization.text import one_line, shown
+
+IN_BANK = "this image is in the class's own bank, so that its score says nothing"
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,11 @@ def prepare_sample(
     image_size: int,
     with_pictures: bool,
     geometry: Geometry = STRETCHED,
+    in_banks: Mapping[str, Set[str]] | None = None,
 ) -> PreparedSample:
     """Decode the images of a sample of any size, bit depth and known modalities.
+
+    ``in_banks``: by class, ``pixels_digest`` of images that its bank was made of, which a note tells.
 
     Raises:
         ValueError: an image can't be read, does not fit its modality, or differs in size from the sample's others; what
@@ -106,10 +112,13 @@ def prepare_sample(
     stored, pictures, files = [], [], {}
     notes: list[str] = []
     first: tuple[str, tuple[int, ...]] | None = None
+    held = (in_banks or {}).get(match.class_name or "", frozenset())
+    digests: list[str] = []
     for modality in match.modalities:
         source = sample.images[modality.name] if isinstance(sample.images, Mapping) else sample.images
         array, where, of_file = _decoded(source, f"{sample.name}, {modality.name}")
         first = first or (where, array.shape)
+        digests += [_digest(array)] if held else []
         check_same_size(where, array.shape, *first)
         pixels, of_values = _read_values(array, modality, where)
         stored.append(pixels)
@@ -119,6 +128,8 @@ def prepare_sample(
             files[modality.name] = str(source)
         if with_pictures:
             pictures.append((modality.name, picture_of(pixels, modality.kind, panel_size(array.shape))))
+    if held and _joined(digests) in held:
+        notes.append(IN_BANK)
     height, width = stored[0].shape[:2]
     prepared = PreparedSample(
         sample.name,
@@ -213,9 +224,18 @@ def pixels_digest(sample: InputSample) -> str:
     digests = []
     for source in sample.images.values() if isinstance(sample.images, Mapping) else [sample.images]:
         pixels, _, _ = _decoded(source, sample.name)
-        digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype.name}\n".encode())
-        digest.update(np.ascontiguousarray(pixels).data)
-        digests.append(digest.hexdigest())
+        digests.append(_digest(pixels))
+    return _joined(digests)
+
+
+def _digest(pixels: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype.name}\n".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def _joined(digests: Sequence[str]) -> str:
+    """That of a sample, of those of its images."""
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
@@ -233,6 +253,8 @@ def _decoded(source: ImageSource, where: str) -> tuple[np.ndarray, str, tuple[st
         except OSError as error:
             raise ValueError(f"{path}: can't be read ({error.strerror})") from None
         suffix, where = path.suffix.lower(), str(path)
+    if suffix not in READ_SUFFIXES:
+        raise ValueError(f"{where}: type {one_line(suffix) or '(none)'} is not read; use one of {READ_SUFFIX_LIST}")
     if suffix in CONVERTED_SUFFIXES:
         data, suffix = as_png(data, suffix, where), ".png"
     decoded = decode(data, suffix, where)

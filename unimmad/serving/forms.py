@@ -15,7 +15,7 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from unimmad.data.image_type import other_type_of, type_of
-from unimmad.inference.catalogue import Catalogue
+from unimmad.inference.catalogue import Catalogue, nearest_name
 from unimmad.inference.inputs import EncodedImage, InputSample
 from unimmad.serialization.text import listed, one_line, shown
 from unimmad.serving.batching import Question
@@ -181,7 +181,6 @@ def _class_name(catalogue: Catalogue, dataset: str | None, class_name: str | Non
 
 
 def _unknown(what: str, given: str, known: Sequence[str]) -> str:
-    names = {name: name for name in known} | {name.partition("/")[2]: name for name in known}
-    near = difflib.get_close_matches(given, names, n=1)
-    hint = f"did you mean {names[near[0]]}?" if near else f"known are {listed(known)}"
-    return f"{what} {shown(given)} is not one that the model was trained on: {hint} Or leave it out"
+    return (
+        f"{what} {shown(given)} is not one that the model was trained on: {nearest_name(given, known)}. Or leave it out"
+    )

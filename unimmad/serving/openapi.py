@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from unimmad.data.image_type import READ_IN_WORDS
 from unimmad.inference.detector import Detector
 from unimmad.report.html_page import render_page
 from unimmad.serving.forms import MAPS, UNNAMED
@@ -15,11 +16,11 @@ def request_body(detector: Detector) -> dict[str, Any]:
     catalogue = detector.catalogue
     kinds = {modality.name: modality.kind for entry in catalogue.datasets.values() for modality in entry.modalities}
     properties: dict[str, Any] = {
-        name: {"type": "string", "format": "binary", "description": f"PNG, JPEG, TIFF or NPY: {kind}"}
+        name: {"type": "string", "format": "binary", "description": f"{READ_IN_WORDS}: {kind}"}
         for name, kind in kinds.items()
     }
     if UNNAMED not in kinds and any(len(entry.modalities) == 1 for entry in catalogue.datasets.values()):
-        described = "The image of a dataset that has one modality"
+        described = f"{READ_IN_WORDS}: the image of a dataset that has one modality"
         properties[UNNAMED] = {"type": "string", "format": "binary", "description": described}
     properties |= {
         "class": {

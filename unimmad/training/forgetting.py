@@ -79,8 +79,12 @@ class Forgetting:
         lost = self.lost(measure)
         return statistics.fmean(lost.values()) if lost else None
 
-    def check(self, most: float | None) -> None:
+    def check(self, most: float | None, has_new_leaders: bool = False) -> None:
         """
+        Args:
+            most: that a class may lose; None: anything.
+            has_new_leaders: whether the checkpoint was grown with leaders of its own, which are then no advice.
+
         Raises:
             ValueError: a class lost more than ``most``, or nobody can say; names all that did.
         """
@@ -94,10 +98,11 @@ class Forgetting:
         beyond = {name: lost for name, lost in self.lost().items() if lost > most}
         if beyond:
             said = ", ".join(f"{name} {lost:.4f}" for name, lost in sorted(beyond.items(), key=lambda item: -item[1]))
+            leaders = "" if has_new_leaders else "with --new-leaders, "
             raise ValueError(
                 f"old classes lost more than --max-forgetting {most:g} of their {MEASURE}: {said}; the checkpoint "
-                "is not finished: grow again into another --output-dir, with more --replay-fraction, with "
-                "--new-leaders, or in fewer training.steps"
+                "is not finished: grow again into another --output-dir, with more --replay-fraction, "
+                f"{leaders}or in fewer training.steps"
             )
 
     def table(self) -> Table:

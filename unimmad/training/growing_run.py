@@ -112,7 +112,7 @@ def review(
         text, _ = found.write(folder.run)
         print(found.table().to_text(), end="", flush=True)
         print(f"forgetting {text}", flush=True)
-        found.check(growth.max_forgetting)
+        found.check(growth.max_forgetting, has_new_leaders=bool(growth.new_leaders))
         mark_finished(folder, checkpoint, arguments.recipe.training.keep_checkpoints)
 
     world.on_main(conclude)

@@ -179,9 +179,15 @@ def _keep_normal_maps(arguments: TrainArguments, run: RunFolder, shards: ShardSe
         logger.warning("no scale for the colours of pictures is kept with %s: %s", checkpoint, one_line(error))
 
 
-def _say_next(run: RunFolder, world: World) -> None:
-    if world.is_main:
-        print(f"next: unimmad evaluate --checkpoint {quote(str(run.path))}")
+def _say_next(run: RunFolder, world: World, grown: bool = False) -> None:
+    if not world.is_main:
+        return
+    path = quote(str(run.path))
+    print(f"next: unimmad evaluate --checkpoint {path}")
+    if grown:
+        print(
+            f"note: it has no thresholds, those of the old checkpoint don't hold: unimmad calibrate --checkpoint {path}"
+        )
 
 
 def _read_settings(arguments: TrainArguments, world: World) -> tuple[TrainArguments, DeepSpeedSettings, int]:

@@ -10,9 +10,10 @@ import io
 from PIL import Image, UnidentifiedImageError
 
 from unimmad.data.decode_limits import check_decoded, check_encoded
-from unimmad.data.image_type import type_of
+from unimmad.data.image_type import CONVERTED_TYPES, READ_IN_WORDS, type_of
 
-_FORMATS = {".bmp": "BMP", ".webp": "WEBP", ".gif": "GIF"}
+_FORMATS = {f".{name.lower()}": name.upper() for name in CONVERTED_TYPES}
+"""As Pillow calls them, by suffix."""
 CONVERTED_SUFFIXES = frozenset(_FORMATS)
 _VALUE_BYTES = 4
 
@@ -34,7 +35,7 @@ def as_png(data: bytes, suffix: str, where: str) -> bytes:
     try:
         return _as_png(data)
     except UnidentifiedImageError:  # its own message names an object in memory
-        reason = "its bytes are none of BMP, WebP and GIF"
+        reason = f"its bytes are not of {READ_IN_WORDS}"
     except Exception as error:  # broken files make the decoders raise a dozen unrelated types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise ValueError(f"{where}: does not open as {_FORMATS[suffix]} ({reason}); replace or remove it")

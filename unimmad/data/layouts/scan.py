@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unimmad.data.index import Split
-from unimmad.data.layouts.source_set import READ_SUFFIXES, SourceFile, SourceSample
+from unimmad.data.layouts.source_set import READ_SUFFIX_LIST, READ_SUFFIXES, SourceFile, SourceSample
 from unimmad.serialization.text import listed
 
 GOOD = "good"
@@ -75,14 +75,11 @@ def no_training_image(class_folder: Path) -> ValueError:
     """What to say of a class without training images, with the types of the files that lie there instead."""
     files = [path for folder in normal_folders(class_folder) for path in folder.iterdir() if path.is_file()]
     types = sorted({path.suffix.lower() for path in files if path.suffix and not path.name.startswith(".")})
-    instead = f", only files of type {listed(types)}; read are {_KINDS}" if types else ""
+    instead = f", only files of type {listed(types)}; read are {READ_SUFFIX_LIST}" if types else ""
     return ValueError(
         f"class {class_folder} has no image in train/{GOOD}{instead}, neither directly nor in a folder a modality; "
         "add some or move the class away"
     )
-
-
-_KINDS = ", ".join(sorted(READ_SUFFIXES))
 
 
 def class_folders(root: Path, notices: Notices) -> list[Path]:
@@ -188,7 +185,7 @@ def images_by_stem(folder: Path, notices: Notices) -> dict[str, Path]:
         else:
             images[path.stem] = path
     for suffix, count in Counter(path.suffix for path in others).items():
-        notices.add(f"{folder}: {count} files of type {suffix or '(none)'} left out; read are {_KINDS}")
+        notices.add(f"{folder}: {count} files of type {suffix or '(none)'} left out; read are {READ_SUFFIX_LIST}")
     if count := sum(path.suffix.lower() == ".gif" for path in images.values()):
         notices.add(f"{folder}: of {count} files of type .gif the first frame is read")
     return images

@@ -14,6 +14,8 @@ from unimmad.data.layouts.converted import CONVERTED_SUFFIXES, as_png
 
 READ_SUFFIXES = IMAGE_SUFFIXES | CONVERTED_SUFFIXES
 """Of image files, lower case."""
+READ_SUFFIX_LIST = ", ".join(sorted(READ_SUFFIXES))
+"""The same for messages."""
 
 
 @dataclass(frozen=True)
