@@ -75,7 +75,7 @@ def test_what_the_launcher_adds_is_accepted():
     ("argv", "message"),
     [
         (["--data", "pipe:cat x"], r"pipe:cat x: a pipe: command needs"),
-        (["--max-steps", "0"], "--max-steps 0 must be 1 or more"),
+        (["--recipe", "tiny", "--max-steps", "0"], "--max-steps 0 must be 1 or more"),
         *(
             (["--profile", bad], f"--profile '{bad}': give a step counted from 1")
             for bad in ("x", "0", "3:2", "3:", "1:2:3")
