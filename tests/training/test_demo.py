@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from launches import CONFIGS, ROOT, command, run
 
-I_AUROC = 0.80
-P_AUROC = 0.90
+I_AUROC = 0.90
+P_AUROC = 0.95
 SECONDS = 1500
 
 
