@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,14 @@ from launches import ROOT, environment
 
 from unimmad.cli.console import UNREAD, print_any_name, quiet_if_unread, run_command
 from unimmad.serialization.text import ListedError
+
+
+@pytest.fixture(autouse=True)
+def sigterm_as_at_the_start() -> Iterator[None]:
+    """Whatever another command's test left in this process."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
