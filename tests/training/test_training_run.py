@@ -17,7 +17,7 @@ from unimmad.parallel.world import World
 from unimmad.serialization import folder_lock
 from unimmad.serialization.folder_lock import FolderLock
 from unimmad.serialization.lock_holder import Holder
-from unimmad.training import loop, run
+from unimmad.training import first_model, loop, run
 from unimmad.training.arguments import parse_arguments
 from unimmad.training.run import train
 from unimmad.training.run_folder import LOCK_NAME
@@ -77,7 +77,7 @@ def test_what_the_last_start_of_this_job_saved_while_it_was_waited_for_is_contin
 
     monkeypatch.setattr(run, "build_engine", Mock(side_effect=NotImplementedError))
     filled = Mock(side_effect=pieces.TensorReader)
-    monkeypatch.setattr(run, "TensorReader", filled)
+    monkeypatch.setattr(first_model, "TensorReader", filled)
     timer = threading.Timer(0.5, save_and_end)
     timer.start()
     with pytest.raises(NotImplementedError):
