@@ -143,6 +143,7 @@ def test_a_table_of_results_that_were_kept_alone_needs_no_data(tmp_path, monkeyp
     assert means(Path("kept/comparison.csv")) == {("solids/nut", "mine"): "0.5"}
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert compare.main(["--table", "--output-dir", "empty"]) == 2
+    assert signal.getsignal(signal.SIGTERM) != compare._stop
     said = "unimmad compare: --table: there is no METHOD/seed_N/result.json in empty; name another --output-dir\n"
     assert capsys.readouterr().err == said
 

@@ -102,8 +102,6 @@ def main(argv: Sequence[str] | None = None, methods: Registry = METHODS) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     ours = words[: words.index(LAUNCHER_MARK)] if LAUNCHER_MARK in words else words
     given = compare_parser().parse_args(ours)
-    for number in STOP_SIGNALS:
-        signal.signal(number, _stop)
 
     def command() -> int:
         if given.slurm:
@@ -112,7 +110,12 @@ def main(argv: Sequence[str] | None = None, methods: Registry = METHODS) -> int:
             raise ValueError(f"options of unimmad launch follow {LAUNCHER_MARK} with --slurm alone")
         return _compare(given, methods)
 
-    return run_command(program(), command, if_interrupted="; the same command goes on where it was", sigterm=False)
+    before = {number: signal.signal(number, _stop) for number in STOP_SIGNALS}
+    try:
+        return run_command(program(), command, if_interrupted="; the same command goes on where it was", sigterm=False)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, _: FrameType | None) -> NoReturn:
