@@ -125,6 +125,9 @@ def test_recipe_files_go_by_their_names(tmp_path):
         (["rd$x$.yaml"], {}, "can't name a folder"),
         (["x/..yaml"], {}, "can't name a folder"),
         (["a:b"], {}, "can't name a folder"),
+        (["=rd"], {}, "can't name a folder"),
+        (["mine="], {}, "mine, .*: it is neither a method"),
+        (["mine=rd", "mine=uniad"], {}, "two are called mine"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(methods, settings, said):
@@ -133,9 +136,25 @@ def test_what_cannot_be_compared_is_said_in_one_line(methods, settings, said):
     assert "\n" not in str(told.value)
 
 
+def test_variants_of_one_recipe_have_labels_and_settings_of_their_own(tmp_path):
+    file = written(tmp_path / "a=b.yaml", method="rd", training={"learning_rate": 0.125})
+    made = cells("rd", "fast=rd", f"other={file}", file, seeds=(0, 1), overrides=["fast:training.learning_rate=0.25"])
+    assert [cell.method for cell in made[::2]] == ["rd", "fast", "other", "a=b"]
+    assert made[3].folder == Path("out/fast/seed_1")
+    rates = [cell.recipe.training.learning_rate for cell in made[::2]]
+    assert rates == [load_recipe("rd", methods=METHOD_SETTINGS).training.learning_rate, 0.25, 0.125, 0.125]
+    assert {cell.recipe.method for cell in made} == {"rd"}
+
+
+def test_a_variant_may_be_of_the_base_recipe_itself():
+    plain, other = cells("tiny", "other=tiny", overrides=["other:training.learning_rate=0.25"])
+    assert plain.recipe == load_recipe("tiny", ["training.steps=7", "data.sampling=natural", "training.seed=0"])
+    assert (other.method, other.recipe.training.learning_rate, other.recipe.training.steps) == ("other", 0.25, 7)
+
+
 def test_two_files_of_one_name_are_refused(tmp_path):
     files = [written(tmp_path / folder / "mine.yaml", method="rd") for folder in ("a", "b")]
-    with pytest.raises(ValueError, match=r"--methods: two are called mine; .*give a recipe file another name"):
+    with pytest.raises(ValueError, match=r"--methods: two are called mine; .*give one another, LABEL=METHOD"):
         cells(*files)
     with pytest.raises(ValueError, match="two are called rd"):
         cells("rd", written(tmp_path / "rd.yaml", method="rd"))

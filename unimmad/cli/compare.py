@@ -41,7 +41,8 @@ DESCRIPTION = """Train and score several methods on the same shards, one after t
 
     %(prog)s --methods unimmad,rd,memory_bank --recipe tiny
     %(prog)s --methods unimmad,dinomaly --seeds 0,1,2 --data data/mine --recipe real --minutes 15
-    %(prog)s --methods unimmad,mine.yaml --set rd:training.learning_rate=1e-3
+    %(prog)s --methods unimmad,mine.yaml --set unimmad:training.learning_rate=1e-3
+    %(prog)s --recipe quick --methods quick,plain=quick --set plain:training.drawn_share=0
     %(prog)s --methods unimmad,rd --slurm -- --partition gpu --gpus-per-node 1
 
 Each method has its own recipe; image size, data, length and batch come from --recipe. Whatever ends it, the same
@@ -61,8 +62,9 @@ def compare_parser() -> argparse.ArgumentParser:
     names = ", ".join(METHODS)
     parser.add_argument(
         "--methods",
-        metavar="METHOD,METHOD",
-        help=f"of {names}, recipe names and files (default: {DEFAULT_METHODS}; with --table what is there)",
+        metavar="METHOD,LABEL=METHOD",
+        help=f"of {names}, recipe names and files, each with a label of its own where it is given one "
+        f"(default: {DEFAULT_METHODS}; with --table what is there)",
     )
     parser.add_argument("--seeds", default="0", help="of each method, such as 0,1,2 (default: %(default)s)")
     parser.add_argument(
@@ -73,7 +75,7 @@ def compare_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         dest="overrides",
-        metavar="[METHOD:]KEY=VALUE",
+        metavar="[LABEL:]KEY=VALUE",
         help="override one setting, of all methods or of one; repeatable",
     )
     parser.add_argument("--data", nargs="+", default=[], metavar="DIR|URL", help="shard folders; default: synthetic")

@@ -90,22 +90,24 @@ def make_cells(
     """A cell for each method and seed, the seeds of a method one after the other.
 
     Args:
-        methods: names of methods, of shipped recipes, or recipe files.
+        methods: names of methods, of shipped recipes, or recipe files; ``LABEL=METHOD`` gives one another label, so
+            that variants of one recipe stand beside each other.
         seeds: of each method.
         base: what is shared.
-        overrides: in their order; those of one method after those of all.
+        overrides: in their order; those of one method, by its label, after those of all.
         output: the comparison's folder.
         registry: methods that a recipe may be of.
 
     Raises:
         ValueError: no such method, two of one name, an override of a method that is not compared, a wrong setting.
     """
-    names = [_label(method) for method in methods]
+    labelled = [_labelled(method) for method in methods]
+    names = [name for name, _ in labelled]
     _check(names, seeds, overrides)
-    if base.name not in registry and {base.method, base.name} <= set(names):
+    if base.name not in registry and {base.method, base.name} <= set(methods):
         raise ValueError(f"--methods: {base.method} and {base.name} are both recipe {base.name}; name one of them")
     cells = []
-    for method, name in zip(methods, names, strict=True):
+    for name, method in labelled:
         of_all = [override.setting for override in overrides if override.method is None]
         of_method = [override.setting for override in overrides if override.method == name]
         try:
@@ -126,7 +128,7 @@ def _check(names: Sequence[str], seeds: Sequence[int], overrides: Sequence[Overr
         raise ValueError(f"{'--seeds' if names else '--methods'} names none")
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(
-            f"--methods: two are called {twice[0]}; the table would mix them: give a recipe file another name"
+            f"--methods: two are called {twice[0]}; the table would mix them: give one another, LABEL=METHOD"
         )
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds: {max(seeds, key=list(seeds).count)} is there twice")
@@ -193,15 +195,17 @@ def _recipe_of(method: str, registry: Registry) -> str:
     )
 
 
-def _label(method: str) -> str:
-    """A recipe file goes by its name.
+def _labelled(method: str) -> tuple[str, str]:
+    """Label and method of ``METHOD`` or ``LABEL=METHOD``; a recipe file without a label goes by its name.
 
     Raises:
         ValueError: no folder should be called so.
     """
-    label = Path(method).stem if Path(method).is_file() or method.endswith((".yaml", ".yml")) else method
+    label, equals, labelled = method.partition("=")
+    if not equals or Path(method).is_file():
+        label, labelled = method, method
+        if Path(method).is_file() or method.endswith((".yaml", ".yml")):
+            label = Path(method).stem
     if not _LABEL.fullmatch(label):
-        raise ValueError(
-            f"--methods: {shown(label)} can't name a folder; use letters, digits and _ . + = - in a file's name"
-        )
-    return label
+        raise ValueError(f"--methods: {shown(label)} can't name a folder; use letters, digits and _ . + = - in a name")
+    return label, labelled
