@@ -105,6 +105,21 @@ def test_multimodal_missing_mask(tmp_path: Path) -> None:
     assert "without a mask" in found.notices[0]
 
 
+def test_modalities_whose_files_are_called_otherwise_are_named(tmp_path: Path) -> None:
+    for path in make_multimodal(tmp_path).rglob("depth/*.png"):
+        path.rename(path.with_stem(f"{path.stem}_range"))
+    said = r"must be called alike in all modalities, but depth has 000_range where rgb has 000; rename"
+    with pytest.raises(ValueError, match=said):
+        find_set(tmp_path)
+
+
+def test_modality_folders_that_differ_by_case_alone_are_named(tmp_path: Path) -> None:
+    for folder in make_multimodal(tmp_path).rglob("test/*/rgb"):
+        folder.rename(folder.with_name("RGB"))
+    with pytest.raises(ValueError, match=r"has 3 modalities .*; call RGB and rgb alike, or leave some out"):
+        find_set(tmp_path, max_modalities=2)
+
+
 def test_mask_without_its_image_is_left_out_and_said_so(tmp_path: Path) -> None:
     cut = make_multimodal(tmp_path / "food") / "bagel/test/cut"
     for name in ("rgb", "depth"):

@@ -243,9 +243,11 @@ def _modalities(
     if unknown := set(used) - set(files):
         raise ValueError(f"--modality {min(unknown)}: {root} has only {listed(sorted(files))}")
     if len(files) > wishes.max_modalities:
+        alike = [name for name in sorted(files) if sum(name.lower() == other.lower() for other in files) > 1]
+        remedy = f"call {' and '.join(alike)} alike, or " if alike else ""
         raise ValueError(
             f"{root} has {len(files)} modalities ({listed(sorted(files))}); the model takes "
-            f"{wishes.max_modalities}; leave some out by --modality NAME=skip"
+            f"{wishes.max_modalities}; {remedy}leave some out by --modality NAME=skip"
         )
     by_name = {modality.name: modality for modality in declared if modality.name in files}
     entries = [

@@ -88,7 +88,7 @@ def _check_sample(found: SourceSet, sample: SourceSample, allow_missing: bool) -
     if missing and not allow_missing:
         present = next(iter(sample.images.values())).name
         raise ValueError(
-            f"{where}: modality {' and '.join(missing)} is missing beside {present}; "
+            f"{where}: {' and '.join(missing)} missing beside {present}; "
             "add the image, remove the sample, or write it without by --allow-missing"
         )
     for file in (*sample.images.values(), *([sample.mask] if sample.mask else [])):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -93,9 +94,12 @@ def read_defect(
         source_file: makes the file to write of a modality's name and a path.
 
     Raises:
-        ValueError: two files of one stem, or an anomalous sample without its mask in a folder of masks.
+        ValueError: two files of one stem, an anomalous sample without its mask in a folder of masks, or the images of a
+            sample are called otherwise in each modality.
     """
     images = {name: images_by_stem(path, notices) for name, path in modalities.items()}
+    for (name, ours), (other, theirs) in combinations(images.items(), 2):
+        _check_called_alike(folder, {name: sorted(ours), other: sorted(theirs)})
     mask_folder = folder / MASK_FOLDER
     defect = GOOD if is_normal(folder) else folder.name
     if split == "test" and defect != GOOD and not mask_folder.is_dir():
@@ -110,6 +114,22 @@ def read_defect(
         files = {name: source_file(name, path) for name, path in paths.items()}
         samples.append(new_sample(class_name, split, defect, stem, files, masks.get(stem), folder.name))
     return samples
+
+
+def _check_called_alike(folder: Path, stems: Mapping[str, Sequence[str]]) -> None:
+    """That ``stems`` of two modalities are not ``00`` and ``00_ir`` of the same samples.
+
+    Raises:
+        ValueError: they are.
+    """
+    (name, ours), (other, theirs) = stems.items()
+    if not ours or set(ours) & set(theirs) or len(ours) != len(theirs):
+        return
+    if all(one in another or another in one for one, another in zip(ours, theirs, strict=True)):
+        raise ValueError(
+            f"{folder}: images of one sample must be called alike in all modalities, but {name} has {ours[0]} where "
+            f"{other} has {theirs[0]}; rename the files of one"
+        )
 
 
 def _source_file(modality: str, path: Path) -> SourceFile:
