@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from audit.made import audited, make_parts, part, square_mask, told
 from data.disk_sets import save
 from PIL import Image, ImageFile
 
 from unimmad.audit.findings import Severity
 from unimmad.audit.image_header import read_header
+from unimmad.data.layouts import find_sets
+from unimmad.data.writing.shards import write_shards
 
 
 @pytest.fixture
@@ -82,6 +86,19 @@ def test_stored_otherwise(parts: Path) -> None:
     assert "03.png" in files(found, "EXIF")
     assert {"04.png", "05.png"} == set(files(found, "colours"))
     assert files(found, "blank") == ["05.png"]
+
+
+@pytest.mark.filterwarnings("ignore:.*are stored as RGB")
+def test_a_stack_of_images_that_its_writer_made_a_picture_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_parts(tmp_path / "raw", suffix=".tif")
+    for number in (1, 2):
+        tifffile.imwrite(root / f"part/train/good/{number:02d}.tif", part(number).transpose(2, 0, 1))
+    [finding] = told(audited(root), "colours")
+    assert [Path(file).name for file in finding.files] == ["01.tif", "02.tif"]
+    assert "2 of 24 images store their channels as planes" in finding.what
+    with caplog.at_level(logging.WARNING):
+        write_shards([one.source for one in find_sets(root)], tmp_path / "shards")
+    assert "rgb: 2 of 24 images store their channels as planes" in caplog.text
 
 
 def test_masks(parts: Path) -> None:

@@ -208,6 +208,11 @@ def test_pages_are_refused_by_name_and_never_a_picture() -> None:
             decode_image(data, suffix, "a.tif")
     planar = tiff(EIGHT[:, :, :3].transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
     np.testing.assert_array_equal(decode_image(planar, ".tif", "x"), EIGHT[:, :, :3])
+    with pytest.warns(DeprecationWarning, match="are stored as RGB"):
+        stack = decode(tiff(pages), ".tif", "x")
+    assert stack.planes, "tifffile makes a picture of a stack of three unless it is told"
+    assert "if they are images of their own, save each as a file" in stack.notes[0]
+    assert not decode(tiff(EIGHT[:, :, :3], photometric="rgb"), ".tif", "x").planes
     frames = by_pillow(one, "PNG", save_all=True, append_images=[Image.fromarray(EIGHT[:, :, 1])])
     with pytest.raises(ValueError, match="it is an animation"):
         decode_image(frames, ".png", "x")

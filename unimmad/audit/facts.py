@@ -24,7 +24,8 @@ class ImageFacts:
     file_type: str
     """``PNG``, ``JPEG``, ``TIFF`` or ``NPY``, by its bytes."""
     mode: str
-    """Colours as they are stored: Pillow's name (``L``, ``RGB``, ``P``, ``I;16``), of other files empty."""
+    """Colours as they are stored: Pillow's name (``L``, ``RGB``, ``P``, ``I;16``), ``planes`` of TIFFs whose channels
+    lie one after the other, of other files empty."""
     orientation: int
     """EXIF's: 1 upright, 2 to 8 turned or mirrored."""
     has_place: bool

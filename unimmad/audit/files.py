@@ -8,6 +8,7 @@ from itertools import islice
 
 from unimmad.audit.facts import ImageFacts, SampleFacts
 from unimmad.audit.findings import Finding, Severity, by_class, finding
+from unimmad.data.decoded import PLANES_READ
 
 UPRIGHT = 1
 FEWEST = 3
@@ -78,6 +79,16 @@ def check_colours(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
                 f"{len(transparent)} of {len(images)} images are transparent or for print (RGBA, LA, PA, CMYK)",
                 "the model sees neither: look whether they look right without, and convert them to RGB",
                 transparent,
+            )
+        planes = [image.file for _, image in images if image.mode == "planes"]
+        if planes:
+            yield finding(
+                Severity.WARNING,
+                "colours",
+                where,
+                f"{len(planes)} of {len(images)} images store their channels as planes, {PLANES_READ}",
+                "look whether they are colours: some writers store a stack of three or four images so",
+                planes,
             )
         if images[0][1].kind == "rgb":
             yield from _grey_among_colour(where, [image for _, image in images])

@@ -131,7 +131,7 @@ def image_facts(
         span_m, measured = float(np.ptp(stored)) / DEPTH_FACTOR, float((stored != 0).mean())
     return replace(
         form_facts(decoded, file, kind),
-        mode=header.mode,
+        mode="planes" if decoded.planes else header.mode,
         has_place=header.has_place,
         quantiles=_quantiles(values, array if share == 1 else array[finite]),
         finite=share,

@@ -25,11 +25,12 @@ from unimmad.checkpoint.folder import newest_run
 from unimmad.cli.console import run_command
 from unimmad.cli.opening import add_detector_options, open_detector
 from unimmad.data.layouts.scan import Notices
-from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector, OnSkip
+from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector
 from unimmad.inference.engines import OnnxEngine
 from unimmad.inference.inputs import InputSample, find_samples, sample_of_modalities
 from unimmad.inference.output import PredictionFolder, screen_table
 from unimmad.inference.prediction import Prediction
+from unimmad.inference.reading_ahead import OnSkip
 from unimmad.inference.resume import prediction_fingerprint, sample_fingerprints
 from unimmad.serialization.text import ListedError, itemised, one_line
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from unimmad.data.orientation import UPRIGHT
 
+PLANES_READ = "read as one picture's colours; if they are images of their own, save each as a file"
+
 
 @dataclass(frozen=True)
 class DecodedImage:
@@ -23,6 +25,8 @@ class DecodedImage:
     """Compressed as JPEG, which leaves ripples round edges."""
     transparent: float = 0.0
     """Share of the pixels whose alpha, left out, is not opaque."""
+    planes: bool = False
+    """A TIFF's channels were stored one after the other, as a stack of single images is by some writers."""
 
     def with_pixels(self, pixels: np.ndarray) -> DecodedImage:
         return replace(self, pixels=pixels)
@@ -43,4 +47,6 @@ class DecodedImage:
             notes.append(
                 f"{self.transparent:.1%} of its pixels are transparent: alpha is left out, the colours beneath are read"
             )
+        if self.planes:
+            notes.append(f"its channels are stored as planes: {PLANES_READ}")
         return tuple(notes)

@@ -30,6 +30,8 @@ class ImageFacts:
     orientation: int
     transparent: float
     """Share of its pixels."""
+    planes: bool = False
+    """A TIFF whose channels are stored one after the other."""
     low: float = 0.0
     """The smallest stored value; 0 where there is none."""
     high: float = 0.0
@@ -58,6 +60,7 @@ def facts_of(decoded: DecodedImage, modality: Modality, where: str) -> tuple[Ima
         channels=channels,
         orientation=decoded.orientation,
         transparent=decoded.transparent,
+        planes=decoded.planes,
     )
     if modality.kind != "depth":
         check_fits(array, modality, where)

@@ -73,7 +73,7 @@ def decode_tiff(data: bytes, planes: bool = False) -> DecodedImage:
         if photometric == _MIN_IS_WHITE:
             array = _inverted(array, first)
         orientation = valid_orientation(first.tags.valueof(_ORIENTATION_TAG, 1))
-        return DecodedImage(turned(array, orientation), TIFF, orientation, transparent=transparent)
+        return DecodedImage(turned(array, orientation), TIFF, orientation, transparent=transparent, planes=separate)
 
 
 def _by_pillow(data: bytes, page: tifffile.TiffPage) -> DecodedImage:

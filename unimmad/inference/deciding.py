@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from unimmad.checkpoint.added_classes import AddedClass
+from unimmad.checkpoint.normal_maps import NormalMaps
 from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds
 from unimmad.config import TileSettings
 from unimmad.data.edges import Overlap
@@ -152,3 +153,23 @@ def views_notes(sample: PreparedSample) -> list[str]:
     if len(sample.views) == 1 and (first.height, first.width) != sample.size:
         notes.append("looked at in the middle only, by data.aspect crop")
     return notes
+
+
+def map_limits(
+    normal_maps: NormalMaps | None, sample: PreparedSample, threshold: Threshold | None
+) -> tuple[float, float] | None:
+    """Where a picture's colours begin and end, see ``Prediction.limits``: the threshold, or what normal maps reach, is
+    the middle; None where neither is known."""
+    dark: float | None = None
+    middle: float | None = None
+    if normal_maps is not None:
+        dark, middle = normal_maps.of(sample.match.class_name, sample.modality_names) or (None, None)
+    if threshold is not None:
+        middle = threshold.value
+        if isinstance(threshold, SensorThreshold) and threshold.usual is not None:
+            dark = threshold.usual
+    if middle is None:
+        return None
+    if dark is None or dark >= middle:
+        return (0.5 * middle, 1.5 * middle) if middle > 0 else None
+    return dark, 2 * middle - dark

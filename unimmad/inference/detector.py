@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -21,30 +20,25 @@ from unimmad.checkpoint.grown_banks import banked_by_class, with_feedback
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.checkpoint.monitoring import MONITORING_NAME, MonitoringReference, load_reference
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
-from unimmad.checkpoint.thresholds import SensorThreshold, Threshold, Thresholds, load_thresholds
+from unimmad.checkpoint.thresholds import Thresholds, load_thresholds
 from unimmad.config import Precision, TileSettings
-from unimmad.data.views import View
 from unimmad.evaluation.geometry import scoring_geometry, with_tiles
-from unimmad.evaluation.scoring import check_scored, maps_and_scores, named_device, shares_of_score
-from unimmad.evaluation.tiling import Cutting, scored_by_views
+from unimmad.evaluation.scoring import check_scored, named_device
 from unimmad.inference.catalogue import Catalogue
 from unimmad.inference.catalogue_sources import checkpoint_catalogue
-from unimmad.inference.deciding import Decider, misaligned, misaligned_notes, views_notes
+from unimmad.inference.deciding import Decider, map_limits, misaligned, misaligned_notes, views_notes
 from unimmad.inference.engines import Engine, ModelEngine, OnnxEngine
 from unimmad.inference.inputs import ImageSource, InputSample
-from unimmad.inference.measuring import facts_of_prepared
+from unimmad.inference.measuring import compared_with
 from unimmad.inference.prediction import Prediction
 from unimmad.inference.reading import PreparedSample, prepare_sample
-from unimmad.inference.sensor_parts import OfView, SensorParts, sensor_parts
+from unimmad.inference.reading_ahead import READERS, OnSkip, broken, read, started
+from unimmad.inference.sensor_parts import SensorParts
+from unimmad.inference.view_scores import scored_samples
 from unimmad.monitoring.monitor import DEFAULT_FALSE_ALARMS, DEFAULT_SHARE, DriftMonitor, Seen
 from unimmad.serialization.text import shown
 
 DEFAULT_BATCH_SIZE = 8
-READERS = 2
-"""Threads that decode the next batch while one is scored."""
-
-OnSkip = Callable[[str, ValueError], None]
-"""Takes the name of a sample that can't be scored, and why."""
 
 
 class Detector:
@@ -295,11 +289,11 @@ class Detector:
         prepare = partial(self.prepare, class_name=class_name, with_pictures=with_pictures)
         pool = ThreadPoolExecutor(READERS)
         try:
-            started = _started(samples, prepare, pool)
-            reading = list(islice(started, batch_size))
+            ahead = started(samples, prepare, pool)
+            reading = list(islice(ahead, batch_size))
             while reading:
-                prepared, error = _read(reading, on_skip)
-                reading = [] if error else list(islice(started, batch_size))
+                prepared, error = read(reading, on_skip)
+                reading = [] if error else list(islice(ahead, batch_size))
                 if prepared:
                     for sample, found in zip(prepared, self.score_prepared(prepared, batch_size), strict=True):
                         if not isinstance(found, ValueError):
@@ -319,9 +313,9 @@ class Detector:
         """The names of the samples that can't be read or do not fit, and why: reads them all, and scores none."""
         prepare = partial(self.prepare, class_name=class_name)
         with ThreadPoolExecutor(READERS) as pool:
-            started = _started(samples, prepare, pool)
-            while reading := list(islice(started, DEFAULT_BATCH_SIZE)):
-                yield from _broken(reading)
+            ahead = started(samples, prepare, pool)
+            while reading := list(islice(ahead, DEFAULT_BATCH_SIZE)):
+                yield from broken(reading)
 
     def prepare(
         self, sample: InputSample, *, class_name: str | None = None, with_pictures: bool = False
@@ -337,23 +331,6 @@ class Detector:
         self.engine.check(prepared)
         return prepared
 
-    def _statistics(self, samples: Sequence[PreparedSample]) -> list[dict[str, dict[str, float]] | None]:
-        """See ``Prediction.statistics``; of several images at once, as they are scored."""
-        reference, engine = self.reference, self.engine
-        if not self.measures or reference is None or not isinstance(engine, ModelEngine):
-            return [None] * len(samples)
-        known = [sample for sample in samples if sample.match.class_name in reference.classes]
-        measured = iter(facts_of_prepared(engine, known) if known else ())
-        found: list[dict[str, dict[str, float]] | None] = []
-        for sample in samples:
-            name = sample.match.class_name
-            if name not in reference.classes or name is None:
-                found.append(None)
-                continue
-            facts = next(measured)
-            found.append({key: one.compared(reference.usual.get((name, key))) for key, one in facts.items()})
-        return found
-
     def score_prepared(
         self, samples: Sequence[PreparedSample], batch_size: int = DEFAULT_BATCH_SIZE
     ) -> Iterator[Prediction | ValueError]:
@@ -361,8 +338,9 @@ class Detector:
 
         They may be of several classes, each as ``prepare`` was told; ``batch_size`` views are scored at once.
         """
-        scored = self._scored(samples, batch_size)
-        for sample, of_images, of_sample in zip(samples, self._statistics(samples), scored, strict=True):
+        compared = compared_with(self.reference if self.measures else None, self.engine, samples)
+        scored = scored_samples(self.engine, samples, batch_size)
+        for sample, of_images, of_sample in zip(samples, compared, scored, strict=True):
             try:
                 prediction = self._prediction(sample, *of_sample, of_images)
             except ValueError as unusable:
@@ -371,35 +349,6 @@ class Detector:
                 if self.monitor is not None:
                     self.monitor.add(_seen(prediction))
                 yield prediction
-
-    def _scored(
-        self, samples: Sequence[PreparedSample], batch_size: int
-    ) -> Iterator[tuple[NDArray[np.float32], float, SensorParts]]:
-        """The map [H, W] and the score of each, and what its modalities have to do with them."""
-        images = (Cutting(sample.size, sample.views, sample.cut, sample.look) for sample in samples)
-        views: deque[OfView] = deque()
-        found = scored_by_views(images, partial(self._score, views), batch_size)
-        for sample, (map_HW, score) in zip(samples, found, strict=True):
-            yield map_HW, score, sensor_parts(sample, [views.popleft() for _ in sample.views])
-
-    def _score(
-        self, seen: deque[OfView], cut: list[PreparedSample], views: list[View]
-    ) -> tuple[NDArray[np.float32], Sequence[float]]:
-        """Maps and scores of views; what their modalities have to do with them goes into ``seen``."""
-        if any(len(sample.modalities) > 1 for sample in cut):
-            maps_BHW, scores_B, parts = self.engine.score_with_parts(cut)
-        else:
-            (maps_BHW, scores_B), parts = self.engine.score(cut), None
-        settings, weights = self.engine.settings, [sample.weights_HW for sample in cut]
-        _, scores_B = maps_and_scores(maps_BHW, settings, weights, views, scores_B)
-        for place, (sample, view) in enumerate(zip(cut, views, strict=False)):
-            parts_MHW = None if parts is None else parts[place]
-            shares = None
-            if parts_MHW is not None:
-                shares = shares_of_score(maps_BHW[place], parts_MHW, settings, sample.weights_HW, view)
-            kept = parts_MHW if len(sample.views) == 1 and len(sample.modalities) > 1 else None
-            seen.append(OfView(float(scores_B[place]), shares, kept))
-        return maps_BHW.numpy(), scores_B.tolist()
 
     def _prediction(
         self,
@@ -428,29 +377,13 @@ class Detector:
             roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
             precision=self.engine.precision,
             threshold_promised=None if of is None else decider.promises(sample, of),
-            limits=self._limits(sample, threshold),
+            limits=map_limits(self.normal_maps, sample, threshold),
             statistics=statistics,
             shares=parts.shares,
             modality_maps=parts.maps,
             overlaps=sample.overlaps,
             misaligned=apart,
         )
-
-    def _limits(self, sample: PreparedSample, threshold: Threshold | None) -> tuple[float, float] | None:
-        """See ``Prediction.limits``."""
-        dark: float | None = None
-        middle: float | None = None
-        if self.normal_maps is not None:
-            dark, middle = self.normal_maps.of(sample.match.class_name, sample.modality_names) or (None, None)
-        if threshold is not None:
-            middle = threshold.value
-            if isinstance(threshold, SensorThreshold) and threshold.usual is not None:
-                dark = threshold.usual
-        if middle is None:
-            return None
-        if dark is None or dark >= middle:
-            return (0.5 * middle, 1.5 * middle) if middle > 0 else None
-        return dark, 2 * middle - dark
 
 
 def _seen(prediction: Prediction) -> Seen:
@@ -464,38 +397,3 @@ def _seen(prediction: Prediction) -> Seen:
         prediction.anomalous,
         prediction.statistics or {},
     )
-
-
-def _started(
-    samples: Iterable[InputSample], prepare: Callable[[InputSample], PreparedSample], pool: ThreadPoolExecutor
-) -> Iterator[tuple[str, Future[PreparedSample]]]:
-    """The name of each sample, and what it is being read to; an error of ``samples`` itself comes last, as a future."""
-    try:
-        for sample in samples:
-            yield sample.name, pool.submit(prepare, sample)
-    except Exception as error:
-        failed: Future[PreparedSample] = Future()
-        failed.set_exception(error)
-        yield "", failed
-
-
-def _broken(reading: Sequence[tuple[str, Future[PreparedSample]]]) -> list[tuple[str, ValueError]]:
-    """Name and error of each sample that can't be read."""
-    found: list[tuple[str, ValueError]] = []
-    _read(reading, lambda name, error: found.append((name, error)))
-    return found
-
-
-def _read(
-    reading: Sequence[tuple[str, Future[PreparedSample]]], on_skip: OnSkip | None
-) -> tuple[list[PreparedSample], Exception | None]:
-    """The samples up to the first error that is not skipped, and that error."""
-    prepared: list[PreparedSample] = []
-    for name, future in reading:
-        try:
-            prepared.append(future.result())
-        except Exception as error:
-            if on_skip is None or not name or not isinstance(error, ValueError):
-                return prepared, error
-            on_skip(name, error)
-    return prepared, None

@@ -29,7 +29,7 @@ from unimmad.data.prepare import normalisation
 from unimmad.data.sample import Batch, Sample
 from unimmad.data.views import View
 from unimmad.evaluation.image_statistics import ImageFacts, image_facts, pooled_features
-from unimmad.inference.engines import ModelEngine
+from unimmad.inference.engines import Engine, ModelEngine
 from unimmad.inference.reading import PreparedSample, normalised_images
 from unimmad.monitoring.evidence import on_grid
 
@@ -61,6 +61,25 @@ def facts_of_prepared(engine: ModelEngine, samples: Sequence[PreparedSample]) ->
         for sample in samples
     ]
     return _facts(engine, seen)
+
+
+def compared_with(
+    reference: MonitoringReference | None, engine: Engine, samples: Sequence[PreparedSample]
+) -> list[dict[str, dict[str, float]] | None]:
+    """See ``Prediction.statistics``; of several images at once. None of samples whose class ``reference`` lacks."""
+    if reference is None or not isinstance(engine, ModelEngine):
+        return [None] * len(samples)
+    known = [sample for sample in samples if sample.match.class_name in reference.classes]
+    measured = iter(facts_of_prepared(engine, known) if known else ())
+    found: list[dict[str, dict[str, float]] | None] = []
+    for sample in samples:
+        name = sample.match.class_name
+        if name not in reference.classes or name is None:
+            found.append(None)
+            continue
+        facts = next(measured)
+        found.append({key: one.compared(reference.usual.get((name, key))) for key, one in facts.items()})
+    return found
 
 
 def facts_of_batch(engine: ModelEngine, batch: Batch, datasets: Mapping[str, DatasetEntry]) -> list[Facts]:

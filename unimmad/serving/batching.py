@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from queue import Empty, Queue
 from threading import Lock, Thread
 
-from unimmad.inference.detector import DEFAULT_BATCH_SIZE, READERS, Detector
+from unimmad.inference.detector import DEFAULT_BATCH_SIZE, Detector
 from unimmad.inference.inputs import InputSample
 from unimmad.inference.prediction import Prediction
 from unimmad.inference.reading import PreparedSample
+from unimmad.inference.reading_ahead import READERS
 
 LONGEST_RETRY = 60
 """Seconds that a refused client is told to wait, at most."""

@@ -11,6 +11,7 @@ from statistics import median
 
 import numpy as np
 
+from unimmad.data.decoded import PLANES_READ
 from unimmad.data.depth_range import check_dtype
 from unimmad.data.image_facts import ImageFacts
 from unimmad.data.index import Modality, Split
@@ -81,6 +82,8 @@ class ModalityFindings:
             self._shows["turned"].add(name)
         if facts.transparent:
             self._shows["transparent"].add(name)
+        if facts.planes:
+            self._shows["planes"].add(name)
         if self.modality.kind == "depth":
             if not facts.measured:
                 self._shows["empty"].add(name)
@@ -116,6 +119,7 @@ class ModalityFindings:
         for key, what in (
             ("turned", "are turned as their EXIF orientation says"),
             ("transparent", "have transparent pixels: alpha is left out, the colours beneath are read"),
+            ("planes", f"store their channels as planes, {PLANES_READ}"),
             ("empty", "have no measured depth at all, and tell nothing"),
         ):
             if files := self._shows.get(key):
