@@ -105,7 +105,7 @@ def test_the_rule_finds_the_object_of_each_image():
         ({"size": [9, 9], "areas": [{"polygon": [[20, 20], [30, 20], [30, 30]]}]}, "nothing to look at"),
         ({"size": [9, 9], "areas": [{"polygon": [[0, 0], [1, 1], [1, 0]], "weight": 2}]}, "less than or equal to 1"),
         ({"size": [9, 90000], "areas": [{"polygon": [[0, 0], [1, 1], [1, 0]]}]}, "wanted 1 to 4096 pixels"),
-        ({"polygons": []}, "polygons: Extra inputs"),
+        ({"polygons": []}, r"polygons: Extra inputs .*; write it as .*areas"),
         ({"png": "AAAA"}, "does not open as PNG"),
     ],
 )

@@ -31,6 +31,7 @@ from unimmad.serialization.validation import first_problem
 
 STEM = "roi"
 SUFFIXES = (".png", ".json")
+EXAMPLE = '{"size": [640, 480], "areas": [{"polygon": [[40, 30], [600, 30], [600, 450]]}]}'
 NONE = "none"
 """In place of a file or folder: look everywhere."""
 MAX_SIDE = 4096
@@ -136,7 +137,7 @@ def read_roi(path: Path) -> Roi:
         roi.levels()
         return roi
     except ValidationError as error:
-        raise ValueError(f"{path}: {first_problem(error)}") from None
+        raise ValueError(f"{path}: {first_problem(error)}; write it as {EXAMPLE}") from None
     except OSError as error:
         raise ValueError(f"{path}: can't be read ({error.strerror})") from None
     except ValueError as error:
