@@ -8,6 +8,8 @@ The runs are grown from one checkpoint by the same classes; ``--together`` is on
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -20,19 +22,23 @@ from unimmad.serialization.documents import read_json
 METRIC = "I-AUROC"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="grown runs")
     parser.add_argument("--together", type=Path, help="a run trained on all classes, with evaluation/")
     parser.add_argument("--target", type=Path, required=True, help="PNG to write")
-    options = parser.parse_args()
-    of_steps = sorted((steps(run), read_json(run / "forgetting.json")["classes"]) for run in options.runs)
+    options = parser.parse_args(arguments)
+    of_steps = sorted(
+        ((steps(run), read_json(run / "forgetting.json")["classes"]) for run in options.runs), key=itemgetter(0)
+    )
     together = {} if options.together is None else of_report(options.together / "evaluation")
     names = list(of_steps[0][1])
+    if odd := [number for number, classes in of_steps if list(classes) != names]:
+        parser.error(f"the run of {odd[0]} steps has other classes than that of {of_steps[0][0]}")
     print(f"| steps | {' | '.join(names)} |\n| ---: |{' ---: |' * len(names)}")
     for number, classes in of_steps:
-        values = [f"{classes[name]['after'][METRIC]:.3f}" for name in names]
-        print(f"| {number} | {' | '.join(values)} |")
+        values = [classes[name]["after"][METRIC] for name in names]
+        print(f"| {number} | {' | '.join('n/a' if value is None else f'{value:.3f}' for value in values)} |")
     save_figure(drawn(of_steps, together), options.target)
 
 
