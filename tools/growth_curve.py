@@ -33,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     together = {} if options.together is None else of_report(options.together / "evaluation")
     names = list(of_steps[0][1])
-    if odd := [number for number, classes in of_steps if list(classes) != names]:
+    if odd := [number for number, classes in of_steps if classes.keys() != set(names)]:
         parser.error(f"the run of {odd[0]} steps has other classes than that of {of_steps[0][0]}")
     print(f"| steps | {' | '.join(names)} |\n| ---: |{' ---: |' * len(names)}")
     for number, classes in of_steps:
-        values = [classes[name]["after"][METRIC] for name in names]
+        values = [measured(classes[name], "after") for name in names]
         print(f"| {number} | {' | '.join('n/a' if value is None else f'{value:.3f}' for value in values)} |")
     save_figure(drawn(of_steps, together), options.target)
 
@@ -45,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def steps(run: Path) -> int:
     """Those that a run was grown by."""
     return int(read_state(find_checkpoint(run))["step"])
+
+
+def measured(of_class: dict, when: str) -> float | None:
+    """None where it was not."""
+    return (of_class[when] or {}).get(METRIC)
 
 
 def of_report(folder: Path) -> dict[str, float | None]:
@@ -57,10 +62,11 @@ def drawn(of_steps: list[tuple[int, dict]], together: dict[str, float | None]) -
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     for name, first in of_steps[0][1].items():
-        points = [(number, classes[name]["after"][METRIC]) for number, classes in of_steps]
-        if not first["new"]:
-            points.insert(0, (0, first["before"][METRIC]))
-        (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=f"{name}{' (new)' if first['new'] else ''}")
+        known = {} if first["new"] else {0: measured(first, "before")}
+        known |= {number: measured(classes[name], "after") for number, classes in of_steps}
+        points = {number: value for number, value in known.items() if value is not None}
+        label = f"{name}{' (new)' if first['new'] else ''}"
+        (line,) = axes.plot(list(points), list(points.values()), marker="o", label=label)
         if first["new"] and (level := together.get(name)) is not None:
             axes.axhline(level, color=line.get_color(), linestyle="--", label=f"{name}, trained together")
     axes.set_xlabel("steps of growing")

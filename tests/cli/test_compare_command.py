@@ -212,7 +212,7 @@ def test_results_that_are_ours_already_count_once(typed, ran, tmp_path):
         (["--methods", "rd", "--device", "cuda:99"], "device cuda:99 can't be used here"),
         (["--methods", "rd", "--device", "cuda:99", "--only", "rd/0"], "device cuda:99 can't be used here"),
         (["--methods", "rd", "--device", "gpu"], "device gpu can't be used here"),
-        (["--methods", "rdd"], "rdd, with what recipe tiny says for all: it is neither a method"),
+        (["--methods", "rdd"], "rdd, with what recipe tiny says for all: 'rdd' is neither a method"),
         (["--methods", "rd", "--seeds", "0,x"], "--seeds 0,x: give whole numbers, such as 0,1,2"),
         (["--methods", "rd", "--seeds", "--5"], "--seeds"),
         (["--methods", "rd", "--minutes", "0"], "--minutes 0 must be a number above 0"),

@@ -107,7 +107,11 @@ def test_recipe_files_go_by_their_names(tmp_path):
 @pytest.mark.parametrize(
     ("methods", "settings", "said"),
     [
-        (["unimad"], {}, r"unimad, .*: it is neither a method \(unimmad, unimmad_search, rd, .*did you mean unimmad\?"),
+        (
+            ["unimad"],
+            {},
+            r"unimad, .*: .unimad. is neither a method \(unimmad, unimmad_search, rd, .*did you mean unimmad\?",
+        ),
         (["memory_bnak"], {}, r"did you mean memory_bank\?"),
         (["rd", "rd"], {}, r"--methods: two are called rd"),
         ([], {}, "--methods names none"),
@@ -126,7 +130,7 @@ def test_recipe_files_go_by_their_names(tmp_path):
         (["x/..yaml"], {}, "can't name a folder"),
         (["a:b"], {}, "can't name a folder"),
         (["=rd"], {}, "can't name a folder"),
-        (["mine="], {}, "mine, .*: it is neither a method"),
+        (["mine="], {}, "mine, .*: .* is neither a method"),
         (["mine=rd", "mine=uniad"], {}, "two are called mine"),
     ],
 )
@@ -138,12 +142,25 @@ def test_what_cannot_be_compared_is_said_in_one_line(methods, settings, said):
 
 def test_variants_of_one_recipe_have_labels_and_settings_of_their_own(tmp_path):
     file = written(tmp_path / "a=b.yaml", method="rd", training={"learning_rate": 0.125})
-    made = cells("rd", "fast=rd", f"other={file}", file, seeds=(0, 1), overrides=["fast:training.learning_rate=0.25"])
+    settings = ["fast:training.learning_rate=0.25", "other:training.learning_rate=0.5"]
+    made = cells("rd", "fast=rd", f"other = {file}", file, seeds=(0, 1), overrides=settings)
     assert [cell.method for cell in made[::2]] == ["rd", "fast", "other", "a=b"]
     assert made[3].folder == Path("out/fast/seed_1")
     rates = [cell.recipe.training.learning_rate for cell in made[::2]]
-    assert rates == [load_recipe("rd", methods=METHOD_SETTINGS).training.learning_rate, 0.25, 0.125, 0.125]
+    assert rates == [load_recipe("rd", methods=METHOD_SETTINGS).training.learning_rate, 0.25, 0.5, 0.125]
     assert {cell.recipe.method for cell in made} == {"rd"}
+
+
+def test_one_recipe_under_two_names_is_refused(tmp_path):
+    file = written(tmp_path / "mine.yaml", method="rd", training={"learning_rate": 0.125})
+    for methods, base in [
+        (("tiny", "unimmad"), TINY),
+        (("tiny", "plain=tiny"), TINY),
+        (("mine=rd", "rd"), TINY),
+        (("rd", file), load_recipe(file, methods=METHOD_SETTINGS)),
+    ]:
+        with pytest.raises(ValueError, match=r"--methods: .* are the same recipe, \w+; .* tell them apart by --set"):
+            cells(*methods, base=base)
 
 
 def test_a_variant_may_be_of_the_base_recipe_itself():

@@ -10,7 +10,16 @@ import pytest
 import yaml
 from made_results import result, seeds_of
 
-from unimmad.comparing.results import Spread, best_of, by_method, read_result, spreads, told_recipe, write_result
+from unimmad.comparing.results import (
+    Result,
+    Spread,
+    best_of,
+    by_method,
+    read_result,
+    spreads,
+    told_recipe,
+    write_result,
+)
 from unimmad.config import load_recipe, override_recipe
 from unimmad.metrics.metrics import METRIC_KEYS
 
@@ -133,6 +142,22 @@ def test_seeds_are_in_order_and_methods_as_asked_for_with_those_of_elsewhere_beh
 def test_results_that_do_not_go_together(results, said):
     with pytest.raises(ValueError, match=said):
         by_method(results, [])
+
+
+def test_variants_are_not_mixed_as_seeds_of_one_method():
+    def made(seed: int, *settings: str) -> Result:
+        recipe = told_recipe(load_recipe("quick", [f"training.seed={seed}", *settings]))
+        return replace(result("plain", {"a/b": 0.5}, seed), recipe=recipe)
+
+    alike = [made(0, "training.steps=7"), made(1, "training.steps=9", "training.warmup_steps=1")]
+    of_earlier = result("plain", {"a/b": 0.5}, 2)
+    assert len(by_method([*alike, of_earlier], [])[0].results) == 3
+    for setting, said in [
+        ("training.drawn_share=0", r"differ in training.drawn_share: 0.5; 0.0; variants need labels of their own"),
+        ("model.embed_dim=32", "differ in model.embed_dim: 64; 32"),
+    ]:
+        with pytest.raises(ValueError, match=f"the results of plain {said}"):
+            by_method([*alike, made(3, setting)], [])
 
 
 def test_every_metric_has_its_spread():

@@ -13,6 +13,7 @@ import tifffile
 from hostile_images import png_chunk
 from PIL import Image, ImageOps
 
+from unimmad.data import tiff_images
 from unimmad.data.decode import decode, decode_image, decode_mask_pixels
 from unimmad.data.image_type import CONVERTED_TYPES
 from unimmad.data.layouts.encode import npy_bytes
@@ -189,7 +190,7 @@ def test_colours_that_only_a_profile_could_tell_are_refused() -> None:
         assert np.abs(found - plain).max() <= 2, "not the luma and chroma taken for red, green and blue"
 
 
-def test_pages_are_refused_by_name_and_never_a_picture() -> None:
+def test_pages_are_refused_by_name_and_never_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = NOISE[:, :, :3].transpose(2, 0, 1)
     one = Image.fromarray(EIGHT[:, :, 0])
     with_series = io.BytesIO()
@@ -212,7 +213,17 @@ def test_pages_are_refused_by_name_and_never_a_picture() -> None:
         stack = decode(tiff(pages), ".tif", "x")
     assert stack.planes, "tifffile makes a picture of a stack of three unless it is told"
     assert "if they are images of their own, save each as a file" in stack.notes[0]
-    assert not decode(tiff(EIGHT[:, :, :3], photometric="rgb"), ".tif", "x").planes
+    with monkeypatch.context() as patch:
+        patch.setattr(tiff_images, "_TIFFFILE_COMPRESSIONS", ())  # as of those that Pillow unpacks
+        by_other = decode(planar, ".tif", "x")
+    assert by_other.planes
+    np.testing.assert_array_equal(by_other.pixels, EIGHT[:, :, :3])
+    gray_and_alpha = EIGHT[:, :, :2].transpose(2, 0, 1)
+    for plain in (
+        tiff(EIGHT[:, :, :3], photometric="rgb"),
+        tiff(gray_and_alpha, photometric="minisblack", planarconfig="separate", extrasamples=["unassalpha"]),
+    ):
+        assert not decode(plain, ".tif", "x").planes
     frames = by_pillow(one, "PNG", save_all=True, append_images=[Image.fromarray(EIGHT[:, :, 1])])
     with pytest.raises(ValueError, match="it is an animation"):
         decode_image(frames, ".png", "x")

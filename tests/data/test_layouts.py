@@ -8,6 +8,7 @@ from disk_sets import make_multimodal, make_mvtec, mask, rgb, save
 
 from unimmad.data.decode import decode_image
 from unimmad.data.layouts import find_set
+from unimmad.data.layouts.scan import check_called_alike
 from unimmad.data.layouts.source_set import SourceSet
 from unimmad.data.modality import parse_modality
 
@@ -105,19 +106,40 @@ def test_multimodal_missing_mask(tmp_path: Path) -> None:
     assert "without a mask" in found.notices[0]
 
 
-def test_modalities_whose_files_are_called_otherwise_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [(lambda stem: f"{stem}_range", "000_range"), (lambda stem: f"depth-{stem}", "depth-000")],
+)
+def test_modalities_whose_files_are_called_otherwise_are_named(tmp_path: Path, called, name: str) -> None:
     for path in make_multimodal(tmp_path).rglob("depth/*.png"):
-        path.rename(path.with_stem(f"{path.stem}_range"))
-    said = r"must be called alike in all modalities, but depth has 000_range where rgb has 000; rename"
+        path.rename(path.with_stem(called(path.stem)))
+    said = rf"must be called alike in all modalities, but depth has {name} where rgb has 000; rename"
     with pytest.raises(ValueError, match=said):
         find_set(tmp_path)
+    assert find_set(tmp_path, modalities=[parse_modality("depth=skip")]).source.samples
+
+
+def test_modalities_of_other_samples_are_not_taken_for_called_otherwise(tmp_path: Path) -> None:
+    for ours, theirs in [
+        ("0 1 2", "10 11 12"),
+        ("5", "15"),
+        ("a b", "a_ir b_ir"),
+        ("00 01_x", "00 01_y"),
+        ("000 001", "000_ir"),
+        ("1_2 12", "1_2_ir 13_ir"),
+        ("01", ""),
+    ]:
+        check_called_alike(tmp_path, {"rgb": ours.split(), "ir": theirs.split()})
+    numbers = range(1, 12)
+    with pytest.raises(ValueError, match="but rgb has 1 where ir has 1_ir"):
+        check_called_alike(tmp_path, {"rgb": [f"{n}" for n in numbers], "ir": [f"{n}_ir" for n in numbers]})
 
 
 def test_modality_folders_that_differ_by_case_alone_are_named(tmp_path: Path) -> None:
     for folder in make_multimodal(tmp_path).rglob("test/*/rgb"):
         folder.rename(folder.with_name("RGB"))
-    with pytest.raises(ValueError, match=r"has 3 modalities .*; call RGB and rgb alike, or leave some out"):
-        find_set(tmp_path, max_modalities=2)
+    with pytest.raises(ValueError, match=r"has a modality rgb and another RGB; call them alike, or .* rgb=skip"):
+        find_set(tmp_path)
 
 
 def test_mask_without_its_image_is_left_out_and_said_so(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_files_of_other_types_are_left_out_and_said(tmp_path):
         (["x/rgb/1.png", "x/thermal/1.png"], "x", "thermal is not a known modality; known are rgb, depth"),
         (["x/rgb/readme.txt"], "x", "x holds no image in rgb"),
         (["x/1.png", "x/1.jpg"], "x", "name one sample twice"),
+        (["x/rgb/1.png", "x/depth/1_range.png"], "x", "must be called alike in all modalities, but .* 1_range"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_by_name(tmp_path, files, given, message):

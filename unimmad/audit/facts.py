@@ -24,8 +24,7 @@ class ImageFacts:
     file_type: str
     """``PNG``, ``JPEG``, ``TIFF`` or ``NPY``, by its bytes."""
     mode: str
-    """Colours as they are stored: Pillow's name (``L``, ``RGB``, ``P``, ``I;16``), ``planes`` of TIFFs whose channels
-    lie one after the other, of other files empty."""
+    """Colours as they are stored: Pillow's name (``L``, ``RGB``, ``P``, ``I;16``), of other files empty."""
     orientation: int
     """EXIF's: 1 upright, 2 to 8 turned or mirrored."""
     has_place: bool
@@ -53,6 +52,8 @@ class ImageFacts:
     """Depth only: metres from its nearest to its farthest measured pixel."""
     measured: float | None = None
     """Depth only: about what share of its pixels is measured."""
+    planes: bool = False
+    """Whether a TIFF's channels are stored one after the other, as some writers store a stack of images."""
 
     @property
     def blank(self) -> bool:

@@ -80,7 +80,7 @@ def check_colours(samples: Sequence[SampleFacts]) -> Iterator[Finding]:
                 "the model sees neither: look whether they look right without, and convert them to RGB",
                 transparent,
             )
-        planes = [image.file for _, image in images if image.mode == "planes"]
+        planes = [image.file for _, image in images if image.planes]
         if planes:
             yield finding(
                 Severity.WARNING,

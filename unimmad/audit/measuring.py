@@ -101,6 +101,7 @@ def form_facts(decoded: DecodedImage, file: str, kind: ModalityKind) -> ImageFac
         file_type=decoded.file_type,
         mode="",
         orientation=decoded.orientation,
+        planes=decoded.planes,
         has_place=False,
         height=array.shape[0],
         width=array.shape[1],
@@ -131,7 +132,7 @@ def image_facts(
         span_m, measured = float(np.ptp(stored)) / DEPTH_FACTOR, float((stored != 0).mean())
     return replace(
         form_facts(decoded, file, kind),
-        mode="planes" if decoded.planes else header.mode,
+        mode=header.mode,
         has_place=header.has_place,
         quantiles=_quantiles(values, array if share == 1 else array[finite]),
         finite=share,

@@ -89,7 +89,7 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="to score on, such as cuda:1; default: the GPU where there is one")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="of scoring (default: as unimmad evaluate)")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--only", metavar="METHOD/SEED", help="run this cell alone, and write no table")
+    instead.add_argument("--only", metavar="LABEL/SEED", help="run this cell alone, and write no table")
     instead.add_argument(
         "--table", action="store_true", help="run nothing: write the table of what is finished in --output-dir"
     )

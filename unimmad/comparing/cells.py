@@ -34,7 +34,7 @@ RECIPE_OF: Mapping[str, str] = {DEFAULT_METHOD: "paper", "unimmad_search": "best
 """Of methods whose shipped recipe has another name."""
 SEED = "training.seed"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+=-]{0,99}", re.ASCII)
-"""A folder's name, and what ``--set LABEL:KEY=VALUE`` can name."""
+"""A folder's name, and, but for ``=``, what ``--set LABEL:KEY=VALUE`` can name."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,7 @@ def make_cells(
     labelled = [_labelled(method) for method in methods]
     names = [name for name, _ in labelled]
     _check(names, seeds, overrides)
-    if base.name not in registry and {base.method, base.name} <= set(methods):
-        raise ValueError(f"--methods: {base.method} and {base.name} are both recipe {base.name}; name one of them")
-    cells = []
+    recipes: dict[str, Recipe[Any]] = {}
     for name, method in labelled:
         of_all = [override.setting for override in overrides if override.method is None]
         of_method = [override.setting for override in overrides if override.method == name]
@@ -115,8 +113,17 @@ def make_cells(
         except ValueError as error:
             one = f"; a setting of some methods alone is --set METHOD:KEY=VALUE, such as {name}:..." if of_all else ""
             raise ValueError(f"{name}, with what recipe {base.name} says for all: {error}{one}") from None
-        cells += [Cell(name, seed, _seeded(recipe, seed, registry), output / name / f"seed_{seed}") for seed in seeds]
-    return cells
+        if same := [other for other, of_other in recipes.items() if of_other == recipe]:
+            raise ValueError(
+                f"--methods: {same[0]} and {name} are the same recipe, {recipe.name}; name one of them, or tell them "
+                f"apart by --set {name}:KEY=VALUE"
+            )
+        recipes[name] = recipe
+    return [
+        Cell(name, seed, _seeded(recipe, seed, registry), output / name / f"seed_{seed}")
+        for name, recipe in recipes.items()
+        for seed in seeds
+    ]
 
 
 def _check(names: Sequence[str], seeds: Sequence[int], overrides: Sequence[Override]) -> None:
@@ -190,7 +197,7 @@ def _recipe_of(method: str, registry: Registry) -> str:
     known = sorted({*registry, *shipped})
     near = get_close_matches(method, known, n=1)
     raise ValueError(
-        f"it is neither a method ({', '.join(registry)}), nor a recipe's name or file"
+        f"{shown(method)} is neither a method ({', '.join(registry)}), nor a recipe's name or file"
         + (f"; did you mean {near[0]}?" if near else "")
     )
 
@@ -201,11 +208,11 @@ def _labelled(method: str) -> tuple[str, str]:
     Raises:
         ValueError: no folder should be called so.
     """
-    label, equals, labelled = method.partition("=")
+    label, equals, labelled = (part.strip() for part in method.partition("="))
     if not equals or Path(method).is_file():
         label, labelled = method, method
         if Path(method).is_file() or method.endswith((".yaml", ".yml")):
             label = Path(method).stem
     if not _LABEL.fullmatch(label):
-        raise ValueError(f"--methods: {shown(label)} can't name a folder; use letters, digits and _ . + = - in a name")
+        raise ValueError(f"--methods: {shown(label)} can't name a folder; use letters, digits and _ . + - in a name")
     return label, labelled

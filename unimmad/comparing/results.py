@@ -26,6 +26,10 @@ from unimmad.serialization.validation import Count, Entry, validated
 FORMAT = 1
 FACTS = ("method", "recipe", "backbone", "image size", "blur", "image score", "masks", "precision")
 """Of the reports' headers: what must be the same of all seeds of a method."""
+OF_A_RUN = frozenset(
+    {"seed", "steps", "epochs", "warmup_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"}
+)
+"""Of the recipe's training: what may differ between seeds of a method, where minutes were asked for too."""
 NAME = "result.json"
 
 
@@ -211,8 +215,8 @@ def by_method(results: Iterable[Result], order: Sequence[str]) -> list[MethodRes
     """The results of each method, by seed; methods of ``order`` first.
 
     Raises:
-        ValueError: a method has one seed twice, or its seeds were scored on other classes, or pixels were measured at
-            different sizes.
+        ValueError: a method has one seed twice, or its seeds were scored on other classes or made by other settings, or
+            pixels were measured at different sizes.
     """
     results = list(results)
     grouped: dict[str, list[Result]] = {method: [] for method in order}
@@ -232,11 +236,29 @@ def by_method(results: Iterable[Result], order: Sequence[str]) -> list[MethodRes
         for fact in FACTS:
             if len(said := {result.report.header.get(fact, "") for result in one.results}) > 1:
                 raise ValueError(f"the results of {one.method} differ in {fact}: {'; '.join(sorted(said))}")
+        _check_recipes(one)
     sizes = {measured_at(result.report.header): f"{result.method}, seed {result.seed}" for result in results}
     if len(sizes) > 1:
         of_sizes = "; ".join(f"{who}: {size}" for size, who in sorted(sizes.items()))
         raise ValueError(f"the results' metrics are at different sizes, which no table can compare: {of_sizes}")
     return found
+
+
+def _check_recipes(found: MethodResults) -> None:
+    """
+    Raises:
+        ValueError: two results of the method, of those that keep their recipe, have other settings.
+    """
+    recipes = [result.recipe for result in found.results if result.recipe is not None]
+    for section in ("model", "training"):
+        first, *others = [recipe.get(section, {}) for recipe in recipes] or [{}]
+        for other in others:
+            for key in sorted(first.keys() & other.keys() - OF_A_RUN):
+                if first[key] != other[key]:
+                    raise ValueError(
+                        f"the results of {found.method} differ in {section}.{key}: {first[key]}; {other[key]}; "
+                        "variants need labels of their own, --methods LABEL=METHOD"
+                    )
 
 
 def check_apart(found: Iterable[tuple[str, int, Path]]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from unimmad.data.orientation import UPRIGHT
 
-PLANES_READ = "read as one picture's colours; if they are images of their own, save each as a file"
+PLANES_READ = "read as one picture; if they are images of their own, save each as a file"
 
 
 @dataclass(frozen=True)

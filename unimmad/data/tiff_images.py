@@ -73,7 +73,8 @@ def decode_tiff(data: bytes, planes: bool = False) -> DecodedImage:
         if photometric == _MIN_IS_WHITE:
             array = _inverted(array, first)
         orientation = valid_orientation(first.tags.valueof(_ORIENTATION_TAG, 1))
-        return DecodedImage(turned(array, orientation), TIFF, orientation, transparent=transparent, planes=separate)
+        several = separate and array.ndim == 3 and array.shape[2] > 1
+        return DecodedImage(turned(array, orientation), TIFF, orientation, transparent=transparent, planes=several)
 
 
 def _by_pillow(data: bytes, page: tifffile.TiffPage) -> DecodedImage:
@@ -85,7 +86,8 @@ def _by_pillow(data: bytes, page: tifffile.TiffPage) -> DecodedImage:
     if _photometric(page) == _MIN_IS_WHITE and decoded.pixels.dtype != np.uint8:
         decoded = decoded.with_pixels(_inverted(decoded.pixels, page))
     lossy = page.compression in _JPEG_COMPRESSIONS
-    return DecodedImage(decoded.pixels, TIFF, decoded.orientation, lossy, decoded.transparent)
+    planes = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and decoded.pixels.ndim == 3
+    return DecodedImage(decoded.pixels, TIFF, decoded.orientation, lossy, decoded.transparent, planes)
 
 
 def _picture(tiff: tifffile.TiffFile, planes: bool) -> tuple[list[tifffile.TiffPage], tuple[int, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimmad.data.layouts.scan import Notices, images_by_stem, visible_folders
+from unimmad.data.layouts.scan import Notices, check_called_alike, images_by_stem, visible_folders
 from unimmad.data.layouts.source_set import READ_SUFFIX_LIST, READ_SUFFIXES
 from unimmad.serialization.text import utf8_name
 
@@ -114,6 +114,7 @@ def _of_modality_folders(
             f"{unknown[0]} is not a known modality; known are {', '.join(modality_names)}; rename it or move it away"
         )
     by_modality = {found.name: images_by_stem(found, notices) for found in folders}
+    check_called_alike(folders[0].parent, by_modality)
     stems = sorted({stem for images in by_modality.values() for stem in images})
     if not stems:
         raise ValueError(f"{folders[0].parent} holds no image in {', '.join(by_modality)}")

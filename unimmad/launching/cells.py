@@ -45,7 +45,7 @@ def submit_cells(cells: Sequence[str], argv: Sequence[str], launch_argv: Sequenc
     """Submit a job for each cell and say how to watch them.
 
     Args:
-        cells: ``METHOD/SEED`` each.
+        cells: ``LABEL/SEED`` each.
         argv: of ``unimmad compare``, ``--slurm`` among them.
         launch_argv: options of ``unimmad launch``; each job is one task on one node.
         output_dir: of the comparison.

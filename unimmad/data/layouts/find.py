@@ -242,12 +242,16 @@ def _modalities(
     used = {name: choice for name, choice in wishes.choices.items() if choice.kind != "skip"}
     if unknown := set(used) - set(files):
         raise ValueError(f"--modality {min(unknown)}: {root} has only {listed(sorted(files))}")
+    names = {name.lower(): name for name in files}
+    if odd := [name for name in files if names[name.lower()] != name]:
+        raise ValueError(
+            f"{root} has a modality {odd[0]} and another {names[odd[0].lower()]}; call them alike, or leave one out by "
+            f"--modality {odd[0]}=skip"
+        )
     if len(files) > wishes.max_modalities:
-        alike = [name for name in sorted(files) if sum(name.lower() == other.lower() for other in files) > 1]
-        remedy = f"call {' and '.join(alike)} alike, or " if alike else ""
         raise ValueError(
             f"{root} has {len(files)} modalities ({listed(sorted(files))}); the model takes "
-            f"{wishes.max_modalities}; {remedy}leave some out by --modality NAME=skip"
+            f"{wishes.max_modalities}; leave some out by --modality NAME=skip"
         )
     by_name = {modality.name: modality for modality in declared if modality.name in files}
     entries = [

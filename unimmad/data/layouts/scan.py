@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 
 from unimmad.data.index import Split
@@ -189,6 +190,36 @@ def images_by_stem(folder: Path, notices: Notices) -> dict[str, Path]:
     if count := sum(path.suffix.lower() == ".gif" for path in images.values()):
         notices.add(f"{folder}: of {count} files of type .gif the first frame is read")
     return images
+
+
+def check_called_alike(folder: Path, images: Mapping[str, Collection[str]]) -> None:
+    """That the images of one sample are not called ``000`` and ``000_ir``, or ``rgb_000`` and ``ir_000``: names of two
+    modalities that share their numbers, all of them, and nothing else.
+
+    Args:
+        folder: for messages.
+        images: of each modality the stems of its files.
+
+    Raises:
+        ValueError: they are called so.
+    """
+    for (name, ours), (other, theirs) in combinations(images.items(), 2):
+        numbered, others = ({_numbered(stem): stem for stem in stems} for stems in (ours, theirs))
+        if "" in numbered or set(ours) & set(theirs) or len(numbered) < len(ours) or len(others) < len(theirs):
+            continue
+        if numbered and set(numbered) == set(others):
+            number = min(numbered)
+            raise ValueError(
+                f"{folder}: images of one sample must be called alike in all modalities, but {name} has "
+                f"{numbered[number]} where {other} has {others[number]}; rename the files of one, or list all "
+                "in a table"
+            )
+
+
+def _numbered(stem: str) -> str:
+    """From its first digit to its last."""
+    found = re.search(r"\d(?:.*\d)?", stem)
+    return found[0] if found else ""
 
 
 def find_masks(

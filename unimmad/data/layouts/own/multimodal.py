@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from unimmad.data.layouts.layout import OWN_CALIBRATION_FRACTION, LayoutInfo, Re
 from unimmad.data.layouts.scan import (
     GOOD,
     Notices,
+    check_called_alike,
     defect_folders,
     find_masks,
     holds_images,
@@ -53,17 +53,22 @@ class MultimodalLayout:
         return any(holds_images(inner) for folder in normal for inner in visible_folders(folder))
 
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
-        return [ReadSet(read_classes(root, notices, partial(_read_class, notices=notices)))]
+        return [ReadSet(read_classes(root, notices, partial(_read_class, choices=choices, notices=notices)))]
 
 
-def _read_class(class_folder: Path, notices: Notices) -> list[SourceSample]:
+def _read_class(class_folder: Path, choices: Mapping[str, ModalityChoice], notices: Notices) -> list[SourceSample]:
     samples, names = [], set[str]()
     for split, folder, _ in defect_folders(class_folder, notices):
         modalities = {path.name: path for path in visible_folders(folder) if path.name != MASK_FOLDER}
+        modalities = {name: path for name, path in modalities.items() if not _is_skipped(choices.get(name))}
         samples += read_defect(class_folder.name, split, folder, modalities, notices, _source_file)
         names.update(modalities)
     note_without_images(class_folder, names, samples, notices)
     return samples
+
+
+def _is_skipped(choice: ModalityChoice | None) -> bool:
+    return choice is not None and choice.kind == "skip"
 
 
 def note_without_images(
@@ -98,8 +103,7 @@ def read_defect(
             sample are called otherwise in each modality.
     """
     images = {name: images_by_stem(path, notices) for name, path in modalities.items()}
-    for (name, ours), (other, theirs) in combinations(images.items(), 2):
-        _check_called_alike(folder, {name: sorted(ours), other: sorted(theirs)})
+    check_called_alike(folder, images)
     mask_folder = folder / MASK_FOLDER
     defect = GOOD if is_normal(folder) else folder.name
     if split == "test" and defect != GOOD and not mask_folder.is_dir():
@@ -114,22 +118,6 @@ def read_defect(
         files = {name: source_file(name, path) for name, path in paths.items()}
         samples.append(new_sample(class_name, split, defect, stem, files, masks.get(stem), folder.name))
     return samples
-
-
-def _check_called_alike(folder: Path, stems: Mapping[str, Sequence[str]]) -> None:
-    """That ``stems`` of two modalities are not ``00`` and ``00_ir`` of the same samples.
-
-    Raises:
-        ValueError: they are.
-    """
-    (name, ours), (other, theirs) = stems.items()
-    if not ours or set(ours) & set(theirs) or len(ours) != len(theirs):
-        return
-    if all(one in another or another in one for one, another in zip(ours, theirs, strict=True)):
-        raise ValueError(
-            f"{folder}: images of one sample must be called alike in all modalities, but {name} has {ours[0]} where "
-            f"{other} has {theirs[0]}; rename the files of one"
-        )
 
 
 def _source_file(modality: str, path: Path) -> SourceFile:
