@@ -105,16 +105,16 @@ def leave_one_out(patches_NPE: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     places_NK = torch.stack([torch.randperm(patches, generator=generator)[:each] for _ in range(images)])
     bank_ME = patches_NPE[torch.arange(images)[:, None], places_NK].flatten(0, 1).float()
-    owner_M = torch.arange(images).repeat_interleave(each)
     squares_M = bank_ME.square().sum(1)
-    found = []
+    # Once: between small tensors that stay, the C library takes new memory for large ones, image by image.
+    products_PM, distances_NP = torch.empty(patches, len(bank_ME)), torch.empty(images, patches)
     for number, patches_PE in enumerate(patches_NPE):
         queries_PE = patches_PE.float()
-        products_PM = torch.addmm(squares_M, queries_PE, bank_ME.T, alpha=-2)
-        products_PM[:, owner_M == number] = torch.inf
+        torch.addmm(squares_M, queries_PE, bank_ME.T, alpha=-2, out=products_PM)
+        products_PM[:, number * each : (number + 1) * each] = torch.inf  # its own
         nearest_PE = bank_ME[products_PM.argmin(1)]  # the difference itself, since the products are rounded
-        found.append((queries_PE - nearest_PE).square().sum(1).sqrt())
-    return torch.stack(found)
+        distances_NP[number] = (queries_PE - nearest_PE).square().sum(1).sqrt()
+    return distances_NP
 
 
 def check_suspects(ranked: Mapping[str, Sequence[Suspect]]) -> Iterator[Finding]:
