@@ -51,12 +51,12 @@ def test_it_learns_where_anomalies_are_and_is_the_same_for_the_same_seed(monkeyp
     assert torch.equal(torch.random.get_rng_state(), before), "others' random numbers stay as they were"
     assert not any(parameter.requires_grad for parameter in network.parameters())
     ratios = [level_Nhw.exp() for level_Nhw in examples.logarithms_NLhw.unbind(1)]
-    factors_Nhw = network(ratios)
+    logits_Nhw = network(ratios)
     anomalous_Nhw = examples.covered_Nhw > 0
-    assert factors_Nhw[anomalous_Nhw].median() > 1 > factors_Nhw[~anomalous_Nhw].median()
+    assert logits_Nhw[anomalous_Nhw].median() > 0 > logits_Nhw[~anomalous_Nhw].median()
     again = fitted_discriminator(examples, seed=3)(ratios)
-    torch.testing.assert_close(again, factors_Nhw)
-    assert not torch.equal(fitted_discriminator(examples, seed=4)(ratios), factors_Nhw)
+    torch.testing.assert_close(again, logits_Nhw)
+    assert not torch.equal(fitted_discriminator(examples, seed=4)(ratios), logits_Nhw)
 
 
 def test_examples_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

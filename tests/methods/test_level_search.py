@@ -113,9 +113,14 @@ def test_the_whole_image_is_a_level_and_the_discriminator_a_factor() -> None:
     query = method.teacher(images_TCHW)[1][0].mean((1, 2)) / deviation_D
     expected = sum((query - row).norm() for row in rows) / 3 / apart
     torch.testing.assert_close(output.ratios[3], expected.reshape(1, 1, 1), rtol=1e-3, atol=1e-4)
-    factors_Thw = method.search.discriminators[0](output.ratios[:3])
-    large = F.interpolate(factors_Thw[:, None], size=(SIZE, SIZE), mode="bilinear", align_corners=True)[:, 0]
-    torch.testing.assert_close(method.maps(output), harmonic_mean(output.ratios, SIZE) * large)
+    logits_Thw = method.search.discriminators[0](output.ratios[:3])
+    for weight in (0.25, 0.1, 0.0):
+        method.search.drawn_weight = weight
+        factors_Thw = torch.exp(weight * logits_Thw)
+        large = F.interpolate(factors_Thw[:, None], size=(SIZE, SIZE), mode="bilinear", align_corners=True)[:, 0]
+        torch.testing.assert_close(method.maps(output), harmonic_mean(output.ratios, SIZE) * large)
+    assert method_with(**WITH_ALL).search.drawn_weight == 0.25
+    assert method_with(drawn_weight=0.1).search.drawn_weight == 0.1
     alone = fitted([TRAIN[1]], **WITH_ALL)
     assert not alone.search.discriminators, "anomalies of an only image can't be compared with other images"
     assert alone.maps(alone(*tokens([TEST[0]]))).isfinite().all()

@@ -33,12 +33,10 @@ NORMAL_WEIGHT = 3.0
 """What the mean over normal positions counts beside that over anomalous ones."""
 COVERED = 0.3
 """Share of a position's pixels from which on it is anomalous; with fewer, but some, it counts as neither."""
-SOFTNESS = 4.0
-"""A map is multiplied by exp(logit / this)."""
 
 
 class Discriminator(nn.Module):
-    """Distances of all levels -> how much more anomalous a place is than they say by themselves."""
+    """Distances of all levels -> how much more like an anomaly's they look than like normal ones."""
 
     def __init__(self, levels: int) -> None:
         super().__init__()
@@ -51,10 +49,9 @@ class Discriminator(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, ratios: Sequence[Tensor]) -> Tensor:
-        """Factors of the map, float32 [N, h, w], from distances over usual ones, [N, h_l, w_l] of each level."""
+        """Logits, float32 [N, h, w], from distances over usual ones, [N, h_l, w_l] of each level."""
         with torch.autocast(ratios[0].device.type, enabled=False):
-            logits_Nhw = self.layers(logarithms(ratios))[:, 0]
-            return (logits_Nhw / SOFTNESS).exp()
+            return self.layers(logarithms(ratios))[:, 0]
 
 
 class DrawnExamples(NamedTuple):

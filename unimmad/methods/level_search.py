@@ -53,6 +53,8 @@ class LevelSearchSettings(Section):
     drawn_on: NotNegative = 0
     """Training images (of one modality each) that anomalies are drawn onto, for a discriminator to learn from; 0: there
     is none."""
+    drawn_weight: Annotated[Real, Field(ge=0, le=1)] = 0.25
+    """What the discriminator says counts so much: a map is multiplied by exp(this x its logit)."""
 
 
 class LevelSearch(nn.Module):
@@ -76,7 +78,7 @@ class LevelSearch(nn.Module):
         whole = [Banks(of_wholes, channels[self.middle], slots, "normal")] if settings.whole_image else []
         self.whole = nn.ModuleList(whole)
         """Of mean features, one an image; empty where the whole image is not a level."""
-        self.drawn_on = settings.drawn_on
+        self.drawn_on, self.drawn_weight = settings.drawn_on, settings.drawn_weight
         self.discriminators = nn.ModuleList()
         """One, once it is fitted."""
         self._seed = 0
@@ -251,7 +253,7 @@ class LevelSearch(nn.Module):
         """Maps times what the discriminator says of ``ratios``, perhaps of other banks; as they are where there is
         none."""
         for discriminator in self.discriminators:
-            factors_Thw = discriminator(ratios[: len(self.levels)])
+            factors_Thw = (self.drawn_weight * discriminator(ratios[: len(self.levels)])).exp()
             maps_THW = maps_THW * at_image_size(factors_Thw, maps_THW.shape[-1])
         return maps_THW
 
