@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
+from unimmad.cli.signals import Handler, ending_by
 from unimmad.serialization.text import error_lines
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -64,11 +65,11 @@ def sigterm_as_interrupt() -> Iterator[None]:
     if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    handlers: dict[int, Handler] = {signal.SIGTERM: signal.default_int_handler}
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        handlers[signal.SIGINT] = signal.default_int_handler
+    with ending_by(handlers):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def quiet_if_unread(command: Callable[[], int]) -> int:
