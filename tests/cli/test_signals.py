@@ -11,7 +11,7 @@ import pytest
 AT_A_FORK = """
 import os, signal, subprocess, sys, time
 from unimmad.cli.console import run_command
-from unimmad.cli.signals import ending_by
+from unimmad.cli.signals import ending_by, interrupts
 
 def command():
     os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.{name}))
@@ -25,7 +25,7 @@ def stop(number, frame):
 {run}
 """
 AS_OTHERS = "sys.exit(run_command('unimmad x', command, if_interrupted='; kept'))"
-AS_COMPARE = """with ending_by({signal.SIGUSR2: stop}):
+AS_COMPARE = """with ending_by({signal.SIGUSR2: stop, **interrupts()}):
     sys.exit(run_command('unimmad x', command, sigterm=False))"""
 
 
@@ -35,6 +35,7 @@ AS_COMPARE = """with ending_by({signal.SIGUSR2: stop}):
         ("SIGTERM", AS_OTHERS, 130, "unimmad x: interrupted; kept\n"),
         ("SIGINT", AS_OTHERS, 130, "unimmad x: interrupted; kept\n"),
         ("SIGUSR2", AS_COMPARE, 128 + signal.SIGUSR2, ""),
+        ("SIGINT", AS_COMPARE, 130, "unimmad x: interrupted\n"),
     ],
 )
 def test_a_signal_that_comes_at_a_fork_is_not_lost(name, run, status, said):

@@ -21,6 +21,7 @@ from unimmad.comparing.results import (
     write_result,
 )
 from unimmad.config import load_recipe, override_recipe
+from unimmad.methods.registry import METHOD_SETTINGS
 from unimmad.metrics.metrics import METRIC_KEYS
 
 NAMES = ("industry/plate", "industry/nut")
@@ -152,7 +153,12 @@ def test_variants_are_not_mixed_as_seeds_of_one_method():
     alike = [made(0, "training.steps=7"), made(1, "training.steps=9", "training.warmup_steps=1")]
     of_earlier = result("plain", {"a/b": 0.5}, 2)
     assert len(by_method([*alike, of_earlier], [])[0].results) == 3
+    younger = dict(of_search := told_recipe(load_recipe("best", methods=METHOD_SETTINGS)))
+    older = younger | {"model": of_search["model"] | {"search": {"patches": 8000}}}
+    by_search = [replace(result("best", {"a/b": 0.5}, seed), recipe=one) for seed, one in enumerate((younger, older))]
+    assert by_method(by_search, []), "a setting that one of them does not know yet"
     for setting, said in [
+        ("data.sampling=natural", "differ in data.sampling: balanced; natural"),
         ("training.drawn_share=0", r"differ in training.drawn_share: 0.5; 0.0; variants need labels of their own"),
         ("model.embed_dim=32", "differ in model.embed_dim: 64; 32"),
     ]:

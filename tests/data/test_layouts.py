@@ -128,6 +128,7 @@ def test_modalities_of_other_samples_are_not_taken_for_called_otherwise(tmp_path
         ("000 001", "000_ir"),
         ("1_2 12", "1_2_ir 13_ir"),
         ("01", ""),
+        ("bolt_1", "nut_1"),
     ]:
         check_called_alike(tmp_path, {"rgb": ours.split(), "ir": theirs.split()})
     numbers = range(1, 12)

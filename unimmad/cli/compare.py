@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from unimmad.checkpoint.folder import CheckpointFolder
 from unimmad.cli.console import run_command
-from unimmad.cli.signals import ending_by
+from unimmad.cli.signals import ending_by, interrupts
 from unimmad.comparing.cells import SHARED, Cell, Override, make_cells
 from unimmad.comparing.disputed import Disputed, class_limits, disputed_figure, most_disputed, pictures_of
 from unimmad.comparing.found import Done, data_of, found_cells
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None, methods: Registry = METHODS) -> int:
             raise ValueError(f"options of unimmad launch follow {LAUNCHER_MARK} with --slurm alone")
         return _compare(given, methods)
 
-    with ending_by(dict.fromkeys(STOP_SIGNALS, _stop)):
+    with ending_by({**dict.fromkeys(STOP_SIGNALS, _stop), **interrupts()}):
         return run_command(program(), command, if_interrupted="; the same command goes on where it was", sigterm=False)
 
 

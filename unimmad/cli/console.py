@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
-from unimmad.cli.signals import Handler, ending_by
+from unimmad.cli.signals import ending_by, interrupts
 from unimmad.serialization.text import error_lines
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -65,10 +65,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
     if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    handlers: dict[int, Handler] = {signal.SIGTERM: signal.default_int_handler}
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        handlers[signal.SIGINT] = signal.default_int_handler
-    with ending_by(handlers):
+    with ending_by({signal.SIGTERM: signal.default_int_handler, **interrupts()}):
         yield
 
 

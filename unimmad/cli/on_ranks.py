@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from unimmad.cli.signals import ending_by, interrupts
 from unimmad.ranks.errors import exit_status, tell
 from unimmad.ranks.exchange import LostRankError, Ranks, join_ranks, leave_ranks
 from unimmad.ranks.launcher import rank_and_size
@@ -25,7 +26,7 @@ def on_ranks(work: Callable[[Ranks], None], program: str, if_interrupted: str = 
         tell(error, *rank_and_size(), program)
         return exit_status(error)
     try:
-        with ranks.together():
+        with ranks.together(), ending_by(interrupts()):
             work(ranks)
     except ValueError as error:
         if ranks.is_main:

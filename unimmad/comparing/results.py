@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from unimmad.config import Recipe
+from unimmad.config.loading import flat_settings
 from unimmad.metrics.metrics import METRIC_KEYS
 from unimmad.report.measured_at import measured_at
 from unimmad.report.report import ClassEntry, Report, class_entry, read_class
@@ -27,9 +28,15 @@ FORMAT = 1
 FACTS = ("method", "recipe", "backbone", "image size", "blur", "image score", "masks", "precision")
 """Of the reports' headers: what must be the same of all seeds of a method."""
 OF_A_RUN = frozenset(
-    {"seed", "steps", "epochs", "warmup_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"}
+    {
+        *("training.seed", "training.steps", "training.epochs", "training.warmup_steps", "training.log_every"),
+        *("training.evaluate_every", "training.checkpoint_every", "training.keep_checkpoints", "training.compile"),
+        *("training.activation_checkpointing", "training.channels_last", "data.workers", "data.on_error"),
+        *("data.cache_gb", "data.feature_cache_gb", "data.resized_cache_gb"),
+        *("model.max_bank_gb", "model.search.max_bank_gb"),
+    }
 )
-"""Of the recipe's training: what may differ between seeds of a method, where minutes were asked for too."""
+"""What may differ between seeds of a method, where minutes were asked for or on another machine, too."""
 NAME = "result.json"
 
 
@@ -249,16 +256,15 @@ def _check_recipes(found: MethodResults) -> None:
     Raises:
         ValueError: two results of the method, of those that keep their recipe, have other settings.
     """
-    recipes = [result.recipe for result in found.results if result.recipe is not None]
-    for section in ("model", "training"):
-        first, *others = [recipe.get(section, {}) for recipe in recipes] or [{}]
-        for other in others:
-            for key in sorted(first.keys() & other.keys() - OF_A_RUN):
-                if first[key] != other[key]:
-                    raise ValueError(
-                        f"the results of {found.method} differ in {section}.{key}: {first[key]}; {other[key]}; "
-                        "variants need labels of their own, --methods LABEL=METHOD"
-                    )
+    first, *others = [flat_settings(one.recipe) for one in found.results if one.recipe is not None] or [{}]
+    for other in others:
+        # A setting that only one of them has is younger than the other.
+        for key in sorted(first.keys() & other.keys() - OF_A_RUN):
+            if key.startswith(("model.", "data.", "training.")) and first[key] != other[key]:
+                raise ValueError(
+                    f"the results of {found.method} differ in {key}: {first[key]}; {other[key]}; variants need labels "
+                    "of their own, --methods LABEL=METHOD"
+                )
 
 
 def check_apart(found: Iterable[tuple[str, int, Path]]) -> None:

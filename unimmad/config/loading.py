@@ -207,3 +207,14 @@ def _nearest(key: str, known: Sequence[str]) -> str:
     if not close:
         close = [by_last_part[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1)]
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a dumped recipe by their names, such as ``training.tiles.size``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flat_settings(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

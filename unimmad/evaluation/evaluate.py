@@ -145,6 +145,7 @@ def evaluate_checkpoint(
     none_holds = "" if kept is None else kept.tiles_note(settings.tiles, own_tiles)
     thresholds = None if none_holds else thresholds
     facts = _number_facts(settings, geometry, split, mask_resize, precision, device)
+    facts["model"] = checkpoint.recipe.model.model_dump(mode="json", exclude_defaults=True)  # not all are in weights
     if thresholds is not None and thresholds.thresholds is not None:
         facts["thresholds"] = thresholds.thresholds.model_dump(mode="json")
     fingerprint = evaluation_fingerprint(checkpoint.weights_digest, shards, facts)

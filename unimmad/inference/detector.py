@@ -180,7 +180,8 @@ class Detector:
         recipe = with_tiles(checkpoint.recipe, None if tiles is None else TileSettings.parse(tiles))
         engine = ModelEngine(checkpoint.model, recipe.evaluation, device, precision, scoring_geometry(recipe))
         catalogue = catalogue if roi is None else catalogue.with_rois(roi)
-        digest = checkpoint.weights_digest + recipe.evaluation.model_dump_json() + recipe.data.aspect
+        own_model = recipe.model.model_dump_json(exclude_defaults=True)  # not all of it is in the weights
+        digest = checkpoint.weights_digest + own_model + recipe.evaluation.model_dump_json() + recipe.data.aspect
         reference = load_reference(checkpoint.folder)
         if reference is not None and reference.described.weights != loaded.weights_digest:
             raise ValueError(

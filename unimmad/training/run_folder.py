@@ -7,11 +7,11 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, find_checkpoint, read_state
 from unimmad.checkpoint.trained_on import TrainedOn, read_trained_on
 from unimmad.config import Recipe
+from unimmad.config.loading import flat_settings
 from unimmad.config.recipe import DEFAULT_METHOD
 from unimmad.serialization.folder_lock import FolderLock
 from unimmad.serialization.text import shown
@@ -118,8 +118,8 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
     """
     check_same_method(checkpoint, recipe)
     # A setting that is younger than the checkpoint had its default there.
-    theirs = _flat(_defaults(recipe).model_dump(mode="json")) | _flat(read_state(checkpoint)["recipe"])
-    ours = _flat(recipe.model_dump(mode="json"))
+    theirs = flat_settings(_defaults(recipe).model_dump(mode="json")) | flat_settings(read_state(checkpoint)["recipe"])
+    ours = flat_settings(recipe.model_dump(mode="json"))
     different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     # How a run is watched, stored and read may change while it goes on; what it computes may not.
     different = [key for key in different if not key.startswith("evaluation.") and key not in _FREE]
@@ -184,13 +184,3 @@ def _newest_of_series(wanted: Path) -> tuple[int, Path]:
         if match:
             series.append((int(match[1]), path))
     return max(series)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat

@@ -207,12 +207,13 @@ def check_called_alike(folder: Path, images: Mapping[str, Collection[str]]) -> N
         numbered, others = ({_numbered(stem): stem for stem in stems} for stems in (ours, theirs))
         if "" in numbered or set(ours) & set(theirs) or len(numbered) < len(ours) or len(others) < len(theirs):
             continue
-        if numbered and set(numbered) == set(others):
-            number = min(numbered)
+        if not numbered or set(numbered) != set(others):
+            continue
+        one, another = (stems[min(numbered)] for stems in (numbered, others))
+        if len(numbered) > 1 or one in another or another in one:  # bolt_1 beside nut_1 are two samples
             raise ValueError(
-                f"{folder}: images of one sample must be called alike in all modalities, but {name} has "
-                f"{numbered[number]} where {other} has {others[number]}; rename the files of one, or list all "
-                "in a table"
+                f"{folder}: images of one sample must be called alike in all modalities, but {name} has {one} where "
+                f"{other} has {another}; rename the files of one"
             )
 
 
