@@ -76,6 +76,15 @@ def normal_maps(split: str, found: Mapping[tuple[str, Sensors], Sequence[tuple[f
     )
 
 
+def joined_normal_maps(*found: NormalMaps | None) -> NormalMaps | None:
+    """All classes' maps; those of a class that several know are the first one's. None of none."""
+    known = [one for one in found if one is not None]
+    if not known:
+        return None
+    sets = {(own.class_name, frozenset(own.modalities)): own for one in reversed(known) for own in one.sets}
+    return NormalMaps(split=known[0].split, sets=list(sets.values()))
+
+
 def save_normal_maps(found: NormalMaps, checkpoint: Path) -> Path:
     """Write ``normal_maps.json`` into a checkpoint's folder; returns the file.
 

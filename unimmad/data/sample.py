@@ -97,6 +97,11 @@ class Sample:
     look: Look | None = None
     """The same, laid over the stored image; None as ``weights_HW``, and where views are still to be cut."""
 
+    @property
+    def photograph(self) -> str:
+        """What tells its photograph from all others."""
+        return f"{self.class_name} {self.key}"
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -5,6 +5,8 @@ Letters: B samples, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,30 +22,32 @@ from unimmad.data.views import Geometry
 from unimmad.evaluation.geometry import scoring_geometry
 from unimmad.evaluation.scoring import chosen_precision, scoring_form
 from unimmad.evaluation.tiling import score_samples
-from unimmad.model.method import Fitted
+from unimmad.model.method import Fitted, Method
 
 IMAGES_A_SET = 8
 """Images of a class that have the same modalities; enough for a scale of colours."""
 MOST_IMAGES = 256
 
 
-def measure_normals(checkpoint: LoadedCheckpoint, shards: ShardSet, device: torch.device) -> NormalMaps | None:
+def measure_normals(
+    checkpoint: LoadedCheckpoint, shards: ShardSet, device: torch.device, made: Method | None = None
+) -> NormalMaps | None:
     """What normal images' maps are like: those of the calibration split where there is one, else training images.
 
     Args:
         checkpoint: its model is brought into its inference form.
         shards: what it was trained on.
         device: what to compute on.
+        made: the model as training left it. A fitted method has seen the training images, so that their maps would be
+            near 0: by this they are scored as if it had not.
 
     Returns:
-        None where a fitted method has training images alone: it holds them, so that their maps are near 0.
+        None where nothing can be said: a fitted method, and of no class a training image that can be left out.
 
     Raises:
         ValueError: a map or a shard can't be had.
     """
     split: Split = "calibration" if shards.has("calibration") else "train"
-    if split == "train" and isinstance(checkpoint.model, Fitted):
-        return None
     settings = checkpoint.recipe.evaluation.model_copy(update={"compile": False})
     geometry = scoring_geometry(checkpoint.recipe)
     model = scoring_form(checkpoint.model, settings, device)
@@ -51,13 +55,24 @@ def measure_normals(checkpoint: LoadedCheckpoint, shards: ShardSet, device: torc
     found: dict[tuple[str, Sensors], list[tuple[float, float]]] = {}
     for refs in _chosen(shards, split):
         samples = [sample for ref in refs if (sample := _read(shards, ref, model.image_size, geometry)) is not None]
-        if not samples:
-            continue
-        batch, scored = score_samples(model, collate(samples), settings, device, precision, geometry)
-        maps = scored.maps_BHW.cpu().numpy()
-        usual = [usual_value(map_HW, sample) for map_HW, sample in zip(maps, batch.samples, strict=True)]
-        found[samples[0].class_name, samples[0].modalities] = list(zip(usual, scored.scores_B.tolist(), strict=True))
+        for of_batch in _batches(samples, model, made if split == "train" else None):
+            batch, scored = score_samples(model, collate(of_batch), settings, device, precision, geometry)
+            maps = scored.maps_BHW.cpu().numpy()
+            usual = [usual_value(map_HW, sample) for map_HW, sample in zip(maps, batch.samples, strict=True)]
+            of_set = found.setdefault((samples[0].class_name, samples[0].modalities), [])
+            of_set += zip(usual, scored.scores_B.tolist(), strict=True)
     return normal_maps(split, found) if found else None
+
+
+def _batches(samples: list[Sample], model: Method, made: Method | None) -> Iterator[list[Sample]]:
+    """What is scored at once: all; of what a fitted method has seen one sample, which is left out meanwhile."""
+    if not (isinstance(model, Fitted) and isinstance(made, Fitted)):
+        yield from [samples] if samples else []
+        return
+    for sample in samples:
+        model.leave_out(sample.photograph, made)
+        if model.has_others(sample.class_name):
+            yield [sample]
 
 
 def usual_value(map_HW: NDArray[np.float32], sample: Sample) -> float:

@@ -19,7 +19,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from unimmad.methods.coreset import hash_of_key
 from unimmad.methods.level_search import (
     FittedBySearch,
     LevelSearch,
@@ -61,8 +60,6 @@ class AddedBank(nn.Module):
         self.usual_SO: Tensor
         """The mean of the model's own distances on the class's images, by slot and level; 0 of a slot without any."""
         self.register_buffer("usual_SO", torch.zeros(slots, 0))
-        self.left_out: Tensor | None = None
-        """Hashes of images that are scored as if they were in no bank, right after they were taken in."""
 
     @property
     def slots(self) -> set[int]:
@@ -103,8 +100,8 @@ class AddedBank(nn.Module):
         self.usual_SO = usual_SO.to(self.usual_SO.device)
 
     def leave_out(self, key: str | None) -> None:
-        """Score from now on as if this photograph were in no bank; None: all are."""
-        self.left_out = None if key is None else torch.tensor([hash_of_key(key)])
+        """Score from now on as if this photograph were in no bank, right after they were made; None: all are."""
+        self.search.leave_out(key)
 
     def token_maps(self, model: Method, features: Sequence[Tensor], own: OwnLevels, slots_T: Sequence[int]) -> Tensor:
         """[T, H, W], of tokens of this class.
@@ -118,15 +115,7 @@ class AddedBank(nn.Module):
         Raises:
             ValueError: the class's images had no modality of a slot.
         """
-        names = [self.class_name] * len(slots_T)
-        if self.left_out is None:
-            ratios = self.search.ratios(features, names, slots_T)
-        else:
-            of_tokens = [
-                self.search.ratios_without([level_TC[[token]] for level_TC in features], names[0], slot, self.left_out)
-                for token, slot in enumerate(slots_T)
-            ]
-            ratios = [torch.cat(level) for level in zip(*of_tokens, strict=True)]
+        ratios = self.search.ratios(features, [self.class_name] * len(slots_T), slots_T)
         usual_TO = self.usual_SO[torch.tensor(slots_T, device=self.usual_SO.device)]
         rebuilt = [
             distance_Thw / usual_TO[:, level, None, None].to(distance_Thw.device)

@@ -17,10 +17,10 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from unimmad.config.fields import NotNegative, Positive, Real, Section
-from unimmad.methods.coreset import greedy_coreset, projected, random_start_points, rows_to_keep
+from unimmad.methods.coreset import greedy_coreset, hash_of_key, projected, random_start_points, rows_to_keep
 from unimmad.methods.nearest import nearest_neighbours, nearest_of_others, neighbours_of_block
 from unimmad.methods.patch_collection import BankName, PatchCollection, RandomChoice, check_size
-from unimmad.model.method import Gather
+from unimmad.model.method import Fitted, Gather
 
 LEAST_DEVIATION = 1e-3
 """A feature's standard deviation counts as this share of all features' mean one at least."""
@@ -100,6 +100,8 @@ class Banks(nn.Module):
         """What each bank's features were divided by, [D] each; none where ``scaling`` is."""
         self.owners: list[Tensor] = []
         """Which photograph each row of a bank is of, int64 [N] by ``hash_of_key``; known where they were made alone."""
+        self.left_out: Tensor | None = None
+        """Hashes of photographs that count as if they were in no bank."""
         self.taken: set[str] = set()
         """Rows that were appended since, by what they are known by."""
         self._anchor: Tensor
@@ -238,23 +240,32 @@ class Banks(nn.Module):
 
     def scores(self, patches_thwD: Tensor, number: int) -> Tensor:
         """How far patches are from those of one bank: [t, h, w]."""
+        bank_ND = self.banks[number] if self.left_out is None else self.banks[number][self._rows_of_others(number)]
         with torch.autocast(patches_thwD.device.type, enabled=False):
             queries_nD = self._queries(patches_thwD, number)
-            distances_nk, _ = nearest_neighbours(queries_nD, self.banks[number], self._neighbours(number))
+            distances_nk, _ = nearest_neighbours(queries_nD, bank_ND, min(len(bank_ND), self._neighbours(number)))
         return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
 
-    def has_others(self, number: int, images: Tensor) -> bool:
-        """Whether a bank has patches of other images than those of these hashes; right after ``finish``."""
-        return not bool(torch.isin(self.owners[number], images.to(self.device)).all())
+    def leave_out(self, photograph: str | None, made: Banks | Fitted | None = None) -> None:
+        """See ``Fitted``; what would leave nothing of a bank leaves it whole."""
+        self.left_out = None if photograph is None else torch.tensor([hash_of_key(photograph)], device=self.device)
+        if isinstance(made, Banks):
+            self.owners = [owner_of_N.to(self.device) for owner_of_N in made.owners]
 
-    def scores_without(self, patches_thwD: Tensor, number: int, images: Tensor) -> Tensor:
-        """As ``scores``, by the patches of other images than those of these hashes, right after ``finish``."""
-        kept_N = ~torch.isin(self.owners[number], images.to(self.device))
-        bank_MD = self.banks[number][kept_N if kept_N.any() else ~kept_N]
-        with torch.autocast(patches_thwD.device.type, enabled=False):
-            queries_nD = self._queries(patches_thwD, number)
-            distances_nk, _ = nearest_neighbours(queries_nD, bank_MD, min(len(bank_MD), self._neighbours(number)))
-        return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
+    def has_others(self, class_name: str) -> bool:
+        """See ``Fitted``."""
+        of_class = [number for number, name in enumerate(self.names) if name.class_name in ("", class_name)]
+        return bool(self.owners) and all(self.has_other_rows(number) for number in of_class)
+
+    def has_other_rows(self, number: int) -> bool:
+        """Whether a bank has patches of photographs that are not left out."""
+        owner_of_N = self.owners[number]
+        return self.left_out is None or not bool(torch.isin(owner_of_N, self.left_out).all())
+
+    def _rows_of_others(self, number: int) -> Tensor:
+        assert self.left_out is not None
+        kept_N = ~torch.isin(self.owners[number], self.left_out)
+        return kept_N if kept_N.any() else ~kept_N
 
     @torch.no_grad()
     def lacking_rows(self, patches_PD: Tensor, number: int, most: int) -> Tensor:

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from unimmad.data.drawn_anomalies import drawn_anomaly
 from unimmad.methods.banks import Banks
-from unimmad.methods.coreset import hash_of_key
 from unimmad.methods.discriminator import DrawnExamples, logarithms
 from unimmad.methods.image_sample import KeptImage
 
@@ -43,18 +42,18 @@ def drawn_examples(
     found: list[tuple[Tensor, Tensor]] = []
     for kept in tqdm(images, desc="draw anomalies", unit="image"):
         number = levels[0].names.index(kept.bank)
-        left_out = torch.tensor([hash_of_key(kept.key)])
-        if levels[0].has_others(number, left_out):
+        for level in levels:
+            level.leave_out(kept.key)
+        if levels[0].has_other_rows(number):
             others = [images[place].image_CHW for place in random.integers(len(images), size=VARIANTS)]
             drawn = [drawn_anomaly(kept.image_CHW, other_CHW, random) for other_CHW in others]
             versions_VCHW = torch.stack([kept.image_CHW, *(version_CHW for version_CHW, _ in drawn)])
             patches = patches_of(versions_VCHW.to(device))
-            ratios = [
-                level.scores_without(patches_VhwC, number, left_out)
-                for level, patches_VhwC in zip(levels, patches, strict=True)
-            ]
+            ratios = [level.scores(patches_VhwC, number) for level, patches_VhwC in zip(levels, patches, strict=True)]
             masks_VHW = torch.stack([torch.zeros_like(drawn[0][1]), *(mask_HW for _, mask_HW in drawn)])
             found.append((logarithms(ratios), _shares(masks_VHW, ratios[0].shape[-1]).to(device)))
+    for level in levels:
+        level.leave_out(None)
     return DrawnExamples(*map(torch.cat, zip(*found, strict=True))) if found else None
 
 

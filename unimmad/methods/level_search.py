@@ -183,13 +183,14 @@ class LevelSearch(nn.Module):
             raise ValueError("the discriminator's tensors are not those of the recipe's levels; the file is damaged")
         self.discriminators = nn.ModuleList([discriminator] if of_file else [])
 
-    @torch.no_grad()
-    def ratios_without(self, maps: Sequence[Tensor], class_name: str, slot: int, images: Tensor) -> list[Tensor]:
-        """As ``ratios``, of tokens of one slot, as if the photographs of these hashes (``hash_of_key``) were in no
-        bank; right after ``finish``."""
-        number = self.banks[0].banks_to_search(class_name, slot)[0]
-        levels = zip(self.all_banks, self.described_levels(maps), strict=True)
-        return [level.scores_without(patches_ThwC, number, images) for level, patches_ThwC in levels]
+    def leave_out(self, photograph: str | None, made: LevelSearch | None = None) -> None:
+        """See ``Fitted``; a discriminator stays what all images made of it."""
+        for number, level in enumerate(self.all_banks):
+            level.leave_out(photograph, None if made is None else made.all_banks[number])
+
+    def has_others(self, class_name: str) -> bool:
+        """See ``Fitted``."""
+        return all(level.has_others(class_name) for level in self.all_banks)
 
     @torch.no_grad()
     def ratios(self, maps: Sequence[Tensor], classes_T: Sequence[str | None], slots_T: Sequence[int]) -> list[Tensor]:
@@ -338,6 +339,12 @@ class FittedBySearch(Fitted):
 
     def is_fitted_to(self, class_name: str) -> bool:
         return self.search.banks[0].is_fitted_to(class_name)
+
+    def leave_out(self, photograph: str | None, made: Fitted | None = None) -> None:
+        self.search.leave_out(photograph, made.search if isinstance(made, FittedBySearch) else None)
+
+    def has_others(self, class_name: str) -> bool:
+        return self.search.has_others(class_name)
 
     def describe(self) -> dict[str, Any]:
         return self.search.describe()

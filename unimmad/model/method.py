@@ -246,6 +246,20 @@ class Fitted(ABC):
         """Whether there is something of this class's own."""
 
     @abstractmethod
+    def leave_out(self, photograph: str | None, made: Fitted | None = None) -> None:
+        """Score from now on as if it had not seen one training photograph.
+
+        Args:
+            photograph: its key, as ``collect`` was given it; None: score by all again.
+            made: the same method as ``finish`` left it, which alone knows what is of which photograph; None: this one.
+        """
+
+    @abstractmethod
+    def has_others(self, class_name: str) -> bool:
+        """Whether this class's samples can be scored without the photograph that is left out: there are others, and
+        which ones is known."""
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What its tensors do not say, as JSON can hold it; also before it is fitted."""
 

@@ -125,7 +125,7 @@ def _collect(model: Fitted, batch: Batch, views: list[int], device: torch.device
         batch.tokens_per_sample,
         on_device.slot_of_token_T,
         [sample.class_name for sample in batch.samples],
-        [f"{sample.class_name} {sample.key}" for sample in batch.samples],
+        [sample.photograph for sample in batch.samples],
         views,
     )
 

@@ -14,7 +14,7 @@ import torch
 
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, read_state
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.normal_maps import save_normal_maps
+from unimmad.checkpoint.normal_maps import joined_normal_maps, load_normal_maps, save_normal_maps
 from unimmad.checkpoint.state import SECONDS
 from unimmad.data.reading.shard_files import SampleRef
 from unimmad.data.reading.shard_set import ShardSet
@@ -24,7 +24,7 @@ from unimmad.evaluation.normal_maps import measure_normals
 from unimmad.model.backends.execution import check_compiling
 from unimmad.model.backends.tf32 import choose_for_training
 from unimmad.model.growing import trained_parameters
-from unimmad.model.method import FittedMethod
+from unimmad.model.method import FittedMethod, Method
 from unimmad.parallel.batchnorm import check_batchnorm
 from unimmad.parallel.deepspeed_config import DeepSpeedSettings, engine_config, read_deepspeed_config
 from unimmad.parallel.engine import Engine, build_engine
@@ -106,7 +106,7 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
         if fitted is None:  # else a run that grows was stopped in its review
             facts = RunFacts(recipe, backbone_weights, folders, 0, trained_on, growth=found.growth)
             fit(model, shards if growing is None else growing.of_new(), facts, checkpoints, world, lock)
-        return _conclude(arguments, run, shards, growing, world, sizes, stop)
+        return _conclude(arguments, run, shards, growing, world, sizes, stop, model)
     composing = _composing(arguments, run, world, ep_size, shards.classes("train"))
     if model.kernel_sizes:
         logger.info("C-MoE %s", described(composing, model.kernel_sizes))
@@ -134,7 +134,8 @@ def _train(arguments: TrainArguments, world: World, stop: StopRequest | None, lo
     complete = trainer.run(start, arguments.max_steps)
     if complete:
         at_end = arguments.max_steps is None or arguments.max_steps >= schedule.total_steps
-        complete = _conclude(arguments, run, shards, growing if at_end else None, world, sizes, stop)
+        growing = growing if at_end else None
+        complete = _conclude(arguments, run, shards, growing, world, sizes, stop, engine.model)
     return complete
 
 
@@ -146,6 +147,7 @@ def _conclude(
     world: World,
     sizes: tuple[int, int],
     stop: StopRequest | None,
+    model: Method,
 ) -> bool:
     """What follows the last step.
 
@@ -155,7 +157,7 @@ def _conclude(
     Raises:
         ValueError: a run that grows forgot more than it may.
     """
-    world.on_main(lambda: _keep_normal_maps(arguments, run, shards, world))
+    world.on_main(lambda: _keep_normal_maps(arguments, run, shards, world, model))
     if growing is not None and arguments.growth is not None:
         try:
             review(arguments, arguments.growth, growing, CheckpointFolder(run.path), world, sizes, stop)
@@ -165,16 +167,18 @@ def _conclude(
     return True
 
 
-def _keep_normal_maps(arguments: TrainArguments, run: RunFolder, shards: ShardSet, world: World) -> None:
+def _keep_normal_maps(arguments: TrainArguments, run: RunFolder, shards: ShardSet, world: World, model: Method) -> None:
     """Beside the newest checkpoint, for the colours of pictures; a run does not fail at its end for want of them."""
     checkpoint = CheckpointFolder(run.path).newest()
     if checkpoint is None:
         return
     try:
         loaded = load_checkpoint(checkpoint, verify=False, methods=arguments.methods)
-        found = measure_normals(loaded, shards, world.device)
-        if found is not None:
-            save_normal_maps(found, checkpoint)
+        older = [checkpoint, *([] if arguments.growth is None else [arguments.growth.source])]
+        found = joined_normal_maps(measure_normals(loaded, shards, world.device, model), *map(load_normal_maps, older))
+        if found is None:
+            raise ValueError("of no class can a training image be scored as a new one; unimmad calibrate gives a scale")
+        save_normal_maps(found, checkpoint)
     except (ValueError, RuntimeError) as error:  # RuntimeError: a GPU whose memory training still holds
         logger.warning("no scale for the colours of pictures is kept with %s: %s", checkpoint, one_line(error))
 
