@@ -325,6 +325,20 @@ def test_an_interruption_is_one_line_and_goes_on(
     assert verify_folder(tmp_path / "out/set", progress=False) == []
 
 
+@pytest.mark.parametrize("during", ["_print_audit", "_print_summary"])
+def test_an_interruption_after_the_last_shard_says_that_they_are_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], during: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards_command, during, interrupted)
+    target = tmp_path / "set"
+    assert shards_command.main([str(make_mvtec(tmp_path / "parts")), "--target", str(target)]) == 130
+    assert capsys.readouterr().err.endswith(f"interrupted; the shards in {target} are complete\n")
+    assert verify_folder(target, progress=False) == []
+
+
 def test_what_is_given_as_shards(tmp_path: Path) -> None:
     root = make_mvtec(tmp_path / "parts")
     write(root)

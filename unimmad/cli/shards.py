@@ -59,9 +59,12 @@ def _shards(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     index, notices = _make(options)
     seconds = time.perf_counter() - started
-    if options.audit:
-        _print_audit(options.target, options.workers)
-    _print_summary(index, notices, options.target, seconds)
+    try:
+        if options.audit:
+            _print_audit(options.target, options.workers)
+        _print_summary(index, notices, options.target, seconds)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"; the shards in {options.target} are complete") from None
 
 
 def _told(error: Exception) -> str:
@@ -191,8 +194,6 @@ def _print_audit(target: Path, workers: int | None) -> None:
         lines = list(brief_audit(target, workers))
     except (ValueError, OSError) as error:
         lines = [f"the audit failed: {_line(error)}"]
-    except KeyboardInterrupt:
-        lines = ["the audit was interrupted; the shards are complete"]
     for line in lines:
         print(line)
     if lines:
