@@ -52,16 +52,16 @@ def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
     features = model.teacher_levels(samples[0].images_MCHW)
     own = model.own_levels(samples[0].images_MCHW, (len(samples[0].slots),), torch.tensor(samples[0].slots))
     assert features is not None
-    inside = bank.token_maps(model, features, own, list(samples[0].slots))
+    inside, _ = bank.token_maps(model, features, own, list(samples[0].slots))
     bank.leave_out(samples[0].key)
-    outside = bank.token_maps(model, features, own, list(samples[0].slots))
+    outside, _ = bank.token_maps(model, features, own, list(samples[0].slots))
     assert outside.mean() > 1.5 * inside.mean()
     for search, other, map_TChw in zip(bank.search.banks, without.search.banks, features, strict=True):
         kept = torch.isin(search.owners[0], other.owners[0])
         rows = search.banks[0][kept] * search.deviations[0]
         torch.testing.assert_close(rows, other.banks[0] * other.deviations[0], msg=str(map_TChw.shape))
     bank.leave_out(None)
-    assert torch.equal(bank.token_maps(model, features, own, list(samples[0].slots)), inside)
+    assert torch.equal(bank.token_maps(model, features, own, list(samples[0].slots))[0], inside)
 
 
 def test_what_the_method_has_beside_its_levels_an_added_class_has_too() -> None:
@@ -71,15 +71,15 @@ def test_what_the_method_has_beside_its_levels_an_added_class_has_too() -> None:
     features, own, slots = model.teacher_levels(images_TCHW), model.own_levels(images_TCHW, counts, slots_T), [0, 1]
     ratios = bank.search.ratios(features, [NEW, NEW], slots)
     assert len(ratios) == len(features) + 1, "the whole image"
-    found_THW = bank.token_maps(model, features, own, slots)
+    found_THW, _ = bank.token_maps(model, features, own, slots)
     torch.testing.assert_close(found_THW, model.search.joined(ratios, SIZE))
     assert not found_THW.allclose(harmonic_mean(ratios, SIZE)), "the discriminator is told of it"
     described, tensors = bank.description(), bank.state_dict()
     kept = AddedBank.of(model, described, tensors)
-    torch.testing.assert_close(kept.token_maps(model, features, own, slots), found_THW)
+    torch.testing.assert_close(kept.token_maps(model, features, own, slots)[0], found_THW)
     with pytest.raises(ValueError, match="made for a model with a discriminator, and this one has none"):
         AddedBank.of(fitted(whole_image=True), described, tensors)
     older = {name: tensor for name, tensor in tensors.items() if "whole" not in name}
     alone = AddedBank.of(model, described | {"discriminated": False}, older)
     expected_THW = harmonic_mean(ratios[:-1], SIZE)
-    torch.testing.assert_close(alone.token_maps(model, features, own, slots), expected_THW)
+    torch.testing.assert_close(alone.token_maps(model, features, own, slots)[0], expected_THW)

@@ -82,6 +82,9 @@ class LevelSearchMethod(FittedBySearch, FrozenTeacher, FittedMethod):
     def parts(self, output: TokenRatios) -> Tensor:
         return self.search.joined(output.ratios, self.image_size)
 
+    def score_factors(self, output: TokenRatios) -> Tensor | None:
+        return self.search.score_factors(output.ratios, output.sample_of_token_T, output.batch)
+
     def teacher_levels(self, images_TCHW: Tensor) -> list[Tensor]:
         return self.maps_to_search(images_TCHW)
 
@@ -105,12 +108,11 @@ class _FixedModalities(nn.Module):
         self.method = method.eval()
         self.slots = tuple(slots)
 
-    def forward(self, images_BMCHW: Tensor) -> Tensor:
-        """Normalised images -> maps before blurring, float32 [B, H, W]."""
+    def forward(self, images_BMCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """See ``Method.with_fixed_modalities``."""
         size, search = self.method.image_size, self.method.search
         maps = [level.unflatten(0, images_BMCHW.shape[:2]) for level in self.method.teacher(images_BMCHW.flatten(0, 1))]
-        of_modalities = [
-            search.joined(search.traced_ratios([level[:, place] for level in maps], slot), size)
-            for place, slot in enumerate(self.slots)
+        ratios = [
+            search.traced_ratios([level[:, place] for level in maps], slot) for place, slot in enumerate(self.slots)
         ]
-        return torch.stack(of_modalities).sum(0)
+        return search.traced_sum([search.joined(of_modality, size) for of_modality in ratios], ratios)

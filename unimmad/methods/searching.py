@@ -130,6 +130,11 @@ class SearchingUniMMAD(FittedBySearch, UniMMAD):
         maps_THW = self.joined(output.ratios, output.distances)
         return sum_of_tokens(maps_THW, output.sample_of_token_T, output.batch)
 
+    def score_factors(self, output: Reconstruction) -> Tensor | None:
+        if not isinstance(output, SearchedReconstruction):
+            return None
+        return self.search.score_factors(output.ratios, output.sample_of_token_T, output.batch)
+
     def parts(self, output: Reconstruction) -> Tensor:
         if not isinstance(output, SearchedReconstruction):
             return super().parts(output)
@@ -159,9 +164,9 @@ class _FixedModalities(FixedModalities):
 
     model: SearchingUniMMAD
 
-    def joined(self, distances: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-        of_modalities = []
+    def joined(self, distances: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        search, maps, ratios = self.model.search, [], []
         for place, slot in enumerate(self.slots):
-            ratios = self.model.search.traced_ratios([level_BMChw[:, place] for level_BMChw in teacher_maps], slot)
-            of_modalities.append(self.model.joined(ratios, [level_BMhw[:, place] for level_BMhw in distances]))
-        return torch.stack(of_modalities).sum(0)
+            ratios.append(search.traced_ratios([level_BMChw[:, place] for level_BMChw in teacher_maps], slot))
+            maps.append(self.model.joined(ratios[-1], [level_BMhw[:, place] for level_BMhw in distances]))
+        return search.traced_sum(maps, ratios)
