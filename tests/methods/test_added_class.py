@@ -45,6 +45,23 @@ def test_samples_of_other_classes_keep_their_maps_and_added_ones_do_not_depend_o
         torch.testing.assert_close(parts_MHW.sum(0), map_HW, msg="parts add up to the map")
 
 
+def test_scores_of_added_classes_have_the_methods_factor_too() -> None:
+    model = fitted(whole_image=True, whole_power=2.0)
+    images_TCHW, counts, slots_T = tokens(TEST)
+    expected_B = model.score_factors(model(images_TCHW, counts, slots_T))
+    added = WithAddedClasses(model, [bank_of(model, TRAIN[:2])])
+    output = added(images_TCHW, counts, slots_T, [None, NEW, None])
+    factors_B = added.score_factors(output)
+    torch.testing.assert_close(factors_B[[0, 2]], expected_B[[0, 2]])
+    alone = tokens([TEST[1]])
+    (features, slots) = model.teacher_levels(alone[0]), alone[2].tolist()
+    whole = added.added[NEW].search.ratios(features, [NEW] * len(slots), slots)[-1].mean().item()
+    assert factors_B[1].item() == pytest.approx(whole**2, rel=1e-4)
+    torch.testing.assert_close(added.score_factors(added(*alone, [NEW])), factors_B[1:2])
+    plain = WithAddedClasses(fitted(whole_image=True), [])
+    assert plain.score_factors(plain(*alone, [None])) is None
+
+
 def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
     model = reconstructing()
     samples = [each for each in TRAIN if each.slots == TRAIN[0].slots][:3]

@@ -106,8 +106,8 @@ class AddedBank(nn.Module):
     def token_maps(
         self, model: Method, features: Sequence[Tensor], own: OwnLevels, slots_T: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Maps [T, H, W] of tokens of this class, and their images' distances as a whole over usual ones, [T]; 1 where
-        the whole image is no level.
+        """Of tokens of this class maps [T, H, W], and their whole images' distances over usual ones [T], 1 where the
+        whole image is not a level.
 
         Args:
             model: what the bank was added to.
@@ -231,7 +231,7 @@ class WithAddedClasses(Method):
         self.base = base
         self.settings = base.settings
         self.leaders, self.kernel_sizes = base.leaders, base.kernel_sizes
-        self.modalities_joined = base.modalities_joined
+        self.modalities_joined, self.score_factor = base.modalities_joined, base.score_factor
         self.looks_at_class = base.looks_at_class
         self.banks = nn.ModuleList(banks)
         self.eval()

@@ -111,6 +111,12 @@ class LevelSearch(nn.Module):
         return self.banks[0].is_fitted
 
     @property
+    def score_factor(self) -> str:
+        """See ``Method``."""
+        power = f"to the power of {self.whole_power:g}"
+        return f"the whole image's distance over the usual one, {power}" if self.whole_power else ""
+
+    @property
     def is_discriminated(self) -> bool:
         """Whether there is a discriminator."""
         return len(self.discriminators) > 0

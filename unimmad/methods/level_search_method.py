@@ -57,6 +57,7 @@ class LevelSearchMethod(FittedBySearch, FrozenTeacher, FittedMethod):
         self.teacher = new_level_network(settings, without_rest=True).eval().requires_grad_(False)
         kept = LevelSearchSettings.model_validate(settings.model_dump(include=set(LevelSearchSettings.model_fields)))
         self.search = LevelSearch(kept, self.teacher.channels, settings.modality_slots)
+        self.score_factor = self.search.score_factor
 
     def inference_form(self, cache_bytes: int) -> Self:
         """BatchNorm is folded into the convolutions, of which those of large maps need fewer multiplications."""

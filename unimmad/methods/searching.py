@@ -156,6 +156,7 @@ class SearchingUniMMAD(FittedBySearch, UniMMAD):
 
     def _say_how_it_scores(self) -> None:
         self.modalities_joined = JOINED if self.is_fitted else RECONSTRUCTED
+        self.score_factor = self.search.score_factor if self.is_fitted else ""
         self.looks_at_class = self.is_fitted and self.settings.search.bank_per == "class"
 
 

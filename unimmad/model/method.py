@@ -88,6 +88,9 @@ class Method(nn.Module, ABC):
     modalities_joined: str = ROOT_OF_SQUARES
     """How the maps of a sample's modalities become one, in a few words for reports."""
 
+    score_factor: str = ""
+    """What ``score_factors`` are, in a few words for reports; empty where there are none."""
+
     @property
     def image_size(self) -> int:
         """Height and width of every image, in pixels."""
