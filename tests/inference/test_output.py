@@ -8,15 +8,14 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from unimmad.checkpoint.conformal import thresholds_by_sensors
-from unimmad.checkpoint.thresholds import Threshold, Thresholds
+from unimmad.checkpoint.thresholds import Thresholds
 from unimmad.inference import output
-from unimmad.inference.deciding import ALL_CLASSES, map_limits
+from unimmad.inference.deciding import ALL_CLASSES
 from unimmad.inference.output import LINES_NAME, PARTIAL_NAME, PredictionFolder, Row, screen_table
 from unimmad.inference.prediction import Prediction
 
@@ -252,11 +251,3 @@ def test_without_thresholds_it_says_how_to_get_them():
     said = screen_table([decided(None)], None, exported=True)
     assert said.endswith("calibrate its checkpoint (unimmad calibrate), and export it again")
     assert "beside the checkpoint" not in said
-
-
-def test_a_score_that_a_factor_makes_larger_than_its_map_moves_the_colours_middle() -> None:
-    threshold = Threshold(value=3.0, images=5, promised_rate=0.2)
-    sample = SimpleNamespace()
-    assert map_limits(None, sample, threshold) == (1.5, 4.5)
-    assert map_limits(None, sample, threshold, factor=2.0) == (0.75, 2.25)
-    assert map_limits(None, sample, threshold, factor=0.5) == (1.5, 4.5), "never above the threshold"

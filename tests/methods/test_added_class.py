@@ -45,23 +45,6 @@ def test_samples_of_other_classes_keep_their_maps_and_added_ones_do_not_depend_o
         torch.testing.assert_close(parts_MHW.sum(0), map_HW, msg="parts add up to the map")
 
 
-def test_scores_of_added_classes_have_the_methods_factor_too() -> None:
-    model = fitted(whole_image=True, whole_power=2.0)
-    images_TCHW, counts, slots_T = tokens(TEST)
-    expected_B = model.score_factors(model(images_TCHW, counts, slots_T))
-    added = WithAddedClasses(model, [bank_of(model, TRAIN[:2])])
-    output = added(images_TCHW, counts, slots_T, [None, NEW, None])
-    factors_B = added.score_factors(output)
-    torch.testing.assert_close(factors_B[[0, 2]], expected_B[[0, 2]])
-    alone = tokens([TEST[1]])
-    (features, slots) = model.teacher_levels(alone[0]), alone[2].tolist()
-    whole = added.added[NEW].search.ratios(features, [NEW] * len(slots), slots)[-1].mean().item()
-    assert factors_B[1].item() == pytest.approx(whole**2, rel=1e-4)
-    torch.testing.assert_close(added.score_factors(added(*alone, [NEW])), factors_B[1:2])
-    plain = WithAddedClasses(fitted(whole_image=True), [])
-    assert plain.score_factors(plain(*alone, [None])) is None
-
-
 def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
     model = reconstructing()
     samples = [each for each in TRAIN if each.slots == TRAIN[0].slots][:3]
@@ -69,16 +52,16 @@ def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
     features = model.teacher_levels(samples[0].images_MCHW)
     own = model.own_levels(samples[0].images_MCHW, (len(samples[0].slots),), torch.tensor(samples[0].slots))
     assert features is not None
-    inside, _ = bank.token_maps(model, features, own, list(samples[0].slots))
+    inside = bank.token_maps(model, features, own, list(samples[0].slots))
     bank.leave_out(samples[0].key)
-    outside, _ = bank.token_maps(model, features, own, list(samples[0].slots))
+    outside = bank.token_maps(model, features, own, list(samples[0].slots))
     assert outside.mean() > 1.5 * inside.mean()
     for search, other, map_TChw in zip(bank.search.banks, without.search.banks, features, strict=True):
         kept = torch.isin(search.owners[0], other.owners[0])
         rows = search.banks[0][kept] * search.deviations[0]
         torch.testing.assert_close(rows, other.banks[0] * other.deviations[0], msg=str(map_TChw.shape))
     bank.leave_out(None)
-    assert torch.equal(bank.token_maps(model, features, own, list(samples[0].slots))[0], inside)
+    assert torch.equal(bank.token_maps(model, features, own, list(samples[0].slots)), inside)
 
 
 def test_what_the_method_has_beside_its_levels_an_added_class_has_too() -> None:
@@ -88,15 +71,15 @@ def test_what_the_method_has_beside_its_levels_an_added_class_has_too() -> None:
     features, own, slots = model.teacher_levels(images_TCHW), model.own_levels(images_TCHW, counts, slots_T), [0, 1]
     ratios = bank.search.ratios(features, [NEW, NEW], slots)
     assert len(ratios) == len(features) + 1, "the whole image"
-    found_THW, _ = bank.token_maps(model, features, own, slots)
+    found_THW = bank.token_maps(model, features, own, slots)
     torch.testing.assert_close(found_THW, model.search.joined(ratios, SIZE))
     assert not found_THW.allclose(harmonic_mean(ratios, SIZE)), "the discriminator is told of it"
     described, tensors = bank.description(), bank.state_dict()
     kept = AddedBank.of(model, described, tensors)
-    torch.testing.assert_close(kept.token_maps(model, features, own, slots)[0], found_THW)
+    torch.testing.assert_close(kept.token_maps(model, features, own, slots), found_THW)
     with pytest.raises(ValueError, match="made for a model with a discriminator, and this one has none"):
         AddedBank.of(fitted(whole_image=True), described, tensors)
     older = {name: tensor for name, tensor in tensors.items() if "whole" not in name}
     alone = AddedBank.of(model, described | {"discriminated": False}, older)
     expected_THW = harmonic_mean(ratios[:-1], SIZE)
-    torch.testing.assert_close(alone.token_maps(model, features, own, slots)[0], expected_THW)
+    torch.testing.assert_close(alone.token_maps(model, features, own, slots), expected_THW)

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 from methods.test_memory_bank import SIZE, TRAIN, Sample, collect, fit_on_ranks, sample, tokens
-from pydantic import ValidationError
 from torch.nn import functional as F
 
-from unimmad.config import EvaluationSettings
-from unimmad.evaluation.scoring import maps_and_scores, score_images
 from unimmad.methods import discriminator
 from unimmad.methods.level_search import described, harmonic_mean, nearer_class
 from unimmad.methods.level_search_method import LevelSearchMethod, LevelSearchMethodSettings
@@ -129,34 +126,6 @@ def test_the_whole_image_is_a_level_and_the_discriminator_a_factor() -> None:
     assert alone.maps(alone(*tokens([TEST[0]]))).isfinite().all()
 
 
-def test_image_scores_are_multiplied_by_a_power_of_the_whole_images_distance() -> None:
-    method = fitted(whole_image=True, whole_power=1.5)
-    plain = fitted(whole_image=True)
-    images_TCHW, counts, slots_T = tokens(TEST)
-    output = method(images_TCHW, counts, slots_T)
-    wholes = [levels.mean().item() for levels in output.ratios[3].split(counts)]
-    factors_B = method.score_factors(output)
-    torch.testing.assert_close(factors_B, torch.tensor([whole**1.5 for whole in wholes]))
-    assert plain.score_factors(plain(images_TCHW, counts, slots_T)) is None
-    assert (method.score_factor, plain.score_factor) == (
-        "the whole image's distance over the usual one, to the power of 1.5",
-        "",
-    )
-    settings = EvaluationSettings.model_validate({"blur_sigma_at_256": 4.0, "top_share": 0.01})
-    ours, theirs = (
-        score_images(each, images_TCHW, counts, slots_T, settings, "fp32", with_parts=True) for each in (method, plain)
-    )
-    torch.testing.assert_close(ours.maps_BHW, theirs.maps_BHW)
-    torch.testing.assert_close(ours.scores_B, theirs.scores_B * factors_B)
-    half_HW = torch.zeros(SIZE, SIZE)
-    half_HW[:, : SIZE // 2] = 1
-    weights = [half_HW, None, half_HW]
-    parts, of_map = (maps_and_scores(each.maps_BHW, settings, weights, (), each.scores_B) for each in (ours, theirs))
-    torch.testing.assert_close(parts[1], of_map[1] * factors_B, msg="of a region, too")
-    with pytest.raises(ValidationError, match="whole_power 2 is of the whole image: set whole_image: true"):
-        method_with(whole_power=2.0)
-
-
 def fitted_to_tiles(photographs: Sequence[Sequence[Sample]], **changes: object) -> LevelSearchMethod:
     """Of each photograph its tiles, which have one key."""
     method = method_with(**changes)
@@ -255,12 +224,6 @@ def test_the_traced_and_the_inference_form_give_the_same_maps(changes: dict[str,
     traced = torch.export.export(network, (images_BMCHW[:2],), dynamic_shapes=any_batch).module()
     torch.testing.assert_close(traced(images_BMCHW), expected_BHW, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(traced(images_BMCHW[:1]), expected_BHW[:1], rtol=1e-4, atol=1e-4)
-    method.search.whole_power = 2.0 if changes else 0.0
-    if changes:
-        factors_B = method.score_factors(method(*tokens(both)))
-        of_trace_BHW, of_trace_B = torch.export.export(network, (images_BMCHW,)).module()(images_BMCHW)
-        torch.testing.assert_close(of_trace_BHW, expected_BHW, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(of_trace_B, factors_B, rtol=1e-4, atol=1e-4)
     folded = method.inference_form(0)
     torch.testing.assert_close(folded.maps(folded(*tokens(both))), expected_BHW, rtol=1e-3, atol=1e-3)
 

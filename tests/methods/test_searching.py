@@ -13,13 +13,11 @@ from hand_made import hand_made_shards
 from launches import command, run, weights
 from methods.test_level_search import TEST
 from methods.test_memory_bank import SIZE, TRAIN, collect, tokens
-from PIL import Image
 from torch.nn import functional as F
 
 from unimmad import Detector
 from unimmad.checkpoint.folder import find_checkpoint, read_state
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.normal_maps import load_normal_maps
 from unimmad.cli import export
 from unimmad.config import TrainingSettings
 from unimmad.methods.level_search import harmonic_mean
@@ -163,16 +161,15 @@ def test_its_other_forms_give_the_same_maps() -> None:
     assert all(torch.equal(*pair) for pair in zip(under_autocast, plain, strict=True))
 
 
-SEARCH = "search: {patches: 100, whole_image: true, whole_power: 2}"
-RECIPE = f"""
+RECIPE = """
 method: unimmad_search
 model:
-  {{image_size: 64, backbone: resnet10t, backbone_weights: none, fcm_dim: 48, bottleneck_dim: 64,
+  {image_size: 64, backbone: resnet10t, backbone_weights: none, fcm_dim: 48, bottleneck_dim: 64,
    decoder_planes: [16, 16, 16], decoder_blocks: [1, 1, 1], embed_dim: 16, leaders: 4, base_experts: 2,
-   {SEARCH}}}
-data: {{workers: 0}}
-training: {{global_batch: 2, steps: 3, schedule: step, learning_rate: 0.001, checkpoint_every: 1}}
-evaluation: {{batch_size: 2, blur_sigma_at_256: 4}}
+   search: {patches: 100}}
+data: {workers: 0}
+training: {global_batch: 2, steps: 3, schedule: step, learning_rate: 0.001, checkpoint_every: 1}
+evaluation: {batch_size: 2, blur_sigma_at_256: 4}
 """
 
 
@@ -252,25 +249,11 @@ def test_exported_it_gives_the_detectors_scores_where_the_class_is_unknown(undis
     of_export = Detector.open(target).predict(images)
     assert of_export.score == pytest.approx(of_checkpoint.score, rel=1e-4)
     np.testing.assert_allclose(of_export.map_HW, of_checkpoint.map_HW, rtol=1e-3, atol=1e-4)
-    factor = of_export.score / of_export.map_HW.max()
-    assert abs(factor - 1) > 0.1, "the whole image's distance is in the score"
-    highest = max(one.highest for one in load_normal_maps(find_checkpoint(undisturbed)).sets)
-    assert sum(of_checkpoint.limits) / 2 == pytest.approx(highest / max(1, factor), rel=1e-3)
-    left = np.zeros((48, 48), dtype=np.uint8)
-    left[:, :24] = 255
-    Image.fromarray(left).save(tmp_path / "left.png")
-    detectors = [Detector.open(opened, roi=tmp_path / "left.png") for opened in (undisturbed, target)]
-    of_left = [detector.predict(images, class_name="solids/cookie").score for detector in detectors]
-    assert 0 < min(of_left) < of_export.score
 
 
 def test_it_begins_with_the_weights_of_a_trained_unimmad(tmp_path, shards, recipe) -> None:
     plain = tmp_path / "plain.yaml"
-    text = (
-        recipe.read_text()
-        .replace("unimmad_search", "unimmad")
-        .replace("search: {patches: 100, whole_image: true, whole_power: 2}", "top_k: 2")
-    )
+    text = recipe.read_text().replace("unimmad_search", "unimmad").replace("search: {patches: 100}", "top_k: 2")
     plain.write_text(text.replace("steps: 3", "steps: 1"))
     first = trained(tmp_path, shards, plain).rename(tmp_path / "first")
     later = trained(tmp_path, shards, recipe, "--init-from", str(first), "--set", "training.learning_rate=1e-12")

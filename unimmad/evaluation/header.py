@@ -59,7 +59,6 @@ def report_header(
     windows = (size - settings.score_pool + 1) ** 2
     top = max(1, int(windows * settings.top_share))
     pooled = f" after a mean over {settings.score_pool} x {settings.score_pool}" if settings.score_pool > 1 else ""
-    times = f", times {checkpoint.model.score_factor}" if checkpoint.model.score_factor else ""
     header = {
         "checkpoint": _relative(checkpoint.folder),
         "method": recipe.method,
@@ -69,7 +68,7 @@ def report_header(
         "image size": f"{size} x {size}",
         FACT: IN_WORDS[settings.resolution],
         "blur": _in_words(settings.blur(size)),
-        "image score": f"mean of the map's top {top} of {windows} values{pooled}{times}",
+        "image score": f"mean of the map's top {top} of {windows} values{pooled}",
         "modalities joined": checkpoint.model.modalities_joined,
         "masks": _MASKS[mask_resize] if settings.resolution == "model" else "as stored, anomalous where > 0",
         "precision": numerics(precision, device),

@@ -172,8 +172,6 @@ def score_images(
             output = model(images_TCHW, tokens_per_sample, slot_of_token_T, **known)
         maps_BHW = gaussian_blur(model.maps(output), *settings.blur(model.image_size))
         scores_B = image_scores(maps_BHW, settings.top_share, settings.score_pool)
-        if (factors_B := model.score_factors(output)) is not None:
-            scores_B = scores_B * factors_B
         parts_THW = model.parts(output) if with_parts else None
         if parts_THW is not None:  # a blur of a sum is the sum of the blurs
             parts_THW = gaussian_blur(parts_THW, *settings.blur(model.image_size))
@@ -197,29 +195,23 @@ def maps_and_scores(
             at. Empty: all of all.
         views: of each sample, what its picture shows; where that has padding, the score is of the rest alone. Empty:
             without padding.
-        scores_B: the scores of the whole pictures, where they are known; where they are other than their maps say, by a
-            factor of the method's, that is the factor of what is looked at, too.
+        scores_B: the scores of the whole pictures, where they are known.
 
     Returns:
         The maps, those with weights weighed, and the scores; -inf where nothing of a picture is looked at.
     """
-    nothing = [None] * len(maps_BHW)
-    in_part = [
-        weights_HW is not None or not (view is None or view.fills)
-        for view, weights_HW in zip(views or nothing, weights or nothing, strict=True)
-    ]
-    if scores_B is None or any(in_part):
-        of_maps_B = image_scores(maps_BHW, settings.top_share, settings.score_pool)
-        scores_B = of_maps_B if scores_B is None else scores_B
-        factors_B = torch.where(of_maps_B > 0, scores_B / of_maps_B, 1)
+    if scores_B is None:
+        scores_B = image_scores(maps_BHW, settings.top_share, settings.score_pool)
     maps_BHW, scores_B = maps_BHW.clone() if any(one is not None for one in weights) else maps_BHW, scores_B.clone()
+    nothing = [None] * len(maps_BHW)
     for number, (view, weights_HW) in enumerate(zip(views or nothing, weights or nothing, strict=True)):
         if weights_HW is not None:
             maps_BHW[number] = weigh(maps_BHW[number], weights_HW.to(maps_BHW.device))
-        if in_part[number]:
+        if weights_HW is not None or not (view is None or view.fills):
             seen = np.s_[:, :] if view is None else view.target.pixels
-            of_map = _score(maps_BHW[number][seen], None if weights_HW is None else weights_HW[seen], settings)
-            scores_B[number] = of_map * factors_B[number]
+            scores_B[number] = _score(
+                maps_BHW[number][seen], None if weights_HW is None else weights_HW[seen], settings
+            )
     return maps_BHW, scores_B
 
 

@@ -156,17 +156,10 @@ def views_notes(sample: PreparedSample) -> list[str]:
 
 
 def map_limits(
-    normal_maps: NormalMaps | None,
-    sample: PreparedSample,
-    threshold: Threshold | None,
-    factor: float = 1.0,
+    normal_maps: NormalMaps | None, sample: PreparedSample, threshold: Threshold | None
 ) -> tuple[float, float] | None:
     """Where a picture's colours begin and end, see ``Prediction.limits``: the threshold, or what normal maps reach, is
-    the middle; None where neither is known.
-
-    ``factor``: what a score is to the map's largest value, where the method multiplies scores; the middle is as much
-    below the threshold then, so that an image that is beyond it shows where.
-    """
+    the middle; None where neither is known."""
     dark: float | None = None
     middle: float | None = None
     if normal_maps is not None:
@@ -177,7 +170,6 @@ def map_limits(
             dark = threshold.usual
     if middle is None:
         return None
-    middle /= max(1.0, factor)
     if dark is None or dark >= middle:
         return (0.5 * middle, 1.5 * middle) if middle > 0 else None
     return dark, 2 * middle - dark

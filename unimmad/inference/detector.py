@@ -378,18 +378,13 @@ class Detector:
             roi=None if (roi := self.catalogue.rois.of(sample.match.class_name)) is None else roi.digest,
             precision=self.engine.precision,
             threshold_promised=None if of is None else decider.promises(sample, of),
-            limits=map_limits(self.normal_maps, sample, threshold, self._factor(map_HW, score)),
+            limits=map_limits(self.normal_maps, sample, threshold),
             statistics=statistics,
             shares=parts.shares,
             modality_maps=parts.maps,
             overlaps=sample.overlaps,
             misaligned=apart,
         )
-
-    def _factor(self, map_HW: NDArray[np.float32], score: float) -> float:
-        """What a score is to its map's largest value where the method multiplies scores, else 1."""
-        largest = float(map_HW.max())
-        return score / largest if self.engine.score_factor and largest > 0 else 1.0
 
 
 def _seen(prediction: Prediction) -> Seen:

@@ -55,10 +55,6 @@ class Engine(Protocol):
     def misses_class(self) -> bool:
         """Whether they were others if it could be told a sample's class, which it can't."""
 
-    @property
-    def score_factor(self) -> str:
-        """As ``Method.score_factor``; an exported file does not say."""
-
     def check(self, sample: PreparedSample) -> None:
         """
         Raises:
@@ -109,10 +105,6 @@ class ModelEngine:
     @property
     def misses_class(self) -> bool:
         return False
-
-    @property
-    def score_factor(self) -> str:
-        return self.model.score_factor
 
     def check(self, sample: PreparedSample) -> None:
         highest = max(modality.slot for modality in sample.modalities)
@@ -235,10 +227,6 @@ class OnnxEngine:
     @property
     def misses_class(self) -> bool:
         return self.metadata.misses_class
-
-    @property
-    def score_factor(self) -> str:
-        return ""
 
     def _check_interface(self, file: Path) -> None:
         """Images are made as the metadata say: the graph must take them, and give what is asked for."""

@@ -103,11 +103,8 @@ class AddedBank(nn.Module):
         """Score from now on as if this photograph were in no bank, right after they were made; None: all are."""
         self.search.leave_out(key)
 
-    def token_maps(
-        self, model: Method, features: Sequence[Tensor], own: OwnLevels, slots_T: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Of tokens of this class maps [T, H, W], and their whole images' distances over usual ones [T], 1 where the
-        whole image is not a level.
+    def token_maps(self, model: Method, features: Sequence[Tensor], own: OwnLevels, slots_T: Sequence[int]) -> Tensor:
+        """[T, H, W], of tokens of this class.
 
         Args:
             model: what the bank was added to.
@@ -126,9 +123,7 @@ class AddedBank(nn.Module):
         ]
         maps_THW = harmonic_mean([*ratios, *rebuilt], model.image_size)
         search = own_search(model)
-        if search is not None and self.discriminated:
-            maps_THW = search.discriminated(maps_THW, ratios)
-        return maps_THW, ratios[-1].flatten() if self.search.whole else maps_THW.new_ones(len(maps_THW))
+        return maps_THW if search is None or not self.discriminated else search.discriminated(maps_THW, ratios)
 
     def description(self) -> dict[str, Any]:
         """What its tensors do not say, as JSON can hold it."""
@@ -212,8 +207,6 @@ class WithAdded:
     base_at: tuple[int, ...]
     maps_THW: Tensor | None
     """Of the tokens of samples of added classes, the samples at ``added_at``."""
-    wholes_T: Tensor | None
-    """See ``AddedBank.token_maps``."""
     added_at: tuple[int, ...]
     sample_of_token_T: Tensor | None
     """Each of these tokens' place in ``added_at``."""
@@ -231,7 +224,7 @@ class WithAddedClasses(Method):
         self.base = base
         self.settings = base.settings
         self.leaders, self.kernel_sizes = base.leaders, base.kernel_sizes
-        self.modalities_joined, self.score_factor = base.modalities_joined, base.score_factor
+        self.modalities_joined = base.modalities_joined
         self.looks_at_class = base.looks_at_class
         self.banks = nn.ModuleList(banks)
         self.eval()
@@ -286,7 +279,7 @@ class WithAddedClasses(Method):
         added_at = tuple(place for place, name in enumerate(names) if name in added)
         base_at = tuple(place for place, name in enumerate(names) if name not in added)
         samples_T = sample_of_token(tokens_per_sample, torch.device("cpu"))
-        base, maps_THW, wholes_T, places_T = None, None, None, None
+        base, maps_THW, places_T = None, None, None
         routings: Sequence[Sequence[Routing]] = ()
         if base_at:
             images, counts, slots = _of_samples(base_at, images_TCHW, tokens_per_sample, slot_of_token_T, samples_T)
@@ -299,28 +292,23 @@ class WithAddedClasses(Method):
             # In a batch of both their tokens would stand in another order than the samples'.
             routings = () if base_at else own.routings
             places_T = sample_of_token(counts, torch.device("cpu"))
-            names_T = [names[added_at[place]] or "" for place in places_T]
-            maps_THW, wholes_T = self._added_maps(images, own, slots.tolist(), names_T)
+            maps_THW = self._added_maps(images, own, slots.tolist(), [names[added_at[p]] or "" for p in places_T])
             places_T = places_T.to(images.device)
-        return WithAdded(base, base_at, maps_THW, wholes_T, added_at, places_T, tuple(tokens_per_sample), routings)
+        return WithAdded(base, base_at, maps_THW, added_at, places_T, tuple(tokens_per_sample), routings)
 
-    def _added_maps(
-        self, images_TCHW: Tensor, own: OwnLevels, slots_T: list[int], names_T: list[str]
-    ) -> tuple[Tensor, Tensor]:
-        """``AddedBank.token_maps`` of tokens of any of the classes."""
+    def _added_maps(self, images_TCHW: Tensor, own: OwnLevels, slots_T: list[int], names_T: list[str]) -> Tensor:
         features = searched_levels(self.base, images_TCHW)
         maps_THW = features[0].new_zeros(len(images_TCHW), self.image_size, self.image_size)
-        wholes_T = maps_THW.new_ones(len(images_TCHW))
         for name in dict.fromkeys(names_T):
             chosen_t = torch.tensor([token for token, other in enumerate(names_T) if other == name])
             chosen_t = chosen_t.to(images_TCHW.device)
             of_class = OwnLevels([level_Thw[chosen_t].float() for level_Thw in own.distances])
             slots_t = [slots_T[token] for token in chosen_t.tolist()]
             bank = self.added[name]
-            maps_THW[chosen_t], wholes_T[chosen_t] = bank.token_maps(
+            maps_THW[chosen_t] = bank.token_maps(
                 self.base, [level_TC[chosen_t] for level_TC in features], of_class, slots_t
             )
-        return maps_THW, wholes_T
+        return maps_THW
 
     def maps(self, output: WithAdded) -> Tensor:
         batch = len(output.base_at) + len(output.added_at)
@@ -334,18 +322,6 @@ class WithAddedClasses(Method):
         maps_BHW = of_added.new_empty(batch, *of_added.shape[1:])
         maps_BHW[list(output.base_at)], maps_BHW[list(output.added_at)] = of_base, of_added
         return maps_BHW
-
-    def score_factors(self, output: WithAdded) -> Tensor | None:
-        search = own_search(self.base)
-        if search is None or not search.whole_power:
-            return None
-        factors_B = torch.ones(len(output.base_at) + len(output.added_at), device=next(self.base.parameters()).device)
-        if output.base is not None and (of_base := self.base.score_factors(output.base)) is not None:
-            factors_B[list(output.base_at)] = of_base
-        if output.wholes_T is not None and output.sample_of_token_T is not None:
-            of_added = search.factors_of_wholes(output.wholes_T, output.sample_of_token_T, len(output.added_at))
-            factors_B[list(output.added_at)] = of_added
-        return factors_B
 
     def parts(self, output: WithAdded) -> Tensor | None:
         if type(self.base).parts is Method.parts:  # else an added class's would depend on what shares its batch

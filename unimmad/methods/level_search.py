@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,20 +50,11 @@ class LevelSearchSettings(Section):
     from, in units of 10^9 bytes."""
     whole_image: bool = False
     """Whether the whole image is a level, too."""
-    whole_power: Annotated[Real, Field(ge=0)] = 0.0
-    """Image scores, not maps, are multiplied by the whole image's distance over the usual one, to this power; more than
-    0 asks for ``whole_image``."""
     drawn_on: NotNegative = 0
     """Training images (of one modality each) that anomalies are drawn onto, for a discriminator to learn from; 0: there
     is none."""
     drawn_weight: Annotated[Real, Field(ge=0, le=1)] = 0.25
     """What the discriminator says counts so much: a map is multiplied by exp(this x its logit)."""
-
-    @model_validator(mode="after")
-    def _check_whole(self) -> Self:
-        if self.whole_power and not self.whole_image:
-            raise ValueError(f"whole_power {self.whole_power:g} is of the whole image: set whole_image: true")
-        return self
 
 
 class LevelSearch(nn.Module):
@@ -87,7 +78,6 @@ class LevelSearch(nn.Module):
         whole = [Banks(of_wholes, channels[self.middle], slots, "normal")] if settings.whole_image else []
         self.whole = nn.ModuleList(whole)
         """Of mean features, one an image; empty where the whole image is not a level."""
-        self.whole_power = settings.whole_power
         self.drawn_on, self.drawn_weight = settings.drawn_on, settings.drawn_weight
         self.discriminators = nn.ModuleList()
         """One, once it is fitted."""
@@ -109,12 +99,6 @@ class LevelSearch(nn.Module):
     def is_fitted(self) -> bool:
         """Whether there are banks."""
         return self.banks[0].is_fitted
-
-    @property
-    def score_factor(self) -> str:
-        """See ``Method``."""
-        power = f"to the power of {self.whole_power:g}"
-        return f"the whole image's distance over the usual one, {power}" if self.whole_power else ""
 
     @property
     def is_discriminated(self) -> bool:
@@ -265,29 +249,6 @@ class LevelSearch(nn.Module):
         if weights_of_others is not None:
             weights_L = torch.cat([weights_L, weights_of_others])
         return self.discriminated(harmonic_mean([*ratios, *others], image_size, weights_L), ratios)
-
-    def score_factors(self, ratios: Sequence[Tensor], sample_of_token_T: Tensor, batch: int) -> Tensor | None:
-        """See ``Method``."""
-        return self.factors_of_wholes(ratios[-1].flatten(), sample_of_token_T, batch) if self.whole_power else None
-
-    def factors_of_wholes(self, wholes_T: Tensor, sample_of_token_T: Tensor, batch: int) -> Tensor:
-        """Of each token's distance as a whole over the usual one, their mean over a sample's tokens."""
-        sums_B, tokens_B = (
-            wholes_T.new_zeros(batch).index_add(0, sample_of_token_T, values_T)
-            for values_T in (wholes_T, torch.ones_like(wholes_T))
-        )
-        return self._powered(sums_B / tokens_B)
-
-    def traced_sum(self, maps: Sequence[Tensor], ratios: Sequence[Sequence[Tensor]]) -> Tensor | tuple[Tensor, Tensor]:
-        """What a network that can be traced gives (``Method.with_fixed_modalities``) of each modality's maps [B, H, W]
-        and ``ratios``."""
-        maps_BHW = torch.stack(list(maps)).sum(0)
-        if not self.whole_power:
-            return maps_BHW
-        return maps_BHW, self._powered(torch.stack([levels[-1][:, 0, 0] for levels in ratios]).mean(0))
-
-    def _powered(self, wholes_B: Tensor) -> Tensor:
-        return wholes_B.clamp_min(LEAST_RATIO) ** self.whole_power
 
     def discriminated(self, maps_THW: Tensor, ratios: Sequence[Tensor]) -> Tensor:
         """Maps times what the discriminator says of ``ratios``, perhaps of other banks; as they are where there is

@@ -57,7 +57,6 @@ class LevelSearchMethod(FittedBySearch, FrozenTeacher, FittedMethod):
         self.teacher = new_level_network(settings, without_rest=True).eval().requires_grad_(False)
         kept = LevelSearchSettings.model_validate(settings.model_dump(include=set(LevelSearchSettings.model_fields)))
         self.search = LevelSearch(kept, self.teacher.channels, settings.modality_slots)
-        self.score_factor = self.search.score_factor
 
     def inference_form(self, cache_bytes: int) -> Self:
         """BatchNorm is folded into the convolutions, of which those of large maps need fewer multiplications."""
@@ -83,9 +82,6 @@ class LevelSearchMethod(FittedBySearch, FrozenTeacher, FittedMethod):
     def parts(self, output: TokenRatios) -> Tensor:
         return self.search.joined(output.ratios, self.image_size)
 
-    def score_factors(self, output: TokenRatios) -> Tensor | None:
-        return self.search.score_factors(output.ratios, output.sample_of_token_T, output.batch)
-
     def teacher_levels(self, images_TCHW: Tensor) -> list[Tensor]:
         return self.maps_to_search(images_TCHW)
 
@@ -109,11 +105,12 @@ class _FixedModalities(nn.Module):
         self.method = method.eval()
         self.slots = tuple(slots)
 
-    def forward(self, images_BMCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """See ``Method.with_fixed_modalities``."""
+    def forward(self, images_BMCHW: Tensor) -> Tensor:
+        """Normalised images -> maps before blurring, float32 [B, H, W]."""
         size, search = self.method.image_size, self.method.search
         maps = [level.unflatten(0, images_BMCHW.shape[:2]) for level in self.method.teacher(images_BMCHW.flatten(0, 1))]
-        ratios = [
-            search.traced_ratios([level[:, place] for level in maps], slot) for place, slot in enumerate(self.slots)
+        of_modalities = [
+            search.joined(search.traced_ratios([level[:, place] for level in maps], slot), size)
+            for place, slot in enumerate(self.slots)
         ]
-        return search.traced_sum([search.joined(of_modality, size) for of_modality in ratios], ratios)
+        return torch.stack(of_modalities).sum(0)

@@ -130,11 +130,6 @@ class SearchingUniMMAD(FittedBySearch, UniMMAD):
         maps_THW = self.joined(output.ratios, output.distances)
         return sum_of_tokens(maps_THW, output.sample_of_token_T, output.batch)
 
-    def score_factors(self, output: Reconstruction) -> Tensor | None:
-        if not isinstance(output, SearchedReconstruction):
-            return None
-        return self.search.score_factors(output.ratios, output.sample_of_token_T, output.batch)
-
     def parts(self, output: Reconstruction) -> Tensor:
         if not isinstance(output, SearchedReconstruction):
             return super().parts(output)
@@ -156,7 +151,6 @@ class SearchingUniMMAD(FittedBySearch, UniMMAD):
 
     def _say_how_it_scores(self) -> None:
         self.modalities_joined = JOINED if self.is_fitted else RECONSTRUCTED
-        self.score_factor = self.search.score_factor if self.is_fitted else ""
         self.looks_at_class = self.is_fitted and self.settings.search.bank_per == "class"
 
 
@@ -165,9 +159,9 @@ class _FixedModalities(FixedModalities):
 
     model: SearchingUniMMAD
 
-    def joined(self, distances: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-        search, maps, ratios = self.model.search, [], []
+    def joined(self, distances: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+        of_modalities = []
         for place, slot in enumerate(self.slots):
-            ratios.append(search.traced_ratios([level_BMChw[:, place] for level_BMChw in teacher_maps], slot))
-            maps.append(self.model.joined(ratios[-1], [level_BMhw[:, place] for level_BMhw in distances]))
-        return search.traced_sum(maps, ratios)
+            ratios = self.model.search.traced_ratios([level_BMChw[:, place] for level_BMChw in teacher_maps], slot)
+            of_modalities.append(self.model.joined(ratios, [level_BMhw[:, place] for level_BMhw in distances]))
+        return torch.stack(of_modalities).sum(0)

@@ -43,8 +43,8 @@ class FixedModalities(nn.Module):
                 assert isinstance(branch, MiMoEBranch)
                 branch.convolve = partial(_convolve_by_products, modalities=len(slots))
 
-    def forward(self, images_BMCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """See ``Method.with_fixed_modalities``."""
+    def forward(self, images_BMCHW: Tensor) -> Tensor:
+        """Normalised images, modalities in the order of ``slots`` -> maps before blurring, float32 [B, H, W]."""
         model, modalities = self.model, len(self.slots)
         images_TCHW = images_BMCHW.flatten(0, 1)
         batch = images_BMCHW.shape[0]
@@ -59,8 +59,8 @@ class FixedModalities(nn.Module):
             distances.append(cosine_distance(target_TChw, reconstruction_TChw).unflatten(0, (-1, modalities)))
         return self.joined(distances, [level_TChw.unflatten(0, (-1, modalities)) for level_TChw in teacher_maps])
 
-    def joined(self, distances: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-        """What ``forward`` gives, of each level's distances [B, M, h, w] and the teacher's maps [B, M, C_l, h, w]."""
+    def joined(self, distances: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+        """Maps [B, H, W] of each level's distances [B, M, h, w] and the teacher's maps [B, M, C_l, h, w]."""
         size = self.model.settings.image_size
         squares_BHW = distances[0].new_zeros(distances[0].shape[0], size, size)  # len() would fix the batch
         for distance_BMhw in distances:

@@ -88,9 +88,6 @@ class Method(nn.Module, ABC):
     modalities_joined: str = ROOT_OF_SQUARES
     """How the maps of a sample's modalities become one, in a few words for reports."""
 
-    score_factor: str = ""
-    """What ``score_factors`` are, in a few words for reports; empty where there are none."""
-
     @property
     def image_size(self) -> int:
         """Height and width of every image, in pixels."""
@@ -130,8 +127,7 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def with_fixed_modalities(self, slots: Sequence[int]) -> nn.Module:
         """A network that can be traced: normalised images [B, M, C, H, W], M in the order of ``slots``, to maps
-        [B, H, W] before blurring, float32, and where image scores have factors to those [B] as well. It may share its
-        parts with this one, which must not be used by itself afterwards.
+        [B, H, W]. It may share its parts with this one, which must not be used by itself afterwards.
 
         Raises:
             ValueError: a slot that the method does not have, or one twice.
@@ -167,10 +163,6 @@ class Method(nn.Module, ABC):
     def parts(self, output: Any) -> Tensor | None:
         """What each token's modality adds to its sample's map, before blurring: [T, H, W], 0 or more; those of a sample
         add up to ``maps``. None of methods that can't say it."""
-        return None
-
-    def score_factors(self, output: Any) -> Tensor | None:
-        """What image scores, which are of the maps, are multiplied by: float32 [B], above 0. None: by nothing."""
         return None
 
     def teacher_levels(self, images_TCHW: Tensor) -> list[Tensor] | None:

@@ -40,11 +40,9 @@ class ExportProgram(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[B, M, C, H, W], float32, RGB and gray in 0-1 and depth as ``data.prepare.resize`` gives it -> maps
         [B, H, W] and scores [B]."""
-        found = self.network((images - self.get_buffer("mean_MC11")) / self.get_buffer("std_MC11"))
-        maps_BHW, factors_B = found if isinstance(found, tuple) else (found, None)
+        maps_BHW = self.network((images - self.get_buffer("mean_MC11")) / self.get_buffer("std_MC11"))
         maps_BHW = gaussian_blur(maps_BHW, *self.blur)
-        scores_B = image_scores(maps_BHW, *self.score)
-        return maps_BHW, scores_B if factors_B is None else scores_B * factors_B
+        return maps_BHW, image_scores(maps_BHW, *self.score)
 
 
 def build_program(
