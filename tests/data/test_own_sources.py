@@ -325,16 +325,20 @@ def test_an_interruption_is_one_line_and_goes_on(
     assert verify_folder(tmp_path / "out/set", progress=False) == []
 
 
-@pytest.mark.parametrize("during", ["_print_audit", "_print_summary"])
 def test_an_interruption_after_the_last_shard_says_that_they_are_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], during: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards_command, during, interrupted)
-    target = tmp_path / "set"
-    assert shards_command.main([str(make_mvtec(tmp_path / "parts")), "--target", str(target)]) == 130
+    monkeypatch.setattr("unimmad.audit.brief.brief_audit", interrupted)
+    target, source = tmp_path / "set", str(make_mvtec(tmp_path / "parts"))
+    assert shards_command.main([source, "--target", str(target)]) == 0
+    said = capsys.readouterr().out
+    assert "the audit was interrupted; the shards are complete" in said
+    assert f"next: unimmad train --data {target}" in said
+    monkeypatch.setattr(shards_command, "_print_summary", interrupted)
+    assert shards_command.main([source, "--target", str(target), "--overwrite"]) == 130
     assert capsys.readouterr().err.endswith(f"interrupted; the shards in {target} are complete\n")
     assert verify_folder(target, progress=False) == []
 

@@ -108,15 +108,15 @@ def test_a_search_scores_its_own_images_as_new_ones(tmp_path, shards, method, se
 def test_which_images_banks_hold_is_known_to_what_made_them_alone(tmp_path, shards):
     loaded = load_checkpoint(fitted(tmp_path / "run", shards, "level_search", WHOLE))
     assert measure_normals(loaded, ShardSet.open([shards]), CPU, loaded.model) is None
+    assert measure_normals(loaded, ShardSet.open([shards]), CPU) is None
 
 
-def test_of_several_files_each_class_is_taken_once():
+def test_what_a_grown_checkpoint_takes_over_is_of_other_classes():
     def one(name: str, usual: float) -> NormalSet:
         return NormalSet(class_name=name, modalities=["rgb"], images=1, usual=usual, highest=2.0)
 
     first = NormalMaps(split="train", sets=[one("a/new", 1.0), one("a/both", 1.0)])
     older = NormalMaps(split="calibration", sets=[one("a/both", 3.0), one("a/old", 3.0)])
-    joined = joined_normal_maps(None, first, older)
-    assert joined is not None
+    joined = joined_normal_maps(first, older)
     assert {found.class_name: found.usual for found in joined.sets} == {"a/new": 1.0, "a/both": 1.0, "a/old": 3.0}
-    assert joined_normal_maps(None, None) is None
+    assert joined_normal_maps(first, None) == first

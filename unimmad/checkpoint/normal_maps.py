@@ -1,7 +1,8 @@
 """What the anomaly maps of normal images are like, so that a picture's colours mean something without thresholds.
 
-They lie as ``normal_maps.json`` in the checkpoint's folder, since they hold for its weights only. Training writes the
-file at its end; older and unfinished checkpoints have none.
+They lie as ``normal_maps.json`` in the checkpoint's folder, since they hold for its weights only; a grown checkpoint
+takes over those of old classes that it can't measure, whose maps hardly move. Training writes the file at its end;
+older and unfinished checkpoints have none.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class NormalMaps(Entry):
 
     format: Literal[1] = FORMAT
     split: str
-    """The split that the images are of."""
+    """The split that the images are of; of classes that a grown checkpoint took over, that of the old one's file."""
     sets: list[NormalSet]
 
     def of(self, class_name: str | None, modalities: Sequence[str]) -> tuple[float, float] | None:
@@ -76,13 +77,11 @@ def normal_maps(split: str, found: Mapping[tuple[str, Sensors], Sequence[tuple[f
     )
 
 
-def joined_normal_maps(*found: NormalMaps | None) -> NormalMaps | None:
-    """All classes' maps; those of a class that several know are the first one's. None of none."""
-    known = [one for one in found if one is not None]
-    if not known:
-        return None
-    sets = {(own.class_name, frozenset(own.modalities)): own for one in reversed(known) for own in one.sets}
-    return NormalMaps(split=known[0].split, sets=list(sets.values()))
+def joined_normal_maps(found: NormalMaps, kept: NormalMaps | None) -> NormalMaps:
+    """``found``, and the sets of ``kept`` that it lacks."""
+    known = {(one.class_name, frozenset(one.modalities)) for one in found.sets}
+    others = [one for one in kept.sets if (one.class_name, frozenset(one.modalities)) not in known] if kept else []
+    return found.model_copy(update={"sets": [*found.sets, *others]})
 
 
 def save_normal_maps(found: NormalMaps, checkpoint: Path) -> Path:

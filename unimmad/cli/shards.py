@@ -188,12 +188,14 @@ def _make(options: argparse.Namespace) -> tuple[Index, list[str]]:
 
 def _print_audit(target: Path, workers: int | None) -> None:
     """What an audit in brief warns of; the shards are complete whatever becomes of it."""
-    from unimmad.audit.brief import brief_audit  # imports PyTorch's models, which listing layouts need not wait for
-
     try:
+        from unimmad.audit.brief import brief_audit  # imports PyTorch's models, which listing layouts need not wait for
+
         lines = list(brief_audit(target, workers))
     except (ValueError, OSError) as error:
         lines = [f"the audit failed: {_line(error)}"]
+    except KeyboardInterrupt:
+        lines = ["the audit was interrupted; the shards are complete"]
     for line in lines:
         print(line)
     if lines:

@@ -52,10 +52,11 @@ def measure_normals(
     geometry = scoring_geometry(checkpoint.recipe)
     model = scoring_form(checkpoint.model, settings, device)
     precision = chosen_precision(None, device)
+    is_seen = split == "train" and isinstance(model, Fitted)
     found: dict[tuple[str, Sensors], list[tuple[float, float]]] = {}
     for refs in _chosen(shards, split):
         samples = [sample for ref in refs if (sample := _read(shards, ref, model.image_size, geometry)) is not None]
-        for of_batch in _batches(samples, model, made if split == "train" else None):
+        for of_batch in _one_by_one(samples, model, made) if is_seen else [samples] if samples else []:
             batch, scored = score_samples(model, collate(of_batch), settings, device, precision, geometry)
             maps = scored.maps_BHW.cpu().numpy()
             usual = [usual_value(map_HW, sample) for map_HW, sample in zip(maps, batch.samples, strict=True)]
@@ -64,13 +65,13 @@ def measure_normals(
     return normal_maps(split, found) if found else None
 
 
-def _batches(samples: list[Sample], model: Method, made: Method | None) -> Iterator[list[Sample]]:
-    """What is scored at once: all; of what a fitted method has seen one sample, which is left out meanwhile."""
-    if not (isinstance(model, Fitted) and isinstance(made, Fitted)):
-        yield from [samples] if samples else []
-        return
+def _one_by_one(samples: list[Sample], model: Method, made: Method | None) -> Iterator[list[Sample]]:
+    """Samples that a fitted method has seen, each while it is left out; none where that can't be."""
+    assert isinstance(model, Fitted)
+    if isinstance(made, Fitted):
+        model.take_owners(made)
     for sample in samples:
-        model.leave_out(sample.photograph, made)
+        model.leave_out(sample.photograph)
         if model.has_others(sample.class_name):
             yield [sample]
 

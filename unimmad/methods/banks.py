@@ -100,8 +100,8 @@ class Banks(nn.Module):
         """What each bank's features were divided by, [D] each; none where ``scaling`` is."""
         self.owners: list[Tensor] = []
         """Which photograph each row of a bank is of, int64 [N] by ``hash_of_key``; known where they were made alone."""
-        self.left_out: Tensor | None = None
-        """Hashes of photographs that count as if they were in no bank."""
+        self.left_out: int | None = None
+        """Hash of a photograph that counts as if it were in no bank."""
         self.taken: set[str] = set()
         """Rows that were appended since, by what they are known by."""
         self._anchor: Tensor
@@ -246,26 +246,31 @@ class Banks(nn.Module):
             distances_nk, _ = nearest_neighbours(queries_nD, bank_ND, min(len(bank_ND), self._neighbours(number)))
         return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
 
-    def leave_out(self, photograph: str | None, made: Banks | Fitted | None = None) -> None:
+    def take_owners(self, made: Fitted | Banks) -> None:
+        """See ``Fitted``."""
+        assert isinstance(made, Banks)
+        self.owners = [owner_of_N.to(self.device) for owner_of_N in made.owners]
+
+    def leave_out(self, photograph: str | None) -> None:
         """See ``Fitted``; what would leave nothing of a bank leaves it whole."""
-        self.left_out = None if photograph is None else torch.tensor([hash_of_key(photograph)], device=self.device)
-        if isinstance(made, Banks):
-            self.owners = [owner_of_N.to(self.device) for owner_of_N in made.owners]
+        self.left_out = None if photograph is None else hash_of_key(photograph)
 
     def has_others(self, class_name: str) -> bool:
-        """See ``Fitted``."""
-        of_class = [number for number, name in enumerate(self.names) if name.class_name in ("", class_name)]
-        return bool(self.owners) and all(self.has_other_rows(number) for number in of_class)
+        """See ``Fitted``; of a bank of all classes it is not known."""
+        of_class = [number for number, name in enumerate(self.names) if name.class_name == class_name]
+        return bool(of_class and self.owners) and all(map(self.has_other_rows, of_class))
 
     def has_other_rows(self, number: int) -> bool:
         """Whether a bank has patches of photographs that are not left out."""
-        owner_of_N = self.owners[number]
-        return self.left_out is None or not bool(torch.isin(owner_of_N, self.left_out).all())
+        return bool(self._is_others(number).any())
 
     def _rows_of_others(self, number: int) -> Tensor:
-        assert self.left_out is not None
-        kept_N = ~torch.isin(self.owners[number], self.left_out)
+        kept_N = self._is_others(number)
         return kept_N if kept_N.any() else ~kept_N
+
+    def _is_others(self, number: int) -> Tensor:
+        owner_of_N = self.owners[number]
+        return owner_of_N >= 0 if self.left_out is None else owner_of_N != self.left_out
 
     @torch.no_grad()
     def lacking_rows(self, patches_PD: Tensor, number: int, most: int) -> Tensor:

@@ -183,10 +183,15 @@ class LevelSearch(nn.Module):
             raise ValueError("the discriminator's tensors are not those of the recipe's levels; the file is damaged")
         self.discriminators = nn.ModuleList([discriminator] if of_file else [])
 
-    def leave_out(self, photograph: str | None, made: LevelSearch | None = None) -> None:
+    def take_owners(self, made: LevelSearch) -> None:
+        """See ``Fitted``."""
+        for level, as_made in zip(self.all_banks, made.all_banks, strict=True):
+            level.take_owners(as_made)
+
+    def leave_out(self, photograph: str | None) -> None:
         """See ``Fitted``; a discriminator stays what all images made of it."""
-        for number, level in enumerate(self.all_banks):
-            level.leave_out(photograph, None if made is None else made.all_banks[number])
+        for level in self.all_banks:
+            level.leave_out(photograph)
 
     def has_others(self, class_name: str) -> bool:
         """See ``Fitted``."""
@@ -340,8 +345,12 @@ class FittedBySearch(Fitted):
     def is_fitted_to(self, class_name: str) -> bool:
         return self.search.banks[0].is_fitted_to(class_name)
 
-    def leave_out(self, photograph: str | None, made: Fitted | None = None) -> None:
-        self.search.leave_out(photograph, made.search if isinstance(made, FittedBySearch) else None)
+    def take_owners(self, made: Fitted) -> None:
+        assert isinstance(made, FittedBySearch)
+        self.search.take_owners(made.search)
+
+    def leave_out(self, photograph: str | None) -> None:
+        self.search.leave_out(photograph)
 
     def has_others(self, class_name: str) -> bool:
         return self.search.has_others(class_name)

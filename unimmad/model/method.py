@@ -246,18 +246,18 @@ class Fitted(ABC):
         """Whether there is something of this class's own."""
 
     @abstractmethod
-    def leave_out(self, photograph: str | None, made: Fitted | None = None) -> None:
-        """Score from now on as if it had not seen one training photograph.
+    def take_owners(self, made: Fitted) -> None:
+        """Learn which photograph what it keeps is of, from the same method as ``finish`` left it, which alone knows."""
 
-        Args:
-            photograph: its key, as ``collect`` was given it; None: score by all again.
-            made: the same method as ``finish`` left it, which alone knows what is of which photograph; None: this one.
-        """
+    @abstractmethod
+    def leave_out(self, photograph: str | None) -> None:
+        """Score from now on as if it had not seen one training photograph, of this key (as ``collect`` was given it);
+        None: by all again. Right after ``finish`` or ``take_owners``."""
 
     @abstractmethod
     def has_others(self, class_name: str) -> bool:
-        """Whether this class's samples can be scored without the photograph that is left out: there are others, and
-        which ones is known."""
+        """Whether what it keeps of this class is of other photographs than the one that is left out, too; False where
+        that is not known."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -9,8 +9,10 @@ import torch
 
 from unimmad.checkpoint.folder import CheckpointFolder, read_state
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
+from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
 from unimmad.checkpoint.state import SECONDS
 from unimmad.checkpoint.writing import mark_finished
+from unimmad.config import Recipe
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.shard_files import SampleRef
 from unimmad.metrics.metrics import Metrics
@@ -22,6 +24,19 @@ from unimmad.training.forgetting import Forgetting, class_metrics
 from unimmad.training.grown_model import begin_leaders, freeze_all_but_experts, grown_model, load_source
 from unimmad.training.growth import GrowingData, Growth
 from unimmad.training.stop_request import StopRequest
+
+
+def kept_normal_maps(growth: Growth, data: GrowingData, recipe: Recipe) -> NormalMaps | None:
+    """What the old checkpoint has, of classes that stay as they are; None where images are scored in another way now.
+
+    Raises:
+        ValueError: its file is damaged.
+    """
+    theirs, ours = read_state(growth.source)["recipe"], recipe.model_dump(mode="json")
+    if theirs["evaluation"] != ours["evaluation"] or theirs["data"].get("aspect") != ours["data"]["aspect"]:
+        return None
+    old = load_normal_maps(growth.source)
+    return old and old.model_copy(update={"sets": [one for one in old.sets if one.class_name not in data.new]})
 
 
 def starting_model(

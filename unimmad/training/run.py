@@ -14,7 +14,7 @@ import torch
 
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, read_state
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.normal_maps import joined_normal_maps, load_normal_maps, save_normal_maps
+from unimmad.checkpoint.normal_maps import NORMAL_MAPS_NAME, joined_normal_maps, save_normal_maps
 from unimmad.checkpoint.state import SECONDS
 from unimmad.data.reading.shard_files import SampleRef
 from unimmad.data.reading.shard_set import ShardSet
@@ -38,7 +38,7 @@ from unimmad.training.checkpointing import RunFacts, restore_optimizer
 from unimmad.training.composing import Composing, described, follow_composing, kept_composing, new_composing
 from unimmad.training.first_model import first_model
 from unimmad.training.fitting import fit
-from unimmad.training.growing_run import review
+from unimmad.training.growing_run import kept_normal_maps, review
 from unimmad.training.grown_model import check_placement
 from unimmad.training.growth import GrowingData
 from unimmad.training.loop import Trainer
@@ -157,7 +157,7 @@ def _conclude(
     Raises:
         ValueError: a run that grows forgot more than it may.
     """
-    world.on_main(lambda: _keep_normal_maps(arguments, run, shards, world, model))
+    world.on_main(lambda: _keep_normal_maps(arguments, run, shards, growing, world, model))
     if growing is not None and arguments.growth is not None:
         try:
             review(arguments, arguments.growth, growing, CheckpointFolder(run.path), world, sizes, stop)
@@ -167,18 +167,28 @@ def _conclude(
     return True
 
 
-def _keep_normal_maps(arguments: TrainArguments, run: RunFolder, shards: ShardSet, world: World, model: Method) -> None:
+def _keep_normal_maps(
+    arguments: TrainArguments,
+    run: RunFolder,
+    shards: ShardSet,
+    growing: GrowingData | None,
+    world: World,
+    model: Method,
+) -> None:
     """Beside the newest checkpoint, for the colours of pictures; a run does not fail at its end for want of them."""
     checkpoint = CheckpointFolder(run.path).newest()
     if checkpoint is None:
         return
     try:
         loaded = load_checkpoint(checkpoint, verify=False, methods=arguments.methods)
-        older = [checkpoint, *([] if arguments.growth is None else [arguments.growth.source])]
-        found = joined_normal_maps(measure_normals(loaded, shards, world.device, model), *map(load_normal_maps, older))
-        if found is None:
+        found = measure_normals(loaded, shards, world.device, model)
+        if found is None and not (checkpoint / NORMAL_MAPS_NAME).is_file():
             raise ValueError("of no class can a training image be scored as a new one; unimmad calibrate gives a scale")
-        save_normal_maps(found, checkpoint)
+        if found is not None:
+            save_normal_maps(found, checkpoint)
+        if found is not None and growing is not None and arguments.growth is not None:
+            kept = kept_normal_maps(arguments.growth, growing, loaded.recipe)
+            save_normal_maps(joined_normal_maps(found, kept), checkpoint)
     except (ValueError, RuntimeError) as error:  # RuntimeError: a GPU whose memory training still holds
         logger.warning("no scale for the colours of pictures is kept with %s: %s", checkpoint, one_line(error))
 
