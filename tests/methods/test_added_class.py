@@ -72,7 +72,7 @@ def test_what_the_method_has_beside_its_levels_an_added_class_has_too() -> None:
     ratios = bank.search.ratios(features, [NEW, NEW], slots)
     assert len(ratios) == len(features) + 1, "the whole image"
     found_THW = bank.token_maps(model, features, own, slots)
-    torch.testing.assert_close(found_THW, model.search.joined(ratios, SIZE))
+    torch.testing.assert_close(found_THW, model.search.discriminated(harmonic_mean(ratios, SIZE), ratios))
     assert not found_THW.allclose(harmonic_mean(ratios, SIZE)), "the discriminator is told of it"
     described, tensors = bank.description(), bank.state_dict()
     kept = AddedBank.of(model, described, tensors)

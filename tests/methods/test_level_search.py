@@ -114,16 +114,69 @@ def test_the_whole_image_is_a_level_and_the_discriminator_a_factor() -> None:
     expected = sum((query - row).norm() for row in rows) / 3 / apart
     torch.testing.assert_close(output.ratios[3], expected.reshape(1, 1, 1), rtol=1e-3, atol=1e-4)
     logits_Thw = method.search.discriminators[0](output.ratios[:3])
+    torch.testing.assert_close(output.ratios[4], logits_Thw)
     for weight in (0.25, 0.1, 0.0):
         method.search.drawn_weight = weight
         factors_Thw = torch.exp(weight * logits_Thw)
         large = F.interpolate(factors_Thw[:, None], size=(SIZE, SIZE), mode="bilinear", align_corners=True)[:, 0]
-        torch.testing.assert_close(method.maps(output), harmonic_mean(output.ratios, SIZE) * large)
+        torch.testing.assert_close(method.maps(output), harmonic_mean(output.ratios[:4], SIZE) * large)
     assert method_with(**WITH_ALL).search.drawn_weight == 0.25
     assert method_with(drawn_weight=0.1).search.drawn_weight == 0.1
     alone = fitted([TRAIN[1]], **WITH_ALL)
     assert not alone.search.discriminators, "anomalies of an only image can't be compared with other images"
     assert alone.maps(alone(*tokens([TEST[0]]))).isfinite().all()
+
+
+def grown(first: Sequence[Sample], later: Sequence[Sample], **changes: object) -> LevelSearchMethod:
+    method = fitted(first, **changes)
+    method.begin(1, adding=True)
+    collect(method, later)  # type: ignore[arg-type]
+    method.finish(lambda given: given)
+    return method
+
+
+def test_classes_that_come_in_have_a_discriminator_of_their_own() -> None:
+    of_a, of_b = ([one for one in TRAIN if one.class_name == name] for name in "ab")
+    before, method = fitted(of_a, **WITH_ALL), grown(of_a, of_b, **WITH_ALL)
+    both = tokens([TEST[1], TEST[1]])
+    first, second = method(*both, ["a", "b"]), before(*tokens([TEST[1]]), ["a"])
+    torch.testing.assert_close(method.maps(first)[0], before.maps(second)[0], msg="old classes keep theirs")
+    assert len(method.search.discriminators) == 2
+    for number, output in ((0, 0), (1, 1)):
+        levels = [level[[output]] for level in first.ratios[:3]]
+        torch.testing.assert_close(first.ratios[4][[output]], method.search.discriminators[number](levels))
+    assert not torch.equal(*(each(levels) for each in method.search.discriminators))
+    known = method.describe()
+    assert known["judged_by"] == [int(name == "b") for name, _ in known["banks"]]
+    other = method_with(**WITH_ALL)
+    other.restore(json.loads(json.dumps(known)))
+    other.resize({name: tuple(tensor.shape) for name, tensor in method.state_dict().items()})
+    other.load_state_dict(method.state_dict())
+    assert torch.equal(other.maps(other(*both, ["a", "b"])), method.maps(first))
+    nearest = method(*tokens([TEST[1]]))
+    of_classes = [[level[[place]] for level in first.ratios] for place in (0, 1)]
+    chosen = min(of_classes, key=lambda levels: float(sum(level.mean() for level in levels[:4])))
+    for ours, theirs in zip(nearest.ratios, chosen, strict=True):
+        torch.testing.assert_close(ours, theirs, msg="the nearest class's, its logits too")
+    other.forget(["a"])
+    assert other.describe()["judged_by"] == [1] * len(other.search.judged_by)
+    torch.testing.assert_close(other.maps(other(*tokens([TEST[1]]), ["b"]))[0], method.maps(first)[1])
+
+
+def test_who_judges_what_is_checked() -> None:
+    method = grown([TRAIN[1]], [TRAIN[0], TRAIN[2], TRAIN[4]], **WITH_ALL)
+    of_one_image = [number for number, name in enumerate(method.search.banks[0].names) if name.class_name == "a"]
+    assert {method.search.judged_by[number] for number in of_one_image} == {-1}
+    output = method(*tokens([TEST[1]]), ["a"])
+    torch.testing.assert_close(method.maps(output), harmonic_mean(output.ratios[:4], SIZE), msg="it has none")
+    description, other = method.describe(), method_with(**WITH_ALL)
+    shapes = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
+    for judged_by in ([0], "00", [0.0] * len(description["judged_by"])):
+        with pytest.raises(ValueError, match="judged_by is not one number for each of"):
+            other.restore(description | {"judged_by": judged_by})
+    other.restore(description | {"judged_by": [7] * len(description["judged_by"])})
+    with pytest.raises(ValueError, match="judged by other discriminators than the file's 1"):
+        other.resize(shapes)
 
 
 def fitted_to_tiles(photographs: Sequence[Sequence[Sample]], **changes: object) -> LevelSearchMethod:
@@ -162,7 +215,7 @@ def test_a_discriminator_of_other_levels_is_refused() -> None:
     method = fitted(**WITH_ALL)
     shapes = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
     shapes["search.discriminators.0.layers.0.weight"] = (24, 2, 3, 3)
-    with pytest.raises(ValueError, match="the discriminator's tensors are not those of the recipe's levels"):
+    with pytest.raises(ValueError, match="a discriminator's tensors are not those of the recipe's levels"):
         method.resize(shapes)
 
 
@@ -176,8 +229,11 @@ def test_a_harmonic_mean_is_large_only_where_all_levels_are() -> None:
 def test_the_nearer_class_is_the_same_for_all_levels_of_a_token() -> None:
     first = [torch.tensor([1.0, 5.0])[:, None, None], torch.tensor([1.0, 1.0])[:, None, None]]
     second = [torch.tensor([3.0, 1.0])[:, None, None], torch.tensor([0.5, 2.0])[:, None, None]]
-    kept = nearer_class(first, second)
+    kept = nearer_class(first, second, 2)
     assert [level.flatten().tolist() for level in kept] == [[1, 1], [1, 2]]
+    logits = [torch.tensor([number, number])[:, None, None] for number in (7.0, 8.0)]
+    kept = nearer_class([*first, logits[0]], [*second, logits[1]], 2)
+    assert kept[2].flatten().tolist() == [7, 8], "what is beside the levels goes with them, and has no say"
 
 
 def test_an_unknown_class_is_that_whose_banks_are_nearest() -> None:

@@ -7,7 +7,8 @@ ones what.
 
 The whole image may be one level more: how far the mean feature of the middle level lies from those of normal images.
 And a discriminator (discriminator.py), fitted to anomalies that are drawn onto training images, may say where
-distances look like an anomaly's; the map is multiplied by that.
+distances look like an anomaly's; the map is multiplied by that. Classes that come in later have one of their own, since
+what one learned from others serves them badly.
 
 Letters: B samples, T tokens (sample, modality), C_l channels of level l, h x w positions of a level,
 H x W pixels.
@@ -33,6 +34,7 @@ from unimmad.model.method import Fitted, Gather, sample_of_token
 
 LEAST_RATIO = 0.05
 """Distances count as this share of a usual one at least. Below it there is rounding, and a patch that is in a bank."""
+UNJUDGED = -1
 WHOLE_NEIGHBOURS = 5
 """Normal images that a whole image is compared with: the nearest ones, by the mean of their distances."""
 
@@ -80,9 +82,10 @@ class LevelSearch(nn.Module):
         """Of mean features, one an image; empty where the whole image is not a level."""
         self.drawn_on, self.drawn_weight = settings.drawn_on, settings.drawn_weight
         self.discriminators = nn.ModuleList()
-        """One, once it is fitted."""
+        """One, once it is fitted, and one more each time that classes come in."""
+        self.judged_by: list[int] = []
+        """Which of them judges the distances to each bank; ``UNJUDGED``: none."""
         self._seed = 0
-        self._draws = bool(self.drawn_on)
         self._images = ImageSample(self.drawn_on, self._seed)
 
     @property
@@ -110,10 +113,9 @@ class LevelSearch(nn.Module):
         for level in self.all_banks:
             level.begin(seed, adding)
         self._seed = seed
-        self._draws = bool(self.drawn_on) and not adding
         self._images = ImageSample(self.drawn_on, seed)
         if not adding:
-            self.discriminators = nn.ModuleList()
+            self.discriminators, self.judged_by = nn.ModuleList(), []
 
     @torch.no_grad()
     def add(
@@ -136,7 +138,7 @@ class LevelSearch(nn.Module):
         names = [self.banks[0].bank_name(class_name, slot) for class_name, slot in tokens]
         for level, patches_ThwC in zip(self.all_banks, self.described_levels(maps), strict=True):
             level.add(names, keys_T, patches_ThwC.flatten(1, 2), views_T)
-        if self._draws:
+        if self.drawn_on:
             views = views_T or [0] * len(keys_T)
             for name, key, view, image_CHW in zip(names, keys_T, views, images_TCHW, strict=True):
                 self._images.add(name, key, image_CHW, view)
@@ -151,7 +153,9 @@ class LevelSearch(nn.Module):
         anomalies are to be drawn."""
         for level in self.all_banks:
             level.finish(gather)
-        images = self._images.gathered(gather) if self._draws else []
+        old, new = len(self.judged_by), len(self.banks[0].names) - len(self.judged_by)
+        self.judged_by = (self.judged_by if self.discriminators else [UNJUDGED] * old) + [UNJUDGED] * new
+        images = self._images.gathered(gather) if self.drawn_on else []
         if not images or maps_of is None:
             return
 
@@ -160,16 +164,24 @@ class LevelSearch(nn.Module):
 
         examples = drawn_examples(images, self.banks, patches_of, self._seed)
         if examples is not None:
+            self.judged_by[old:] = [len(self.discriminators)] * new
             self.discriminators.append(fitted_discriminator(examples, self._seed))
 
     def describe(self) -> dict[str, Any]:
-        """See ``Fitted``."""
-        return self.banks[0].describe()
+        """See ``Fitted``; where one discriminator judges all banks, as in older versions, it is not said."""
+        differ = self.discriminators and any(self.judged_by)
+        return self.banks[0].describe() | ({"judged_by": list(self.judged_by)} if differ else {})
 
     def restore(self, description: Mapping[str, Any]) -> None:
         """See ``Fitted``."""
+        of_banks = {name: value for name, value in description.items() if name != "judged_by"}
         for level in self.all_banks:
-            level.restore(description)
+            level.restore(of_banks)
+        banks = len(self.banks[0].names)
+        judged_by = description.get("judged_by", [0] * banks)
+        if not isinstance(judged_by, list) or len(judged_by) != banks or any(type(one) is not int for one in judged_by):
+            raise ValueError(f"this describes no level search: judged_by is not one number for each of {banks} banks")
+        self.judged_by = judged_by
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """See ``Fitted``; names are those in this module."""
@@ -177,11 +189,21 @@ class LevelSearch(nn.Module):
             level.resize(in_submodule(shapes, f"levels.{number}"))
         for whole in self.whole:
             cast(Banks, whole).resize(in_submodule(shapes, "whole.0"))
-        discriminator = Discriminator(len(self.levels)).to(self.banks[0].device)
-        of_file, own = in_submodule(shapes, "discriminators.0"), discriminator.state_dict()
-        if of_file and of_file != {name: tuple(tensor.shape) for name, tensor in own.items()}:
-            raise ValueError("the discriminator's tensors are not those of the recipe's levels; the file is damaged")
-        self.discriminators = nn.ModuleList([discriminator] if of_file else [])
+        self.discriminators = nn.ModuleList()
+        while of_file := in_submodule(shapes, f"discriminators.{len(self.discriminators)}"):
+            discriminator = Discriminator(len(self.levels)).to(self.banks[0].device)
+            if of_file != {name: tuple(tensor.shape) for name, tensor in discriminator.state_dict().items()}:
+                raise ValueError("a discriminator's tensors are not those of the recipe's levels; the file is damaged")
+            self.discriminators.append(discriminator)
+        if self.discriminators and not all(UNJUDGED <= one < len(self.discriminators) for one in self.judged_by):
+            raise ValueError(f"banks are judged by other discriminators than the file's {len(self.discriminators)}")
+
+    def forget(self, classes: Sequence[str]) -> None:
+        """See ``Fitted``."""
+        judged = zip(self.banks[0].names, self.judged_by, strict=True)
+        self.judged_by = [number for name, number in judged if name.class_name not in classes]
+        for level in self.all_banks:
+            level.forget(classes)
 
     def take_owners(self, made: LevelSearch) -> None:
         """See ``Fitted``."""
@@ -200,7 +222,7 @@ class LevelSearch(nn.Module):
     @torch.no_grad()
     def ratios(self, maps: Sequence[Tensor], classes_T: Sequence[str | None], slots_T: Sequence[int]) -> list[Tensor]:
         """Of every token, level by level: distances over usual ones, float32 [T, h, w]; where the whole image is a
-        level, it is the last, [T, 1, 1].
+        level, then that, [T, 1, 1]; and where there are discriminators, then the logits of the bank's, [T, h, w].
 
         Args:
             maps: the teacher's, [T, C_l, h, w] each.
@@ -213,13 +235,15 @@ class LevelSearch(nn.Module):
         first = self.banks[0]
         numbers_T = [first.banks_to_search(*token) for token in zip(classes_T, slots_T, strict=True)]
         patches = self.described_levels(maps)
-        best = [torch.full_like(patches_ThwC[..., 0], torch.inf) for patches_ThwC in patches]
+        levels_and_logits = patches + patches[: min(1, len(self.discriminators))]
+        best = [torch.full_like(patches_ThwC[..., 0], torch.inf) for patches_ThwC in levels_and_logits]
         for number in sorted({number for numbers in numbers_T for number in numbers}):
             tokens = [token for token, numbers in enumerate(numbers_T) if number in numbers]
             chosen_t = torch.tensor(tokens, device=best[0].device)
             levels = zip(self.all_banks, patches, strict=True)
             found = [level.scores(patches_ThwC[chosen_t], number) for level, patches_ThwC in levels]
-            nearer = nearer_class([held_Thw[chosen_t] for held_Thw in best], found)
+            found += self._logits(found, number)
+            nearer = nearer_class([held_Thw[chosen_t] for held_Thw in best], found, len(patches))
             for held_Thw, kept_thw in zip(best, nearer, strict=True):
                 held_Thw[chosen_t] = kept_thw
         return best
@@ -231,7 +255,8 @@ class LevelSearch(nn.Module):
         for number in self.banks[0].banks_to_search(None, slot):
             levels = zip(self.all_banks, patches, strict=True)
             found = [level.traced_scores(patches_BhwC, number) for level, patches_BhwC in levels]
-            best = found if best is None else nearer_class(best, found)
+            found += self._logits(found, number)
+            best = found if best is None else nearer_class(best, found, len(patches))
         assert best is not None
         return best
 
@@ -250,18 +275,28 @@ class LevelSearch(nn.Module):
             others: levels beside the search's, [T, h, w] each, distances over usual ones as well.
             weights_of_others: what each counts, where one of the search's counts 1.
         """
-        weights_L = ratios[0].new_ones(len(ratios))
+        levels, logits = ratios[: len(self.all_banks)], ratios[len(self.all_banks) :]
+        weights_L = levels[0].new_ones(len(levels))
         if weights_of_others is not None:
             weights_L = torch.cat([weights_L, weights_of_others])
-        return self.discriminated(harmonic_mean([*ratios, *others], image_size, weights_L), ratios)
+        maps_THW = harmonic_mean([*levels, *others], image_size, weights_L)
+        return self._times_factors(maps_THW, logits[0]) if logits else maps_THW
 
     def discriminated(self, maps_THW: Tensor, ratios: Sequence[Tensor]) -> Tensor:
-        """Maps times what the discriminator says of ``ratios``, perhaps of other banks; as they are where there is
-        none."""
-        for discriminator in self.discriminators:
-            factors_Thw = (self.drawn_weight * discriminator(ratios[: len(self.levels)])).exp()
-            maps_THW = maps_THW * at_image_size(factors_Thw, maps_THW.shape[-1])
-        return maps_THW
+        """Maps times what the first discriminator says of distances to banks that are not of this search."""
+        return self._times_factors(maps_THW, self.discriminators[0](ratios[: len(self.levels)]))
+
+    def _times_factors(self, maps_THW: Tensor, logits_Thw: Tensor) -> Tensor:
+        return maps_THW * at_image_size((self.drawn_weight * logits_Thw).exp(), maps_THW.shape[-1])
+
+    def _logits(self, ratios: Sequence[Tensor], number: int) -> list[Tensor]:
+        """Of distances to one bank, [t, h, w]; 0 where nobody judges it; nothing where there is no discriminator."""
+        if not self.discriminators:
+            return []
+        judge = self.judged_by[number]
+        if judge == UNJUDGED:
+            return [torch.zeros_like(ratios[0])]
+        return [self.discriminators[judge](ratios[: len(self.levels)])]
 
 
 def described(map_TChw: Tensor) -> Tensor:
@@ -269,9 +304,9 @@ def described(map_TChw: Tensor) -> Tensor:
     return F.avg_pool2d(map_TChw.float(), 3, stride=1, padding=1).permute(0, 2, 3, 1)
 
 
-def nearer_class(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
-    """Of each token the levels, [t, h, w] each, whose means add up to less."""
-    means_t = [sum(of_level_thw.mean((1, 2)) for of_level_thw in levels) for levels in (first, second)]
+def nearer_class(first: Sequence[Tensor], second: Sequence[Tensor], levels: int) -> list[Tensor]:
+    """Of each token those maps, [t, h, w] each, of which the means of the first ``levels`` add up to less."""
+    means_t = [sum(of_level_thw.mean((1, 2)) for of_level_thw in maps[:levels]) for maps in (first, second)]
     is_second_t11 = (means_t[1] < means_t[0])[:, None, None]  # type: ignore[index]
     return [torch.where(is_second_t11, *pair) for pair in zip(second, first, strict=True)]
 
@@ -339,8 +374,7 @@ class FittedBySearch(Fitted):
         self.search.finish(gather, self.maps_to_search)
 
     def forget(self, classes: Sequence[str]) -> None:
-        for level in self.search.all_banks:
-            level.forget(classes)
+        self.search.forget(classes)
 
     def is_fitted_to(self, class_name: str) -> bool:
         return self.search.banks[0].is_fitted_to(class_name)
