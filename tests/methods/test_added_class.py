@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from methods.test_level_search import TEST, TRAIN, WITH_ALL, fitted, short_training  # noqa: F401 (a fixture)
+from methods.test_level_search import TEST, TRAIN, WITH_ALL, fitted, grown, short_training  # noqa: F401 (a fixture)
 from methods.test_memory_bank import SIZE, Sample, tokens
 
 from unimmad.methods.added_class import AddedBank, WithAddedClasses, empty_bank
-from unimmad.methods.level_search import harmonic_mean
+from unimmad.methods.level_search import at_image_size, harmonic_mean
 from unimmad.methods.rd import RD, RDSettings
 from unimmad.model.method import Method
 
@@ -65,14 +65,15 @@ def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
 
 
 def test_what_the_method_has_beside_its_levels_an_added_class_has_too() -> None:
-    model = fitted(**WITH_ALL)
+    model = grown(TRAIN[1::2], TRAIN[::2], **WITH_ALL)
     bank = bank_of(model, TRAIN[:2])
     images_TCHW, counts, slots_T = tokens([TEST[0]])
     features, own, slots = model.teacher_levels(images_TCHW), model.own_levels(images_TCHW, counts, slots_T), [0, 1]
     ratios = bank.search.ratios(features, [NEW, NEW], slots)
     assert len(ratios) == len(features) + 1, "the whole image"
     found_THW = bank.token_maps(model, features, own, slots)
-    torch.testing.assert_close(found_THW, model.search.discriminated(harmonic_mean(ratios, SIZE), ratios))
+    factors_Thw = (0.25 * model.search.discriminators[0](ratios[:3])).exp()
+    torch.testing.assert_close(found_THW, harmonic_mean(ratios, SIZE) * at_image_size(factors_Thw, SIZE))
     assert not found_THW.allclose(harmonic_mean(ratios, SIZE)), "the discriminator is told of it"
     described, tensors = bank.description(), bank.state_dict()
     kept = AddedBank.of(model, described, tensors)

@@ -150,6 +150,11 @@ def test_the_views_of_an_image_share_what_a_bank_takes(monkeypatch):
 def test_banks_that_cannot_grow_are_said():
     assert why_fixed(reconstructing(), NEW) == "the method has no memory bank"
     assert "discriminator" in why_fixed(level_search(drawn_on=4), TEST[0].class_name)
+    model = level_search(drawn_on=4)
+    with_added = WithAddedClasses(model, [bank_of(model, TRAIN[:2])])
+    assert "discriminator" in why_fixed(with_added, NEW), "the model's own judges it, too"
+    model.search.judged_by = [-1] * len(model.search.judged_by)
+    assert why_fixed(model, TEST[0].class_name) == "", "nobody judges it"
     model = searching_beside_rd()
     assert why_fixed(model, NEW) == ""
     assert why_fixed(model, TEST[0].class_name) == "the method has no memory bank"

@@ -1,7 +1,8 @@
 """Search level by level: what distances are divided by, how levels and modalities join, and the forms it comes in."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -269,9 +270,19 @@ def test_banks_of_levels_that_do_not_belong_together_are_refused() -> None:
         method.resize(shapes)
 
 
-@pytest.mark.parametrize("changes", [{}, WITH_ALL])
-def test_the_traced_and_the_inference_form_give_the_same_maps(changes: dict[str, object]) -> None:
-    method = fitted(**changes)
+@pytest.mark.parametrize(
+    ("build", "changes"),
+    [
+        (fitted, {}),
+        (fitted, WITH_ALL),
+        (partial(grown, TRAIN[1::2], TRAIN[::2]), WITH_ALL),
+        (partial(grown, TRAIN[1:2], TRAIN[::2]), WITH_ALL),  # whose first class nobody judges
+    ],
+)
+def test_the_traced_and_the_inference_form_give_the_same_maps(
+    build: Callable[..., LevelSearchMethod], changes: dict[str, object]
+) -> None:
+    method = build(**changes)
     both = [each for each in [*TEST, sample(15)] if len(each.slots) == 2]
     images_BMCHW = torch.stack([each.images_MCHW for each in both])
     expected_BHW = method.maps(method(*tokens(both)))

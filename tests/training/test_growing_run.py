@@ -17,9 +17,11 @@ from unimmad import Detector
 from unimmad.checkpoint.digests import verify_checkpoint
 from unimmad.checkpoint.folder import find_checkpoint, read_state
 from unimmad.checkpoint.loading import load_checkpoint
+from unimmad.checkpoint.normal_maps import load_normal_maps
 from unimmad.checkpoint.trained_on import TrainedOn
 from unimmad.config import load_recipe
 from unimmad.data.reading.shard_set import ShardSet
+from unimmad.methods import discriminator
 from unimmad.model.growing import is_new
 from unimmad.parallel.world import World
 from unimmad.training.arguments import parse_arguments
@@ -128,8 +130,9 @@ def test_a_class_that_lost_too_much_is_named_and_the_checkpoint_not_finished(gro
     assert (grown / "refused" / "forgetting.json").is_file()
 
 
-def test_a_method_that_is_fitted_gets_banks_and_forgets_nothing(tmp_path, sets):
-    words = ["--recipe", "level_search", *SMALL, "--data", str(sets["materials"])]
+def test_a_method_that_is_fitted_gets_banks_and_forgets_nothing(tmp_path, sets, monkeypatch):
+    monkeypatch.setattr(discriminator, "STEPS", 10)
+    words = ["--recipe", "level_search", "--set", "model.drawn_on=4", *SMALL, "--data", str(sets["materials"])]
     train(parse_arguments([*words, "--output-dir", str(tmp_path / "old")]), ALONE)
     words = ["--checkpoint", str(tmp_path / "old"), "--data", str(sets["solids"]), "--max-forgetting", "0"]
     train(parse_grow_arguments([*words, "--output-dir", str(tmp_path / "new")]), ALONE)
@@ -138,9 +141,15 @@ def test_a_method_that_is_fitted_gets_banks_and_forgets_nothing(tmp_path, sets):
     entry = json.loads((tmp_path / "new" / "forgetting.json").read_text())
     assert set(entry["lost"].values()) == {0.0}
     assert entry["classes"]["solids/rope"]["after"]["I-AUROC"] is not None
-    banks = read_state(find_checkpoint(tmp_path / "new"))["fitted"]["banks"]
-    assert {name for name, _ in banks} == {*entry["classes"]}
     checkpoint = find_checkpoint(tmp_path / "new")
+    described = read_state(checkpoint)["fitted"]
+    assert {name for name, _ in described["banks"]} == {*entry["classes"]}
+    of_new = [name.startswith("solids/") for name, _ in described["banks"]]
+    assert described["judged_by"] == [int(is_new) for is_new in of_new], "what comes in has a discriminator of its own"
+    assert load_checkpoint(checkpoint).model.describe() == described
+    old_maps, maps = (load_normal_maps(find_checkpoint(tmp_path / name)) for name in ("old", "new"))
+    assert {one.class_name for one in maps.sets} == {*entry["classes"]}
+    assert [one for one in maps.sets if one.class_name.startswith("materials/")] == old_maps.sets
     assert read_state(checkpoint)["finished"]
     (checkpoint / "feedback").mkdir()
     (checkpoint / "feedback" / "0001.json").write_text("said")

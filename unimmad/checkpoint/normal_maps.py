@@ -77,10 +77,12 @@ def normal_maps(split: str, found: Mapping[tuple[str, Sensors], Sequence[tuple[f
     )
 
 
-def joined_normal_maps(found: NormalMaps, kept: NormalMaps | None) -> NormalMaps:
+def joined_normal_maps(found: NormalMaps | None, kept: NormalMaps | None) -> NormalMaps | None:
     """``found``, and the sets of ``kept`` that it lacks."""
+    if found is None or kept is None:
+        return found or kept
     known = {(one.class_name, frozenset(one.modalities)) for one in found.sets}
-    others = [one for one in kept.sets if (one.class_name, frozenset(one.modalities)) not in known] if kept else []
+    others = [one for one in kept.sets if (one.class_name, frozenset(one.modalities)) not in known]
     return found.model_copy(update={"sets": [*found.sets, *others]})
 
 

@@ -1,7 +1,7 @@
 """A small network that learns from drawn anomalies what an anomaly's distances look like.
 
 It sees nothing but distances to banks of normal patches, level by level and divided by what is usual, never an image:
-so what it learns of one class holds for others. Its training images are normal ones, some with drawn anomalies
+so one serves all classes that it learned from. Its training images are normal ones, some with drawn anomalies
 (drawn_anomalies.py), their distances measured to the patches of all other images.
 
 Letters: N images, L levels, h x w positions of the finest level.

@@ -108,8 +108,15 @@ class LevelSearch(nn.Module):
         """Whether there is a discriminator."""
         return len(self.discriminators) > 0
 
+    def is_judged(self, class_name: str) -> bool:
+        """Whether a discriminator judges the distances to this class's banks."""
+        judges = zip(self.banks[0].names, self.judged_by, strict=True)
+        return self.is_discriminated and any(
+            judge != UNJUDGED for name, judge in judges if name.class_name in ("", class_name)
+        )
+
     def begin(self, seed: int, adding: bool = False) -> None:
-        """See ``Fitted``; a discriminator stays as well, and learns from no new image."""
+        """See ``Fitted``; with ``adding`` discriminators stay as well, and learn from no new image."""
         for level in self.all_banks:
             level.begin(seed, adding)
         self._seed = seed
@@ -270,7 +277,7 @@ class LevelSearch(nn.Module):
         """The maps of tokens, [T, H, W]: the harmonic mean of all levels, times what the discriminator says.
 
         Args:
-            ratios: from ``ratios``.
+            ratios: from ``ratios``, with logits where it gives some.
             image_size: H and W.
             others: levels beside the search's, [T, h, w] each, distances over usual ones as well.
             weights_of_others: what each counts, where one of the search's counts 1.

@@ -33,7 +33,7 @@ class TokenRatios:
     """What a forward pass gives."""
 
     ratios: Sequence[Tensor]
-    """Of each level, finest first: [T, h, w]."""
+    """See ``LevelSearch.ratios``."""
     sample_of_token_T: Tensor
     batch: int
 

@@ -47,7 +47,7 @@ class SearchedReconstruction(Reconstruction):
     """What a forward pass gives once the search is fitted."""
 
     ratios: tuple[Tensor, ...] = ()
-    """What the search says of each level, finest first: [T, h, w]."""
+    """See ``LevelSearch.ratios``."""
 
 
 class SearchingUniMMAD(FittedBySearch, UniMMAD):

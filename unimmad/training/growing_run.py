@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 
-from unimmad.checkpoint.folder import CheckpointFolder, read_state
+from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, read_state
 from unimmad.checkpoint.loading import LoadedCheckpoint, load_checkpoint
 from unimmad.checkpoint.normal_maps import NormalMaps, load_normal_maps
 from unimmad.checkpoint.state import SECONDS
 from unimmad.checkpoint.writing import mark_finished
-from unimmad.config import Recipe
+from unimmad.config import as_it_was_meant, parse_recipe
 from unimmad.data.reading.order import TrainingOrder
 from unimmad.data.reading.shard_files import SampleRef
+from unimmad.methods.registry import settings_of
 from unimmad.metrics.metrics import Metrics
 from unimmad.model.method import Fitted, FittedMethod, Method
 from unimmad.parallel.world import World
@@ -25,15 +26,23 @@ from unimmad.training.grown_model import begin_leaders, freeze_all_but_experts, 
 from unimmad.training.growth import GrowingData, Growth
 from unimmad.training.stop_request import StopRequest
 
+NOT_OF_SCORES = {
+    *("batch_size", "mask_resize", "resolution", "pictures_per_class", "leader_cache_mib", "channels_last", "compile"),
+}
+"""Settings of an evaluation that change no image's score."""
 
-def kept_normal_maps(growth: Growth, data: GrowingData, recipe: Recipe) -> NormalMaps | None:
+
+def kept_normal_maps(arguments: TrainArguments, growth: Growth, data: GrowingData) -> NormalMaps | None:
     """What the old checkpoint has, of classes that stay as they are; None where images are scored in another way now.
 
     Raises:
         ValueError: its file is damaged.
     """
-    theirs, ours = read_state(growth.source)["recipe"], recipe.model_dump(mode="json")
-    if theirs["evaluation"] != ours["evaluation"] or theirs["data"].get("aspect") != ours["data"]["aspect"]:
+    state, ours = read_state(growth.source), arguments.recipe
+    where = f"{growth.source / STATE_NAME}: recipe"
+    theirs = parse_recipe(as_it_was_meant(state["recipe"]), where, settings_of(arguments.methods))
+    scoring = [recipe.evaluation.model_dump(exclude=NOT_OF_SCORES) for recipe in (theirs, ours)]
+    if scoring[0] != scoring[1] or theirs.data.aspect != ours.data.aspect:
         return None
     old = load_normal_maps(growth.source)
     return old and old.model_copy(update={"sets": [one for one in old.sets if one.class_name not in data.new]})

@@ -14,7 +14,7 @@ import torch
 
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, read_state
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.normal_maps import NORMAL_MAPS_NAME, joined_normal_maps, save_normal_maps
+from unimmad.checkpoint.normal_maps import joined_normal_maps, load_normal_maps, save_normal_maps
 from unimmad.checkpoint.state import SECONDS
 from unimmad.data.reading.shard_files import SampleRef
 from unimmad.data.reading.shard_set import ShardSet
@@ -181,14 +181,14 @@ def _keep_normal_maps(
         return
     try:
         loaded = load_checkpoint(checkpoint, verify=False, methods=arguments.methods)
-        found = measure_normals(loaded, shards, world.device, model)
-        if found is None and not (checkpoint / NORMAL_MAPS_NAME).is_file():
-            raise ValueError("of no class can a training image be scored as a new one; unimmad calibrate gives a scale")
+        found = measure_normals(loaded, shards, world.device, model) or load_normal_maps(checkpoint)
         if found is not None:
             save_normal_maps(found, checkpoint)
-        if found is not None and growing is not None and arguments.growth is not None:
-            kept = kept_normal_maps(arguments.growth, growing, loaded.recipe)
-            save_normal_maps(joined_normal_maps(found, kept), checkpoint)
+        if growing is not None and arguments.growth is not None:
+            found = joined_normal_maps(found, kept_normal_maps(arguments, arguments.growth, growing))
+        if found is None:
+            raise ValueError("of no class can a training image be scored as a new one; unimmad calibrate gives a scale")
+        save_normal_maps(found, checkpoint)
     except (ValueError, RuntimeError) as error:  # RuntimeError: a GPU whose memory training still holds
         logger.warning("no scale for the colours of pictures is kept with %s: %s", checkpoint, one_line(error))
 
