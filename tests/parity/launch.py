@@ -17,7 +17,7 @@ from parity.reference import run_reference
 
 WORKER = Path(__file__).with_name("worker.py")
 CASES_A_LAUNCH = 6
-SECONDS_A_CASE = 120
+SECONDS_A_CASE = 240
 ROUNDINGS = (
     {"parts": 2},
     {"parts": 4},
