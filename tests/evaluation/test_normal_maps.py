@@ -105,6 +105,21 @@ def test_a_search_scores_its_own_images_as_new_ones(tmp_path, shards, method, se
     assert seen.median().item() < 0.5 * own.usual
 
 
+@pytest.mark.parametrize(("method", "settings"), [("memory_bank", BANK), ("level_search", WHOLE)])
+def test_banks_of_all_classes_are_left_an_image_out_too(tmp_path, shards, method, settings):
+    """Of a class with a single image nothing is said: others' images are not what is usual for it."""
+    checkpoint = fitted(tmp_path / "run", shards, method, [*settings, "--set", "model.bank_per=all"])
+    found, loaded = load_normal_maps(checkpoint), load_checkpoint(checkpoint)
+    assert found is not None
+    opened = ShardSet.open([shards])
+    ((several, refs),) = ((name, refs) for name, refs in opened.classes("train").items() if len(refs) > 1)
+    assert [(one.class_name, one.images) for one in found.sets] == [(several, len(refs))]
+    batch = collate([opened.read(ref, 64) for ref in refs])
+    with torch.inference_mode():
+        seen = score_on_device(loaded.model, batch, loaded.recipe.evaluation, CPU, "fp32").scores_B
+    assert found.sets[0].typical > 2 * seen.max().item(), "as they are, their own patches are in the banks"
+
+
 def test_which_images_banks_hold_is_known_to_what_made_them_alone(tmp_path, shards):
     loaded = load_checkpoint(fitted(tmp_path / "run", shards, "level_search", WHOLE))
     assert measure_normals(loaded, ShardSet.open([shards]), CPU, loaded.model) is None

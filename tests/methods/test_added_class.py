@@ -6,7 +6,7 @@ from methods.test_level_search import TEST, TRAIN, WITH_ALL, fitted, grown, shor
 from methods.test_memory_bank import SIZE, Sample, tokens
 
 from unimmad.methods.added_class import AddedBank, WithAddedClasses, empty_bank
-from unimmad.methods.level_search import at_image_size, harmonic_mean
+from unimmad.methods.level_maps import at_image_size, harmonic_mean
 from unimmad.methods.rd import RD, RDSettings
 from unimmad.model.method import Method
 
@@ -53,14 +53,13 @@ def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
     own = model.own_levels(samples[0].images_MCHW, (len(samples[0].slots),), torch.tensor(samples[0].slots))
     assert features is not None
     inside = bank.token_maps(model, features, own, list(samples[0].slots))
-    bank.leave_out(samples[0].key)
-    outside = bank.token_maps(model, features, own, list(samples[0].slots))
+    with bank.leave_out(samples[0].key):
+        outside = bank.token_maps(model, features, own, list(samples[0].slots))
     assert outside.mean() > 1.5 * inside.mean()
     for search, other, map_TChw in zip(bank.search.banks, without.search.banks, features, strict=True):
         kept = torch.isin(search.owners[0], other.owners[0])
         rows = search.banks[0][kept] * search.deviations[0]
         torch.testing.assert_close(rows, other.banks[0] * other.deviations[0], msg=str(map_TChw.shape))
-    bank.leave_out(None)
     assert torch.equal(bank.token_maps(model, features, own, list(samples[0].slots)), inside)
 
 
@@ -69,7 +68,7 @@ def test_what_the_method_has_beside_its_levels_an_added_class_has_too() -> None:
     bank = bank_of(model, TRAIN[:2])
     images_TCHW, counts, slots_T = tokens([TEST[0]])
     features, own, slots = model.teacher_levels(images_TCHW), model.own_levels(images_TCHW, counts, slots_T), [0, 1]
-    ratios = bank.search.ratios(features, [NEW, NEW], slots)
+    ratios, _ = bank.search.ratios(features, [NEW, NEW], slots)
     assert len(ratios) == len(features) + 1, "the whole image"
     found_THW = bank.token_maps(model, features, own, slots)
     factors_Thw = (0.25 * model.search.discriminators[0](ratios[:3])).exp()

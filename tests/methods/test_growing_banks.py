@@ -153,7 +153,7 @@ def test_banks_that_cannot_grow_are_said():
     model = level_search(drawn_on=4)
     with_added = WithAddedClasses(model, [bank_of(model, TRAIN[:2])])
     assert "discriminator" in why_fixed(with_added, NEW), "the model's own judges it, too"
-    model.search.judged_by = [-1] * len(model.search.judged_by)
+    model.search.discriminators.of_bank = [-1] * len(model.search.discriminators.of_bank)
     assert why_fixed(model, TEST[0].class_name) == "", "nobody judges it"
     model = searching_beside_rd()
     assert why_fixed(model, NEW) == ""

@@ -10,7 +10,7 @@ from methods.test_memory_bank import SIZE, TRAIN, Sample, collect, fit_on_ranks,
 from torch.nn import functional as F
 
 from unimmad.methods import discriminator
-from unimmad.methods.level_search import described, harmonic_mean, nearer_class
+from unimmad.methods.level_maps import described, harmonic_mean, nearer_class
 from unimmad.methods.level_search_method import LevelSearchMethod, LevelSearchMethodSettings
 from unimmad.methods.nearest import nearest_of_others
 
@@ -113,14 +113,14 @@ def test_the_whole_image_is_a_level_and_the_discriminator_a_factor() -> None:
     apart = sum((rows[i] - rows[j]).norm() for i in range(3) for j in range(3) if i != j) / 6
     query = method.teacher(images_TCHW)[1][0].mean((1, 2)) / deviation_D
     expected = sum((query - row).norm() for row in rows) / 3 / apart
-    torch.testing.assert_close(output.ratios[3], expected.reshape(1, 1, 1), rtol=1e-3, atol=1e-4)
-    logits_Thw = method.search.discriminators[0](output.ratios[:3])
-    torch.testing.assert_close(output.ratios[4], logits_Thw)
+    torch.testing.assert_close(output.ratios.levels[3], expected.reshape(1, 1, 1), rtol=1e-3, atol=1e-4)
+    logits_Thw = method.search.discriminators[0](output.ratios.levels[:3])
+    torch.testing.assert_close(output.ratios.logits_Thw, logits_Thw)
     for weight in (0.25, 0.1, 0.0):
         method.search.drawn_weight = weight
         factors_Thw = torch.exp(weight * logits_Thw)
         large = F.interpolate(factors_Thw[:, None], size=(SIZE, SIZE), mode="bilinear", align_corners=True)[:, 0]
-        torch.testing.assert_close(method.maps(output), harmonic_mean(output.ratios[:4], SIZE) * large)
+        torch.testing.assert_close(method.maps(output), harmonic_mean(output.ratios.levels, SIZE) * large)
     assert method_with(**WITH_ALL).search.drawn_weight == 0.25
     assert method_with(drawn_weight=0.1).search.drawn_weight == 0.1
     alone = fitted([TRAIN[1]], **WITH_ALL)
@@ -144,8 +144,8 @@ def test_classes_that_come_in_have_a_discriminator_of_their_own() -> None:
     torch.testing.assert_close(method.maps(first)[0], before.maps(second)[0], msg="old classes keep theirs")
     assert len(method.search.discriminators) == 2
     for number, output in ((0, 0), (1, 1)):
-        levels = [level[[output]] for level in first.ratios[:3]]
-        torch.testing.assert_close(first.ratios[4][[output]], method.search.discriminators[number](levels))
+        levels = [level[[output]] for level in first.ratios.levels[:3]]
+        torch.testing.assert_close(first.ratios.logits_Thw[[output]], method.search.discriminators[number](levels))
     assert not torch.equal(*(each(levels) for each in method.search.discriminators))
     known = method.describe()
     assert known["judged_by"] == [int(name == "b") for name, _ in known["banks"]]
@@ -155,21 +155,21 @@ def test_classes_that_come_in_have_a_discriminator_of_their_own() -> None:
     other.load_state_dict(method.state_dict())
     assert torch.equal(other.maps(other(*both, ["a", "b"])), method.maps(first))
     nearest = method(*tokens([TEST[1]]))
-    of_classes = [[level[[place]] for level in first.ratios] for place in (0, 1)]
+    of_classes = [[level[[place]] for level in (*first.ratios.levels, first.ratios.logits_Thw)] for place in (0, 1)]
     chosen = min(of_classes, key=lambda levels: float(sum(level.mean() for level in levels[:4])))
-    for ours, theirs in zip(nearest.ratios, chosen, strict=True):
+    for ours, theirs in zip((*nearest.ratios.levels, nearest.ratios.logits_Thw), chosen, strict=True):
         torch.testing.assert_close(ours, theirs, msg="the nearest class's, its logits too")
     other.forget(["a"])
-    assert other.describe()["judged_by"] == [1] * len(other.search.judged_by)
+    assert other.describe()["judged_by"] == [1] * len(other.search.banks[0].names)
     torch.testing.assert_close(other.maps(other(*tokens([TEST[1]]), ["b"]))[0], method.maps(first)[1])
 
 
 def test_who_judges_what_is_checked() -> None:
     method = grown([TRAIN[1]], [TRAIN[0], TRAIN[2], TRAIN[4]], **WITH_ALL)
     of_one_image = [number for number, name in enumerate(method.search.banks[0].names) if name.class_name == "a"]
-    assert {method.search.judged_by[number] for number in of_one_image} == {-1}
+    assert {method.search.discriminators.of_bank[number] for number in of_one_image} == {-1}
     output = method(*tokens([TEST[1]]), ["a"])
-    torch.testing.assert_close(method.maps(output), harmonic_mean(output.ratios[:4], SIZE), msg="it has none")
+    torch.testing.assert_close(method.maps(output), harmonic_mean(output.ratios.levels, SIZE), msg="it has none")
     description, other = method.describe(), method_with(**WITH_ALL)
     shapes = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
     for judged_by in ([0], "00", [0.0] * len(description["judged_by"])):
@@ -239,9 +239,9 @@ def test_the_nearer_class_is_the_same_for_all_levels_of_a_token() -> None:
 
 def test_an_unknown_class_is_that_whose_banks_are_nearest() -> None:
     method, one = fitted(), tokens([TEST[1]])  # one modality, which both classes have
-    of_classes = [method(*one, [name]).ratios for name in ("a", "b")]
+    of_classes = [method(*one, [name]).ratios.levels for name in ("a", "b")]
     nearest = min(of_classes, key=lambda levels: float(sum(level.mean() for level in levels)))
-    for ours, theirs in zip(method(*one).ratios, nearest, strict=True):
+    for ours, theirs in zip(method(*one).ratios.levels, nearest, strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -20,7 +20,7 @@ from unimmad.checkpoint.folder import find_checkpoint, read_state
 from unimmad.checkpoint.loading import load_checkpoint
 from unimmad.cli import export
 from unimmad.config import TrainingSettings
-from unimmad.methods.level_search import harmonic_mean
+from unimmad.methods.level_maps import harmonic_mean
 from unimmad.methods.registry import METHODS
 from unimmad.methods.searching import SearchedReconstruction, SearchingSettings, SearchingUniMMAD
 from unimmad.model.growing import train_experts_alone
@@ -70,7 +70,7 @@ def test_search_and_reconstruction_are_joined_as_written_plainly() -> None:
     rebuilt = [distance / usual for distance, usual in zip(output.distances, usual, strict=True)]
     large = [
         F.interpolate(level[:, None], size=(SIZE, SIZE), mode="bilinear", align_corners=True)[:, 0]
-        for level in (*output.ratios, *rebuilt)
+        for level in (*output.ratios.levels, *rebuilt)
     ]
     of_tokens = 6 / sum(1 / level.clamp_min(0.05) for level in large)
     expected = torch.stack([of_tokens[:2].sum(0), of_tokens[2], of_tokens[3:].sum(0)])
@@ -78,7 +78,7 @@ def test_search_and_reconstruction_are_joined_as_written_plainly() -> None:
     teacher_maps = method.teacher(tokens(TEST)[0])
     means = [F.avg_pool2d(level, 3, 1, 1).permute(0, 2, 3, 1) for level in teacher_maps]
     of_first = [banks.scores(patches[:1], 0) for banks, patches in zip(method.search.banks, means, strict=True)]
-    for ours, theirs in zip(output.ratios, of_first, strict=True):
+    for ours, theirs in zip(output.ratios.levels, of_first, strict=True):
         torch.testing.assert_close(ours[:1], theirs)
 
 
@@ -87,7 +87,7 @@ def test_without_a_training_step_it_gives_what_the_search_gives() -> None:
     method = fitted()
     method.usual_L.zero_()
     output = method(*tokens(TEST))
-    of_tokens = harmonic_mean(output.ratios, SIZE)
+    of_tokens = harmonic_mean(output.ratios.levels, SIZE)
     expected = torch.stack([of_tokens[:2].sum(0), of_tokens[2], of_tokens[3:].sum(0)])
     torch.testing.assert_close(method.maps(output), expected)
 
@@ -155,9 +155,9 @@ def test_its_other_forms_give_the_same_maps() -> None:
     torch.testing.assert_close(fixed(images_BMCHW), expected_BHW, rtol=1e-3, atol=1e-4)
     fast = fitted().inference_form(0)
     torch.testing.assert_close(fast.maps(fast(*tokens(both))), expected_BHW, rtol=1e-3, atol=1e-4)
-    plain = fast(*tokens(both)).ratios
+    plain = fast(*tokens(both)).ratios.levels
     with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = fast(*tokens(both)).ratios
+        under_autocast = fast(*tokens(both)).ratios.levels
     assert all(torch.equal(*pair) for pair in zip(under_autocast, plain, strict=True))
 
 

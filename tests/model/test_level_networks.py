@@ -17,7 +17,7 @@ from benchmarks.reference import ReferenceUniMMAD
 from unimmad import Detector
 from unimmad.cli import export
 from unimmad.config import ModelSettings, TrainingSettings, load_recipe, parse_recipe
-from unimmad.methods.level_search import harmonic_mean
+from unimmad.methods.level_maps import harmonic_mean
 from unimmad.methods.level_search_method import LevelSearchMethod, LevelSearchMethodSettings
 from unimmad.methods.registry import METHOD_SETTINGS, build_method, new_model
 from unimmad.methods.searching import SearchingSettings, SearchingUniMMAD
@@ -162,7 +162,7 @@ def test_search_alone_and_beside_it_see_the_same_levels() -> None:
     for slot, queries_PC in enumerate(means_PC.chunk(2)):
         place = banks.names.index(("a", slot))
         nearest.append(torch.cdist(queries_PC / banks.deviations[place], banks.banks[place]).amin(1))
-    ratios = alone.search.ratios(alone.teacher(test[0].images_MCHW), ["a", "a"], [0, 1])
+    ratios, _ = alone.search.ratios(alone.teacher(test[0].images_MCHW), ["a", "a"], [0, 1])
     torch.testing.assert_close(ratios[1].flatten(1), torch.stack(nearest), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(maps[0], harmonic_mean(ratios, SIZE).sum(0, keepdim=True))
 

@@ -54,7 +54,7 @@ def measure_normals(
     precision = chosen_precision(None, device)
     is_seen = split == "train" and isinstance(model, Fitted)
     found: dict[tuple[str, Sensors], list[tuple[float, float]]] = {}
-    for refs in _chosen(shards, split):
+    for refs in _chosen(shards, split, 2 if is_seen else 1):
         samples = [sample for ref in refs if (sample := _read(shards, ref, model.image_size, geometry)) is not None]
         for of_batch in _one_by_one(samples, model, made) if is_seen else [samples] if samples else []:
             batch, scored = score_samples(model, collate(of_batch), settings, device, precision, geometry)
@@ -71,9 +71,9 @@ def _one_by_one(samples: list[Sample], model: Method, made: Method | None) -> It
     if isinstance(made, Fitted):
         model.take_owners(made)
     for sample in samples:
-        model.leave_out(sample.photograph)
-        if model.has_others(sample.class_name):
-            yield [sample]
+        with model.leave_out(sample.photograph):
+            if model.has_others(sample.class_name):
+                yield [sample]
 
 
 def usual_value(map_HW: NDArray[np.float32], sample: Sample) -> float:
@@ -88,11 +88,11 @@ def looked_at(map_HW: NDArray[np.float32], sample: Sample) -> NDArray[np.float32
     return map_HW if sample.view is None else map_HW[sample.view.target.pixels]
 
 
-def _chosen(shards: ShardSet, split: Split) -> list[list[SampleRef]]:
-    """The first samples of each class and set of modalities."""
+def _chosen(shards: ShardSet, split: Split, least: int) -> list[list[SampleRef]]:
+    """The first samples of each set of modalities, of classes that have ``least`` samples."""
     sets: dict[tuple[str, frozenset[str]], list[SampleRef]] = {}
     for class_name, refs in shards.classes(split).items():
-        for ref in refs:
+        for ref in refs if len(refs) >= least else []:
             of_set = sets.setdefault((class_name, frozenset(ref.entry.images)), [])
             if len(of_set) < IMAGES_A_SET:
                 of_set.append(ref)

@@ -167,8 +167,8 @@ class ClassAdder:
         detector = Detector(self.engine, known)
         found: dict[Sensors, list[Prediction]] = defaultdict(list)
         for sample in new.samples:
-            bank.leave_out(_key(sample.name))
-            prediction = detector.predict(sample.images, class_name=new.name, name=sample.name)
+            with bank.leave_out(_key(sample.name)):
+                prediction = detector.predict(sample.images, class_name=new.name, name=sample.name)
             found[prediction.modalities].append(prediction)
             tell_done()
         by_count = sorted(found.items(), key=lambda item: -len(item[1]))

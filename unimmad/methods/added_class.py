@@ -13,19 +13,16 @@ a level, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from unimmad.methods.level_search import (
-    FittedBySearch,
-    LevelSearch,
-    LevelSearchSettings,
-    harmonic_mean,
-    sum_of_tokens,
-)
+from unimmad.methods.fitted_by_search import FittedBySearch
+from unimmad.methods.level_maps import sum_of_tokens
+from unimmad.methods.level_search import LevelSearch, LevelSearchSettings
 from unimmad.model.method import Fitted, Loss, Method, OwnLevels, StepFacts, sample_of_token
 from unimmad.model.routing import Routing
 
@@ -99,9 +96,9 @@ class AddedBank(nn.Module):
             usual_SO[slot] = mean_O.clamp_min(LEAST_USUAL)
         self.usual_SO = usual_SO.to(self.usual_SO.device)
 
-    def leave_out(self, key: str | None) -> None:
-        """Score from now on as if this photograph were in no bank, right after they were made; None: all are."""
-        self.search.leave_out(key)
+    def leave_out(self, key: str) -> AbstractContextManager[None]:
+        """While this is entered, score as if this photograph were in no bank; right after they were made."""
+        return self.search.leave_out(key)
 
     def token_maps(self, model: Method, features: Sequence[Tensor], own: OwnLevels, slots_T: Sequence[int]) -> Tensor:
         """[T, H, W], of tokens of this class.
@@ -121,9 +118,9 @@ class AddedBank(nn.Module):
             distance_Thw / usual_TO[:, level, None, None].to(distance_Thw.device)
             for level, distance_Thw in enumerate(own.distances)
         ]
-        maps_THW = harmonic_mean([*ratios, *rebuilt], model.image_size)
+        maps_THW = self.search.joined(ratios, model.image_size, rebuilt)
         search = own_search(model)
-        return maps_THW if search is None or not self.discriminated else search.discriminated(maps_THW, ratios)
+        return maps_THW if search is None or not self.discriminated else search.discriminated(maps_THW, ratios.levels)
 
     def description(self) -> dict[str, Any]:
         """What its tensors do not say, as JSON can hold it."""

@@ -9,7 +9,8 @@ positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -251,13 +252,18 @@ class Banks(nn.Module):
         assert isinstance(made, Banks)
         self.owners = [owner_of_N.to(self.device) for owner_of_N in made.owners]
 
-    def leave_out(self, photograph: str | None) -> None:
+    @contextmanager
+    def leave_out(self, photograph: str) -> Iterator[None]:
         """See ``Fitted``; what would leave nothing of a bank leaves it whole."""
-        self.left_out = None if photograph is None else hash_of_key(photograph)
+        self.left_out = hash_of_key(photograph)
+        try:
+            yield
+        finally:
+            self.left_out = None
 
     def has_others(self, class_name: str) -> bool:
-        """See ``Fitted``; of a bank of all classes it is not known."""
-        of_class = [number for number, name in enumerate(self.names) if name.class_name == class_name]
+        """See ``Fitted``."""
+        of_class = [number for number, name in enumerate(self.names) if name.class_name in ("", class_name)]
         return bool(of_class and self.owners) and all(map(self.has_other_rows, of_class))
 
     def has_other_rows(self, number: int) -> bool:

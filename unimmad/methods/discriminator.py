@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
+from unimmad.methods.level_maps import LEAST_RATIO
+
 WIDTH, DILATIONS = 24, (1, 2, 4, 8)
-LEAST_RATIO = 0.05
-"""As ``level_search.LEAST_RATIO``."""
 STEPS, BATCH, WINDOW = 600, 32, 32
 """Of its training: steps, images of a batch, and the side of the windows that are cut from larger maps."""
 LEARNING_RATE, WEIGHT_DECAY, LARGEST_GRADIENT = 3e-3, 1e-2, 1.0

@@ -6,6 +6,7 @@ Letters: V versions of an image, C = 3 channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -42,9 +43,11 @@ def drawn_examples(
     found: list[tuple[Tensor, Tensor]] = []
     for kept in tqdm(images, desc="draw anomalies", unit="image"):
         number = levels[0].names.index(kept.bank)
-        for level in levels:
-            level.leave_out(kept.key)
-        if levels[0].has_other_rows(number):
+        with ExitStack() as left_out:
+            for level in levels:
+                left_out.enter_context(level.leave_out(kept.key))
+            if not levels[0].has_other_rows(number):
+                continue
             others = [images[place].image_CHW for place in random.integers(len(images), size=VARIANTS)]
             drawn = [drawn_anomaly(kept.image_CHW, other_CHW, random) for other_CHW in others]
             versions_VCHW = torch.stack([kept.image_CHW, *(version_CHW for version_CHW, _ in drawn)])
@@ -52,8 +55,6 @@ def drawn_examples(
             ratios = [level.scores(patches_VhwC, number) for level, patches_VhwC in zip(levels, patches, strict=True)]
             masks_VHW = torch.stack([torch.zeros_like(drawn[0][1]), *(mask_HW for _, mask_HW in drawn)])
             found.append((logarithms(ratios), _shares(masks_VHW, ratios[0].shape[-1]).to(device)))
-    for level in levels:
-        level.leave_out(None)
     return DrawnExamples(*map(torch.cat, zip(*found, strict=True))) if found else None
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from unimmad.methods.added_class import AddedBank, WithAddedClasses, searched_levels
 from unimmad.methods.banks import Banks
-from unimmad.methods.level_search import FittedBySearch, LevelSearch
+from unimmad.methods.fitted_by_search import FittedBySearch
+from unimmad.methods.level_search import LevelSearch
 from unimmad.methods.memory_bank import MemoryBank
 from unimmad.model.method import Method
 

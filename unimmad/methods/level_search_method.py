@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from unimmad.config.levels import LevelSettings
+from unimmad.methods.fitted_by_search import FittedBySearch
 from unimmad.methods.frozen_teacher import FrozenTeacher
-from unimmad.methods.level_search import FittedBySearch, LevelSearch, LevelSearchSettings, sum_of_tokens
+from unimmad.methods.level_maps import sum_of_tokens
+from unimmad.methods.level_search import LevelSearch, LevelSearchSettings, Ratios
 from unimmad.model.backbone import LevelNetwork
 from unimmad.model.backends.convolution import use_fast_convolutions
 from unimmad.model.folding import fold_batchnorm
@@ -32,8 +34,7 @@ class LevelSearchMethodSettings(LevelSearchSettings, LevelSettings):
 class TokenRatios:
     """What a forward pass gives."""
 
-    ratios: Sequence[Tensor]
-    """See ``LevelSearch.ratios``."""
+    ratios: Ratios
     sample_of_token_T: Tensor
     batch: int
 

@@ -19,12 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from unimmad.config import ModelSettings
-from unimmad.methods.level_search import (
-    FittedBySearch,
-    LevelSearch,
-    LevelSearchSettings,
-    sum_of_tokens,
-)
+from unimmad.methods.fitted_by_search import FittedBySearch
+from unimmad.methods.level_maps import sum_of_tokens
+from unimmad.methods.level_search import LevelSearch, LevelSearchSettings, Ratios
 from unimmad.model.fixed_modalities import FixedModalities
 from unimmad.model.method import ROOT_OF_SQUARES, Gather, Loss, StepFacts, check_slots, sample_of_token
 from unimmad.model.unimmad import Reconstruction, UniMMAD
@@ -42,12 +39,11 @@ class SearchingSettings(ModelSettings):
     """What the search beside the reconstruction keeps."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchedReconstruction(Reconstruction):
     """What a forward pass gives once the search is fitted."""
 
-    ratios: tuple[Tensor, ...] = ()
-    """See ``LevelSearch.ratios``."""
+    ratios: Ratios
 
 
 class SearchingUniMMAD(FittedBySearch, UniMMAD):
@@ -108,7 +104,7 @@ class SearchingUniMMAD(FittedBySearch, UniMMAD):
         samples = sample_of_token(tokens_per_sample, torch.device("cpu")).tolist()
         classes_T = [None if classes is None else classes[sample] for sample in samples]
         ratios = self.search.ratios(output.teacher_maps, classes_T, slot_of_token_T.tolist())
-        return SearchedReconstruction(**(vars(output) | {"teacher_maps": ()}), ratios=tuple(ratios))
+        return SearchedReconstruction(**(vars(output) | {"teacher_maps": ()}), ratios=ratios)
 
     def loss(self, output: Reconstruction, facts: StepFacts) -> Loss:
         """UniMMAD's; on the way it takes in how far tokens are from their reconstructions."""
@@ -135,8 +131,8 @@ class SearchingUniMMAD(FittedBySearch, UniMMAD):
             return super().parts(output)
         return self.joined(output.ratios, output.distances)
 
-    def joined(self, ratios: Sequence[Tensor], distances: Sequence[Tensor]) -> Tensor:
-        """Of every token what the search and the reconstruction say, [T, h, w] a level each: [T, H, W]."""
+    def joined(self, ratios: Ratios, distances: Sequence[Tensor]) -> Tensor:
+        """Of every token what the search and the reconstruction, [T, h, w] a level, say: [T, H, W]."""
         seen_L = self.usual_L > 0
         usual_L = torch.where(seen_L, self.usual_L, 1)
         rebuilt = [distance_Thw / usual for distance_Thw, usual in zip(distances, usual_L, strict=True)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -250,14 +251,14 @@ class Fitted(ABC):
         """Learn which photograph what it keeps is of, from the same method as ``finish`` left it, which alone knows."""
 
     @abstractmethod
-    def leave_out(self, photograph: str | None) -> None:
-        """Score from now on as if it had not seen one training photograph, of this key (as ``collect`` was given it);
-        None: by all again. Right after ``finish`` or ``take_owners``."""
+    def leave_out(self, photograph: str) -> AbstractContextManager[None]:
+        """While this is entered, score as if it had not seen one training photograph, of this key (as ``collect`` was
+        given it). Right after ``finish`` or ``take_owners``."""
 
     @abstractmethod
     def has_others(self, class_name: str) -> bool:
-        """Whether what it keeps of this class is of other photographs than the one that is left out, too; False where
-        that is not known."""
+        """Whether what it keeps of this class, or of all classes in one, is of other photographs than the one that is
+        left out, too; False where that is not known."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from unimmad.checkpoint.folder import STATE_NAME, CheckpointFolder, read_state
 from unimmad.checkpoint.loading import load_checkpoint
-from unimmad.checkpoint.normal_maps import joined_normal_maps, load_normal_maps, save_normal_maps
+from unimmad.checkpoint.normal_maps import NormalMaps, joined_normal_maps, load_normal_maps, save_normal_maps
 from unimmad.checkpoint.state import SECONDS
 from unimmad.data.reading.shard_files import SampleRef
 from unimmad.data.reading.shard_set import ShardSet
@@ -182,15 +182,23 @@ def _keep_normal_maps(
     try:
         loaded = load_checkpoint(checkpoint, verify=False, methods=arguments.methods)
         found = measure_normals(loaded, shards, world.device, model) or load_normal_maps(checkpoint)
-        if found is not None:
-            save_normal_maps(found, checkpoint)
-        if growing is not None and arguments.growth is not None:
-            found = joined_normal_maps(found, kept_normal_maps(arguments, arguments.growth, growing))
+        found = joined_normal_maps(found, _of_old_classes(arguments, growing))
         if found is None:
             raise ValueError("of no class can a training image be scored as a new one; unimmad calibrate gives a scale")
         save_normal_maps(found, checkpoint)
     except (ValueError, RuntimeError) as error:  # RuntimeError: a GPU whose memory training still holds
         logger.warning("no scale for the colours of pictures is kept with %s: %s", checkpoint, one_line(error))
+
+
+def _of_old_classes(arguments: TrainArguments, growing: GrowingData | None) -> NormalMaps | None:
+    """What a run that grows takes along of the old checkpoint's scale; none of a file that is damaged."""
+    if growing is None or arguments.growth is None:
+        return None
+    try:
+        return kept_normal_maps(arguments, arguments.growth, growing)
+    except ValueError as error:
+        logger.warning("of old classes no scale for the colours of pictures is kept: %s", one_line(error))
+        return None
 
 
 def _say_next(run: RunFolder, world: World, grown: bool = False) -> None:
