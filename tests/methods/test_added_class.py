@@ -63,23 +63,22 @@ def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
     assert torch.equal(bank.token_maps(model, features, own, list(samples[0].slots)), inside)
 
 
-def test_what_the_method_has_beside_its_levels_an_added_class_has_too() -> None:
+def test_an_added_class_has_the_methods_levels_and_what_older_versions_added_is_judged() -> None:
     model = grown(TRAIN[1::2], TRAIN[::2], **WITH_ALL)
     bank = bank_of(model, TRAIN[:2])
     images_TCHW, counts, slots_T = tokens([TEST[0]])
     features, own, slots = model.teacher_levels(images_TCHW), model.own_levels(images_TCHW, counts, slots_T), [0, 1]
     ratios, _ = bank.search.ratios(features, [NEW, NEW], slots)
     assert len(ratios) == len(features) + 1, "the whole image"
-    found_THW = bank.token_maps(model, features, own, slots)
+    torch.testing.assert_close(bank.token_maps(model, features, own, slots), harmonic_mean(ratios, SIZE))
+    described, tensors = bank.description(), bank.state_dict()
+    judged = AddedBank.of(model, described | {"discriminated": True}, tensors)
+    found_THW = judged.token_maps(model, features, own, slots)
     factors_Thw = (0.25 * model.search.discriminators[0](ratios[:3])).exp()
     torch.testing.assert_close(found_THW, harmonic_mean(ratios, SIZE) * at_image_size(factors_Thw, SIZE))
-    assert not found_THW.allclose(harmonic_mean(ratios, SIZE)), "the discriminator is told of it"
-    described, tensors = bank.description(), bank.state_dict()
-    kept = AddedBank.of(model, described, tensors)
-    torch.testing.assert_close(kept.token_maps(model, features, own, slots), found_THW)
     with pytest.raises(ValueError, match="made for a model with a discriminator, and this one has none"):
-        AddedBank.of(fitted(whole_image=True), described, tensors)
+        AddedBank.of(fitted(whole_image=True), judged.description(), tensors)
     older = {name: tensor for name, tensor in tensors.items() if "whole" not in name}
-    alone = AddedBank.of(model, described | {"discriminated": False}, older)
+    alone = AddedBank.of(model, described, older)
     expected_THW = harmonic_mean(ratios[:-1], SIZE)
     torch.testing.assert_close(alone.token_maps(model, features, own, slots), expected_THW)

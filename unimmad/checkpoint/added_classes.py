@@ -68,7 +68,7 @@ class AddedEntry(BaseModel):
     weights: str
     """Digest of the checkpoint's weights."""
     discriminated: bool = False
-    """Whether the model's discriminator judges what the bank says. False in files of older versions."""
+    """Whether the model's discriminator judges what the bank says, as it did in some older versions."""
     digests: tuple[str, ...] = ()
     """Of its images' pixels, in the order of their names; none in files of older versions."""
     sha256: str = ""

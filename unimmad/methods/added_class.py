@@ -3,8 +3,8 @@
 Beside the model's own weights a class has a bank: a search level by level (level_search.py) over the frozen teacher's
 features. What the trained network alone says of a token, divided by what is usual on the class's images, joins the
 search's levels as in searching.py: by the harmonic mean. So any method has it that has a frozen teacher. Where the
-method's own search has the whole image as a level, so has the bank; and where it has a discriminator, which knows
-distances over usual ones and no class, that judges the bank's, too.
+method's own search has the whole image as a level, so has the bank. Its discriminator does not judge the bank's
+distances: what that learned from other classes' finds fewer anomalous images of a new one (docs/continual.md).
 
 Letters: B samples, T tokens (sample, modality), L levels of the search, O levels of the model's own, h x w positions of
 a level, H x W pixels.
@@ -48,7 +48,8 @@ class AddedBank(nn.Module):
             channels: C_l of the teacher's levels, finest first.
             slots: how many modality slots the model has.
             whole_image: whether the whole image is a level, too.
-            discriminated: whether the model's own discriminator judges what the bank says.
+            discriminated: whether the model's own discriminator judges what the bank says all the same, as in what
+                older versions added.
         """
         super().__init__()
         self.class_name = class_name
@@ -152,15 +153,14 @@ class AddedBank(nn.Module):
 
 
 def empty_bank(model: Method, class_name: str) -> AddedBank:
-    """One for ``DATASET/CLASS`` that has what the method's own search has, on the model's device.
+    """One for ``DATASET/CLASS`` that has the levels that the method's own search has, on the model's device.
 
     Raises:
         ValueError: as ``searched_levels``.
     """
     search, device = own_search(model), next(model.parameters()).device
-    whole_image, discriminated = (False, False) if search is None else (bool(search.whole), search.is_discriminated)
-    channels = teacher_channels(model)
-    return AddedBank(class_name, channels, model.modality_slots, whole_image, discriminated).to(device)
+    whole_image = search is not None and bool(search.whole)
+    return AddedBank(class_name, teacher_channels(model), model.modality_slots, whole_image).to(device)
 
 
 def own_search(model: Method) -> LevelSearch | None:
