@@ -27,7 +27,7 @@ from unimmad.data.index import DatasetEntry, Modality
 NAME = "added/bolt"
 WEIGHTS = "a" * 64
 OF_AN_EARLIER_VERSION = "fca7769f0688e55d"
-"""How the digest began that the version before ``discriminated`` and ``digests`` wrote for ``made()``."""
+"""How the digest began that the version before ``digests`` wrote for ``made()``."""
 
 
 def made(**changes: object) -> AddedClass:
@@ -44,7 +44,7 @@ def made(**changes: object) -> AddedClass:
 
 
 def test_what_is_written_is_read_and_an_older_files_digest_holds(tmp_path: Path) -> None:
-    for added in (made(), made(discriminated=True, digests=("ab", "cd"))):
+    for added in (made(), made(digests=("ab", "cd"))):
         save_added(added, tmp_path)
         (found,) = load_added(tmp_path, WEIGHTS)
         assert found.entry.model_copy(update={"sha256": ""}) == added.entry
@@ -55,7 +55,7 @@ def test_what_is_written_is_read_and_an_older_files_digest_holds(tmp_path: Path)
     with safe_open(added_file(tmp_path, NAME), "pt") as file:
         header = json.loads(file.metadata()["unimmad"])
         tensors = {name: file.get_tensor(name) for name in added.tensors}
-    older = {name: value for name, value in header.items() if name not in ("discriminated", "digests")}
+    older = {name: value for name, value in header.items() if name != "digests"}
     save_file(tensors, added_file(tmp_path, NAME), {"unimmad": json.dumps(older)})
     assert load_added(tmp_path, WEIGHTS)[0].entry == found.entry
     assert not remove_added(tmp_path, NAME).exists()

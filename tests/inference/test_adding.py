@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from unimmad.checkpoint.added_classes import FOLDER, load_added, with_added_classes
 from unimmad.checkpoint.conformal import thresholds_by_sensors
@@ -111,6 +112,14 @@ def test_a_class_is_added_scored_replaced_and_removed(checkpoint, images, capsys
     assert (
         Detector.from_checkpoint(moved, device="cpu").predict(sample_of(images), class_name="bolt").class_name is None
     )
+
+
+def test_images_that_hold_one_value_are_named(checkpoint, tmp_path, capsys):
+    (folder := tmp_path / "dark" / "rgb").mkdir(parents=True)
+    for name, value in (("a", 9), ("b", 10)):
+        Image.new("RGB", (64, 64), (value, value, value)).save(folder / f"{name}.png")
+    assert add(checkpoint, "--class", "dark", folder.parent) == 0
+    assert "note: added/dark: 2 of 2 images hold one value only, and say nothing" in capsys.readouterr().out
 
 
 def with_copies(images: Path, beside: Path) -> Path:

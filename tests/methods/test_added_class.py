@@ -6,7 +6,7 @@ from methods.test_level_search import TEST, TRAIN, WITH_ALL, fitted, grown, shor
 from methods.test_memory_bank import SIZE, Sample, tokens
 
 from unimmad.methods.added_class import AddedBank, WithAddedClasses, empty_bank
-from unimmad.methods.level_maps import at_image_size, harmonic_mean
+from unimmad.methods.level_maps import harmonic_mean
 from unimmad.methods.rd import RD, RDSettings
 from unimmad.model.method import Method
 
@@ -60,25 +60,23 @@ def test_an_image_that_is_left_out_is_scored_by_the_others() -> None:
         kept = torch.isin(search.owners[0], other.owners[0])
         rows = search.banks[0][kept] * search.deviations[0]
         torch.testing.assert_close(rows, other.banks[0] * other.deviations[0], msg=str(map_TChw.shape))
-    assert torch.equal(bank.token_maps(model, features, own, list(samples[0].slots)), inside)
+    with pytest.raises(RuntimeError, match="stopped"), bank.leave_out(samples[0].key):
+        raise RuntimeError("stopped")
+    assert torch.equal(bank.token_maps(model, features, own, list(samples[0].slots)), inside), "none is left out"
 
 
-def test_an_added_class_has_the_methods_levels_and_what_older_versions_added_is_judged() -> None:
+def test_an_added_class_has_the_methods_levels_and_no_discriminator() -> None:
     model = grown(TRAIN[1::2], TRAIN[::2], **WITH_ALL)
     bank = bank_of(model, TRAIN[:2])
     images_TCHW, counts, slots_T = tokens([TEST[0]])
     features, own, slots = model.teacher_levels(images_TCHW), model.own_levels(images_TCHW, counts, slots_T), [0, 1]
-    ratios, _ = bank.search.ratios(features, [NEW, NEW], slots)
-    assert len(ratios) == len(features) + 1, "the whole image"
-    torch.testing.assert_close(bank.token_maps(model, features, own, slots), harmonic_mean(ratios, SIZE))
-    described, tensors = bank.description(), bank.state_dict()
-    judged = AddedBank.of(model, described | {"discriminated": True}, tensors)
-    found_THW = judged.token_maps(model, features, own, slots)
-    factors_Thw = (0.25 * model.search.discriminators[0](ratios[:3])).exp()
-    torch.testing.assert_close(found_THW, harmonic_mean(ratios, SIZE) * at_image_size(factors_Thw, SIZE))
-    with pytest.raises(ValueError, match="made for a model with a discriminator, and this one has none"):
-        AddedBank.of(fitted(whole_image=True), judged.description(), tensors)
+    ratios, logits = bank.search.ratios(features, [NEW, NEW], slots)
+    assert (len(ratios), logits) == (len(features) + 1, None), "the whole image"
+    found_THW = bank.token_maps(model, features, own, slots)
+    torch.testing.assert_close(found_THW, harmonic_mean(ratios, SIZE))
+    banks, tensors = bank.search.describe()["banks"], bank.state_dict()
+    kept = AddedBank.of(model, NEW, banks, tensors)
+    torch.testing.assert_close(kept.token_maps(model, features, own, slots), found_THW)
     older = {name: tensor for name, tensor in tensors.items() if "whole" not in name}
-    alone = AddedBank.of(model, described, older)
-    expected_THW = harmonic_mean(ratios[:-1], SIZE)
-    torch.testing.assert_close(alone.token_maps(model, features, own, slots), expected_THW)
+    alone = AddedBank.of(model, NEW, banks, older)
+    torch.testing.assert_close(alone.token_maps(model, features, own, slots), harmonic_mean(ratios[:-1], SIZE))

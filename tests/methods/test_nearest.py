@@ -22,6 +22,17 @@ def test_the_same_neighbours_as_of_the_whole_matrix(neighbours: int, block_bytes
     torch.testing.assert_close(distances_nk, expected.values.float())
 
 
+@pytest.mark.parametrize("neighbours", [1, 5])
+def test_rows_that_do_not_count_are_as_if_they_were_not_there(neighbours: int) -> None:
+    queries_nD, bank_mD = normal(70, 6, seed=0), normal(90, 6, seed=1)
+    among_m = torch.arange(90) % 3 == 0
+    among_m[60:] = False
+    distances_nk, indices_nk = nearest_neighbours(queries_nD, bank_mD, neighbours, 5000, among_m)
+    expected_nk, places_nk = nearest_neighbours(queries_nD, bank_mD[among_m], neighbours)
+    assert torch.equal(distances_nk, expected_nk)
+    assert torch.equal(indices_nk, among_m.nonzero()[:, 0][places_nk])
+
+
 def test_small_distances_between_large_features_are_exact() -> None:
     bank_mD = normal(50, 8, seed=2) + 1000
     queries_nD = bank_mD.roll(3, 0).clone()

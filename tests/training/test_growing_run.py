@@ -130,7 +130,7 @@ def test_a_class_that_lost_too_much_is_named_and_the_checkpoint_not_finished(gro
     assert (grown / "refused" / "forgetting.json").is_file()
 
 
-def test_a_method_that_is_fitted_gets_banks_and_forgets_nothing(tmp_path, sets, monkeypatch):
+def test_a_method_that_is_fitted_gets_banks_and_forgets_nothing(tmp_path, sets, monkeypatch, caplog):
     monkeypatch.setattr(discriminator, "STEPS", 10)
     words = ["--recipe", "level_search", "--set", "model.drawn_on=4", *SMALL, "--data", str(sets["materials"])]
     train(parse_arguments([*words, "--output-dir", str(tmp_path / "old")]), ALONE)
@@ -161,7 +161,10 @@ def test_a_method_that_is_fitted_gets_banks_and_forgets_nothing(tmp_path, sets, 
     state = (checkpoint / "state.json").read_text()
     (checkpoint / "state.json").write_text(state.replace('"finished": true', '"finished": false'))
     take_digests_again(checkpoint)
+    (find_checkpoint(tmp_path / "old") / "normal_maps.json").write_text("{")
     assert train(again, ALONE)
+    assert "of old classes no scale for the colours of pictures is kept" in caplog.text
+    assert load_normal_maps(checkpoint) == maps
     assert read_state(checkpoint)["finished"], "stopped in its review"
     assert (tmp_path / "new" / "forgetting.json").is_file()
     assert (checkpoint / "feedback" / "0001.json").read_text() == "said"

@@ -41,7 +41,7 @@ FORMAT: Literal[1] = 1
 _ENTRY = "unimmad"
 """Key of the JSON in the file's header."""
 _REMEDY = "add the class again (--replace), or remove the file"
-_LATER = ("discriminated", "digests")
+_LATER = ("digests",)
 """Fields that files of older versions lack; where they say nothing the digest is as it was without them."""
 _MOST_LETTERS = 80
 """Of a class's name in its file's."""
@@ -67,8 +67,6 @@ class AddedEntry(BaseModel):
     """In words, where their height comes from."""
     weights: str
     """Digest of the checkpoint's weights."""
-    discriminated: bool = False
-    """Whether the model's discriminator judges what the bank says, as it did in some older versions."""
     digests: tuple[str, ...] = ()
     """Of its images' pixels, in the order of their names; none in files of older versions."""
     sha256: str = ""
@@ -174,11 +172,8 @@ def with_classes(checkpoint: LoadedCheckpoint, classes: Iterable[AddedClass]) ->
     banks, digest = [], hashlib.sha256(checkpoint.weights_digest.encode())
     by_name = {added.name: added for added in classes}
     for added in by_name.values():
-        entry = added.entry
-        banks_of = [list(bank) for bank in entry.banks]
-        description = {"class_name": added.name, "banks": banks_of, "discriminated": entry.discriminated}
         try:
-            banks.append(AddedBank.of(checkpoint.model, description, added.tensors))
+            banks.append(AddedBank.of(checkpoint.model, added.name, added.entry.banks, added.tensors))
         except ValueError as error:
             raise ValueError(f"{added_file(checkpoint.folder, added.name)}: {error}; {_REMEDY}") from None
         digest.update(_digest(added.entry, added.tensors).encode())

@@ -5,6 +5,7 @@ Letters: B samples, H x W pixels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -89,10 +90,13 @@ def looked_at(map_HW: NDArray[np.float32], sample: Sample) -> NDArray[np.float32
 
 
 def _chosen(shards: ShardSet, split: Split, least: int) -> list[list[SampleRef]]:
-    """The first samples of each set of modalities, of classes that have ``least`` samples."""
+    """The first samples of each class and set of modalities, if the class has each of these ``least`` times."""
     sets: dict[tuple[str, frozenset[str]], list[SampleRef]] = {}
     for class_name, refs in shards.classes(split).items():
-        for ref in refs if len(refs) >= least else []:
+        having = Counter(modality for ref in refs for modality in ref.entry.images)
+        for ref in refs:
+            if min(having[modality] for modality in ref.entry.images) < least:
+                continue
             of_set = sets.setdefault((class_name, frozenset(ref.entry.images)), [])
             if len(of_set) < IMAGES_A_SET:
                 of_set.append(ref)

@@ -35,7 +35,7 @@ from unimmad.inference.engines import ModelEngine, normalised
 from unimmad.inference.inputs import InputSample
 from unimmad.inference.new_class import NewClass
 from unimmad.inference.prediction import Prediction
-from unimmad.inference.reading import PreparedSample, pixels_digest, prepare_sample
+from unimmad.inference.reading import PreparedSample, is_blank, pixels_digest, prepare_sample
 from unimmad.methods.added_class import AddedBank, WithAddedClasses, empty_bank
 from unimmad.metrics.at_threshold import Spread
 from unimmad.model.backends.tf32 import without_tf32
@@ -163,6 +163,11 @@ class ClassAdder:
             if notices is not None:
                 are = "images are" if len(repeated) > 1 else "image is"
                 notices.add(f"{new.name}: {len(repeated)} {are} there twice and count once: {listed(repeated, 5)}")
+        if notices is not None and (blank := [sample.name for sample in new.samples if is_blank(sample)]):
+            notices.add(
+                f"{new.name}: {len(blank)} of {len(new.samples)} images hold one value only, and say nothing of what "
+                f"is normal: {listed(blank, 5)}"
+            )
         self._fill(bank, new, known, tell_done)
         detector = Detector(self.engine, known)
         found: dict[Sensors, list[Prediction]] = defaultdict(list)
@@ -181,7 +186,6 @@ class ClassAdder:
             thresholds=tuple(_threshold(sensors, of_set, borrowed[sensors][0]) for sensors, of_set in by_count),
             borrowed_from=borrowed[by_count[0][0]][1],
             weights=self.weights,
-            discriminated=bank.discriminated,
             digests=tuple(pictures.values()),
         )
         return AddedClass(entry, {name: tensor.detach().cpu() for name, tensor in bank.state_dict().items()})

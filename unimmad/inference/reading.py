@@ -6,7 +6,7 @@ Letters: M modalities of a sample, C = 3 channels, H x W the model's image size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -221,11 +221,22 @@ def pixels_digest(sample: InputSample) -> str:
     Raises:
         ValueError: one can't be read.
     """
-    digests = []
+    return _joined([_digest(pixels) for pixels in _pixels(sample)])
+
+
+def is_blank(sample: InputSample) -> bool:
+    """Whether each of its images holds one value only.
+
+    Raises:
+        ValueError: one can't be read.
+    """
+    return all(bool((pixels == pixels.flat[0]).all()) for pixels in _pixels(sample))
+
+
+def _pixels(sample: InputSample) -> Iterator[np.ndarray]:
+    """Of each of its images."""
     for source in sample.images.values() if isinstance(sample.images, Mapping) else [sample.images]:
-        pixels, _, _ = _decoded(source, sample.name)
-        digests.append(_digest(pixels))
-    return _joined(digests)
+        yield _decoded(source, sample.name)[0]
 
 
 def _digest(pixels: np.ndarray) -> str:

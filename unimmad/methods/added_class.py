@@ -4,7 +4,8 @@ Beside the model's own weights a class has a bank: a search level by level (leve
 features. What the trained network alone says of a token, divided by what is usual on the class's images, joins the
 search's levels as in searching.py: by the harmonic mean. So any method has it that has a frozen teacher. Where the
 method's own search has the whole image as a level, so has the bank. Its discriminator does not judge the bank's
-distances: what that learned from other classes' finds fewer anomalous images of a new one (docs/continual.md).
+distances: what that learned from other classes may lose most of the anomalous images of a kind that it never saw
+(docs/continual.md).
 
 Letters: B samples, T tokens (sample, modality), L levels of the search, O levels of the model's own, h x w positions of
 a level, H x W pixels.
@@ -33,14 +34,7 @@ LEAST_USUAL = 1e-6
 class AddedBank(nn.Module):
     """What a model knows of one added class."""
 
-    def __init__(
-        self,
-        class_name: str,
-        channels: Sequence[int],
-        slots: int,
-        whole_image: bool = False,
-        discriminated: bool = False,
-    ) -> None:
+    def __init__(self, class_name: str, channels: Sequence[int], slots: int, whole_image: bool = False) -> None:
         """Nothing yet; ``empty_bank`` makes the one that suits a model.
 
         Args:
@@ -48,12 +42,9 @@ class AddedBank(nn.Module):
             channels: C_l of the teacher's levels, finest first.
             slots: how many modality slots the model has.
             whole_image: whether the whole image is a level, too.
-            discriminated: whether the model's own discriminator judges what the bank says all the same, as in what
-                older versions added.
         """
         super().__init__()
         self.class_name = class_name
-        self.discriminated = discriminated
         self.search = LevelSearch(LevelSearchSettings(whole_image=whole_image), channels, slots)
         self.usual_SO: Tensor
         """The mean of the model's own distances on the class's images, by slot and level; 0 of a slot without any."""
@@ -119,30 +110,21 @@ class AddedBank(nn.Module):
             distance_Thw / usual_TO[:, level, None, None].to(distance_Thw.device)
             for level, distance_Thw in enumerate(own.distances)
         ]
-        maps_THW = self.search.joined(ratios, model.image_size, rebuilt)
-        search = own_search(model)
-        return maps_THW if search is None or not self.discriminated else search.discriminated(maps_THW, ratios.levels)
-
-    def description(self) -> dict[str, Any]:
-        """What its tensors do not say, as JSON can hold it."""
-        banks = self.search.describe()["banks"]
-        return {"class_name": self.class_name, "banks": banks, "discriminated": self.discriminated}
+        return self.search.joined(ratios, model.image_size, rebuilt)
 
     @classmethod
-    def of(cls, model: Method, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> AddedBank:
-        """What ``description`` and its tensors say, for this model.
+    def of(
+        cls, model: Method, class_name: str, banks: Sequence[Sequence[str | int]], tensors: Mapping[str, Tensor]
+    ) -> AddedBank:
+        """That of ``DATASET/CLASS`` for this model, from what ``search.describe()["banks"]`` said and its state dict.
 
         Raises:
             ValueError: they are of another model or do not fit each other.
         """
         shapes = {name.removeprefix("search."): tuple(tensor.shape) for name, tensor in tensors.items()}
-        whole_image, discriminated = any(name.startswith("whole.") for name in shapes), description["discriminated"]
-        search = own_search(model)
-        if discriminated and not (search is not None and search.is_discriminated):
-            raise ValueError("it was made for a model with a discriminator, and this one has none")
-        name, channels = str(description["class_name"]), teacher_channels(model)
-        bank = cls(name, channels, model.modality_slots, whole_image, discriminated)
-        bank.search.restore({"banks": description["banks"]})
+        whole_image = any(name.startswith("whole.") for name in shapes)
+        bank = cls(class_name, teacher_channels(model), model.modality_slots, whole_image)
+        bank.search.restore({"banks": [list(name) for name in banks]})
         bank.search.resize({name: shape for name, shape in shapes.items() if name != "usual_SO"})
         bank.usual_SO = torch.zeros(shapes.get("usual_SO", (0, 0)))
         try:

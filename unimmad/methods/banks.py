@@ -241,10 +241,13 @@ class Banks(nn.Module):
 
     def scores(self, patches_thwD: Tensor, number: int) -> Tensor:
         """How far patches are from those of one bank: [t, h, w]."""
-        bank_ND = self.banks[number] if self.left_out is None else self.banks[number][self._rows_of_others(number)]
+        among_N, neighbours = None, self._neighbours(number)
+        if self.left_out is not None:
+            among_N = self._rows_of_others(number)
+            neighbours = min(neighbours, int(among_N.sum()))
         with torch.autocast(patches_thwD.device.type, enabled=False):
             queries_nD = self._queries(patches_thwD, number)
-            distances_nk, _ = nearest_neighbours(queries_nD, bank_ND, min(len(bank_ND), self._neighbours(number)))
+            distances_nk, _ = nearest_neighbours(queries_nD, self.banks[number], neighbours, among_m=among_N)
         return self._of_distances(distances_nk).unflatten(0, patches_thwD.shape[:3])
 
     def take_owners(self, made: Fitted | Banks) -> None:

@@ -46,9 +46,7 @@ def why_fixed(model: Method, class_name: str) -> str:
     holder = _holder(model, class_name)
     if holder is None:
         return "the method has no memory bank"
-    added = _added(model, class_name)
-    is_judged = isinstance(holder, LevelSearch) and holder.is_judged(class_name)
-    if is_judged or (added is not None and added.discriminated):
+    if isinstance(holder, LevelSearch) and holder.is_judged(class_name):
         return "its bank's distances are judged by a discriminator, which holds for the bank as it is"
     return ""
 

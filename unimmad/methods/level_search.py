@@ -290,11 +290,6 @@ class LevelSearch(nn.Module):
         ones_L = ratios.levels[0].new_ones(own + len(others))
         weights_L = ones_L if weights_of_others is None else torch.cat([ones_L[:own], weights_of_others])
         maps_THW = harmonic_mean([*ratios.levels, *others], image_size, weights_L)
-        return maps_THW if ratios.logits_Thw is None else self._times_factors(maps_THW, ratios.logits_Thw)
-
-    def discriminated(self, maps_THW: Tensor, levels: Sequence[Tensor]) -> Tensor:
-        """Maps times what the first discriminator says of distances to banks that are not of this search."""
-        return self._times_factors(maps_THW, self.discriminators[0](levels[: len(self.levels)]))
-
-    def _times_factors(self, maps_THW: Tensor, logits_Thw: Tensor) -> Tensor:
-        return maps_THW * at_image_size((self.drawn_weight * logits_Thw).exp(), maps_THW.shape[-1])
+        if ratios.logits_Thw is None:
+            return maps_THW
+        return maps_THW * at_image_size((self.drawn_weight * ratios.logits_Thw).exp(), image_size)

@@ -15,7 +15,11 @@ ROWS_OF_A_BLOCK = 16384
 
 
 def nearest_neighbours(
-    queries_nD: Tensor, bank_mD: Tensor, neighbours: int, block_bytes: int = BLOCK_BYTES
+    queries_nD: Tensor,
+    bank_mD: Tensor,
+    neighbours: int,
+    block_bytes: int = BLOCK_BYTES,
+    among_m: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The nearest rows of the bank to each query, the nearest first.
 
@@ -27,6 +31,7 @@ def nearest_neighbours(
         bank_mD: float32, m is ``neighbours`` or more.
         neighbours: k.
         block_bytes: what the distances at hand take at most.
+        among_m: which rows count, k of them or more; None: all.
 
     Returns:
         Squared Euclidean distances, float32 [n, k], and rows of the bank, int64 [n, k].
@@ -34,6 +39,8 @@ def nearest_neighbours(
     rows = min(len(bank_mD), ROWS_OF_A_BLOCK, max(1, block_bytes // queries_nD.element_size()))
     queries = max(1, block_bytes // (rows * queries_nD.element_size()))
     squares_m = bank_mD.square().sum(1)
+    if among_m is not None:
+        squares_m = squares_m.masked_fill(~among_m, torch.inf)
     found = [neighbours_of_block(block, bank_mD, squares_m, neighbours, rows) for block in queries_nD.split(queries)]
     distances, indices = zip(*found, strict=True)
     return torch.cat(distances), torch.cat(indices)
