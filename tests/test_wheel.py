@@ -119,7 +119,9 @@ def test_every_command_from_an_empty_folder(programs: Path, tmp_path: Path) -> N
     assert (tmp_path / "data" / "synthetic" / "index.json").is_file()
 
     own = draw_images(tmp_path / "own")
-    assert "next: unimmad train --data shards" in unimmad("shards", str(own), "--target", "shards")
+    assert "next: unimmad train --recipe drawn_search --data shards" in unimmad(
+        "shards", str(own), "--target", "shards"
+    )
     options = ("--recipe", "tiny", "--data", "shards", "--max-steps", "1")
     unimmad("launch", "--cluster", "local", "--wait", "--output-dir", "runs/own", "--", *options)
     assert "report.html" in unimmad("evaluate", "--checkpoint", "runs/own")

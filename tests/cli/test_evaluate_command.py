@@ -85,9 +85,11 @@ def test_after_the_synthetic_set_it_says_how_to_train_on_ones_own_data_by_a_comm
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")
-    predict, train = next_steps(Path("runs/demo 2"), [SYNTHETIC_FOLDER.resolve()]).splitlines()
+    predict, shards, train = next_steps(Path("runs/demo 2"), [SYNTHETIC_FOLDER.resolve()]).splitlines()
     assert predict.endswith("unimmad predict --checkpoint 'runs/demo 2' IMAGES")
-    assert "unimmad shards FOLDER --target data/mine; " in train
+    assert shards.startswith("train    ")
+    assert shards.endswith("unimmad shards FOLDER --target data/mine")
+    assert train.endswith("unimmad train --recipe drawn_search --data data/mine")
     assert (tmp_path / predict.split()[1]).samefile(Path(sys.executable).with_name("unimmad"))
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert next_steps(Path("runs/demo"), []) == "predict  unimmad predict --checkpoint runs/demo IMAGES"

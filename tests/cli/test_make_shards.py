@@ -55,7 +55,7 @@ def test_writes_and_summarises(tool: ModuleType, road: Path, capsys: pytest.Capt
     assert "street (domain: traffic)" in lines
     assert "  class asphalt: 1 train, 2 test" in lines
     assert any(line.startswith("note: ") and "without a mask" in line for line in lines)
-    assert lines[-1] == f"next: unimmad train --data {target}"
+    assert lines[-1] == f"next: unimmad train --recipe drawn_search --data {target}"
 
 
 def test_the_synthetic_set_is_written_by_workers_as_without(tool: ModuleType, tmp_path: Path, monkeypatch) -> None:

@@ -102,6 +102,16 @@ def test_a_defect_may_lack_all_its_masks(tmp_path: Path, folder: str) -> None:
     assert marked == {"good": False, "bent": True, "cut": False}
 
 
+def test_plain_images_that_are_read_as_depth_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gray photographs would be taken for distances without a word."""
+    root = tmp_path / "parts"
+    for part, name in (("train", "0"), ("train", "1"), ("test", "2")):
+        save(root / "bolt" / part / "good" / f"{name}.png", rgb(int(name))[..., 0])
+    options = ["--target", str(tmp_path / "set"), "--modality", "depth=depth:mm", "--no-audit"]
+    assert shards_command.main([str(root), *options]) == 0
+    assert "one image a sample, read as depth since --modality depth says so" in capsys.readouterr().out
+
+
 def test_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
     root = make_mvtec(tmp_path / "parts")
     for path in (root / "bolt/train/good").iterdir():
@@ -336,7 +346,7 @@ def test_an_interruption_after_the_last_shard_says_that_they_are_complete(
     assert shards_command.main([source, "--target", str(target)]) == 0
     said = capsys.readouterr().out
     assert "the audit was interrupted; the shards are complete" in said
-    assert f"next: unimmad train --data {target}" in said
+    assert f"next: unimmad train --recipe drawn_search --data {target}" in said
     monkeypatch.setattr(shards_command, "_print_summary", interrupted)
     assert shards_command.main([source, "--target", str(target), "--overwrite"]) == 130
     assert capsys.readouterr().err.endswith(f"interrupted; the shards in {target} are complete\n")

@@ -25,6 +25,7 @@ from unimmad.cli.evaluate_arguments import (
 )
 from unimmad.cli.on_ranks import on_ranks
 from unimmad.cli.renamed import with_new_names
+from unimmad.config import SUGGESTED_RECIPE
 from unimmad.data.location import DataFolder
 from unimmad.data.reading.shard_cache import ShardCache
 from unimmad.data.synthetic.default_set import SYNTHETIC_FOLDER
@@ -138,7 +139,8 @@ def next_steps(checkpoint: Path, data: Sequence[DataFolder]) -> str:
     program = _program()
     lines = [f"predict  {program} predict --checkpoint {quote(str(checkpoint))} IMAGES"]
     if [folder.resolve() for folder in data if isinstance(folder, Path)] == [SYNTHETIC_FOLDER.resolve()]:
-        lines.append(f"train    {program} shards FOLDER --target data/mine; {program} train --data data/mine")
+        lines.append(f"train    {program} shards FOLDER --target data/mine")
+        lines.append(f"         {program} train --recipe {SUGGESTED_RECIPE} --data data/mine")
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from unimmad.cli.console import run_command
 from unimmad.cli.renamed import with_new_names
+from unimmad.config import SUGGESTED_RECIPE
 from unimmad.data.index import Index
 from unimmad.data.layouts import LAYOUTS, FoundSet, find_sets, layout_table
 from unimmad.data.layouts.calibration import set_aside
@@ -266,4 +267,4 @@ def _print_summary(index: Index, notices: Sequence[str], target: Path, seconds: 
         )
     size = sum(shard.bytes for shard in index.shards) / 2**20
     print(f"{target}: {len(index.samples)} samples, {len(index.shards)} shards, {size:.1f} MiB, {seconds:.1f} s")
-    print(f"next: unimmad train --data {target}")
+    print(f"next: unimmad train --recipe {SUGGESTED_RECIPE} --data {target}")

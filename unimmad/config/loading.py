@@ -17,6 +17,8 @@ RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
 DEFAULT_RECIPE = "demo"
 """What commands take where none is named."""
+SUGGESTED_RECIPE = "drawn_search"
+"""What they suggest for data of one's own: on docs/comparison.md it finds most, in minutes on any machine."""
 
 MAX_PROBLEMS = 10
 """Of a recipe, said at once."""

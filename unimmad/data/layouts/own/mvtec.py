@@ -47,6 +47,8 @@ class MVTecLayout:
     def read(self, root: Path, choices: dict[str, ModalityChoice], notices: Notices) -> list[ReadSet]:
         samples = read_classes(root, notices, partial(read_class, modality=IMAGE, notices=notices))
         modality = single_modality((sample.images[IMAGE] for sample in samples), choices, root)
+        if modality in choices and choices[modality].kind == "depth":
+            notices.add(f"{root}: one image a sample, read as depth since --modality {modality} says so")
         return [ReadSet([replace(sample, images={modality: sample.images[IMAGE]}) for sample in samples])]
 
 
