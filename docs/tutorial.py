@@ -72,8 +72,8 @@ unimmad(
 # ## Training
 #
 # The recipe `tiny` is the smallest model there is, without ImageNet weights: it shows the way, not what UniMMAD can do.
-# For your own images take `--recipe drawn_search`, which needs minutes; or on GPUs `--recipe paper`, with `deepspeed` or
-# `torchrun` in front ([Train](training.md)).
+# For your own images take `--recipe drawn_search`, which needs minutes; or on GPUs `--recipe paper`, with `deepspeed`
+# or `torchrun` in front ([Train](training.md)).
 # Training has a process of its own, since DeepSpeed keeps what it starts.
 
 train = "unimmad train --recipe tiny --data shards --output-dir run --set training.epochs=2"
