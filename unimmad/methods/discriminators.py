@@ -22,7 +22,7 @@ NONE = -1
 
 
 class Discriminators(nn.ModuleList):
-    """None at first, then one or several."""
+    """None at first, then one or several; they come by ``take_in`` alone, and a slice of it is none of this kind."""
 
     def __init__(self, levels: int) -> None:
         """For distances of so many levels."""
