@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_shards import FakeRef, FakeShards, make_order
+from fake_shards import FakeShards, make_order
 
 from unimmad.data.reading.anomaly_draw import AnomalyDraw
 from unimmad.data.reading.stream import training_batches
@@ -20,10 +20,12 @@ SIZE, STEPS = 16, 12
 class PictureShards(FakeShards):
     """Whose images have something to paste."""
 
-    def _path(self, ref: FakeRef) -> Path:
-        path = super()._path(ref)
-        np.save(path, np.random.default_rng(ref.number).standard_normal((SIZE, SIZE)).astype(np.float32))
-        return path
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        for refs in self.classes("train").values():
+            for ref in refs:
+                picture_HW = np.random.default_rng(ref.number).standard_normal((SIZE, SIZE))
+                np.save(self._path(ref), picture_HW.astype(np.float32))
 
 
 def batches(shards: FakeShards, share: float, rank: int = 0, world_size: int = 1, workers: int = 0) -> Iterator[Batch]:
